@@ -1,0 +1,1 @@
+"""The Flax backend: GRPO on TPU pods (and GPUs, and CPUs) under `jax.jit` with named shardings."""

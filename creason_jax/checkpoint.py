@@ -1,0 +1,48 @@
+"""Orbax behind one small file: asynchronous, sharded, whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from shared.errors import InputError
+
+
+class Checkpoints:
+    """The checkpoints in a folder, the newest `keep` of them; a save in flight ends before another begins."""
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, step: int, state: Any, extra: dict[str, int]) -> None:
+        """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole."""
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
+        self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Return when every save begun is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, target: Any, step: int | None) -> tuple[Any, int, dict[str, int]] | None:
+        """The newest checkpoint (or `step`) as (state, step, extra), or None where there is none.
+
+        `target` holds shapes, dtypes and shardings, which may be those of another mesh. Raises InputError where the
+        checkpoint is truncated or belongs to another model.
+        """
+        found = self._manager.latest_step() if step is None else step
+        if found is None:
+            return None
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(found, args=items)
+        except (ValueError, KeyError, OSError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{self.folder / str(found)}: not a whole checkpoint of this model ({reason}); remove that folder to go "
+                "on from the one before"
+            ) from error
+        return restored["state"], found, restored["extra"]

@@ -1,0 +1,284 @@
+"""Sharded weights, optimizer state and reference policy; the update with accumulation; all under `jax.jit`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from creason_jax import loss, sharding
+from creason_jax.checkpoint import Checkpoints
+from creason_jax.logprobs import token_logprobs
+from creason_jax.model import DecoderConfig, forward, group_attention, head, load_params, save_params
+from creason_jax.rollout import Engine
+from shared import files
+from shared.config import OptimizerConfig, RunConfig
+from shared.grpo import (
+    GroupBatch,
+    GroupLayout,
+    Sums,
+    completion_view,
+    from_completion_view,
+    metrics,
+    pad_rows,
+    real_completions,
+)
+from shared.schedule import learning_rate
+
+# What one update needs of a batch, as arrays [micro-batches, rows, time].
+ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
+OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
+
+
+class State(NamedTuple):
+    """Everything that training changes. Masters, moments and reference are float32; `reference` is None with beta = 0."""
+
+    params: Any
+    moments: Any
+    reference: Any
+    step: jax.Array
+
+
+class Learner:
+    """Twin of the PyTorch learner; see `shared.backend.Learner` for the contract."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Path,
+        mesh: jax.sharding.Mesh,
+        *,
+        optimizer: OptimizerConfig,
+        steps: int,
+        reference: bool,
+    ):
+        self.config = config
+        self.optimizer = optimizer
+        self.steps = steps
+        self.mesh = mesh
+        self.model = DecoderConfig.read(model)
+        self.model_folder = model
+        sharding.check_divisible(self.model, mesh)
+        self.shardings = sharding.param_shardings(self.model, mesh)
+        self.whole = sharding.replicated(mesh)
+        params = load_params(model, self.model, self.shardings)
+        moment_shardings = optax.ScaleByAdamState(count=self.whole, mu=self.shardings, nu=self.shardings)
+        moments = jax.jit(self._adam().init, out_shardings=moment_shardings)(params)
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings)
+        self.state = State(
+            params, moments, copy(params) if reference else None, jax.device_put(np.int32(0), self.whole)
+        )
+        self.step = 0
+        self._checkpoints: Checkpoints | None = None
+        # The state leaves an update laid out as it came in, so that the second call finds the first one's program.
+        same = State(self.shardings, moment_shardings, self.shardings if reference else None, self.whole)
+        self._update = jax.jit(
+            self._update_step, static_argnames="layout", donate_argnums=0, out_shardings=(same, self.whole)
+        )
+        self._score = jax.jit(self._score_rows, static_argnames="layout")
+        self._mix = jax.jit(_mix, donate_argnums=0, out_shardings=self.shardings)
+
+    def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
+        """See `shared.backend.Learner`."""
+        params = self.state.params if which == "policy" else self.state.reference
+        rows = batch.tokens.shape[0]
+        arrays = self._micro_batches(batch, ARRAYS)
+        scored = jax.device_get(self._score(params, arrays, layout=batch.layout))
+        flat = scored.reshape(-1, batch.layout.completion)
+        whole = from_completion_view(flat, batch.layout)[:rows].astype(np.float32)
+        return np.where(batch.completion_mask > 0, whole, np.float32(0))
+
+    def update(self, batch: GroupBatch) -> dict[str, float]:
+        """See `shared.backend.Learner`."""
+        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
+        arrays = self._micro_batches(batch, names)
+        rate = learning_rate(self.step, self.optimizer, self.steps)
+        self.state, found = self._update(self.state, arrays, np.float32(rate), layout=batch.layout)
+        self.step += 1
+        sums, extra = jax.device_get(found)
+        counted = metrics(sums, self.config.grpo, self.config.rollout.max_new_tokens)
+        tokens = max(1.0, counted["tokens"])
+        return {
+            **counted,
+            "entropy": float(extra["entropy"]) / tokens,
+            "mean_logprob": float(extra["logprob"]) / tokens,
+            "grad_norm": float(extra["grad_norm"]),
+            "learning_rate": rate,
+        }
+
+    def sync_reference(self) -> None:
+        """See `shared.backend.Learner`."""
+        if self.state.reference is not None:
+            mixed = self._mix(self.state.reference, self.state.params, np.float32(self.config.grpo.ref_mixup))
+            self.state = self.state._replace(reference=mixed)
+
+    def publish(self, engine: Engine) -> None:
+        """See `shared.backend.Learner`."""
+        engine.load(self.state.params)
+
+    def save(self, folder: Path, step: int, extra: Mapping[str, int]) -> None:
+        """See `shared.backend.Learner`."""
+        self._manager(folder).save(step, self.state, dict(extra))
+
+    def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
+        """See `shared.backend.Learner`."""
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state
+        )
+        found = self._manager(folder).restore(target, step)
+        if found is None:
+            return None
+        self.state, at, extra = found
+        self.step = int(jax.device_get(self.state.step))
+        return at, extra
+
+    def finish_saves(self) -> None:
+        """See `shared.backend.Learner`."""
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+
+    def export(self, folder: Path) -> None:
+        """See `shared.backend.Learner`."""
+        with files.replacing(folder) as temporary:
+            temporary.mkdir()
+            save_params(temporary, self.state.params, self.model)
+            copy_companions(self.model_folder, temporary)
+
+    def compiled_updates(self) -> int:
+        """How many versions of the update were compiled: 1 in a run with one layout."""
+        return self._update._cache_size()
+
+    def lower_update(self, batch: GroupBatch) -> Any:
+        """The update lowered for this batch's shapes, to look at its compiled text and memory."""
+        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
+        return self._update.lower(self.state, self._micro_batches(batch, names), np.float32(0), layout=batch.layout)
+
+    def _manager(self, folder: Path) -> Checkpoints:
+        if self._checkpoints is None or self._checkpoints.folder != folder:
+            self._checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
+        return self._checkpoints
+
+    def _adam(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(b1=self.optimizer.b1, b2=self.optimizer.b2, eps=self.optimizer.eps)
+
+    def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Arrays `[micro-batches, rows, time]`; empty rows fill the last micro-batch."""
+        ways = sharding.batch_ways(self.mesh)
+        width = -(-self.config.learner.micro_batch_rows // ways) * ways
+        rows = batch.tokens.shape[0]
+        width = min(width, -(-rows // ways) * ways)
+        batch = pad_rows(batch, -(-rows // width) * width)
+        split = sharding.batch_sharding(self.mesh, leading=1)
+        return {
+            name: jax.device_put(getattr(batch, name).reshape(-1, width, batch.layout.length), split) for name in names
+        }
+
+    def _completion_logprobs(
+        self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probability and entropy of every completion token, both `[rows * G, C]` float32."""
+        valid = rows["groups"] >= 0
+        hidden, _ = forward(
+            params,
+            self.model,
+            rows["tokens"],
+            rows["positions"],
+            lambda q, k, v: (group_attention(q, k, v, valid, layout), None),
+            dtype=jnp.dtype(self.config.learner.compute_dtype),
+            remat=self.config.learner.remat == "layer",
+        )
+        batch, _, width = hidden.shape
+        last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)
+        first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, None]
+        first = jnp.broadcast_to(first, (batch, layout.group, 1, width))
+        own = hidden[:, layout.prompt :].reshape(batch, layout.group, layout.completion, width)
+        # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
+        before = jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
+        grpo = self.config.grpo
+        # Gathered over fsdp here, once: inside the scan over chunks the gather would repeat in each of them.
+        gathered = jax.lax.with_sharding_constraint(
+            head(params), jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, "tensor"))
+        )
+        logprobs, entropies = token_logprobs(
+            before,
+            gathered,
+            rows["tokens"][:, layout.prompt :],
+            chunk=self.config.learner.logprob_chunk,
+            temperature=self.config.rollout.temperature if grpo.score_temperature == "sampling" else 1.0,
+        )
+        return logprobs.reshape(-1, layout.completion), entropies.reshape(-1, layout.completion)
+
+    def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout) -> jax.Array:
+        def one(rows: dict[str, jax.Array]) -> jax.Array:
+            return self._completion_logprobs(params, rows, layout)[0]
+
+        return jax.lax.map(one, batch)
+
+    def _micro_loss(
+        self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
+    ) -> tuple[jax.Array, tuple[Sums, dict[str, jax.Array]]]:
+        logprobs, entropies = self._completion_logprobs(params, rows, layout)
+        view = {name: completion_view(values, layout) for name, values in rows.items()}
+        mask = view["completion_mask"]
+        sums = loss.objective(
+            logprobs,
+            view["advantages"],
+            mask,
+            self.config.grpo,
+            row_mask=real_completions(rows["groups"], layout),
+            old_logprobs=view.get("old_logprobs"),
+            ref_logprobs=view.get("ref_logprobs"),
+            rollout_logprobs=view.get("rollout_logprobs"),
+        )
+        extra = {
+            "entropy": jnp.sum(jnp.where(mask > 0, entropies, 0.0)),
+            "logprob": jnp.sum(jnp.where(mask > 0, jax.lax.stop_gradient(logprobs), 0.0)),
+        }
+        return sums.loss, (sums, extra)
+
+    def _update_step(
+        self, state: State, batch: dict[str, jax.Array], rate: jax.Array, layout: GroupLayout
+    ) -> tuple[State, tuple[Sums, dict[str, jax.Array]]]:
+        """One optimizer step: gradients summed over micro-batches, divided once by the whole batch's count."""
+        gradient = jax.grad(functools.partial(self._micro_loss, layout=layout), has_aux=True)
+
+        def add(total: Any, rows: dict[str, jax.Array]) -> tuple[Any, None]:
+            grads, aux = gradient(state.params, rows)
+            gradients, (sums, extra) = total
+            added = (loss.add(sums, aux[0]), jax.tree.map(jnp.add, extra, aux[1]))
+            return (jax.tree.map(jnp.add, gradients, grads), added), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        rows = jax.tree.map(lambda leaf: leaf[0], batch)
+        no_sums = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(functools.partial(self._micro_loss, layout=layout), state.params, rows)[1],
+        )
+        (grads, (sums, extra)), _ = jax.lax.scan(add, (zeros, no_sums), batch)
+        divisor = loss.denominator(sums, self.config.grpo, self.config.rollout.max_new_tokens)
+        grads = jax.tree.map(lambda leaf: leaf / divisor, grads)
+        norm = optax.global_norm(grads)
+        # Scaled by limit / norm itself, nothing added to the norm (PyTorch adds 1e-6, DeepSpeed another amount).
+        clip = jnp.where(norm > self.optimizer.max_grad_norm, self.optimizer.max_grad_norm / norm, 1.0)
+        grads = jax.tree.map(lambda leaf: leaf * clip, grads)
+        updates, moments = self._adam().update(grads, state.moments, state.params)
+        decay = self.optimizer.weight_decay
+        params = jax.tree.map(lambda leaf, update: leaf - rate * (update + decay * leaf), state.params, updates)
+        return State(params, moments, state.reference, state.step + 1), (sums, {**extra, "grad_norm": norm})
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what stands beside the weights of a Hugging Face model: its configuration and its tokenizer."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def _mix(reference: Any, params: Any, mixup: jax.Array) -> Any:
+    return jax.tree.map(lambda old, new: mixup * new + (1.0 - mixup) * old, reference, params)

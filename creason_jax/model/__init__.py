@@ -1,0 +1,22 @@
+"""The policy network: a dense decoder, and its Hugging Face form on disk."""
+
+from creason_jax.model.attention import decode_attention, group_attention
+from creason_jax.model.config import DecoderConfig
+from creason_jax.model.decoder import abstract_params, forward, head, init_params, unstacked_forward
+from creason_jax.model.stacking import stack_layers, unstack_layers
+from creason_jax.model.weights import load_params, save_params
+
+__all__ = [
+    "DecoderConfig",
+    "abstract_params",
+    "decode_attention",
+    "forward",
+    "group_attention",
+    "head",
+    "init_params",
+    "load_params",
+    "save_params",
+    "stack_layers",
+    "unstack_layers",
+    "unstacked_forward",
+]

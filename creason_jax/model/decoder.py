@@ -1,0 +1,182 @@
+"""The decoder: Flax NNX modules, split once, then plain functions of a pytree of parameters.
+
+`params` is a nested dict: `embed`, `layers` (each leaf with a leading layer axis), `norm`, and `head` unless it is tied.
+Shape letters: B rows, T time, D model, H heads, K key-value heads, N head size, F ffn, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from creason_jax.model.config import DecoderConfig
+from creason_jax.model.stacking import stack_layers
+
+Params = dict[str, Any]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], Any]
+
+
+class Weight(nnx.Module):
+    """One kernel or table, drawn from a normal law."""
+
+    def __init__(self, shape: tuple[int, ...], scale: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm: computed in float32, cast back, then scaled (the order of Hugging Face's Phi-3)."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+class Layer(nnx.Module):
+    """Attention and a gated MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        model, heads, kv_heads, size = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        scale = config.initializer_range
+        self.input_norm = RMSNorm(model, config.rms_norm_eps)
+        self.q = Weight((model, heads, size), scale, rngs)
+        self.k = Weight((model, kv_heads, size), scale, rngs)
+        self.v = Weight((model, kv_heads, size), scale, rngs)
+        self.o = Weight((heads, size, model), scale, rngs)
+        self.post_norm = RMSNorm(model, config.rms_norm_eps)
+        self.gate = Weight((model, config.intermediate_size), scale, rngs)
+        self.up = Weight((model, config.intermediate_size), scale, rngs)
+        self.down = Weight((config.intermediate_size, model), scale, rngs)
+
+    def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
+        """x `[..., D]`; `attend(q, k, v)` returns `[..., H, N]` and whatever it wants handed on (a cache, or None)."""
+        normed = self.input_norm(x)
+        q = rotate(jnp.einsum("...d,dhn->...hn", normed, self.q.kernel[...]), rotation)
+        k = rotate(jnp.einsum("...d,dkn->...kn", normed, self.k.kernel[...]), rotation)
+        v = jnp.einsum("...d,dkn->...kn", normed, self.v.kernel[...])
+        attended, kept = attend(q, k, v)
+        x = x + jnp.einsum("...hn,hnd->...d", attended, self.o.kernel[...])
+        normed = self.post_norm(x)
+        hidden = jax.nn.silu(normed @ self.gate.kernel[...]) * (normed @ self.up.kernel[...])
+        return x + hidden @ self.down.kernel[...], kept
+
+
+class Decoder(nnx.Module):
+    """The whole network; exists to define and initialise the parameters."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        scale = config.initializer_range
+        self.embed = Weight((config.vocab_size, config.hidden_size), scale, rngs)
+        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.head = Weight((config.hidden_size, config.vocab_size), scale, rngs)
+
+
+def init_params(config: DecoderConfig, seed: int) -> Params:
+    """Random float32 parameters."""
+    params = nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(seed))))
+    layers = [params["layers"][index] for index in range(config.num_hidden_layers)]
+    return {**params, "layers": stack_layers(layers)}
+
+
+@functools.cache
+def abstract_params(config: DecoderConfig) -> Params:
+    """Shapes and dtypes of the parameters, without computing any."""
+    return jax.eval_shape(functools.partial(init_params, config, 0))
+
+
+@functools.cache
+def _modules(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+    """The graph definitions of a layer and of the final norm."""
+    layer = nnx.eval_shape(lambda: Layer(config, nnx.Rngs(0)))
+    norm = nnx.eval_shape(lambda: RMSNorm(config.hidden_size, config.rms_norm_eps))
+    return nnx.split(layer)[0], nnx.split(norm)[0]
+
+
+def rotary(positions: jax.Array, config: DecoderConfig, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine `[..., 1, rotary_dim]` of rotary position embeddings, computed in float32."""
+    size = config.rotary_dim
+    frequencies = 1.0 / (config.rope_theta ** (jnp.arange(0, size, 2, dtype=jnp.float32) / size))
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate the leading part of each head `[..., H, N]`, halves paired as Hugging Face pairs them."""
+    cos, sin = rotation
+    size = cos.shape[-1]
+    rotated, rest = x[..., :size], x[..., size:]
+    first, second = jnp.split(rotated, 2, axis=-1)
+    rotated = rotated * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
+
+
+def forward(
+    params: Params,
+    config: DecoderConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    *,
+    dtype: jnp.dtype,
+    remat: bool = False,
+) -> tuple[jax.Array, Any]:
+    """Hidden states `[B, T, D]` after the final norm, and what `attend` kept, stacked over layers.
+
+    tokens and positions `[B, T]`. Layers are scanned; with `remat` only their inputs are stored for the backward pass.
+    """
+    layer_graph, norm_graph = _modules(config)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    rotation = rotary(positions, config, dtype)
+
+    def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
+        return nnx.merge(layer_graph, layer)(x, rotation, attend)
+
+    if remat:
+        step = jax.checkpoint(step)
+    x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
+    x, kept = jax.lax.scan(step, x, params["layers"])
+    return nnx.merge(norm_graph, params["norm"])(x), kept
+
+
+def unstacked_forward(
+    params: Params,
+    layers: list[Params],
+    config: DecoderConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    attend: Callable[[int, jax.Array, jax.Array, jax.Array], Any],
+) -> tuple[jax.Array, list[Any]]:
+    """As `forward`, over a Python list of layers, for decoding: a stacked cache carried through a scan is copied.
+
+    `attend` is told the index of the layer. Parameters are used in the dtype they have.
+    """
+    layer_graph, norm_graph = _modules(config)
+    x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
+    rotation = rotary(positions, config, x.dtype)
+    kept = []
+    for index, layer in enumerate(layers):
+        x, own = nnx.merge(layer_graph, layer)(x, rotation, functools.partial(attend, index))
+        kept.append(own)
+    return nnx.merge(norm_graph, params["norm"])(x), kept
+
+
+def head(params: Params) -> jax.Array:
+    """The output projection `[D, V]`, whether tied to the embedding or its own."""
+    return params["head"]["kernel"] if "head" in params else params["embed"]["kernel"].T

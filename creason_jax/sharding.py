@@ -1,0 +1,95 @@
+"""The mesh, and one table that says over which of its axes each dimension of each parameter is split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from creason_jax.model import DecoderConfig, abstract_params
+from shared.config import LearnerConfig
+from shared.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # rows of a batch are split over both
+
+# Logical names of a parameter's dimensions, by the last two parts of its path; stacked layers have "layers" in front.
+LOGICAL: dict[str, tuple[str | None, ...]] = {
+    "embed.kernel": ("vocab", "embed"),
+    "head.kernel": ("embed", "vocab"),
+    "q.kernel": ("embed", "heads", None),
+    "k.kernel": ("embed", "kv_heads", None),
+    "v.kernel": ("embed", "kv_heads", None),
+    "o.kernel": ("heads", None, "embed"),
+    "gate.kernel": ("embed", "ffn"),
+    "up.kernel": ("embed", "ffn"),
+    "down.kernel": ("ffn", "embed"),
+    "input_norm.scale": (None,),
+    "post_norm.scale": (None,),
+    "norm.scale": (None,),
+}
+LEARNER_RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"}
+# The engine keeps whole matrices along `embed`: gathering them again for every token would cost more than their memory.
+ENGINE_RULES = {**LEARNER_RULES, "embed": None}
+
+
+def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh `data, fsdp, tensor`. Raises InputError where the axes do not multiply to the number of devices."""
+    devices = jax.devices() if devices is None else devices
+    known = config.mesh_data * config.mesh_tensor
+    fsdp = len(devices) // known if config.mesh_fsdp == -1 else config.mesh_fsdp
+    if known * fsdp != len(devices):
+        raise InputError(
+            f"learner.mesh_data x mesh_fsdp x mesh_tensor = {config.mesh_data} x {config.mesh_fsdp} x "
+            f"{config.mesh_tensor} does not make the {len(devices)} devices that are here"
+        )
+    return Mesh(
+        np.asarray(devices).reshape(config.mesh_data, fsdp, config.mesh_tensor), AXES, axis_types=(AxisType.Auto,) * 3
+    )
+
+
+def check_divisible(model: DecoderConfig, mesh: Mesh) -> None:
+    """Raise InputError, naming the axis, where a dimension cannot be split evenly (KV heads are replicated instead)."""
+    for name, size, axis in (
+        ("num_attention_heads", model.num_attention_heads, "tensor"),
+        ("intermediate_size", model.intermediate_size, "tensor"),
+        ("vocab_size", model.vocab_size, "tensor"),
+        ("hidden_size", model.hidden_size, "fsdp"),
+    ):
+        ways = mesh.shape[axis]
+        if size % ways:
+            nearest = max(way for way in range(1, ways) if size % way == 0)
+            raise InputError(f"learner.mesh_{axis} = {ways} does not divide {name} = {size}; nearest below: {nearest}")
+
+
+def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None] = LEARNER_RULES) -> Any:
+    """A NamedSharding for every parameter."""
+
+    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        keys = [str(part.key) for part in path]
+        logical = LOGICAL[".".join(keys[-2:])]
+        axes = [rules.get(name) if name else None for name in logical]
+        if "layers" in keys:
+            axes = [None, *axes]
+        divides = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, leaf.shape)]
+        return NamedSharding(mesh, PartitionSpec(*divides))
+
+    return jax.tree_util.tree_map_with_path(one, abstract_params(model))
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Rows over data and fsdp; `leading` unsplit dimensions (micro-batches) come before them."""
+    return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,47 @@
+"""How every program of this folder starts: a wrong flag or a bad input ends with one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+from shared.errors import InputError, TrainingError
+
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 1  # a run that must not go on
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError."""
+
+    def checked(_: Sequence[str]) -> None:
+        try:
+            main()
+        except InputError as error:
+            _fail(str(error))
+        except TrainingError as error:
+            _fail(str(error), EXIT_STOPPED)
+
+    app.run(checked, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    if any(word in ("--help", "-help", "-h") for word in argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _fail(str(error))
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
+    return rest
+
+
+def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)

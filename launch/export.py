@@ -1,0 +1,52 @@
+"""Export: a checkpoint of a run as a Hugging Face model directory, tokenizer included.
+
+python -m launch.export --workdir=runs/quickstart --step=100 --out=exported
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import app
+from launch.backends import make_backend
+from shared import files
+from shared.config import validate
+from shared.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
+    flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.", lower_bound=0)
+    flags.DEFINE_string("out", None, "Directory to write; it must not exist.", required=True)
+    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Backend that wrote the checkpoint.")
+
+
+def main() -> None:
+    """Export a checkpoint. Raises InputError where there is none, or where `--out` exists."""
+    workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
+    if out.exists():
+        raise InputError(f"--out={out}: exists already; give a new directory")
+    config = validate(files.read_json(workdir / "config.json"))
+    policy = (
+        Path(config.model.path) if config.model.path else workdir / ("policy" if config.warmup.steps else "initial")
+    )
+    learner = make_backend(FLAGS.backend, config).learner(
+        config, policy, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
+    )
+    restored = learner.restore(workdir / "checkpoints", FLAGS.step)
+    if restored is None:
+        raise InputError(
+            f"{workdir / 'checkpoints'}: no checkpoint yet; the trained policy of an ended run is in trained/"
+        )
+    learner.export(out)
+    print(f"step {restored[0]} of {config.name} written to {out}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,65 @@
+"""Raw registry files to a prepared registry and question files.
+
+python -m launch.prepare --cohort=synthetic|sepsis --source=DIR --out=DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import app
+from shared.config import DataConfig
+from shared.errors import InputError
+from shared.preparation import prepare, summary
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    default = DataConfig()
+    flags.DEFINE_enum("cohort", default.cohort, ["synthetic", "sepsis"], "Which registry.")
+    flags.DEFINE_string("source", default.source, "Folder of the raw files; without it, synthetic is drawn.")
+    flags.DEFINE_string("out", None, "Folder for the prepared registry and the questions.", required=True)
+    flags.DEFINE_integer("patients", default.patients, "Patients to draw, for synthetic only.")
+    flags.DEFINE_integer("valid_patients", default.valid_patients, "Patients held out for validation.")
+    flags.DEFINE_integer("train_questions", default.train_questions, "Questions about the other patients.")
+    flags.DEFINE_integer("valid_questions", default.valid_questions, "Questions about those held out.")
+    flags.DEFINE_integer("num_choices", default.num_choices, "Options of a question, 2 to 5.")
+    flags.DEFINE_float("difficulty", default.difficulty, "Standard deviations between numeric options.")
+    flags.DEFINE_float("mi_cutoff", default.mi_cutoff, "Features that share more nats with the masked one are hidden.")
+    flags.DEFINE_integer(
+        "context_features", default.context_features, "Features shown, at random; 0: the whole record."
+    )
+    flags.DEFINE_integer("seed", 42, "Decides the split and every question.")
+    flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
+    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
+
+
+def main() -> None:
+    """Prepare, then say what was written. Raises InputError for a bad flag or raw file."""
+    data = DataConfig(
+        cohort=FLAGS.cohort,
+        source=FLAGS.source,
+        patients=FLAGS.patients,
+        valid_patients=FLAGS.valid_patients,
+        train_questions=FLAGS.train_questions,
+        valid_questions=FLAGS.valid_questions,
+        num_choices=FLAGS.num_choices,
+        difficulty=FLAGS.difficulty,
+        mi_cutoff=FLAGS.mi_cutoff,
+        context_features=FLAGS.context_features,
+    )
+    out = Path(FLAGS.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out={out}: is a file; give a directory")
+    prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None)
+    print(summary(out))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,63 @@
+"""Train: registry, questions, policy, evaluation before, GRPO, evaluation after, report. Started again, it goes on.
+
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/other --config.seed=1 --config.grpo.beta=0.0
+
+Any field of the config can be set on the command line; `shared/config.py` lists them with their defaults and sources.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import app
+from launch.backends import make_backend
+from shared import report, run
+from shared.config import validate
+from shared.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
+    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner and engine run.")
+    flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
+    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
+    flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
+    flags.DEFINE_string("wandb_project", "", "Send metrics to this Weights & Biases project; off when empty.")
+
+
+def main() -> None:
+    """Run or go on with a run. Raises InputError for a bad flag, config or work directory."""
+    if FLAGS.config is None:
+        raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
+    config = validate(FLAGS.config)
+    if FLAGS.dry_run:
+        print(run.describe(config))
+        return
+    if not FLAGS.workdir:
+        raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
+    workdir = Path(FLAGS.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir}: is a file; give a directory")
+    summary = run.run(
+        config,
+        make_backend(FLAGS.backend, config),
+        workdir,
+        progress=FLAGS.progress,
+        show_examples=FLAGS.show_examples,
+        wandb_project=FLAGS.wandb_project,
+    )
+    print(report.terminal_summary(summary, workdir))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,115 @@
+"""What `shared.training` asks of a backend. No tensor of theirs crosses this line: NumPy arrays and numbers only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from shared.config import OptimizerConfig, RunConfig
+from shared.grpo import GroupBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. Temperature 0 is greedy."""
+
+    group_size: int
+    temperature: float
+    max_new_tokens: int
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """Token ids, the end-of-sequence token included, and the log-probability of each under the engine's weights.
+
+    `truncated` is true where the length limit ended it.
+    """
+
+    tokens: np.ndarray  # [time] int32
+    logprobs: np.ndarray  # [time] float32
+    truncated: bool
+
+
+class RolloutEngine(Protocol):
+    """Generates completions with the weights last published to it."""
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None
+    ) -> list[list[Completion]]:
+        """One list of `group_size` completions for each prompt.
+
+        `uniforms` `[prompts, group_size, max_new_tokens]` decide every draw, so a completion depends on its prompt and
+        its own numbers alone; None where sampling is greedy. Raises InputError for a prompt longer than the engine holds.
+        """
+        ...
+
+    def seconds(self) -> Mapping[str, float]:
+        """Time spent since the last call, by phase (`prefill`, `decode`)."""
+        ...
+
+
+class Learner(Protocol):
+    """Sharded weights, optimizer state and reference policy."""
+
+    def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
+        """`[batch, time]` float32 log-probabilities of the batch's tokens, 0 where `completion_mask` is 0."""
+        ...
+
+    def update(self, batch: GroupBatch) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        ...
+
+    def sync_reference(self) -> None:
+        """Mix the policy into the reference policy, in float32 (spec: grpo, section 1)."""
+        ...
+
+    def publish(self, engine: RolloutEngine) -> None:
+        """The engine generates with the learner's weights from now on; its caches are reset."""
+        ...
+
+    def save(self, folder: Path, step: int, extra: Mapping[str, int]) -> None:
+        """Save everything that the run needs to go on; `extra` comes back from `restore`. Atomic."""
+        ...
+
+    def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
+        """Load the newest checkpoint (or `step`), or return None where there is none."""
+        ...
+
+    def finish_saves(self) -> None:
+        """Return when every checkpoint begun is on disk."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face model directory (config.json and safetensors)."""
+        ...
+
+
+class Backend(Protocol):
+    """Builds the parts for a run."""
+
+    name: str
+
+    def initialise(self, config: RunConfig, tokenizer_folder: Path, out: Path) -> None:
+        """Write a model directory with random weights of `config.model`'s architecture, from `config.seed`."""
+        ...
+
+    def learner(
+        self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
+    ) -> Learner:
+        """A learner that starts from the weights in `model`; the schedule ends at `steps`."""
+        ...
+
+    def engine(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int]) -> RolloutEngine:
+        """An engine for `model`'s architecture; it must be published to before it generates."""
+        ...
+
+    def load(self, engine: RolloutEngine, model: Path) -> None:
+        """Give the engine the weights in `model`, without a learner."""
+        ...

@@ -1,0 +1,199 @@
+"""From the sepsis registry's raw cells to named columns with plain values (spec: registry, a.1, steps 1 to 16)."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from shared.cohorts.sepsis import coding
+from shared.cohorts.sepsis.coding import NOT_AVAILABLE, Coding
+from shared.cohorts.sepsis.reader import RawFiles, RawTable
+from shared.errors import InputError
+
+SUBJECT, CENTER, BATCH = "subjectno", "center", "datano"
+METADATA_COLUMNS = ("Domain", "Section", "eCRF Variable name", "Row Name", "Unit", "Range", "Decision")
+ABSENT_MEANS_NO = ("liver_disease", "solid_tumor", "chronic_kidney_ds")
+FOLLOW_UPS = {  # asked only where the key is yes, so a blank there is a no
+    "bactathogenmet": ("gramposyn", "gramnegyn", "atybacyn", "bacmtyn"),
+    # The original meant to fill these and erased all three (spec: registry, quirk 18).
+    "firstsourcenonsurg": ("remvinfectintravas", "inspercutdrain", "othernonsurg"),
+}
+DROPPED = {"tztmtime", "hosadmna", "hspt_cd"}
+NAME_LIKENESS = 0.8  # of names that are taken for one name with a typing error
+
+Values = list[Any]
+
+
+@dataclasses.dataclass
+class Column:
+    """One column on its way: `values` are `[patients]`, None where missing; `coding` is None where cells are plain."""
+
+    name: str
+    display_name: str
+    section: str
+    unit: str
+    coding: Coding | None
+    values: Values = dataclasses.field(default_factory=list)
+
+
+def clean(raw: RawFiles) -> tuple[list[str], list[Column]]:
+    """Patient ids and the columns to show, in the metadata's order.
+
+    Raises InputError where a column or name is missing, a code has no meaning, or an id occurs twice.
+    """
+    columns = read_metadata(raw.metadata, raw.dictionary)
+    data = {name.strip().lower(): values for name, values in raw.data.columns.items()}
+    _require(raw.data, data, (SUBJECT, CENTER, BATCH))
+    _split_ventilation(data)
+    _fill_icu_days(data)
+    pair_names(columns, data)
+    for column in columns:
+        column.values = data[column.name]
+    columns = [column for column in columns if column.name != BATCH]
+    for column in columns:
+        _translate(column, raw.dictionary)
+    _fill_absences({column.name: column for column in columns})
+    columns = [column for column in columns if not _is_dropped(column.name)]
+    columns = combine_datetimes(columns)
+    ids = [str(value) for value in next(column for column in columns if column.name == SUBJECT).values]
+    if len(set(ids)) < len(ids) or "None" in ids:
+        raise InputError(f"{raw.data.path}: column {SUBJECT} must have a value in every row, each different")
+    return ids, [column for column in columns if column.name not in (SUBJECT, CENTER)]
+
+
+def read_metadata(table: RawTable, dictionary: Mapping[str, str]) -> list[Column]:
+    """One column without values for each row of the metadata."""
+    cells = {name.strip(): values for name, values in table.columns.items()}
+    _require(table, cells, METADATA_COLUMNS)
+    meanings = list(cells["Range"])
+    meanings[coding.DECISION_FROM_ROW :] = cells["Decision"][coding.DECISION_FROM_ROW :]
+    columns = []
+    for name, row_name, unit, section, meaning in zip(
+        cells["eCRF Variable name"],
+        cells["Row Name"],
+        cells["Unit"],
+        coding.headers(cells["Domain"], cells["Section"]),
+        meanings,
+        strict=True,
+    ):
+        columns.append(
+            Column(
+                name=str(name).strip().lower(),
+                display_name=coding.display_name(str(row_name), unit),
+                section=section,
+                unit=coding.UNITS.get(str(unit), ""),
+                coding=coding.parse_coding(meaning, dictionary),
+            )
+        )
+    names = [column.name for column in columns]
+    _require(table, names, (SUBJECT, CENTER, BATCH), "variables")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{table.path}: these variables occur twice: {', '.join(twice)}")
+    return columns
+
+
+def pair_names(columns: list[Column], data: Mapping[str, Values]) -> None:
+    """Rename metadata variables that the data spells differently.
+
+    Raises InputError listing the names of both sides unless each has exactly one close match on the other.
+    """
+    known = {column.name for column in columns}
+    unknown = [name for name in data if name not in known]
+    absent = [column.name for column in columns if column.name not in data]
+    if not unknown and not absent:
+        return
+    partner = {name: difflib.get_close_matches(name, unknown, n=2, cutoff=NAME_LIKENESS) for name in absent}
+    back = {name: difflib.get_close_matches(name, absent, n=2, cutoff=NAME_LIKENESS) for name in unknown}
+    matched = all(len(near) == 1 and back[near[0]] == [name] for name, near in partner.items())
+    if not matched or len(unknown) != len(absent):
+        raise InputError(
+            f"metadata and data name different columns, and they cannot be paired one to one: only in the metadata: "
+            f"{', '.join(absent) or 'none'}; only in the data: {', '.join(unknown) or 'none'}"
+        )
+    for column in columns:
+        if column.name in partner:
+            column.name = partner[column.name][0]
+
+
+def _require(table: RawTable, present: Any, names: tuple[str, ...], what: str = "columns") -> None:
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise InputError(f"{table.path}: these {what} are missing: {', '.join(missing)}")
+
+
+def _split_ventilation(data: dict[str, Values]) -> None:
+    if "mvpat" in data and "mvnopat" in data:
+        pairs = [coding.ventilation_pair(*pair) for pair in zip(data["mvpat"], data["mvnopat"], strict=True)]
+        data["mvpat"] = [used for used, _ in pairs]
+        data["mvnopat"] = [not_used for _, not_used in pairs]
+
+
+def _fill_icu_days(data: dict[str, Values]) -> None:
+    """A tick box of an ICU day that is blank means no, unless there is no record of that day."""
+    for name in [name for name in data if "_icud" in name and "na_" not in name]:
+        flag = data.get("na_icud" + name.split("_icud", 1)[1])
+        if flag is None or len(set(data[name]) - {"", NOT_AVAILABLE}) != 1:
+            continue
+        pairs = zip(data[name], flag, strict=True)
+        data[name] = [value if value != "" else "" if mark == NOT_AVAILABLE else "No" for value, mark in pairs]
+
+
+def _translate(column: Column, dictionary: Mapping[str, str]) -> None:
+    values = column.values
+    if column.coding is not None:
+        values = coding.decode_column(column.name, values, column.coding)
+    special: dict[str, str | None] = {"": None, NOT_AVAILABLE: None, "Yes": "yes", "No": "no"}
+    translated = (dictionary.get(value, value) if isinstance(value, str) else value for value in values)
+    column.values = [special.get(value, value) if isinstance(value, str) else value for value in translated]
+
+
+def _fill_absences(columns: Mapping[str, Column]) -> None:
+    for name in ABSENT_MEANS_NO:
+        if name in columns:
+            columns[name].values = ["no" if value in (None, "None") else value for value in columns[name].values]
+    follow_ups = {**FOLLOW_UPS, "bacmtyn": tuple(name for name in columns if name.startswith("bacmttyp"))}
+    for condition, names in follow_ups.items():
+        for name in names:
+            if condition in columns and name in columns:
+                pairs = zip(columns[name].values, columns[condition].values, strict=True)
+                columns[name].values = ["no" if value is None and yes == "yes" else value for value, yes in pairs]
+
+
+def _is_dropped(name: str) -> bool:
+    return "datetime" in name or name.startswith("na_") or name in DROPPED
+
+
+def combine_datetimes(columns: list[Column]) -> list[Column]:
+    """Each date column that a time column follows (by their display names) becomes one datetime column."""
+    combined: list[Column] = []
+    position = 0
+    while position < len(columns):
+        column = columns[position]
+        following = columns[position + 1] if position + 1 < len(columns) else None
+        if following is not None and "date" in column.display_name.lower() and "time" in following.display_name.lower():
+            values = [_datetime(column, *pair) for pair in zip(column.values, following.values, strict=True)]
+            combined.append(dataclasses.replace(column, display_name=column.display_name + "time", values=values))
+            position += 2
+        else:
+            combined.append(column)
+            position += 1
+    return combined
+
+
+def _datetime(column: Column, date: Any, time: Any) -> datetime.datetime | None:
+    if date is None or time is None:
+        return None
+    try:
+        day = datetime.datetime.fromisoformat(date) if isinstance(date, str) else date
+        moment = datetime.time.fromisoformat(time) if isinstance(time, str) else time
+        if isinstance(moment, datetime.datetime):
+            moment = moment.time()
+        return datetime.datetime(day.year, day.month, day.day, moment.hour, moment.minute, moment.second)
+    except (AttributeError, ValueError):
+        raise InputError(
+            f"data column {column.name}: a cell is no date, or the cell of the column after it no time of day"
+        ) from None

@@ -1,0 +1,150 @@
+"""The sepsis registry's codebook: section headers, display names, and what the codes in the cells mean.
+
+Spec: registry, a.1, steps 1 to 4, 6 and 11. What is particular to this registry's export is in the tables below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.errors import InputError
+
+Code = int | str
+Coding = dict[Code, str]
+
+DECISION_FROM_ROW = 688  # from this metadata row on (0-based), codes stand in `Decision`, not in `Range`
+NOT_AVAILABLE = "NA"
+
+SECTION_NAMES = {
+    "환자 및 기관 정보": "Patient and Institution Information",
+    "선정기준 및 기초자료": "Selection Criteria and Basic Data",
+    "스크리닝기준": "Screening Criteria",
+    "연구대상자    선정기준": "Selection Criteria for Study Participants",
+    "연구대상자의 기초자료": "Basic Data of Study Participants",
+    "bundles 시간 관련 변수": "Bundles Time-related Variables",
+    "패혈증 묶음 치료 관련 변수": "Variables Related to Sepsis Bundle Treatment",
+    "중환자실 관련 시간 변수": "ICU-related Time Variables",
+    "자료 차수 구분자": "Data Batch Identifier",
+}
+
+UNITS = {
+    unit: unit
+    for unit in (
+        "cm", "kg", "mmHg", "/min", "℃", "mmol/L", "%", "/uL", "g/dL", "mg/dL", "U/L", "INR", "mg/L", "ng/mL", "mcg/mL",
+        "pg/mL", "mL", "Days", "Minutes",
+    )
+} | {"kg/m2": "kg/m^2", "∙103/uL": "10^3/uL", "103/uL": "10^3/uL"}  # fmt: skip
+
+_TICK_BOX = re.compile(r"\[(\d)\] .+")
+_BRACKETED = re.compile(r"\[([A-Z0-9]+)\](.*)")
+_EQUATED = re.compile(r"(\d+)\s*=(.*)")
+
+
+def headers(domains: Sequence[str], sections: Sequence[str]) -> list[str]:
+    """A header such as `[Domain/Section]` for each metadata row; a blank takes the value above, `None` at the start."""
+    result = []
+    domain, section = "None", "None"
+    for new_domain, new_section in zip(domains, sections, strict=True):
+        domain = _section_name(new_domain) or domain
+        section = _section_name(new_section) or section
+        result.append(f"[{domain}/{section}]")
+    return result
+
+
+def _section_name(cell: Any) -> str:
+    text = str(cell or "")
+    return SECTION_NAMES.get(text, text).strip().replace("\n", " ")
+
+
+def display_name(row_name: str, unit: Any) -> str:
+    """The row name with its unit in parentheses; units outside the table are left out."""
+    shown = UNITS.get(str(unit or ""))
+    return row_name.strip() + (f" ({shown})" if shown else "")
+
+
+def parse_coding(text: Any, dictionary: Mapping[str, str]) -> Coding | None:
+    """The code table that a `Range` cell spells, or None. Codes are int (also as str) or capital letters.
+
+    Lines that start with neither `[` nor a digit are notes and are skipped (the original used the line before once
+    more, and stopped at a note in the first line).
+    """
+    if not isinstance(text, str):
+        return None
+    if "\n" not in text:
+        tick = _TICK_BOX.search(text)
+        return _with_texts({int(tick[1]): "Yes", 0: "No"}) if tick else None
+    coding: Coding = {}
+    for position, line in enumerate(text.split("\n")):
+        if line.startswith("["):
+            match = _BRACKETED.match(line)
+        elif line[:1].isdigit():
+            match = _EQUATED.match(line)
+        else:
+            continue
+        if match is None:
+            if position == 0:
+                continue
+            return None
+        code: Code = int(match[1]) if match[1].isdigit() else match[1]
+        label = match[2].strip()
+        coding[code] = dictionary.get(label, label)
+    return _with_texts(coding)
+
+
+def _with_texts(coding: Coding) -> Coding:
+    return coding | {str(code): label for code, label in coding.items() if isinstance(code, int)}
+
+
+def decode(value: Any, coding: Coding) -> str | None:
+    """The text of a coded cell: None if blank, codes in a comma list in the order of their texts.
+
+    Raises KeyError for a code that the table does not have.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    if value in coding:
+        return coding[value]
+    if text in (NOT_AVAILABLE, "No"):
+        return text
+    text = text.rstrip(",")
+    if not text:
+        return None
+    if text in coding:
+        return coding[text]
+    if "," not in text:
+        raise KeyError(text)
+    return ", ".join(coding[code.strip()] for code in sorted(text.split(",")))
+
+
+def decode_column(name: str, values: Sequence[Any], coding: Coding) -> list[str | None]:
+    """`decode` for a whole column. Raises InputError naming the column and the codes that its coding lacks."""
+    decoded: dict[Any, str | None] = {}
+    unknown = []
+    for value in dict.fromkeys(values):
+        try:
+            decoded[value] = decode(value, coding)
+        except KeyError as error:
+            unknown.append(str(error.args[0]))
+    if unknown:
+        known = ", ".join(str(code) for code in coding if isinstance(code, str))
+        raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known})")
+    return [decoded[value] for value in values]
+
+
+def ventilation_pair(used: Any, not_used: Any) -> tuple[Any, Any]:
+    """Move each code of the two ventilation columns to where it belongs: 1 and 2 to the first, 3 and 4 to the second.
+
+    Codes are texts; numbers are left where they are, as in the original.
+    """
+    if used in ("3", "4"):
+        return NOT_AVAILABLE, used
+    if used in ("1", "2"):
+        return used, NOT_AVAILABLE
+    if not_used in ("3", "4"):
+        return NOT_AVAILABLE, not_used
+    if not_used in ("1", "2"):
+        return not_used, NOT_AVAILABLE
+    return used, not_used

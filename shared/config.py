@@ -1,0 +1,354 @@
+"""A run's configuration: an ml_collections file, validated into frozen dataclasses.
+
+A config file is Python with `get_config() -> ConfigDict`; its keys are the fields below and nothing else. An error names
+the field and the reason. Defaults are the paper's (spec: grpo, section 1) unless the comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from shared.errors import InputError
+
+Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
+
+
+def check(condition: bool, field: str, value: Any, reason: str) -> None:
+    """Raise InputError naming `field`, its value and the reason, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{field} = {value!r}: {reason}")
+
+
+def at_least(config: Any, minimum: float, *fields: str) -> None:
+    """Check that each of `fields` is at least `minimum`."""
+    for field in fields:
+        check(getattr(config, field) >= minimum, field, getattr(config, field), f"must be at least {minimum}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
+
+    cohort: Literal["synthetic", "sepsis"] = "synthetic"
+    source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
+    train: str = ""  # question files that exist already
+    valid: str = ""
+    patients: int = 2_000  # drawn for `synthetic` only
+    valid_patients: int = 1_000
+    train_questions: int = 30_000
+    valid_questions: int = 1_000
+    num_choices: int = 5
+    difficulty: float = 2.0
+    mi_cutoff: float = 0.5  # nats
+    context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions")
+        at_least(self, 0, "context_features", "mi_cutoff")
+        check(2 <= self.num_choices <= 5, "num_choices", self.num_choices, "must be 2 to 5, the letters A to E")
+        check(self.difficulty > 0, "difficulty", self.difficulty, "must be above 0")
+        check(bool(self.train) == bool(self.valid), "valid", self.valid, "give both `train` and `valid`, or neither")
+        check(self.cohort == "synthetic" or bool(self.source or self.train), "source", self.source,
+              f"the folder with the raw files of {self.cohort!r} is needed")  # fmt: skip
+        check(self.cohort != "synthetic" or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
+              f"must leave training patients: below patients = {self.patients}")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The policy: a Hugging Face directory, or a small architecture that starts from random weights."""
+
+    path: str = ""  # Hugging Face directory with config.json, safetensors and tokenizer
+    vocab_size: int = 1_024  # the rest only without `path`; the vocabulary is the tokenizer's upper bound
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads")  # fmt: skip
+        at_least(self, 300, "vocab_size")  # 256 bytes and the special tokens must fit
+        heads = self.num_attention_heads
+        check(self.hidden_size % (2 * heads) == 0, "hidden_size", self.hidden_size,
+              f"must be an even multiple of num_attention_heads = {heads}")  # fmt: skip
+        check(heads % self.num_key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads,
+              f"must divide num_attention_heads = {heads}")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up from 0 and cosine decay to 0."""
+
+    learning_rate: float = 1e-6  # peak
+    warmup_ratio: float = 0.1  # of all steps, rounded up
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "learning_rate", "weight_decay")
+        check(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "must be in [0, 1)")
+        check(0 <= self.b1 < 1, "b1", self.b1, "must be in [0, 1)")
+        check(0 <= self.b2 < 1, "b2", self.b2, "must be in [0, 1)")
+        check(self.eps > 0, "eps", self.eps, "must be above 0")
+        check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """Next-token training before GRPO, for a policy that starts from random weights; off where `steps` is 0."""
+
+    steps: int = 0
+    batch_size: int = 32  # documents
+    sequence_length: int = 256
+    worked_answers: int = 1_000  # training questions shown with their answer; the rest is serialised records
+    worked_fraction: float = 0.5  # of each batch
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, b2=0.95, warmup_ratio=0.05)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps", "worked_answers")
+        at_least(self, 1, "batch_size")
+        at_least(self, 2, "sequence_length")
+        check(0 <= self.worked_fraction <= 1, "worked_fraction", self.worked_fraction, "must be in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrpoConfig:
+    """The objective (spec: grpo, sections 2 and 4). `preset` is the name of the choices this started from."""
+
+    preset: Literal["paper", "paper_fixed", "modern"] = "paper"
+    group_size: int = 7  # G, completions for each question
+    questions_per_step: int = 5
+    steps: int = 0  # optimizer steps; 0: as many as one epoch of the training questions gives
+    inner_steps: int = 1  # optimizer steps on one set of rollouts
+    loss: Loss = "grpo"
+    ratio_level: Literal["token", "sequence"] = "token"
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.2  # cispo: the cap on the ratio itself
+    delta: float | None = None
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    beta: float = 0.04
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in_ratio: bool = False  # multiply the KL term by the ratio (TRL calls it kl_bias_correction)
+    mask_truncated: bool = False
+    uniform_groups: Literal["keep", "drop", "refill"] = "keep"
+    rollout_correction: Literal["none", "token", "sequence"] = "none"
+    rollout_correction_cap: float = 2.0
+    off_policy_mask_threshold: float | None = None
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+    score_temperature: Literal["one", "sampling"] = "one"
+    ref_sync_steps: int = 64  # 0: the reference policy never moves
+    ref_mixup: float = 0.9  # ref <- ref_mixup * policy + (1 - ref_mixup) * ref
+    reward_answer: float = 1.0
+    reward_format: float = 0.0  # for any box with a letter in it
+    reward_length: float = 0.0  # for completions that end by themselves
+    overlong_soft: int = 0  # tokens; from here to the limit a penalty grows linearly to -1; 0: off
+    overlong_prompts: Literal["truncate_left", "drop"] = "truncate_left"
+    max_logprob_gap: float = 0.5  # nats, mean over a batch's tokens; a run stops beyond it
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "group_size")
+        at_least(self, 1, "questions_per_step", "inner_steps")
+        at_least(self, 0, "steps", "beta", "epsilon_low", "epsilon_high", "ref_sync_steps", "overlong_soft",
+                 "rollout_correction_cap", "reward_answer")  # fmt: skip
+        check(self.delta is None or self.delta > 0, "delta", self.delta, "must be above 0, or None")
+        check(0 <= self.ref_mixup <= 1, "ref_mixup", self.ref_mixup, "must be in [0, 1]")
+        check(self.max_logprob_gap > 0, "max_logprob_gap", self.max_logprob_gap, "must be above 0")
+        check(self.epsilon_low < 1, "epsilon_low", self.epsilon_low, "must be below 1: the ratio is positive")
+        check(self.loss != "gspo" or self.ratio_level == "sequence", "ratio_level", self.ratio_level,
+              "loss gspo is defined by a sequence ratio")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Generation during training."""
+
+    temperature: float = 0.9
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_prompt_tokens: int = 9_000
+    max_new_tokens: int = 2_000
+    slots: int = 64  # groups that decode at once
+    prefill_batch: int = 16  # prompts computed in one call
+    decode_steps: int = 8  # tokens for each round trip to the host
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "temperature", "top_k")
+        at_least(self, 1, "max_prompt_tokens", "max_new_tokens", "slots", "prefill_batch", "decode_steps")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
+        check(0 <= self.min_p < 1, "min_p", self.min_p, "must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """How the update is computed; none of it changes the result beyond rounding."""
+
+    micro_batch_rows: int = 1  # rows in one forward and backward pass, over all devices
+    group_layout: bool = True  # False: a row for each completion, its prompt computed again
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Literal["none", "layer"] = "layer"
+    logprob_chunk: int = 1_024  # tokens whose logits exist at once
+    length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
+    mesh_data: int = 1
+    mesh_fsdp: int = -1  # -1: all remaining devices
+    mesh_tensor: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "micro_batch_rows", "logprob_chunk", "mesh_data", "mesh_tensor")
+        at_least(self, 0, "length_bucket")
+        check(self.mesh_fsdp == -1 or self.mesh_fsdp >= 1, "mesh_fsdp", self.mesh_fsdp, "must be at least 1, or -1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Greedy evaluation on held-out patients, before and after."""
+
+    max_new_tokens: int = 0  # 0: as in rollout (the paper: 8,192)
+    slots: int = 0  # 0: as in rollout
+    bootstrap: int = 2_000  # resamples of patients
+    examples: int = 6  # completions shown in the report; only of synthetic patients, unless the flag allows others
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "max_new_tokens", "slots", "examples")
+        at_least(self, 100, "bootstrap")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole state of a run is saved."""
+
+    every: int = 256  # optimizer steps
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything about a run. The same file serves both backends."""
+
+    name: str
+    seed: int = 42
+    store_trajectories: bool = False  # token ids, masks, log-probabilities and rewards of every step
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self) -> None:
+        truncated = self.rollout.top_k > 0 or self.rollout.top_p < 1 or self.rollout.min_p > 0
+        check(not (truncated and self.grpo.rollout_correction != "none"), "grpo.rollout_correction",
+              self.grpo.rollout_correction, "cannot go with top_k, top_p or min_p: the engine renormalises and the "
+              "ratio is biased")  # fmt: skip
+        check(self.rollout.temperature > 0, "rollout.temperature", self.rollout.temperature,
+              "must be above 0 in training: greedy samples of a group are all equal")  # fmt: skip
+        check(not (self.store_trajectories and self.learner.length_bucket), "learner.length_bucket",
+              self.learner.length_bucket, "must be 0 with store_trajectories: stored rows have one length")  # fmt: skip
+        check(self.grpo.overlong_soft < self.rollout.max_new_tokens, "grpo.overlong_soft", self.grpo.overlong_soft,
+              f"must be below rollout.max_new_tokens = {self.rollout.max_new_tokens}")  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.grpo.steps:
+            return self.grpo.steps
+        return -(-self.data.train_questions // self.grpo.questions_per_step) * self.grpo.inner_steps
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The authors' run (spec: grpo, sections 1 and 2).
+    "paper": {"preset": "paper"},
+    # The same recipe; prompts that are too long are left out instead of losing their system prompt.
+    "paper_fixed": {"preset": "paper_fixed", "overlong_prompts": "drop"},
+    # The best-supported choices since: token-level normaliser, asymmetric clip, no KL and so no reference model, truncated
+    # importance sampling, and groups without a difference replaced by further questions (spec: grpo, section 4).
+    "modern": {
+        "preset": "modern",
+        "loss": "dapo",
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.28,
+        "beta": 0.0,
+        "rollout_correction": "token",
+        "uniform_groups": "refill",
+        "mask_truncated": True,
+        "overlong_prompts": "drop",
+    },
+}
+
+
+def grpo_preset(name: str) -> dict[str, Any]:
+    """The fields of `GrpoConfig` that a preset sets, to start a config file's `grpo` section from."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
+
+
+def validate(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
+    """Turn a ConfigDict (or any mapping) into a RunConfig. Raises InputError naming the field that is wrong."""
+    return _build(RunConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "")
+
+
+def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in dict(values).items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            raise InputError(f"unknown field {prefix}{name}{hint}")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{prefix}{name} = {value!r}: must be a section with fields")
+            arguments[name] = _build(typing.cast(type, hints[name]), value, f"{prefix}{name}.")
+        else:
+            arguments[name] = _typed(value, hints[name], prefix + name)
+    required = [
+        f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.name not in arguments
+    ]
+    if required:
+        raise InputError(f"{prefix}{required[0]}: is needed and not given")
+    try:
+        return kind(**arguments)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
+
+
+def _typed(value: Any, hint: Any, field: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        options = typing.get_args(hint)
+        check(value in options, field, value, f"must be one of {', '.join(map(str, options))}")
+        return value
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if float in kinds and isinstance(value, float):
+        check(value == value and abs(value) != float("inf"), field, value, "must be a finite number")
+    right = any(type(value) is kind for kind in kinds)
+    check(right, field, value, f"must be of type {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

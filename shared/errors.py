@@ -1,0 +1,13 @@
+"""What launchers turn into one clear line: bad input (exit code 2) and a run that must not go on (exit code 1)."""
+
+
+class InputError(ValueError):
+    """Bad input or configuration. The message is one line that names the thing and the fix."""
+
+
+class TrainingError(RuntimeError):
+    """A run that must not go on. The message is one line that says why and what to do."""
+
+
+class SyncError(TrainingError):
+    """The rollout engine and the learner disagree about log-probabilities by more than the configured bound."""

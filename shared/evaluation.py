@@ -1,0 +1,279 @@
+"""Accuracy before and after training: who answered what, how sure the figure is, and what it can be compared with.
+
+Questions of one patient share a record and so are not independent: every interval resamples patients, never questions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shared import files
+from shared.config import RunConfig
+from shared.errors import InputError
+from shared.metrics import plain
+from shared.questions import LETTERS, Question
+from shared.randomness import generator
+
+CONFIDENCE = 0.95
+RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, an integer for each patient
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a policy answered to one question. `predicted` is a letter, "" where the completion holds none.
+
+    `truncated`: the length limit ended the completion, which is `tokens` long.
+    """
+
+    question_id: str
+    patient: str
+    feature: str
+    section: str
+    predicted: str
+    correct: bool
+    truncated: bool
+    tokens: int
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Answer)]
+KINDS = {"correct": "bool", "truncated": "bool", "tokens": "int64"}
+
+
+def answer_to(question: Question, predicted: str, *, truncated: bool, tokens: int) -> Answer:
+    """The record for `question` answered with the letter `predicted` ("": no answer found)."""
+    return Answer(
+        question_id=question.id,
+        patient=question.patient,
+        feature=question.feature,
+        section=question.section,
+        predicted=predicted,
+        correct=predicted == question.answer,
+        truncated=truncated,
+        tokens=tokens,
+    )
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write answers as Parquet, readable by its owner only; replaces `path` atomically."""
+    table = pd.DataFrame([dataclasses.asdict(answer) for answer in answers], columns=COLUMNS)
+    table = table.astype({name: KINDS.get(name, "string") for name in COLUMNS})
+    with files.replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read what `write_answers` wrote. Raises InputError if the file is missing or is not such a file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of answers; write one with `python -m launch.evaluate`")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})".replace("\n", " ")) from error
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise InputError(f"{path}: not a file of answers, these columns are missing: {', '.join(missing)}")
+    columns = {name: table[name].tolist() for name in COLUMNS}
+    return [Answer(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
+    """Figures of one policy on `questions`, ready for JSON (unknown: None).
+
+    `accuracy` with `ci` (95%, percentile bootstrap of `bootstrap` resamples of patients; None for a single patient),
+    `n` questions, `patients`, `macro_f1`, `answered` and `truncated` (shares), `mean_tokens`, and the tables
+    `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy).
+    Raises InputError where the answers are not one for each question.
+    """
+    table = _table(questions, answers)
+    return plain(
+        {
+            **_figures(table),
+            "ci": _interval(table["correct"], table["patient"], bootstrap, seed),
+            "patients": table["patient"].nunique(),
+            "mean_tokens": table["tokens"].mean(),
+            "answered": (table["predicted"] != "").mean(),
+            "truncated": table["truncated"].mean(),
+            "per_section": _by(table, "section"),
+            "per_feature": _by(table, "feature"),
+        }
+    )
+
+
+def gain(before: Sequence[Answer], after: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
+    """`value`: accuracy after minus before, with its 95% `ci` from a bootstrap of patients.
+
+    Paired: a resample takes the same patients, so the same questions, on both sides. Raises InputError where the two
+    sides do not answer the same questions.
+    """
+    right_before = {answer.question_id: answer.correct for answer in before}
+    table = pd.DataFrame([dataclasses.asdict(answer) for answer in after], columns=COLUMNS)
+    if set(table["question_id"]) != set(right_before) or not len(table) == len(before) == len(right_before):
+        raise InputError("the answers before and after are of different questions; evaluate both on the same file")
+    change = table["correct"].astype(float) - table["question_id"].map(right_before).astype(float)
+    return plain({"value": change.mean(), "ci": _interval(change, table["patient"], bootstrap, seed)})
+
+
+def ceilings(questions: Sequence[Question]) -> dict[str, float | None]:
+    """What an accuracy on `questions` is to be held against.
+
+    `bayes_accuracy`: the mean posterior probability of the best option, the most that any reader of the records can
+    expect (None where a question's is unknown); `majority_accuracy`: of always taking the option that is most frequent
+    in training; `chance_accuracy`: of a uniform guess among the options shown.
+    """
+    return plain(_levels(_question_table(questions)))
+
+
+def summary(
+    run_name: str,
+    questions: Sequence[Question],
+    before: Sequence[Answer] | None,
+    after: Sequence[Answer] | None,
+    *,
+    config: RunConfig,
+    timings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What goes into `summary.json`: every figure of a run, ready for JSON.
+
+    An evaluation that has not been made is None, and with it `gain`. `timings` as `metrics.timings` gives them;
+    `environment` says what it ran on (backend, versions, devices) and is copied. `per_section` and `per_feature` have
+    one row each, with both accuracies and the levels to hold them against.
+    """
+    options = {"bootstrap": config.evaluation.bootstrap, "seed": config.seed}
+    parts = {
+        when: None if answers is None else summarise(questions, answers, **options)
+        for when, answers in (("before", before), ("after", after))
+    }
+    tables = {name: _side_by_side(parts, name) for name in ("per_section", "per_feature")}
+    parts = {when: part and {k: v for k, v in part.items() if k not in tables} for when, part in parts.items()}
+    return plain(
+        {
+            "run_name": run_name,
+            "seed": config.seed,
+            "questions": len(questions),
+            "patients": len({question.patient for question in questions}),
+            **parts,
+            "gain": None if before is None or after is None else gain(before, after, **options),
+            **ceilings(questions),
+            **tables,
+            "timings": dict(timings or {}),
+            "environment": dict(environment or {}),
+            "config": dataclasses.asdict(config),
+        }
+    )
+
+
+def _question_table(questions: Sequence[Question]) -> pd.DataFrame:
+    rows = [
+        {
+            "question_id": question.id,
+            "patient": question.patient,
+            "feature": question.feature,
+            "section": question.section,
+            "truth": _text(question, question.answer),
+            "bayes": np.nan if question.bayes_accuracy is None else question.bayes_accuracy,
+            "majority": question.majority == question.answer,
+            "chance": question.chance,
+        }
+        for question in questions
+    ]
+    if not rows:
+        raise InputError("no questions to evaluate; the question file is empty")
+    return pd.DataFrame(rows)
+
+
+def _table(questions: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row for each question, with what was answered."""
+    table = _question_table(questions)
+    given = {answer.question_id: answer for answer in answers}
+    if not len(given) == len(answers) == len(questions) or set(given) != set(table["question_id"]):
+        raise InputError(
+            f"{len(answers)} answers to {len(questions)} questions: there must be one for each, of the same file"
+        )
+    matched = [given[identifier] for identifier in table["question_id"]]
+    for name in ("predicted", "correct", "truncated", "tokens"):
+        table[name] = [getattr(answer, name) for answer in matched]
+    table["answer_text"] = [
+        _text(question, answer.predicted) for question, answer in zip(questions, matched, strict=True)
+    ]
+    return table
+
+
+def _text(question: Question, letter: str) -> str:
+    """The option behind a letter; "" for no answer, or for a letter that has no option."""
+    options = dict(zip(LETTERS, question.choices, strict=False))
+    return options.get(letter, "")
+
+
+def _levels(table: pd.DataFrame) -> dict[str, float]:
+    return {
+        "bayes_accuracy": table["bayes"].mean(skipna=False),
+        "majority_accuracy": table["majority"].mean(),
+        "chance_accuracy": table["chance"].mean(),
+    }
+
+
+def _figures(table: pd.DataFrame) -> dict[str, Any]:
+    return {"n": len(table), "accuracy": table["correct"].mean(), "macro_f1": _macro_f1(table)}
+
+
+def _macro_f1(table: pd.DataFrame) -> float:
+    """Macro-F1 over answer texts within each feature, averaged over features.
+
+    The classes of a feature are the texts that are the right answer of at least one of its questions; the letters say
+    nothing, since options are shuffled. No answer counts as a miss of the right class.
+    """
+    scores = []
+    for _, group in table.groupby("feature"):
+        true = group["truth"].value_counts()
+        given = group["answer_text"].value_counts().reindex(true.index, fill_value=0)
+        hits = group["truth"][group["truth"] == group["answer_text"]].value_counts().reindex(true.index, fill_value=0)
+        scores.append((2 * hits / (true + given)).mean())
+    return float(np.mean(scores))
+
+
+def _by(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
+    """A row for each section, or for each feature with its section, in alphabetical order of the section."""
+    keys = ["section"] if name == "section" else ["section", "feature"]
+    return [
+        {**dict(zip(keys, values, strict=True)), **_figures(group), **_levels(group)}
+        for values, group in table.groupby(keys)
+    ]
+
+
+def _side_by_side(parts: Mapping[str, dict[str, Any] | None], name: str) -> list[dict[str, Any]]:
+    """The rows of both evaluations' table `name` as one; a missing evaluation's accuracy is None."""
+    sides = {when: part[name] for when, part in parts.items() if part is not None}
+    rows = []
+    for position, first in enumerate(next(iter(sides.values()), [])):
+        row = {key: value for key, value in first.items() if key not in ("accuracy", "macro_f1")}
+        for when in parts:
+            side = sides[when][position] if when in sides else {}
+            row |= {when: side.get("accuracy"), f"macro_f1_{when}": side.get("macro_f1")}
+        rows.append(row)
+    return rows
+
+
+def _interval(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
+    """95% percentile interval of the mean of `values`, patients resampled; None for a single patient.
+
+    Equal seeds give equal resamples, so the intervals of two policies on the same questions move together.
+    """
+    by_patient = values.astype(float).groupby(patients.to_numpy())
+    sums = np.stack([by_patient.sum(), by_patient.count()], axis=1)  # [patients, (sum, questions)]
+    if len(sums) < 2:
+        return None
+    random = generator(seed, "bootstrap")
+    blocks = []
+    for start in range(0, bootstrap, RESAMPLES_AT_ONCE):
+        size = (min(RESAMPLES_AT_ONCE, bootstrap - start), len(sums))
+        blocks.append(sums[random.integers(len(sums), size=size)].sum(axis=1))
+    resampled = np.concatenate(blocks)  # [bootstrap, (sum, questions)]
+    tail = (1 - CONFIDENCE) / 2
+    return [float(bound) for bound in np.quantile(resampled[:, 0] / resampled[:, 1], [tail, 1 - tail])]

@@ -1,0 +1,209 @@
+"""The figures of a report, drawn with matplotlib without a display: SVG for the page, PNG for a README.
+
+Colours are Okabe and Ito's, told apart with any colour vision; what matters is also told apart by dash or marker.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from shared import files
+
+BEFORE, AFTER, LINE = "#9aa5b1", "#0072B2", "#0072B2"
+# What an accuracy is held against: summary key, label, colour, dash.
+LEVELS = (
+    ("bayes_accuracy", "Bayes ceiling", "#00785a", (0, (6, 2))),
+    ("majority_accuracy", "majority class", "#b45309", (0, (3, 2))),
+    ("chance_accuracy", "chance", "#57606a", (0, (1, 1.5))),
+)
+PHASES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+STYLE: Any = {  # Any: matplotlib's type lists every key
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#57606a",
+    "axes.labelcolor": "#1f2328",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e9ed",
+    "grid.linewidth": 0.8,
+    "svg.fonttype": "none",  # text stays text: it can be selected and read aloud
+}
+BARS = 60
+DPI = 150
+
+
+def main_figure(summary: Mapping[str, Any], metrics: pd.DataFrame) -> Figure:
+    """Two panels: accuracy before and after with intervals and levels, and the mean reward over steps.
+
+    What is missing is said in its panel.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
+        _accuracy(left, summary)
+        curve(right, metrics, "reward")
+        if right.get_legend_handles_labels()[0]:
+            right.legend(frameon=False, fontsize=8.5, loc="best")
+            right.set_ylabel("reward")
+        right.set_title("Mean reward of sampled answers")
+        figure.get_layout_engine().set(w_pad=0.15)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def series_figure(metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> Figure:
+    """One measured quantity over steps, small: every step faint, its moving average bold where `smooth`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+        curve(figure.subplots(), metrics, name, smooth=smooth)
+    return figure
+
+
+def sections_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy before and after for each section of the record, with the levels as marks; largest gain first."""
+    ordered = sorted(rows, key=lambda row: (row["after"] or 0) - (row["before"] or 0))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 1.2 + 0.34 * len(ordered)), layout="constrained")
+        axes = figure.subplots()
+        for height, row in enumerate(ordered):
+            if row["before"] is not None and row["after"] is not None:
+                axes.plot([row["before"], row["after"]], [height, height], color="#c3cad2", linewidth=3, zorder=2)
+        heights = range(len(ordered))
+        for when, colour in (("before", BEFORE), ("after", AFTER)):
+            points = [np.nan if row[when] is None else row[when] for row in ordered]
+            axes.scatter(points, heights, s=52, color=colour, edgecolor="white", zorder=4, label=f"{when} GRPO")
+        for key, label, colour, _ in LEVELS:
+            points = [np.nan if row[key] is None else row[key] for row in ordered]
+            if not np.isnan(points).all():
+                axes.scatter(points, heights, s=110, marker="|", color=colour, linewidth=2, zorder=3, label=label)
+        axes.set_yticks(list(heights), [f"{row['section']}  (n = {row['n']:,})" for row in ordered])
+        axes.set_ylim(-0.6, len(ordered) - 0.4)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("accuracy")
+        figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
+    return figure
+
+
+def phases_figure(steps: pd.Series, phases: pd.DataFrame) -> Figure:
+    """Seconds of each of `steps`, stacked by phase (the columns of `phases`); neighbouring steps share a bar."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        bar = np.arange(len(steps)) // -(-len(steps) // BARS)
+        at = steps.groupby(bar).mean()
+        width = 0.9 * (at.diff().median() if len(at) > 1 else 1.0)
+        below = np.zeros(len(at))
+        for number, (phase, seconds) in enumerate(phases.items()):
+            height = seconds.groupby(bar).mean().to_numpy()
+            axes.bar(at, height, width, bottom=below, color=PHASES[number % len(PHASES)], label=str(phase))
+            below = below + height
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("seconds per step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper left", ncols=8, frameon=False, fontsize=8.5)
+    return figure
+
+
+def curve(axes: Axes, metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> None:
+    """Draw column `name` over `step`: every step faint and a moving average over about 5 % of the run."""
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if name not in metrics.columns or metrics[name].isna().all():
+        _missing(axes, "not measured yet")
+        return
+    steps, values = metrics["step"], metrics[name]
+    window = max(1, len(values) // 20) if smooth else 1
+    faint = {"alpha": 0.35, "linewidth": 1.0} if window > 1 else {"alpha": 1.0, "linewidth": 1.8}
+    marker = "o" if len(values) < 20 else None
+    axes.plot(steps, values, color=LINE, marker=marker, markersize=3, label="each step", **faint)  # type: ignore[arg-type]
+    if window > 1:
+        average = values.rolling(window, center=True, min_periods=1).mean()
+        axes.plot(steps, average, color=LINE, linewidth=2.2, label=f"mean of {window} steps")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=True)
+
+
+def svg(figure: Figure, title: str) -> str:
+    """The figure as an `<svg>` element to stand in a page, `title` its text for screen readers.
+
+    The same figure gives the same text: no date, no random ids.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+        FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    element = text.getvalue()
+    element = element[element.index("<svg") :]
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return element.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG of 150 dots per inch, atomically."""
+    with files.replacing(path) as temporary, matplotlib.rc_context(STYLE):
+        FigureCanvasAgg(figure)
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
+
+
+def _accuracy(axes: Axes, summary: Mapping[str, Any]) -> None:
+    axes.set_title("Accuracy on held-out patients")
+    parts = [(when, summary.get(when)) for when in ("before", "after")]
+    if not any(part for _, part in parts):
+        _missing(axes, "not evaluated yet")
+        return
+    for position, (when, part) in enumerate(parts):
+        if not part:
+            axes.text(position, 0.02, "not evaluated\nyet", ha="center", va="bottom", color="#57606a", fontsize=8.5)
+            continue
+        accuracy = part["accuracy"]
+        low, high = part["ci"] or (accuracy, accuracy)
+        axes.bar(position, accuracy, 0.56, color={"before": BEFORE, "after": AFTER}[when], zorder=2)
+        axes.errorbar(position, accuracy, [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]], color="#1f2328",
+                      capsize=5, linewidth=1.6, zorder=4)  # fmt: skip
+        inside = min(low, accuracy) > 0.09  # else the figure would stick out of its bar
+        axes.text(position, 0.02 if inside else high + 0.02, f"{accuracy:.1%}", ha="center", va="bottom",
+                  color="white" if inside and when == "after" else "black", fontweight="bold", fontsize=11,
+                  zorder=5)  # fmt: skip
+    levels = [
+        (summary[key], label, colour, dash) for key, label, colour, dash in LEVELS if summary.get(key) is not None
+    ]
+    heights = _apart([level[0] for level in levels], 0.052)
+    for (value, label, colour, dash), height in zip(levels, heights, strict=True):
+        axes.plot([-0.45, 1.45], [value, value], color=colour, linestyle=dash, linewidth=1.7, zorder=3)
+        axes.text(1.5, height, f"{label} {value:.1%}", color=colour, va="center", fontsize=9)
+    axes.set_xticks([0, 1], ["before GRPO", "after GRPO"])
+    axes.set_xlim(-0.5, 2.75)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="x", visible=False)
+    counts = [f"{part['n']:,} questions, {part['patients']:,} patients" for _, part in parts if part]
+    axes.set_xlabel(f"{counts[-1]}; 95% intervals", fontsize=8.5)
+
+
+def _apart(values: Sequence[float], distance: float) -> list[float]:
+    """Heights for labels at `values`, in their order, moved up as little as keeps neighbours `distance` apart."""
+    heights = list(values)
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    for lower, upper in zip(order, order[1:], strict=False):
+        heights[upper] = max(heights[upper], heights[lower] + distance)
+    return heights
+
+
+def _missing(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="#57606a")
+    axes.set_yticks([])

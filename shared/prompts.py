@@ -1,0 +1,82 @@
+"""Question -> chat messages -> token ids, through the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from shared.errors import InputError
+from shared.questions import LETTERS, Question
+
+# The original's training prompts (spec: registry, section c).
+SYSTEM_PROMPT = (
+    "Do not add a disclaimer or any other unnecessary sentences after the prediction.\n"
+    "Put your final answer (letter choice only) within \\boxed{}."
+)
+PREFILL = "Let's think step by step."
+
+
+def user_message(question: Question) -> str:
+    """The record, the question line, and one line for each option."""
+    options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices))
+    return f"{question.context}\n{question.question}{options}"
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerFast, message: str, *, system: str = SYSTEM_PROMPT, prefill: str = PREFILL
+) -> str:
+    """The prompt as text, ending inside the assistant's turn, right after `prefill`.
+
+    With an empty `prefill` (models that open their own reasoning) the template's generation prompt ends it. A template
+    that drops, alters or refuses a system role gets the system prompt in front of the user's message instead.
+    """
+    turns = [{"role": "user", "content": message}]
+    if not system:
+        return _rendered(tokenizer, turns, prefill)
+    try:
+        text = _rendered(tokenizer, [{"role": "system", "content": system}, *turns], prefill)
+    except TemplateError:
+        text = ""
+    if system in text:
+        return text
+    return _rendered(tokenizer, [{"role": "user", "content": f"{system}\n{message}"}], prefill)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], prefill: str) -> str:
+    if not prefill:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    turns = [*turns, {"role": "assistant", "content": prefill}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    return text[: text.rindex(prefill) + len(prefill)]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
+    """Token ids of text that already holds every special token its template wants."""
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], *, max_tokens: int, overlong: str
+) -> tuple[list[Question], list[np.ndarray], int]:
+    """Questions with their prompts as token ids, and how many prompts were longer than `max_tokens`.
+
+    `overlong`: "truncate_left" keeps a long prompt's last tokens (the paper), "drop" leaves its question out. Raises
+    InputError where nothing is left.
+    """
+    kept: list[Question] = []
+    prompts: list[np.ndarray] = []
+    too_long = 0
+    for question in questions:
+        tokens = encode(tokenizer, chat_text(tokenizer, user_message(question)))
+        if len(tokens) > max_tokens:
+            too_long += 1
+            if overlong == "drop":
+                continue
+        kept.append(question)
+        prompts.append(tokens[-max_tokens:])
+    if not kept:
+        raise InputError(f"all {too_long} prompts are longer than rollout.max_prompt_tokens = {max_tokens}; raise it")
+    return kept, prompts, too_long

@@ -1,0 +1,99 @@
+"""The question record, the question store (Parquet), and the deterministic order of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from shared import files
+from shared.errors import InputError
+from shared.randomness import generator
+
+LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: reward)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """One multiple-choice question with a checkable answer.
+
+    `context` is the record with the masked value shown as `[MASK]`; `question` is the line that asks; `answer` and
+    `majority` are letters into `choices`. `majority` is the option that the training split makes most frequent for this
+    feature, which a guesser who never reads the case would take. `bayes_accuracy` is the posterior probability of the
+    best option given everything shown, `bayes_answer` its letter; both are None where the truth has no known law.
+    """
+
+    id: str
+    cohort: str
+    task: str
+    feature: str
+    section: str
+    patient: str
+    context: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    majority: str
+    bayes_accuracy: float | None = None
+    bayes_answer: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) <= len(LETTERS):
+            raise InputError(f"question {self.id}: {len(self.choices)} choices; 2 to {len(LETTERS)} are possible")
+        if self.answer not in LETTERS[: len(self.choices)]:
+            raise InputError(
+                f"question {self.id}: answer {self.answer!r} is not one of its {len(self.choices)} letters"
+            )
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a uniform guess among the options shown."""
+        return 1.0 / len(self.choices)
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Question)]
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> None:
+    """Write a question store (Parquet, readable by its owner only); replaces `path` atomically."""
+    table = pd.DataFrame([dataclasses.asdict(q) for q in questions], columns=COLUMNS)
+    table["choices"] = table["choices"].map(list)
+    for name, kind in (("bayes_accuracy", "float64"), ("bayes_answer", "string")):
+        table[name] = table[name].astype(kind)
+    with files.replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read a question store. Raises InputError if the file is missing or is not a question store."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such question file; write one with `python -m launch.prepare`")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})".replace("\n", " ")) from error
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise InputError(f"{path}: not a question store, these columns are missing: {', '.join(missing)}")
+    table["choices"] = table["choices"].map(tuple)
+    table = table.astype(object).where(table.notna(), None)
+    return [Question(**row) for row in table[COLUMNS].to_dict("records")]
+
+
+def question_at(questions: Sequence[Question], seed: int, position: int) -> Question:
+    """The question at `position` (0, 1, ...) of training: each epoch is its own permutation of all of them."""
+    epoch, index = divmod(position, len(questions))
+    return questions[int(_permutation(len(questions), seed, epoch)[index])]
+
+
+_permutations: dict[tuple[int, int, int], object] = {}
+
+
+def _permutation(size: int, seed: int, epoch: int):
+    key = (size, seed, epoch)
+    if key not in _permutations:
+        _permutations.clear()
+        _permutations[key] = generator(seed, "order", epoch).permutation(size)
+    return _permutations[key]

@@ -1,0 +1,121 @@
+"""A prepared registry: the tables of two groups of patients and what the first tells, as files without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow
+
+from shared import files
+from shared.errors import InputError
+from shared.registry import features as feature_files
+from shared.registry import statistics as statistics_files
+from shared.registry.features import Feature, value_text
+from shared.registry.statistics import ValueStatistics
+
+PATIENT = "patient"  # name of the index
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Registry:
+    """Everything that questions are made from.
+
+    `train` and `valid` have one row for each patient (index: patient id, str) and one column for each feature, in the
+    order of `features`: float64 for numbers, str or None for texts (and for numbers mixed with texts), datetime64 for
+    datetimes. `statistics` and `leakage` (mutual information in nats; column = target, row = feature, NaN where not
+    defined) come from the training patients alone. `provenance` says where it came from: source digests, options,
+    versions, salt.
+    """
+
+    cohort: str
+    features: list[Feature]
+    train: pd.DataFrame
+    valid: pd.DataFrame
+    statistics: Mapping[str, ValueStatistics]
+    leakage: pd.DataFrame
+    provenance: Mapping[str, Any]
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The table of `train` or `valid`. Raises InputError for another name."""
+        if name not in ("train", "valid"):
+            raise InputError(f"split {name!r}: must be train or valid")
+        return self.train if name == "train" else self.valid
+
+    def feature(self, name: str) -> Feature:
+        """The feature called `name`."""
+        return next(feature for feature in self.features if feature.name == name)
+
+    def shown(self, split: str) -> dict[str, dict[str, str]]:
+        """For each patient of a split, the texts of the values present, by feature name, in column order."""
+        table = self.split(split)
+        shown: dict[str, dict[str, str]] = {str(patient): {} for patient in table.index}
+        for feature in self.features:
+            column = table[feature.name]
+            for patient, value, present in zip(table.index, column.tolist(), column.notna().tolist(), strict=True):
+                if present:
+                    shown[str(patient)][feature.name] = value_text(feature, value)
+        return shown
+
+
+def save(registry: Registry, folder: Path) -> None:
+    """Write a prepared registry to `folder`, which is replaced as a whole; readable by its owner only."""
+    with files.replacing(folder) as temporary:
+        temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
+        registry.train.rename_axis(PATIENT).to_parquet(temporary / "train.parquet")
+        registry.valid.rename_axis(PATIENT).to_parquet(temporary / "valid.parquet")
+        statistics_files.to_table(registry.statistics).to_parquet(temporary / "statistics.parquet", index=False)
+        registry.leakage.to_parquet(temporary / "leakage.parquet")
+        files.write_json(temporary / "features.json", feature_files.to_json(registry.features))
+        files.write_json(temporary / "provenance.json", {**registry.provenance, "cohort": registry.cohort})
+        for path in temporary.iterdir():
+            os.chmod(path, files.OWNER_ONLY_FILE)
+
+
+def load(folder: Path) -> Registry:
+    """Read a prepared registry. Raises InputError if a file of it is missing, truncated or not what it should be."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no prepared registry there; make one with `python -m launch.prepare`")
+    provenance = files.read_json(folder / "provenance.json")
+    if not isinstance(provenance, dict) or "cohort" not in provenance:
+        raise InputError(f"{folder / 'provenance.json'}: not a provenance record, it names no cohort")
+    features = feature_files.from_json(files.read_json(folder / "features.json"), str(folder / "features.json"))
+    tables = {name: _read_table(folder / f"{name}.parquet", features) for name in ("train", "valid")}
+    statistics_path = folder / "statistics.parquet"
+    return Registry(
+        cohort=str(provenance["cohort"]),
+        features=features,
+        train=tables["train"],
+        valid=tables["valid"],
+        statistics=statistics_files.from_table(read_parquet(statistics_path), str(statistics_path)),
+        leakage=read_parquet(folder / "leakage.parquet"),
+        provenance=provenance,
+    )
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a Parquet file. Raises InputError if it is missing or damaged."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; prepare the registry again") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable Parquet file ({reason}); prepare the registry again") from None
+
+
+def _read_table(path: Path, features: list[Feature]) -> pd.DataFrame:
+    table = read_parquet(path)
+    names = [feature.name for feature in features]
+    if list(table.columns) != names:
+        raise InputError(f"{path}: its columns are not the features of features.json; prepare the registry again")
+    table.index = table.index.astype(str)
+    for feature in features:
+        if feature.kind != "datetime" and table[feature.name].dtype != "float64":
+            column = table[feature.name].astype(object)
+            table[feature.name] = column.where(column.notna(), None)
+    return table

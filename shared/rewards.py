@@ -1,0 +1,53 @@
+"""From a completion's text to its reward: the answer it boxed, and the terms that a config weighs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from shared.config import GrpoConfig
+from shared.questions import Question
+
+_BOX = re.compile(r"\\boxed\{([A-E])\}")
+
+
+def answer_letter(text: str) -> str:
+    r"""The letter of the first `\boxed{X}` with X in A-E, or "" where there is none (spec: registry, section e).
+
+    Later boxes, lower case, blanks within the braces and `\text{}` do not count.
+    """
+    match = _BOX.search(text)
+    return match.group(1) if match else ""
+
+
+def score(
+    question: Question, text: str, *, tokens: int, truncated: bool, config: GrpoConfig, max_new_tokens: int
+) -> dict[str, float]:
+    """The reward terms of a completion, weighted; `total` adds them up and each is logged apart.
+
+        answer    reward_answer where the boxed letter is the right one
+        format    reward_format where any letter A-E is boxed
+        length    reward_length where the completion ended by itself (not `truncated`)
+        overlong  0 up to `overlong_soft` tokens, from there linearly to -1 at `max_new_tokens`; 0 where it is off
+
+    `tokens` counts the completion's tokens, its end-of-sequence token included.
+    """
+    letter = answer_letter(text)
+    return {
+        "answer": config.reward_answer * (letter == question.answer),
+        "format": config.reward_format * (letter != ""),
+        "length": config.reward_length * (not truncated),
+        "overlong": overlong_penalty(tokens, config.overlong_soft, max_new_tokens),
+    }
+
+
+def total(terms: Mapping[str, float]) -> float:
+    """The reward: the sum of its terms."""
+    return sum(terms.values())
+
+
+def overlong_penalty(tokens: int, soft: int, limit: int) -> float:
+    """0 up to `soft` tokens, then linearly down to -1 at `limit` tokens; 0 everywhere where `soft` is 0 (off)."""
+    if soft == 0 or tokens <= soft:
+        return 0.0
+    return -min(1.0, (tokens - soft) / (limit - soft))

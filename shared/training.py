@@ -1,0 +1,303 @@
+"""The one GRPO training loop. It drives either backend through `shared.backend`'s protocols and holds no tensor of theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from shared import grpo, rewards
+from shared.backend import Completion, Learner, RolloutEngine, Sampling
+from shared.config import RunConfig
+from shared.errors import SyncError, TrainingError
+from shared.grpo import GroupBatch, GroupLayout
+from shared.metrics import MetricsWriter
+from shared.questions import Question, question_at
+from shared.randomness import uniforms
+from shared.trajectories import TrajectoryWriter
+
+REFILL_ROUNDS = 3  # further batches of questions asked for when groups have equal rewards
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Groups of completions with their rewards `[groups, G]`, in total and by term."""
+
+    questions: list[Question]
+    prompts: list[np.ndarray]
+    completions: list[list[Completion]]
+    rewards: np.ndarray
+    terms: dict[str, np.ndarray]
+
+    def chosen(self, index: np.ndarray) -> Rollouts:
+        """The rollouts of the groups in `index`."""
+        return Rollouts(
+            [self.questions[i] for i in index],
+            [self.prompts[i] for i in index],
+            [self.completions[i] for i in index],
+            self.rewards[index],
+            {name: values[index] for name, values in self.terms.items()},
+        )
+
+    def joined(self, other: Rollouts) -> Rollouts:
+        """These and `other`'s."""
+        return Rollouts(
+            self.questions + other.questions,
+            self.prompts + other.prompts,
+            self.completions + other.completions,
+            np.concatenate([self.rewards, other.rewards]),
+            {name: np.concatenate([values, other.terms[name]]) for name, values in self.terms.items()},
+        )
+
+
+class Phases:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.add({name: time.perf_counter() - begin})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count time that was measured elsewhere."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+    def report(self, tokens: int) -> dict[str, float]:
+        """Fields for a metrics line; `tokens` were read or written in this time."""
+        total = time.perf_counter() - self.begin
+        known = {f"seconds_{name}": value for name, value in self.seconds.items()}
+        return {**known, "seconds_total": total, "tokens_per_second": tokens / total}
+
+
+def train(
+    config: RunConfig,
+    learner: Learner,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    prompts: Sequence[np.ndarray],
+    workdir: Path,
+    *,
+    progress: bool = True,
+    wandb_project: str = "",
+) -> None:
+    """Train `learner` from its newest checkpoint in `workdir`, or from its weights, to `config.steps` optimizer steps.
+
+    `prompts` are the token ids of `questions`. Writes metrics, checkpoints and, if the config asks for them, trajectories.
+    Raises SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
+    """
+    checkpoints = workdir / "checkpoints"
+    restored = learner.restore(checkpoints)
+    step, position = (restored[0], restored[1]["position"]) if restored else (0, 0)
+    by_id = {question.id: prompt for question, prompt in zip(questions, prompts, strict=True)}
+    bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)
+    with MetricsWriter(workdir, step, wandb_project=wandb_project, run_name=config.name) as writer, bar:
+        if step < config.steps:
+            learner.publish(engine)
+        while step < config.steps:
+            phases = Phases()
+            rollouts, sampled, position = collect(config, engine, tokenizer, questions, by_id, step, position)
+            phases.add(engine.seconds())
+            batch = make_batch(config, rollouts)
+            batch = _scored(config, learner, batch, phases)
+            if config.store_trajectories:
+                _store(config, workdir, step, batch, rollouts)
+            described = describe(sampled, config)
+            tokens = _tokens_of(sampled)
+            for inner in range(config.grpo.inner_steps):
+                with phases("update"):
+                    metrics = learner.update(batch)
+                _check(metrics, step, config)
+                step += 1
+                if config.grpo.ref_sync_steps and step % config.grpo.ref_sync_steps == 0:
+                    learner.sync_reference()
+                last = inner + 1 == config.grpo.inner_steps
+                if last:
+                    with phases("publish"):
+                        learner.publish(engine)
+                    if step // config.checkpoint.every > (step - inner - 1) // config.checkpoint.every:
+                        with phases("checkpoint"):
+                            learner.save(checkpoints, step, {"position": position})
+                writer.write(step - 1, {**metrics, **described, **phases.report(tokens)})
+                phases, tokens = Phases(), 0
+                bar.update()
+                bar.set_postfix(reward=f"{described['reward']:.3f}", refresh=False)
+                if step == config.steps:
+                    break
+
+
+def collect(
+    config: RunConfig,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    prompts: Mapping[str, np.ndarray],
+    step: int,
+    position: int,
+) -> tuple[Rollouts, Rollouts, int]:
+    """Rollouts to learn from, all that were sampled, and the next position in the order of questions.
+
+    Groups with equal rewards are kept, dropped, or replaced by further questions, as the config says.
+    """
+    wanted = config.grpo.questions_per_step
+    used = sampled = sample(config, engine, tokenizer, _next(config, questions, position), prompts, step, position)
+    position += wanted
+    if config.grpo.uniform_groups == "keep":
+        return used, sampled, position
+    used = used.chosen(np.flatnonzero(~grpo.uniform_groups(used.rewards)))
+    rounds = REFILL_ROUNDS if config.grpo.uniform_groups == "refill" else 0
+    while rounds and len(used.questions) < wanted:
+        more = sample(config, engine, tokenizer, _next(config, questions, position), prompts, step, position)
+        position += wanted
+        rounds -= 1
+        sampled = sampled.joined(more)
+        used = used.joined(more.chosen(np.flatnonzero(~grpo.uniform_groups(more.rewards))))
+    return used.chosen(np.arange(min(wanted, len(used.questions)))), sampled, position
+
+
+def sample(
+    config: RunConfig,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: list[Question],
+    prompts: Mapping[str, np.ndarray],
+    step: int,
+    position: int,
+) -> Rollouts:
+    """One group of completions for each question, scored."""
+    rollout, group = config.rollout, config.grpo.group_size
+    sampling = Sampling(
+        group_size=group,
+        temperature=rollout.temperature,
+        max_new_tokens=rollout.max_new_tokens,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+    )
+    # Keyed by the position in the order of questions too: a refill may meet a question again within a step.
+    keys = [(config.seed, "sample", step, position + index, q.id) for index, q in enumerate(questions)]
+    numbers = np.stack([[uniforms(rollout.max_new_tokens, *key, i) for i in range(group)] for key in keys])
+    ids = [prompts[question.id] for question in questions]
+    completions = engine.generate(ids, sampling, numbers)
+    terms = [
+        [score_completion(config, tokenizer, question, completion) for completion in samples]
+        for question, samples in zip(questions, completions, strict=True)
+    ]
+    names = terms[0][0].keys()
+    by_term = {name: np.array([[each[name] for each in samples] for samples in terms]) for name in names}
+    totals = np.array([[rewards.total(each) for each in samples] for samples in terms])
+    return Rollouts(questions, ids, completions, totals, by_term)
+
+
+def score_completion(
+    config: RunConfig, tokenizer: PreTrainedTokenizerFast, question: Question, completion: Completion
+) -> dict[str, float]:
+    """Reward terms of one completion; its tokens are decoded for this only, and never encoded again."""
+    return rewards.score(
+        question,
+        tokenizer.decode(completion.tokens, skip_special_tokens=True),
+        tokens=len(completion.tokens),
+        truncated=completion.truncated,
+        config=config.grpo,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+
+
+def make_batch(config: RunConfig, rollouts: Rollouts) -> GroupBatch:
+    """The rollouts as arrays, with as many rows as a full step has, so that every step has one shape."""
+    tokens = [[completion.tokens for completion in samples] for samples in rollouts.completions]
+    group = config.grpo.group_size
+    truncated = np.array([[c.truncated for c in samples] for samples in rollouts.completions], bool).reshape(-1, group)
+    empty = np.zeros((0, group))
+    batch = grpo.pack(
+        rollouts.prompts,
+        tokens,
+        layout_of(config, rollouts),
+        advantages=grpo.advantages(rollouts.rewards, config.grpo.advantage_scale) if tokens else empty,
+        completion_masks=grpo.completion_masks(tokens, truncated, mask_truncated=config.grpo.mask_truncated),
+        rollout_logprobs=[[completion.logprobs for completion in samples] for samples in rollouts.completions],
+    )
+    batch = grpo.pad_rows(batch, config.grpo.questions_per_step)
+    return batch if config.learner.group_layout else grpo.separate_rows(batch)
+
+
+def layout_of(config: RunConfig, rollouts: Rollouts) -> GroupLayout:
+    """The row's layout: the configured limits, or the batch's own lengths rounded up to `learner.length_bucket`."""
+    prompt, completion = config.rollout.max_prompt_tokens, config.rollout.max_new_tokens
+    bucket = config.learner.length_bucket
+    if bucket and rollouts.prompts:
+        longest = max(map(len, rollouts.prompts))
+        written = max(len(c.tokens) for samples in rollouts.completions for c in samples)
+        prompt = min(prompt, math.ceil(longest / bucket) * bucket)
+        completion = min(completion, math.ceil(written / bucket) * bucket)
+    return GroupLayout(prompt=prompt, group=config.grpo.group_size, completion=completion)
+
+
+def describe(sampled: Rollouts, config: RunConfig) -> dict[str, float]:
+    """What the rollouts look like, for the log."""
+    completions = [completion for samples in sampled.completions for completion in samples]
+    return {
+        "reward": float(sampled.rewards.mean()),
+        "reward_std": float(sampled.rewards.std()),
+        **{f"reward_{name}": float(values.mean()) for name, values in sampled.terms.items()},
+        "uniform_groups": float(grpo.uniform_groups(sampled.rewards).mean()),
+        "completion_length": float(np.mean([len(completion.tokens) for completion in completions])),
+        "truncated": float(np.mean([completion.truncated for completion in completions])),
+        "questions": len(sampled.questions),
+    }
+
+
+def _next(config: RunConfig, questions: Sequence[Question], position: int) -> list[Question]:
+    return [question_at(questions, config.seed, position + i) for i in range(config.grpo.questions_per_step)]
+
+
+def _scored(config: RunConfig, learner: Learner, batch: GroupBatch, phases: Phases) -> GroupBatch:
+    """The batch with the log-probabilities that the objective needs beside the policy's own."""
+    with phases("scoring"):
+        if config.grpo.beta > 0:
+            batch = dataclasses.replace(batch, ref_logprobs=learner.logprobs(batch, "reference"))
+        if config.grpo.inner_steps > 1:
+            batch = dataclasses.replace(batch, old_logprobs=learner.logprobs(batch, "policy"))
+    return batch
+
+
+def _check(metrics: Mapping[str, float], step: int, config: RunConfig) -> None:
+    if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
+        raise TrainingError(
+            f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} are not finite; lower "
+            "optimizer.learning_rate and start again from the last checkpoint"
+        )
+    if metrics["logprob_gap"] > config.grpo.max_logprob_gap:
+        raise SyncError(
+            f"step {step}: engine and learner differ by {metrics['logprob_gap']:.3g} nats a token, more than "
+            f"grpo.max_logprob_gap = {config.grpo.max_logprob_gap}; the engine's weights or caches are stale"
+        )
+
+
+def _tokens_of(sampled: Rollouts) -> int:
+    written = sum(len(completion.tokens) for samples in sampled.completions for completion in samples)
+    return sum(map(len, sampled.prompts)) + written
+
+
+def _store(config: RunConfig, workdir: Path, step: int, batch: GroupBatch, rollouts: Rollouts) -> None:
+    writer = TrajectoryWriter(workdir / "trajectories", rows_per_step=batch.tokens.shape[0], layout=batch.layout)
+    missing = config.grpo.questions_per_step - len(rollouts.questions)
+    ids = [question.id for question in rollouts.questions] + [""] * missing
+    scored = np.pad(rollouts.rewards, ((0, missing), (0, 0)))
+    if batch.layout.group == 1:
+        ids = [name for name in ids for _ in range(config.grpo.group_size)]
+        scored = scored.reshape(-1, 1)
+    writer.append(step, batch, scored, ids)

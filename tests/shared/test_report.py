@@ -1,0 +1,307 @@
+"""The report: whole without a network, safe with any text, and honest about what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared import evaluation, files, metrics, report
+from shared.config import EvaluationConfig, RunConfig
+from shared.errors import InputError
+from shared.questions import LETTERS, Question
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = RunConfig(name="quick <b>run</b>", seed=7, evaluation=EvaluationConfig(bootstrap=200))
+EXAMPLE = {
+    "question": "Lactate: [MASK]",
+    "completion": "<script>alert('x')</script> & \\boxed{A}",
+    "answer": "A",
+    "predicted": "A",
+    "when": "after",
+}
+
+
+def questions() -> list[Question]:
+    return [
+        Question(
+            id=f"q{number}",
+            cohort="synthetic",
+            task="denoising",
+            feature=f"feature {number % 6}",
+            section=f"section {number % 3}",
+            patient=f"p{number // 3}",
+            context="record",
+            question="which?",
+            choices=("a", "b", "c"),
+            answer=LETTERS[number % 3],
+            majority="A",
+            bayes_accuracy=0.9,
+            bayes_answer="A",
+        )
+        for number in range(90)
+    ]
+
+
+def answers(share: float) -> list[evaluation.Answer]:
+    random = np.random.default_rng(int(share * 100))
+    return [
+        evaluation.answer_to(item, item.answer if random.random() < share else "", truncated=False, tokens=9)
+        for item in questions()
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The work directory of a run that has ended."""
+    folder = tmp_path_factory.mktemp("finished")
+    before, after = answers(0.3), answers(0.6)
+    with metrics.MetricsWriter(folder, 0) as writer:
+        for step in range(40):
+            writer.write(
+                step,
+                {
+                    "loss": 0.0, "reward": step / 40, "kl": 0.01, "entropy": 1.0, "grad_norm": 0.5,
+                    "learning_rate": 1e-6, "completion_length": 9.0, "truncated": 0.0, "logprob_gap": 0.001,
+                    "seconds_prefill": 0.5, "seconds_decode": 2.0, "tokens_per_second": 123.0,
+                },
+            )  # fmt: skip
+    evaluation.write_answers(folder / "evaluation" / "before.parquet", before)
+    evaluation.write_answers(folder / "evaluation" / "after.parquet", after)
+    files.write_json(folder / "evaluation" / "examples.json", [EXAMPLE])
+    files.write_json(folder / "config.json", dataclasses.asdict(CONFIG))
+    timings = metrics.timings(metrics.read_metrics(folder / "metrics.jsonl"))
+    summary = evaluation.summary(
+        CONFIG.name, questions(), before, after, config=CONFIG, timings=timings, environment={"backend": "jax"}
+    )
+    files.write_json(folder / "summary.json", summary)
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, "loss": 5 - s}) + "\n" for s in range(4))
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shown(finished, tmp_path_factory) -> Path:
+    """A work directory with its report, examples included."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("shown") / "run"))
+    assert report.write_report(folder, show_examples=True) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, the open elements, and the text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.elements: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                self.loads.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("meta", "link", "img", "br"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_holds_the_numbers_of_the_summary(shown):
+    page = Page(shown / "report.html")
+    assert page.open == []
+    summary = json.loads((shown / "summary.json").read_text())
+    for part in (summary["before"], summary["after"]):
+        assert report.percent(part["accuracy"]) in page.text
+        assert report.interval(part["ci"]) in page.text
+    assert report.points(summary["gain"]["value"]) in page.text
+    for key in ("bayes_accuracy", "majority_accuracy", "chance_accuracy"):
+        assert report.percent(summary[key]) in page.text
+    for row in summary["per_feature"]:
+        assert row["feature"] in page.text and report.percent(row["after"]) in page.text
+    for title in ("Reward", "KL to the reference", "Entropy", "Gradient norm", "Learning rate", "Completion length"):
+        assert title in page.text
+    assert "prefill" in page.text and "decode" in page.text and "123 tokens per second" in page.text
+    assert "Warm-up" in page.text and "Not in this report" not in page.text
+    assert page.elements.count("svg") == 14  # main, sections, 10 curves, warm-up, phases
+
+
+def test_the_page_loads_nothing(shown):
+    path = shown / "report.html"
+    text = path.read_text()
+    assert all(target.startswith(("#", "data:")) for target in Page(path).loads)
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    assert "default-src 'none'" in text
+    assert not {"script", "link", "iframe", "object", "embed"} & set(Page(path).elements)
+
+
+def test_what_a_run_says_is_escaped(shown):
+    page = Page(shown / "report.html")
+    assert EXAMPLE["completion"] in page.text
+    assert "script" not in page.elements and "b" not in page.elements
+
+
+def test_examples_are_shown_only_if_allowed(workdir):
+    path = report.write_report(workdir, show_examples=False)
+    assert "alert" not in path.read_text() and "Lactate" not in path.read_text()
+    assert "1 example completions are left out" in Page(path).text
+
+
+def test_examples_of_records_that_may_be_real_need_the_flag():
+    drawn = dataclasses.asdict(RunConfig(name="quick"))
+    assert report.examples_allowed(drawn, False)
+    for change in ({"cohort": "sepsis"}, {"source": "raw"}, {"train": "t.parquet", "valid": "v.parquet"}):
+        real = {"data": drawn["data"] | change}
+        assert not report.examples_allowed(real, False)
+        assert report.examples_allowed(real, True)
+    assert not report.examples_allowed({}, False)
+
+
+def test_the_main_plot_is_a_picture_for_a_readme(shown):
+    with Image.open(shown / "plots" / "main.png") as image:
+        assert image.size == (1500, 630) and image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+        assert np.asarray(image.convert("L")).std() > 20  # something is drawn
+
+
+def test_phases_that_do_not_come_every_step(workdir):
+    lines = ['{"step": 0, "seconds_update": 1.0, "seconds_total": 2.0}', '{"step": 1, "seconds_checkpoint": 3.0}', ""]
+    (workdir / "metrics.jsonl").write_text("\n".join(lines))
+    text = Page(report.write_report(workdir, show_examples=False)).text
+    assert re.search(r"checkpoint\s*3\.0 s\s*60\.0%\s*1\.500 s", text)
+    assert re.search(r"other\s*1\.0 s\s*20\.0%", text)
+
+
+def test_the_same_files_make_the_same_page(shown, workdir):
+    again = report.write_report(workdir, show_examples=True)
+    assert again.read_text() == (shown / "report.html").read_text()
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    files.write_json(tmp_path / "config.json", dataclasses.asdict(CONFIG))
+    page = Page(report.write_report(tmp_path, show_examples=True))
+    assert "has not been evaluated yet" in page.text
+    assert "summary.json: the run has not finished" in page.text
+    assert "metrics.jsonl: no optimizer step" in page.text
+    assert (tmp_path / "plots" / "main.png").is_file()
+
+
+def test_a_run_in_the_middle(workdir):
+    (workdir / "summary.json").unlink()
+    (workdir / "metrics.jsonl").write_text('{"step": 0, "reward": 0.5, "kl": null}\n{"step": 1, "rew')
+    page = Page(report.write_report(workdir, show_examples=False))
+    assert "the curve of kl" in page.text and "the curve of entropy" in page.text
+    assert "the curve of reward" not in page.text and "Reward" in page.text
+    assert "the time of each phase" in page.text
+
+
+def test_a_run_evaluated_only_before(workdir):
+    summary = evaluation.summary(CONFIG.name, questions(), answers(0.3), None, config=CONFIG)
+    files.write_json(workdir / "summary.json", summary)
+    page = Page(report.write_report(workdir, show_examples=False))
+    assert "Before GRPO, accuracy on 90 questions about 30 held-out patients" in page.text
+    assert "the evaluation after GRPO" in page.text
+    assert "not evaluated yet" in report.terminal_summary(summary, workdir)
+
+
+def test_an_unknown_ceiling_is_said_to_be_unknown(workdir):
+    real = [dataclasses.replace(item, bayes_accuracy=None, bayes_answer=None) for item in questions()]
+    summary = evaluation.summary(CONFIG.name, real, answers(0.3), answers(0.6), config=CONFIG)
+    files.write_json(workdir / "summary.json", summary)
+    page = Page(report.write_report(workdir, show_examples=False))
+    assert "the Bayes ceiling: it is known only" in page.text
+    assert "Bayes" not in report.headline(summary) and "Bayes" not in report.terminal_summary(summary, workdir)
+
+
+def part(accuracy: float, low: float, high: float) -> dict:
+    return {"accuracy": accuracy, "ci": [low, high], "n": 100, "patients": 50}
+
+
+def test_the_headline_claims_no_more_than_the_intervals():
+    clear = {
+        "before": part(0.3, 0.25, 0.35), "after": part(0.6, 0.55, 0.65), "gain": {"value": 0.3, "ci": [0.22, 0.38]},
+        "majority_accuracy": 0.4, "bayes_accuracy": 0.8,
+    }  # fmt: skip
+    text = report.headline(clear)
+    assert "from 30.0% (95% interval 25.0 to 35.0%) before GRPO to 60.0%" in text
+    assert "+30.0 points (+22.0 to +38.0 points)" in text
+    assert "above always taking the most frequent option (40.0%)" in text and "closes 60% of the distance" in text
+    assert "zero" not in text
+    unclear = clear | {"gain": {"value": 0.02, "ci": [-0.04, 0.08]}, "after": part(0.32, 0.27, 0.43)}
+    assert "cannot tell the change from none" in report.headline(unclear)
+    assert "not distinguishable from always" in report.headline(unclear)
+    worse = clear | {"gain": {"value": -0.1, "ci": [-0.15, -0.05]}, "after": part(0.2, 0.15, 0.25)}
+    assert "below always" in report.headline(worse) and "closes" not in report.headline(worse)
+    single = clear | {"before": part(0.3, 0, 0) | {"ci": None, "patients": 1}, "gain": {"value": 0.3, "ci": None}}
+    assert "no interval" in report.headline(single)
+
+
+def test_terminal_summary_fits_a_screen(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    lines = report.terminal_summary(summary, Path("run")).splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert report.percent(summary["after"]["accuracy"]) in text and "run/report.html" in text
+    assert "40 optimizer steps in 1 min 40 s, 123 tokens/s" in text
+
+
+def test_words_for_numbers():
+    assert (report.percent(0.1234), report.percent(None), report.points(-0.05)) == ("12.3%", "–", "-5.0 points")
+    assert report.interval([0.1, 0.25]) == "10.0 to 25.0%"
+    assert report.interval([-0.1, 0.25], report.points) == "-10.0 to +25.0 points"
+    assert [report.duration(s) for s in (0.25, 75, 59.99, 3_700)] == ["0.2 s", "1 min 15 s", "60.0 s", "1 h 01 min"]
+
+
+def test_a_folder_without_a_run_or_with_a_broken_file_is_one_clear_line(tmp_path, workdir):
+    with pytest.raises(InputError, match="holds no run"):
+        report.write_report(tmp_path, show_examples=False)
+    (workdir / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="summary.json: not JSON"):
+        report.write_report(workdir, show_examples=False)
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.report", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+    )
+
+
+def test_the_command_rebuilds_the_page(workdir):
+    done = launch(f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout and "before GRPO" in done.stdout
+    assert "alert" in (workdir / "report.html").read_text()  # the records were drawn, so the examples show
+    (workdir / "config.json").unlink()
+    (workdir / "summary.json").unlink()
+    assert launch(f"--workdir={workdir}").stdout.count("no result yet") == 1
+    assert "alert" not in (workdir / "report.html").read_text()  # of unknown origin now
+    absent = launch(f"--workdir={workdir / 'absent'}")
+    assert absent.returncode == 2 and "holds no run" in absent.stderr and "Traceback" not in absent.stderr

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import rewards
+from shared.config import GrpoConfig
+from shared.questions import LETTERS, Question
+
+GOLDEN = Path(os.environ.get("CREASON_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared" / "golden"))
+STORED = GOLDEN / "registry" / "reward_cases.jsonl.gz"
+
+
+def read_cases() -> list[dict]:
+    if not STORED.is_file():
+        return []
+    with gzip.open(STORED, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+CASES = read_cases()
+
+
+def ask(answer: str = "B") -> Question:
+    return Question(
+        id="q", cohort="synthetic", task="denoising", feature="lactate", section="labs", patient="p", context="c",
+        question="?", choices=("1", "2", "3", "4", "5"), answer=answer, majority="A",
+    )  # fmt: skip
+
+
+def score(
+    text: str, config: GrpoConfig | None = None, *, tokens: int = 10, truncated: bool = False
+) -> dict[str, float]:
+    return rewards.score(
+        ask(), text, tokens=tokens, truncated=truncated, config=config or GrpoConfig(), max_new_tokens=100
+    )
+
+
+@pytest.mark.golden
+@pytest.mark.skipif(not CASES, reason=f"no golden cases at {STORED}")
+def test_golden_cases_are_all_there():
+    assert len(CASES) >= 80
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", CASES)
+def test_golden_reward(case):
+    assert float(rewards.answer_letter(case["completion"]) == case["label"]) == case["reward"]
+    if case["label"] and case["label"] in LETTERS:
+        terms = rewards.score(
+            ask(case["label"]), case["completion"], tokens=1, truncated=False, config=GrpoConfig(), max_new_tokens=100
+        )
+        assert rewards.total(terms) == case["reward"]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"so \boxed{C}.", "C"),
+        (r"\boxed{A} or rather \boxed{B}", "A"),
+        (r"\boxed{F} then \boxed{E}", "E"),
+        (r"\boxed{ A}", ""),
+        (r"\boxed{\text{A}}", ""),
+        (r"\boxed{a}", ""),
+        ("boxed{A}", ""),
+        ("", ""),
+    ],
+)
+def test_answer_letter(text, letter):
+    assert rewards.answer_letter(text) == letter
+
+
+def test_terms_are_weighted_and_kept_apart():
+    config = GrpoConfig(reward_answer=2.0, reward_format=0.5, reward_length=0.25, overlong_soft=60)
+    right = score(r"\boxed{B}", config)
+    assert right == {"answer": 2.0, "format": 0.5, "length": 0.25, "overlong": 0.0}
+    assert rewards.total(right) == 2.75
+    assert score(r"\boxed{A}", config) == {"answer": 0.0, "format": 0.5, "length": 0.25, "overlong": 0.0}
+    assert score("B", config, tokens=100, truncated=True) == {
+        "answer": 0.0,
+        "format": 0.0,
+        "length": 0.0,
+        "overlong": -1.0,
+    }
+
+
+def test_the_papers_reward_is_the_answer_alone():
+    assert rewards.total(score(r"\boxed{B}", tokens=100, truncated=True)) == 1.0
+    assert rewards.total(score(r"\boxed{C}")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "penalty"), [(1, 0.0), (60, 0.0), (70, -0.25), (80, -0.5), (100, -1.0), (120, -1.0)]
+)
+def test_overlong_penalty_is_linear(tokens, penalty):
+    assert rewards.overlong_penalty(tokens, 60, 100) == penalty
+
+
+@given(tokens=st.integers(0, 5_000))
+def test_overlong_penalty_is_off_at_zero(tokens):
+    assert rewards.overlong_penalty(tokens, 0, 2_000) == 0.0
