@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 BACKEND ?= jax
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Large pages for malloc: XLA's CPU backend allocates its temporaries anew for every step, and small pages cost it up to
+# half of its speed (docs/measurements.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: env env-dev quickstart smoke study test lint bench report
 
 env: $(VENV)/.ready

@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     config.warmup = ConfigDict(
         dict(
             steps=400,
-            batch_size=64,
-            sequence_length=256,
+            batch_size=32,
+            sequence_length=232,
             worked_answers=4_000,
             optimizer=dict(learning_rate=2e-3, b2=0.95, warmup_ratio=0.05),
         )

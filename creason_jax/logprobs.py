@@ -25,7 +25,8 @@ def token_logprobs(
     @jax.checkpoint
     def piece(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         hidden, targets = part
-        logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32) / temperature
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = jnp.dot(flat, head, preferred_element_type=jnp.float32).reshape(*targets.shape, -1) / temperature
         return None, (target_logprobs(logits, targets), entropy(jax.lax.stop_gradient(logits)))
 
     # Chunks along time, not along rows: rows are split over devices, and a scan over a split axis moves data every turn.

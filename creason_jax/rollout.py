@@ -41,7 +41,7 @@ SMALLEST_BUCKET = 32  # prompt lengths are rounded up to this times a power of t
 class Slots(NamedTuple):
     """Device state of S slots with G samples of at most C tokens and prompts of at most P.
 
-    Caches are lists over layers: prompt `[S, P, K, N]`, own `[S, G, C, K, N]`. `count` `[S]` is the number of tokens drawn so
+    Caches are lists over layers: prompt `[S, K, P, N]`, own `[S, K, G, C, N]`. `count` `[S]` is the number of tokens drawn so
     far in each sample of the slot; `running` `[S, G]` says which samples go on.
     """
 
@@ -221,15 +221,16 @@ def _empty_slots(engine: Engine, shape: _Shape) -> Slots:
         array = jnp.zeros((shape.slots, *sizes), dtype)
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(sharding.BATCH, *axes)))
 
-    kv = (model.num_key_value_heads, model.head_dim)
     layers = range(model.num_hidden_layers)
     samples = (shape.group, shape.completion)
 
     def prompts() -> list[jax.Array]:
-        return [zeros((shape.prompt, *kv), engine.dtype, (None, heads)) for _ in layers]
+        sizes = (model.num_key_value_heads, shape.prompt, model.head_dim)
+        return [zeros(sizes, engine.dtype, (heads,)) for _ in layers]
 
     def own() -> list[jax.Array]:
-        return [zeros((*samples, *kv), engine.dtype, (None, None, heads)) for _ in layers]
+        sizes = (model.num_key_value_heads, *samples, model.head_dim)
+        return [zeros(sizes, engine.dtype, (heads,)) for _ in layers]
 
     return Slots(
         prompt_k=prompts(),
@@ -265,7 +266,7 @@ def _prefill(
     layout = GroupLayout(prompt=bucket, group=0, completion=0)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return group_attention(q, k, v, valid, layout), (k, v)
+        return group_attention(q, k, v, valid, layout), (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     hidden, (keys, values) = forward(params, engine.model, tokens, positions, attend, dtype=engine.dtype)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -279,7 +280,7 @@ def _prefill(
         return array.at[places].set(value, mode="drop")
 
     def put_prompt(array: jax.Array, value: jax.Array) -> jax.Array:
-        return array.at[places, :bucket].set(value, mode="drop")
+        return array.at[places, :, :bucket].set(value, mode="drop")
 
     return slots._replace(
         prompt_k=[put_prompt(cache, keys[index]) for index, cache in enumerate(slots.prompt_k)],
@@ -308,8 +309,8 @@ def _decode(engine: Engine, sampling: Sampling, params: Any, layers: list[Any], 
         positions = jnp.broadcast_to((slots.prompt_length + place - 1)[:, None], previous.shape)
 
         def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            own_k = slots.own_k[index].at[row, :, place - 1].set(k)
-            own_v = slots.own_v[index].at[row, :, place - 1].set(v)
+            own_k = slots.own_k[index].at[row, :, :, place - 1].set(k.swapaxes(1, 2))
+            own_v = slots.own_v[index].at[row, :, :, place - 1].set(v.swapaxes(1, 2))
             prompt = slots.prompt_k[index], slots.prompt_v[index], slots.prompt_length
             return decode_attention(q, *prompt, own_k, own_v, place), (own_k, own_v)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -32,10 +33,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if any(word in ("--help", "-help", "-h") for word in argv[1:]):
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
+    for word, following in zip(argv[1:], [*argv, ""][2:], strict=True):
+        name, equals, value = word.lstrip("-").partition("=")
+        path = (value if equals else following).partition(":")[0]  # what follows a colon is for the file itself
+        if name == "config" and not Path(path).is_file():
+            _fail(f"--config={path}: no such file")
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         _fail(str(error))
+    except (AttributeError, KeyError) as error:  # how ml_collections refuses an override
+        field = str(error).strip("'\"")
+        words = ", ".join(word for word in argv[1:] if field in word)
+        _fail(f"{words or field}: the config has no field {field}; shared/config.py lists them")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
     return rest

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, told apart with any colour vision; what matters is 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def _apart(values: Sequence[float], distance: float) -> list[float]:
     """Heights for labels at `values`, in their order, moved up as little as keeps neighbours `distance` apart."""
     heights = list(values)
     order = sorted(range(len(values)), key=lambda index: values[index])
-    for lower, upper in zip(order, order[1:], strict=False):
+    for lower, upper in itertools.pairwise(order):
         heights[upper] = max(heights[upper], heights[lower] + distance)
     return heights
 

@@ -1,7 +1,10 @@
 """Attention over the group layout (training, prefill) and over the caches of a group (decoding).
 
-Shape letters: B rows, T time, P prompt, G completions of a group, C completion length, H heads, K key-value heads,
-R = H / K heads for each key-value head, N head size, S slots.
+Shape letters: B rows or slots, T time, P prompt, G completions of a group, C completion length, Q queries of each
+completion, H heads, K key-value heads, R = H / K heads for each key-value head, N head size.
+
+Every product is a plain batched matrix product with heads in front: XLA's CPU backend computes einsums over scattered
+dimensions, and above all their gradients, at half that speed.
 """
 
 from __future__ import annotations
@@ -21,32 +24,24 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
     by one `[P, P]` square, the completions by a rectangle over the prompt's keys and a `[C, C]` square each, so no
     `[T, T]` array exists and the prompt's keys are read once for all completions.
     """
-    batch, _, heads, size = q.shape
-    kv_heads = k.shape[2]
+    batch, time, heads, size = q.shape
+    kv_heads, shared = k.shape[2], heads // k.shape[2]
     prompt, group, length = layout.prompt, layout.group, layout.completion
-    q = q.reshape(batch, -1, kv_heads, heads // kv_heads, size) * size**-0.5
-
-    prompt_k, prompt_v, prompt_valid = k[:, :prompt], v[:, :prompt], valid[:, :prompt]
-    scores = jnp.einsum("bqkrn,bskn->bkrqs", q[:, :prompt], prompt_k, preferred_element_type=jnp.float32)
-    visible = jnp.tril(jnp.ones((prompt, prompt), bool)) & prompt_valid[:, None, None, None, :]
-    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1).astype(v.dtype)
-    prompt_out = jnp.einsum("bkrqs,bskn->bqkrn", weights, prompt_v).reshape(batch, prompt, heads, size)
-    if not group:
-        return prompt_out
-
-    def completions(x: jax.Array) -> jax.Array:
-        return x[:, prompt:].reshape(batch, group, length, *x.shape[2:])
-
-    own_q, own_k, own_v, own_valid = completions(q), completions(k), completions(v), completions(valid)
-    over_prompt = jnp.einsum("bgckrn,bskn->bkrgcs", own_q, prompt_k, preferred_element_type=jnp.float32)
-    over_prompt = jnp.where(prompt_valid[:, None, None, None, None, :], over_prompt, MASKED)
-    over_own = jnp.einsum("bgckrn,bgdkn->bkrgcd", own_q, own_k, preferred_element_type=jnp.float32)
-    own_visible = jnp.tril(jnp.ones((length, length), bool)) & own_valid[:, None, None, :, None, :]
-    over_own = jnp.where(own_visible, over_own, MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([over_prompt, over_own], axis=-1), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkrgcs,bskn->bgckrn", weights[..., :prompt], prompt_v)
-    out = out + jnp.einsum("bkrgcd,bgdkn->bgckrn", weights[..., prompt:], own_v)
-    return jnp.concatenate([prompt_out, out.reshape(batch, group * length, heads, size)], axis=1)
+    q = q.reshape(batch, time, kv_heads, shared, size).transpose(0, 2, 3, 1, 4)  # [B, K, R, T, N]
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, N]
+    prompt_k, prompt_v, prompt_valid = k[:, :, :prompt], v[:, :, :prompt], valid[:, :prompt]
+    causal = jnp.tril(jnp.ones((prompt, prompt), bool)) & prompt_valid[:, None, None, None]
+    out = _over_prompt(q[:, :, :, :prompt], prompt_k, prompt_v, causal)
+    if group:
+        own_q = q[:, :, :, prompt:].reshape(batch, kv_heads, shared, group, length, size)
+        own_k = k[:, :, prompt:].reshape(batch, kv_heads, group, length, size)
+        own_v = v[:, :, prompt:].reshape(batch, kv_heads, group, length, size)
+        own_valid = valid[:, prompt:].reshape(batch, 1, 1, group, 1, length)
+        causal = jnp.tril(jnp.ones((length, length), bool)) & own_valid
+        prompt_there = prompt_valid[:, None, None, None, None]
+        completions = _over_both(own_q, prompt_k, prompt_v, prompt_there, own_k, own_v, causal)
+        out = jnp.concatenate([out, completions.reshape(batch, kv_heads, shared, group * length, size)], axis=3)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
 
 
 def decode_attention(
@@ -58,21 +53,59 @@ def decode_attention(
     own_v: jax.Array,
     own_length: jax.Array,
 ) -> jax.Array:
-    """One token of every sample: q `[S, G, H, N]` over its slot's prompt and its own cache; returns `[S, G, H, N]`.
+    """One token of every sample: q `[B, G, H, N]` over its slot's prompt and its own cache; returns `[B, G, H, N]`.
 
-    prompt_k, prompt_v `[S, P, K, N]` are read once for all G samples (a matrix product in place of G vector products);
-    own_k, own_v `[S, G, C, K, N]`; prompt_length and own_length `[S]` count the keys that are there.
+    prompt_k, prompt_v `[B, K, P, N]` are read once for all G samples (a matrix product in place of G vector products);
+    own_k, own_v `[B, K, G, C, N]`; prompt_length and own_length `[B]` count the keys that are there.
     """
     slots, group, heads, size = q.shape
-    prompt, kv_heads = prompt_k.shape[1:3]
-    q = q.reshape(slots, group, kv_heads, heads // kv_heads, size) * size**-0.5
-    over_prompt = jnp.einsum("sgkrn,spkn->skrgp", q, prompt_k, preferred_element_type=jnp.float32)
-    there = jnp.arange(prompt) < prompt_length[:, None]
-    over_prompt = jnp.where(there[:, None, None, None, :], over_prompt, MASKED)
-    over_own = jnp.einsum("sgkrn,sgckn->skrgc", q, own_k, preferred_element_type=jnp.float32)
-    there = jnp.arange(own_k.shape[2]) < own_length[:, None]
-    over_own = jnp.where(there[:, None, None, None, :], over_own, MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([over_prompt, over_own], axis=-1), axis=-1).astype(own_v.dtype)
-    out = jnp.einsum("skrgp,spkn->sgkrn", weights[..., :prompt], prompt_v)
-    out = out + jnp.einsum("skrgc,sgckn->sgkrn", weights[..., prompt:], own_v)
-    return out.reshape(slots, group, heads, size)
+    kv_heads = prompt_k.shape[1]
+    q = q.reshape(slots, group, kv_heads, heads // kv_heads, 1, size).transpose(0, 2, 3, 1, 4, 5)
+    prompt_there = jnp.arange(prompt_k.shape[2]) < prompt_length[:, None, None, None, None, None]
+    own_there = jnp.arange(own_k.shape[3]) < own_length[:, None, None, None, None, None]
+    out = _over_both(q, prompt_k, prompt_v, prompt_there, own_k, own_v, own_there)[:, :, :, :, 0]
+    return out.transpose(0, 3, 1, 2, 4).reshape(slots, group, heads, size)
+
+
+def _over_prompt(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """q `[B, K, R, Q, N]`, k and v `[B, K, P, N]`, visible to broadcast to `[B, K, R, Q, P]`."""
+    batch, kv_heads, shared, queries, size = q.shape
+    scores = _product(q.reshape(batch, kv_heads, -1, size) * size**-0.5, k.swapaxes(-1, -2))
+    scores = jnp.where(visible, scores.reshape(batch, kv_heads, shared, queries, -1), MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return (weights.reshape(batch, kv_heads, shared * queries, -1) @ v).reshape(q.shape)
+
+
+def _over_both(
+    q: jax.Array,
+    prompt_k: jax.Array,
+    prompt_v: jax.Array,
+    prompt_visible: jax.Array,
+    own_k: jax.Array,
+    own_v: jax.Array,
+    own_visible: jax.Array,
+) -> jax.Array:
+    """q `[B, K, R, G, Q, N]` over a shared prompt `[B, K, P, N]` and own keys `[B, K, G, C, N]`; shaped like q.
+
+    One softmax over both without joining the two score arrays, which would copy the larger one.
+    """
+    batch, kv_heads, shared, group, queries, size = q.shape
+    q = q * size**-0.5
+    scores = _product(q.reshape(batch, kv_heads, -1, size), prompt_k.swapaxes(-1, -2))
+    over_prompt = jnp.where(prompt_visible, scores.reshape(*q.shape[:-1], -1), MASKED)
+    by_sample = (batch, kv_heads, group, shared * queries)
+    scores = _product(q.swapaxes(2, 3).reshape(*by_sample, size), own_k.swapaxes(-1, -2))
+    scores = scores.reshape(batch, kv_heads, group, shared, queries, -1).swapaxes(2, 3)
+    over_own = jnp.where(own_visible, scores, MASKED)
+
+    top = jax.lax.stop_gradient(jnp.maximum(over_prompt.max(-1), over_own.max(-1)))[..., None]
+    prompt_weights, own_weights = jnp.exp(over_prompt - top), jnp.exp(over_own - top)
+    total = prompt_weights.sum(-1, keepdims=True) + own_weights.sum(-1, keepdims=True)
+    from_prompt = _product(prompt_weights.astype(q.dtype).reshape(batch, kv_heads, -1, prompt_k.shape[2]), prompt_v)
+    from_own = _product(own_weights.astype(q.dtype).swapaxes(2, 3).reshape(*by_sample, -1), own_v)
+    from_own = from_own.reshape(batch, kv_heads, group, shared, queries, size).swapaxes(2, 3)
+    return ((from_prompt.reshape(q.shape) + from_own) / total).astype(q.dtype)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)

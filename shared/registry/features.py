@@ -22,8 +22,8 @@ class Feature:
 
     `section` is a header such as `[Outcome/Hospital outcome]`. `decimals` is how many decimals numbers are shown with:
     the fewest that represent the training values, at most 3. `categories` are the texts that a category may take, in
-    the order of its coding, then of first appearance. Features of one `leak_group` give each other away. A number column
-    may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`).
+    the order of its coding, then of first appearance. Features of one `leak_group` give each other away. A number
+    column may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`).
     """
 
     name: str

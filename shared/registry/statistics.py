@@ -7,6 +7,7 @@ original offered `nan` as an option), and a number is the same value however it 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from shared.errors import InputError
 from shared.registry.features import Feature, as_number, numbers_of, value_text
@@ -69,9 +71,11 @@ class ValueStatistics:
     def density(self, number: float) -> float:
         """The mixture's density at `number`."""
         spread = np.maximum(self.stds, 1e-12)
-        return float((self.mixture / spread * np.exp(-0.5 * ((number - self.means) / spread) ** 2)).sum())
+        height = self.mixture / (spread * math.sqrt(2 * math.pi))
+        return float((height * np.exp(-0.5 * ((number - self.means) / spread) ** 2)).sum())
 
 
+@threadpool_limits.wrap(limits=1)  # many small fits: waiting for threads costs more than they save
 def fit(train: pd.DataFrame, features: Sequence[Feature]) -> dict[str, ValueStatistics]:
     """Statistics of every feature that can be asked for: a number or category with at least two distinct values."""
     fitted = {}

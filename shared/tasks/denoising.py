@@ -120,7 +120,12 @@ class Denoising:
         return victims[int(generator(self.seed, patient, "victims", turn).permutation(len(victims))[place])]
 
     def ask(self, patient: str, feature: str, draw: int) -> Question:
-        """The question about `feature` of `patient`; `draw` tells apart several questions about the same value."""
+        """The question about `feature` of `patient`; `draw` tells apart several questions about the same value.
+
+        Raises InputError where the patient has no value that can be asked for.
+        """
+        if feature not in self._victims.get(patient, ()):
+            raise InputError(f"{feature}: this patient has no value of it that can be asked for")
         texts = self.records[patient]
         label, law = texts[feature], self._laws[feature]
         rng = generator(self.seed, patient, feature, draw)

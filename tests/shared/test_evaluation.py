@@ -117,7 +117,7 @@ def test_macro_f1_is_sklearns_over_texts_not_letters():
             feature=f"f{number % 3}",
             answer=LETTERS[number % 4],
             choices=tuple(random.permutation(list("wxyz"))),
-        )  # fmt: skip
+        )
         for number in range(120)
     ]
     letters = "".join(random.choice(list("ABCD."), 120))

@@ -284,7 +284,7 @@ def test_a_folder_without_a_run_or_with_a_broken_file_is_one_clear_line(tmp_path
     with pytest.raises(InputError, match="holds no run"):
         report.write_report(tmp_path, show_examples=False)
     (workdir / "summary.json").write_text("{")
-    with pytest.raises(InputError, match="summary.json: not JSON"):
+    with pytest.raises(InputError, match=r"summary\.json: not JSON"):
         report.write_report(workdir, show_examples=False)
 
 

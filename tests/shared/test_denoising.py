@@ -1,0 +1,332 @@
+"""Denoising questions: what they show, what they offer, and that neither gives the answer away."""
+
+import dataclasses
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.cohorts import sepsis, synthetic
+from shared.errors import InputError
+from shared.questions import LETTERS
+from shared.randomness import generator
+from shared.registry.build import RawColumn, build
+from shared.registry.features import Feature
+from shared.registry.statistics import ValueStatistics
+from shared.tasks.choices import CategoryLaw, LadderLaw, heap, ladder_steps
+from shared.tasks.denoising import MASK, Denoising, questions, render
+
+HOSPITAL = "[Derived variable/Hospital factor]"
+
+
+@pytest.fixture(scope="module")
+def registry():
+    rng = np.random.default_rng(5)
+    size = 300
+    severity = rng.normal(size=size)
+    lactate = np.exp(0.5 + 0.5 * severity).round(1)
+    volumes = (rng.integers(20, 300, size) * 10).astype(float)
+    values = {
+        "age": rng.integers(20, 99, size).astype(float),
+        "lactate": lactate,
+        "twin": (lactate * 2).round(1),
+        "volume": volumes,
+        "sofa": np.clip(np.round(4 + 2 * severity), 0, 9),
+        "sex": rng.choice(["Male", "Female"], size),
+        "site": rng.choice(list("abcdefghij"), size, p=np.arange(1, 11) / 55),
+        "died": np.where(severity > 1, "yes", "no"),
+        "beds": rng.choice(["few", "many"], size),
+        "note": [f"free text {i}" for i in range(size)],
+    }
+    columns = []
+    for place, (name, column) in enumerate(values.items()):
+        cells = [
+            None if (i + 3 * place) % 13 == 7 else value
+            for i, value in enumerate(column.tolist() if name != "note" else column)
+        ]
+        section = {"age": "[P/basic]", "beds": HOSPITAL}.get(name, "[V/lab]")
+        coded = tuple(sorted(set(column))) if name in ("sex", "site", "died", "beds") else None
+        columns.append(RawColumn("odesc" if name == "note" else name, name.title(), section, "", cells, coded))
+    return build(
+        "test",
+        [f"patient-{i}" for i in range(size)],
+        columns,
+        valid_patients=100,
+        seed=1,
+        mi_cutoff=0.5,
+        ordered={},
+        reference=None,
+        provenance={"salt": "pepper"},
+    )
+
+
+@pytest.fixture(scope="module")
+def asked(registry):
+    return questions(registry, "train", 2000, seed=9)
+
+
+def test_a_question_reads_as_the_original_wrote_it(registry):
+    maker = Denoising(registry, "train", seed=1)
+    patient = next(p for p in maker.patients() if len(maker.records[p]) == len(registry.features))
+    record = maker.records[patient]
+    question = maker.ask(patient, "died", 0)
+    assert question.question == "Q1. What would be the masked value of 'Died' in section [V/lab]?"
+    assert question.context == "\n".join(
+        [
+            "[Baseline Characteristics/Hospital Information]",
+            f"Beds: {record['beds']}",
+            "",
+            "[P/basic]",
+            f"Age: {record['age']}",
+            "",
+            "[V/lab]",
+            f"Volume: {record['volume']}",
+            f"Sex: {record['sex']}",
+            f"Site: {record['site']}",
+            "Died: [MASK]",
+            f"Note: {record['odesc']}",
+        ]
+    )  # lactate, its twin and sofa tell too much about death here
+    assert set(question.choices) == {"yes", "no"} and question.choices[LETTERS.index(question.answer)] == record["died"]
+    assert maker.ask(patient, "beds", 0).section == "[Baseline Characteristics/Hospital Information]"
+    assert question.id.startswith(f"test-denoising-{question.patient}-died-0")
+
+
+def test_what_tells_the_answer_is_hidden(asked):
+    for question in asked:
+        assert question.context.count(MASK) == 1
+        if question.feature == "lactate":
+            assert "Twin" not in question.context and "Sofa" not in question.context
+        if question.feature == "age":
+            assert question.context.count("Age") == 1
+
+
+def test_no_raw_id_and_a_salted_pseudonym(registry, asked):
+    for question in asked[:200]:
+        assert not any("patient-" in str(value) for value in dataclasses.astuple(question))
+        assert len(question.patient) == 16
+    assert len({q.patient for q in asked}) == 200
+    other = dataclasses.replace(registry, provenance={"salt": "salt"})
+    assert not {q.patient for q in questions(other, "train", 300, seed=9)} & {q.patient for q in asked}
+
+
+def test_the_same_question_whatever_else_is_asked(registry, asked):
+    assert questions(registry, "train", 350, seed=9) == asked[:350]
+    maker = Denoising(registry, "train", seed=9)
+    chosen = [(p, d) for p in maker.patients()[::-7] for d in (3, 0)]
+    by_id = {question.id: question for question in asked}
+    for patient, draw in chosen:
+        question = maker.ask(patient, maker.victim(patient, draw), draw)
+        assert by_id[question.id] == question
+    alone = dataclasses.replace(registry, train=registry.train.sample(60, random_state=1))
+    alone_maker = Denoising(alone, "train", seed=9)
+    assert [f.name for f in alone_maker.registry.features] == [f.name for f in registry.features]
+    for patient in alone_maker.patients()[:10]:
+        assert alone_maker.records[patient] == maker.records[patient]
+    assert questions(registry, "train", 50, seed=10) != asked[:50]
+
+
+def test_rounds_ask_each_patient_once_and_each_feature_before_any_again(registry, asked):
+    for start in range(0, 1000, 200):
+        assert len({question.patient for question in asked[start : start + 200]}) == 200
+    pairs = [(question.patient, question.feature) for question in asked[: 200 * 6]]
+    assert len(set(pairs)) == len(pairs)
+    assert len({question.id for question in asked}) == len(asked)
+    texts = {(q.context, q.question, q.choices) for q in asked}
+    assert len(texts) == len(asked)
+
+
+def test_it_ends_when_nothing_new_is_possible(registry):
+    few = dataclasses.replace(
+        registry,
+        statistics={name: registry.statistics[name] for name in ("sex", "beds")},
+        valid=registry.valid.iloc[:3],
+    )
+    made = questions(few, "valid", 10_000, seed=1)
+    assert 3 <= len(made) <= 3 * 2 * 2  # patients x features x orders of two options
+    with pytest.raises(InputError, match="no question is possible"):
+        questions(dataclasses.replace(registry, statistics={}), "valid", 1, seed=1)
+    with pytest.raises(InputError, match="num_choices"):
+        questions(registry, "valid", 1, seed=1, num_choices=6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_options_are_alike(registry, size):
+    for question in questions(registry, "valid", 600, seed=2, num_choices=size):
+        feature = registry.feature(question.feature)
+        vocabulary = registry.statistics[question.feature].vocab
+        expected = min(size, len(vocabulary)) if registry.statistics[question.feature].finite else size
+        assert len(question.choices) == len(set(question.choices)) == expected
+        assert "nan" not in question.choices and "-0" not in question.choices
+        if feature.kind == "number":
+            assert len({len(text.partition(".")[2]) for text in question.choices}) == 1
+            assert all(float(text) >= 0 for text in question.choices)
+
+
+def test_a_value_that_training_never_saw_is_not_asked_for(registry):
+    valid = registry.valid.copy()
+    patient = valid.index[0]
+    valid.loc[patient, "site"] = "elsewhere"
+    valid.loc[patient, "age"] = 400.0
+    maker = Denoising(dataclasses.replace(registry, valid=valid), "valid", seed=1)
+    victims = {maker.victim(patient, draw) for draw in range(40)}
+    assert "sex" in victims and not victims & {"site", "age", "odesc"}
+
+
+def test_shown_features_can_be_limited(registry):
+    for question in questions(registry, "train", 300, seed=3, context_features=3):
+        shown = [line for line in question.context.split("\n") if line and not line.startswith("[")]
+        assert len(shown) == 3 and MASK in question.context
+    whole = Denoising(registry, "train", seed=3)
+    part = Denoising(registry, "train", seed=3, context_features=3)
+    for patient in [p for p in whole.patients() if "site" in whole.records[p]][:30]:
+        first, second = whole.ask(patient, "site", 0), part.ask(patient, "site", 0)
+        assert first.choices == second.choices  # options do not depend on what is shown
+        assert set(second.context.split("\n")) <= set(first.context.split("\n"))
+
+
+def test_letters_are_uniform_and_round_values_do_not_stand_out(registry, asked):
+    five = [q for q in asked if len(q.choices) == 5]
+    counts = np.bincount([LETTERS.index(q.answer) for q in five], minlength=5)
+    spread = math.sqrt(len(five) * 0.2 * 0.8)
+    assert np.abs(counts - len(five) / 5).max() < 4 * spread
+    for question in asked:
+        if question.feature == "volume":
+            assert all(text.endswith("0") for text in question.choices)
+
+
+def test_majority_is_the_option_most_frequent_in_training(registry, asked):
+    for question in asked:
+        statistics = registry.statistics[question.feature]
+        best = question.choices[LETTERS.index(question.majority)]
+        if statistics.finite:
+            weights = dict(zip(statistics.vocab, statistics.weights, strict=True))
+            assert weights[best] == max(weights[text] for text in question.choices)
+        else:
+            assert statistics.density(float(best)) == max(statistics.density(float(t)) for t in question.choices)
+
+
+def ladder(low, high, steps, decimals=1, choices=5):
+    flat = ValueStatistics((), np.zeros(0), 1.0, (), np.zeros(3), np.ones(3), np.ones(3) / 3)
+    return LadderLaw(decimals, low, high, tuple(steps), tuple(1 / len(steps) for _ in steps), choices, flat)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), decimals=st.integers(0, 3), choices=st.integers(2, 5), seed=st.integers(0, 99))
+def test_ladders(data, decimals, choices, seed):
+    low = data.draw(st.integers(-500, 500))
+    high = data.draw(st.integers(low + choices, low + 1000))
+    step = data.draw(st.integers(1, (high - low) // choices))
+    law = ladder(low, high, [step], decimals, choices)
+    label = f"{data.draw(st.integers(low, high)) / 10**decimals:.{decimals}f}"
+    label = label.removeprefix("-") if float(label) == 0 else label
+    assert law.can_ask(label)
+    options = law.draw(label, generator(seed))
+    units = sorted(round(float(text) * 10**decimals) for text in options)
+    assert len(options) == choices and label in options
+    assert set(np.diff(units)) == {step} and low <= units[0] and units[-1] <= high
+    assert not any(float(text) == 0 and text.startswith("-") for text in options)
+    # exactly: each admissible rung is equally likely, and each gives another set of options
+    for text in options:
+        mine = round(float(text) * 10**decimals)
+        rungs = [k for k in range(choices) if mine - k * step >= low and mine + (choices - 1 - k) * step <= high]
+        assert law.option_log_likelihood(text, options) == pytest.approx(-math.log(len(rungs)))
+
+
+def test_large_categories_are_drawn_by_the_stated_law():
+    weights = dict(zip("abcdef", (0.4, 0.25, 0.15, 0.1, 0.06, 0.04), strict=True))
+    law = CategoryLaw(weights, 4)
+    drawn = Counter(frozenset(law.draw("c", generator(i))) for i in range(4000))
+    expected = {}
+    for others in itertools.combinations("abdef", 3):
+        expected[frozenset((*others, "c"))] = math.exp(law.option_log_likelihood("c", ("c", *others)))
+    assert sum(expected.values()) == pytest.approx(1)
+    for options, chance in expected.items():
+        assert drawn[options] / 4000 == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
+    small = CategoryLaw({"x": 0.9, "y": 0.1}, 5)
+    assert set(small.draw("x", generator(1))) == {"x", "y"}
+    assert small.option_log_likelihood("x", ("x", "y")) == small.option_log_likelihood("y", ("x", "y"))
+    assert not small.can_ask("z") and not CategoryLaw({"x": 1.0}, 5).can_ask("x")
+
+
+def test_steps():
+    weights = np.array([0.5, 0.3, 0.2])
+    assert ladder_steps(np.array([0.2, 4.4, 90.0]), weights, 1, 50) == {4: pytest.approx(1.0)}
+    assert ladder_steps(np.array([7.0, 12.0, 31.0]), weights, 10, 50) == pytest.approx({10: 0.8, 30: 0.2})
+    assert ladder_steps(np.array([0.0, 0.0, 90.0]), weights, 1, 50) == {50: 1.0}
+    assert ladder_steps(np.array([0.0, 0.0, 0.0]), weights, 1, 0) == {}
+
+
+@pytest.mark.parametrize(
+    "values, grain",
+    [
+        (range(1, 400), 1),
+        (range(0, 4000, 10), 10),
+        ([*range(0, 4000, 50), 3, 7, 1001], 50),
+        ([0] * 90 + list(range(1, 200, 2)), 1),
+        ([], 1),
+    ],
+)
+def test_heaps(values, grain):
+    assert heap(list(values)) == grain
+
+
+def test_a_narrow_range_offers_training_values():
+    column = [round(0.001 * (i % 21), 4) + 0.0001 * (i % 3) for i in range(400)]
+    registry = build(
+        "test",
+        [str(i) for i in range(400)],
+        [RawColumn("x", "X", "[a/b]", "", column), RawColumn("y", "Y", "[a/b]", "", ["u", "v"] * 200)],
+        valid_patients=100,
+        seed=1,
+        mi_cutoff=0.5,
+        ordered={},
+        reference=None,
+        provenance={},
+    )
+    made = [q for q in questions(registry, "valid", 200, seed=1, difficulty=50) if q.feature == "x"]
+    assert made
+    for question in made:
+        assert len(set(question.choices)) == 5 and all(len(text) == 5 for text in question.choices)
+    maker = Denoising(registry, "valid", seed=1)
+    with pytest.raises(InputError, match="z: this patient has no value"):
+        maker.ask(maker.patients()[0], "z", 0)
+
+
+def test_render_orders_sections_and_gathers_them():
+    features = [
+        Feature(name=name, display_name=name.upper(), section=section, kind="text")
+        for name, section in (("a", "[x]"), ("b", "[y]"), ("h", HOSPITAL), ("c", "[x]"), ("i", HOSPITAL))
+    ]
+    texts = {"a": "1", "b": "2", "c": "3", "h": "4", "i": "5"}
+    first = "[Baseline Characteristics/Hospital Information]\nH: 4\nI: 5"
+    assert render(features, texts) == f"{first}\n\n[x]\nA: 1\nC: 3\n\n[y]\nB: 2"
+    assert render(features, texts, sections=["[y]", "[gone]"]) == f"[y]\nB: 2\n\n{first}\n\n[x]\nA: 1\nC: 3"
+    assert render(features, {"b": "2"}, masked=("a",)) == "[x]\nA: [MASK]\n\n[y]\nB: 2"
+    assert render(features, {}) == ""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "raw"
+    synthetic.write_raw(folder, patients=500, seed=4)
+    return sepsis.prepare(folder, valid_patients=250, seed=4, salt="s", cohort="synthetic")
+
+
+@pytest.mark.parametrize("shown", [0, 8])
+def test_the_stated_best_accuracy_is_reached_and_not_exceeded(drawn, shown):
+    """The best answer by the known law is right as often as it says, also among the sure and among the unsure."""
+    made = questions(drawn, "valid", 1500, seed=4, context_features=shown, oracle=synthetic.Oracle())
+    stated = np.array([q.bayes_accuracy for q in made])
+    right = np.array([q.bayes_answer == q.answer for q in made])
+    middle = np.median(stated)
+    for part in (stated > 0, stated <= middle, stated > middle):
+        error = math.sqrt((stated[part] * (1 - stated[part])).sum()) / part.sum()
+        assert abs(right[part].mean() - stated[part].mean()) < 3.5 * error
+    majority = np.mean([q.majority == q.answer for q in made])
+    chance = np.mean([q.chance for q in made])
+    assert chance < majority < stated.mean() - 0.1
