@@ -40,6 +40,7 @@ class Backend:
             num_key_value_heads=wanted.num_key_value_heads,
             rms_norm_eps=wanted.rms_norm_eps,
             rope_theta=wanted.rope_theta,
+            initializer_range=wanted.initializer_range,
             tie_word_embeddings=wanted.tie_word_embeddings,
         )
         with files.replacing(out) as temporary:

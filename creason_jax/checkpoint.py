@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from shared.errors import InputError
+
+REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 class Checkpoints:
@@ -36,13 +39,30 @@ class Checkpoints:
         found = self._manager.latest_step() if step is None else step
         if found is None:
             return None
+        known = sorted(self._manager.all_steps())
+        if found not in known:
+            raise InputError(
+                f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
+            )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(found, args=items)
-        except (ValueError, KeyError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:
+            # A bare Exception is how Orbax reports values that cannot be read.
+            if type(error) is not Exception and not isinstance(error, (ValueError, KeyError, OSError)):
+                raise
+            # Reads that failed beside the first one are left to asyncio, which would print each with its traceback.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise InputError(
-                f"{self.folder / str(found)}: not a whole checkpoint of this model ({reason}); remove that folder to go "
-                "on from the one before"
+                f"{self.folder / str(found)}: not a whole checkpoint of this model ({_reason(error)}); remove that "
+                "folder to go on from the one before"
             ) from error
         return restored["state"], found, restored["extra"]
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at first, in one line of readable length."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH] + "..."

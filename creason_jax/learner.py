@@ -99,7 +99,7 @@ class Learner:
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
         arrays = self._micro_batches(batch, names)
         rate = learning_rate(self.step, self.optimizer, self.steps)
-        self.state, found = self._update(self.state, arrays, np.float32(rate), layout=batch.layout)
+        self.state, found = self._update(self.state, arrays, self._scalar(rate), layout=batch.layout)
         self.step += 1
         sums, extra = jax.device_get(found)
         counted = metrics(sums, self.config.grpo, self.config.rollout.max_new_tokens)
@@ -115,7 +115,7 @@ class Learner:
     def sync_reference(self) -> None:
         """See `shared.backend.Learner`."""
         if self.state.reference is not None:
-            mixed = self._mix(self.state.reference, self.state.params, np.float32(self.config.grpo.ref_mixup))
+            mixed = self._mix(self.state.reference, self.state.params, self._scalar(self.config.grpo.ref_mixup))
             self.state = self.state._replace(reference=mixed)
 
     def publish(self, engine: Engine) -> None:
@@ -157,12 +157,15 @@ class Learner:
     def lower_update(self, batch: GroupBatch) -> Any:
         """The update lowered for this batch's shapes, to look at its compiled text and memory."""
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
-        return self._update.lower(self.state, self._micro_batches(batch, names), np.float32(0), layout=batch.layout)
+        return self._update.lower(self.state, self._micro_batches(batch, names), self._scalar(0), layout=batch.layout)
 
     def _manager(self, folder: Path) -> Checkpoints:
         if self._checkpoints is None or self._checkpoints.folder != folder:
             self._checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
         return self._checkpoints
+
+    def _scalar(self, value: float) -> jax.Array:
+        return jax.device_put(np.float32(value), self.whole)
 
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1=self.optimizer.b1, b2=self.optimizer.b2, eps=self.optimizer.eps)
@@ -192,6 +195,10 @@ class Learner:
             lambda q, k, v: (group_attention(q, k, v, valid, layout), None),
             dtype=jnp.dtype(self.config.learner.compute_dtype),
             remat=self.config.learner.remat == "layer",
+            # Without these the compiler spreads the table's split along `embed` over all hidden states, and every
+            # device computes every row.
+            embedded=sharding.embedded_sharding(self.mesh),
+            stream=sharding.batch_sharding(self.mesh),
         )
         batch, _, width = hidden.shape
         last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)
@@ -200,19 +207,36 @@ class Learner:
         own = hidden[:, layout.prompt :].reshape(batch, layout.group, layout.completion, width)
         # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
         before = jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
-        grpo = self.config.grpo
         # Gathered over fsdp here, once: inside the scan over chunks the gather would repeat in each of them.
         gathered = jax.lax.with_sharding_constraint(
             head(params), jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, "tensor"))
         )
-        logprobs, entropies = token_logprobs(
-            before,
-            gathered,
-            rows["tokens"][:, layout.prompt :],
+        logprobs, entropies = self._scored_by_device(before, gathered, rows["tokens"][:, layout.prompt :])
+        return logprobs.reshape(-1, layout.completion), entropies.reshape(-1, layout.completion)
+
+    def _scored_by_device(
+        self, hidden: jax.Array, gathered: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`token_logprobs` of each device's rows; the head's gradient is summed over devices once, after the chunks."""
+        grpo = self.config.grpo
+        score = functools.partial(
+            token_logprobs,
             chunk=self.config.learner.logprob_chunk,
             temperature=self.config.rollout.temperature if grpo.score_temperature == "sampling" else 1.0,
         )
-        return logprobs.reshape(-1, layout.completion), entropies.reshape(-1, layout.completion)
+        axes = tuple(axis for axis in sharding.BATCH if self.mesh.shape[axis] > 1)
+        if not axes:
+            return score(hidden, gathered, targets)
+
+        def own_rows(hidden: jax.Array, gathered: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # Marked as different on every device before the scan: marked inside it, each chunk would sum over devices.
+            return score(hidden, jax.lax.pcast(gathered, axes, to="varying"), targets)
+
+        split, whole = jax.sharding.PartitionSpec(axes), jax.sharding.PartitionSpec()
+        by_device = jax.shard_map(
+            own_rows, mesh=self.mesh, in_specs=(split, whole, split), out_specs=split, axis_names=set(axes)
+        )
+        return by_device(hidden, gathered, targets)
 
     def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout) -> jax.Array:
         def one(rows: dict[str, jax.Array]) -> jax.Array:

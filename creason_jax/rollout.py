@@ -101,6 +101,9 @@ class Engine:
                 raise InputError(f"prompt {index} has {len(prompt)} tokens; rollout.max_prompt_tokens is {longest}")
         if uniforms is None and sampling.temperature > 0:
             raise InputError("sampling with a temperature needs its random numbers")
+        needed = (len(prompts), sampling.group_size, sampling.max_new_tokens)
+        if uniforms is not None and uniforms.shape != needed:
+            raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
         slots = self._empty(sampling)
         count = slots.count.shape[0]
         waiting = deque(range(len(prompts)))

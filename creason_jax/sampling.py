@@ -28,9 +28,11 @@ def draw(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = filtered(logits / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    cumulative = jnp.cumsum(weights, axis=-1)
-    threshold = jnp.minimum(uniforms, BELOW_ONE)[..., None] * cumulative[..., -1:]
-    return jnp.sum(cumulative <= threshold, axis=-1).astype(jnp.int32)
+    # Sums of a parallel scan change by a rounding, up or down, even where a weight is zero: no such token may be drawn.
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    threshold = jnp.minimum(uniforms, BELOW_ONE)[..., None] * cumulative.max(axis=-1, keepdims=True)
+    tokens = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return jnp.where(cumulative > threshold, tokens, tokens[-1]).min(axis=-1)
 
 
 def filtered(logits: jax.Array, *, top_k: int, top_p: float, min_p: float) -> jax.Array:

@@ -44,11 +44,26 @@ def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) ->
     if known * fsdp != len(devices):
         raise InputError(
             f"learner.mesh_data x mesh_fsdp x mesh_tensor = {config.mesh_data} x {config.mesh_fsdp} x "
-            f"{config.mesh_tensor} does not make the {len(devices)} devices that are here"
+            f"{config.mesh_tensor} does not make the {len(devices)} devices that are here; "
+            f"{_remedy(config, len(devices))}"
         )
     return Mesh(
         np.asarray(devices).reshape(config.mesh_data, fsdp, config.mesh_tensor), AXES, axis_types=(AxisType.Auto,) * 3
     )
+
+
+def _remedy(config: LearnerConfig, devices: int) -> str:
+    """Which axis to change, and to what, so that the others can stay."""
+    if devices % config.mesh_data:
+        return f"nearest learner.mesh_data: {_nearest_divisor(devices, config.mesh_data)}"
+    left = devices // config.mesh_data
+    if left % config.mesh_tensor:
+        return f"nearest learner.mesh_tensor: {_nearest_divisor(left, config.mesh_tensor)}"
+    return f"set learner.mesh_fsdp = {left // config.mesh_tensor}, or -1 for whatever is left"
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - wanted))
 
 
 def check_divisible(model: DecoderConfig, mesh: Mesh) -> None:
@@ -61,8 +76,10 @@ def check_divisible(model: DecoderConfig, mesh: Mesh) -> None:
     ):
         ways = mesh.shape[axis]
         if size % ways:
-            nearest = max(way for way in range(1, ways) if size % way == 0)
-            raise InputError(f"learner.mesh_{axis} = {ways} does not divide {name} = {size}; nearest below: {nearest}")
+            nearest = _nearest_divisor(size, ways)
+            raise InputError(
+                f"learner.mesh_{axis} = {ways} does not divide {name} = {size}; nearest that does: {nearest}"
+            )
 
 
 def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None] = LEARNER_RULES) -> Any:
@@ -83,6 +100,11 @@ def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Rows over data and fsdp; `leading` unsplit dimensions (micro-batches) come before them."""
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
+
+
+def embedded_sharding(mesh: Mesh) -> NamedSharding:
+    """Hidden states `[batch, time, model]` as the embedding table gives them: split along `embed` as the table is."""
+    return NamedSharding(mesh, PartitionSpec("data", None, LEARNER_RULES["embed"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from shared.errors import InputError, TrainingError
 
@@ -29,25 +29,31 @@ def run(main: Callable[[], None]) -> None:
     app.run(checked, flags_parser=_parse)
 
 
+def make_folder(flag: str, folder: Path) -> None:
+    """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--{flag}={folder}: is a file; give a directory")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--{flag}={folder}: cannot be made ({error.strerror}); give another directory") from None
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     if any(word in ("--help", "-help", "-h") for word in argv[1:]):
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
-    for word, following in zip(argv[1:], [*argv, ""][2:], strict=True):
-        name, equals, value = word.lstrip("-").partition("=")
-        path = (value if equals else following).partition(":")[0]  # what follows a colon is for the file itself
-        if name == "config" and not Path(path).is_file():
-            _fail(f"--config={path}: no such file")
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         _fail(str(error))
-    except (AttributeError, KeyError) as error:  # how ml_collections refuses an override
-        field = str(error).strip("'\"")
-        words = ", ".join(word for word in argv[1:] if field in word)
-        _fail(f"{words or field}: the config has no field {field}; shared/config.py lists them")
+    except (AttributeError, KeyError, TypeError, ValueError):  # how ml_collections refuses an override of what is no field
+        words = ", ".join(word for word in argv[1:] if word.lstrip("-").startswith(("config.", "noconfig.")))
+        _fail(f"{words}: the config has no such field; shared/config.py lists them")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
+    if flags.FLAGS["verbosity"].using_default_value:  # absl would show what libraries log for their own authors
+        flags.FLAGS.verbosity = logging.WARNING
     return rest
 
 

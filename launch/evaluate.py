@@ -7,6 +7,7 @@ python -m launch.evaluate --model=runs/quickstart/trained --questions=runs/quick
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from absl import flags
@@ -46,6 +47,9 @@ def main() -> None:
     folder, out = Path(FLAGS.model), Path(FLAGS.out)
     questions: list[Question] = [q for path in FLAGS.questions for q in read_questions(Path(path))]
     questions = questions[: FLAGS.limit or None]
+    repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
+    if repeated:
+        raise InputError(f"--questions: {len(repeated)} questions come more than once; give each file once")
     tokenizer = load_tokenizer(folder)
     config = RunConfig(
         name=folder.name,
@@ -61,13 +65,14 @@ def main() -> None:
     questions, prompts, cut = prompt_tokens(
         tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
+    app.make_folder("out", out)
+    backend = make_backend(FLAGS.backend, config)
+    engine = backend.engine(config, folder, stop_tokens=special_tokens(tokenizer, folder).stop)
+    backend.load(engine, folder)
     if cut:
         print(
             f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning", file=sys.stderr
         )
-    backend = make_backend(FLAGS.backend, config)
-    engine = backend.engine(config, folder, stop_tokens=special_tokens(tokenizer, folder).stop)
-    backend.load(engine, folder)
     answers, _ = answer_questions(config, engine, tokenizer, questions, prompts, progress=FLAGS.progress)
     figures = evaluation.summarise(questions, answers, bootstrap=FLAGS.bootstrap, seed=FLAGS.seed)
     evaluation.write_answers(out / "answers.parquet", answers)

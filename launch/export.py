@@ -31,6 +31,7 @@ def main() -> None:
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
     if out.exists():
         raise InputError(f"--out={out}: exists already; give a new directory")
+    app.make_folder("out", out.parent)
     config = validate(files.read_json(workdir / "config.json"))
     policy = (
         Path(config.model.path) if config.model.path else workdir / ("policy" if config.warmup.steps else "initial")

@@ -12,7 +12,6 @@ from absl import flags
 
 from launch import app
 from shared.config import DataConfig
-from shared.errors import InputError
 from shared.preparation import prepare, summary
 
 FLAGS = flags.FLAGS
@@ -31,6 +30,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_choices", default.num_choices, "Options of a question, 2 to 5.")
     flags.DEFINE_float("difficulty", default.difficulty, "Standard deviations between numeric options.")
     flags.DEFINE_float("mi_cutoff", default.mi_cutoff, "Features that share more nats with the masked one are hidden.")
+    flags.DEFINE_integer("core_features", default.core_features, "Keep only the most informative; 0: all features.")
+    flags.DEFINE_enum("option_order", default.option_order, ["shuffled", "sorted"], "Order of the options.")
+    flags.DEFINE_enum("core_kind", default.core_kind, ["any", "category", "number"], "Kind of the features kept.")
     flags.DEFINE_integer(
         "context_features", default.context_features, "Features shown, at random; 0: the whole record."
     )
@@ -51,11 +53,13 @@ def main() -> None:
         num_choices=FLAGS.num_choices,
         difficulty=FLAGS.difficulty,
         mi_cutoff=FLAGS.mi_cutoff,
+        core_features=FLAGS.core_features,
+        core_kind=FLAGS.core_kind,
+        option_order=FLAGS.option_order,
         context_features=FLAGS.context_features,
     )
     out = Path(FLAGS.out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out={out}: is a file; give a directory")
+    app.make_folder("out", out)
     prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None)
     print(summary(out))
 

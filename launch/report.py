@@ -26,7 +26,7 @@ def define_flags() -> None:
 def main() -> None:
     """Write the report, say what came out and where it is. Raises InputError for a folder that holds no run."""
     workdir = Path(FLAGS.workdir)
-    config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else {}
+    config = report.optional_json(workdir / "config.json", {})
     page = report.write_report(workdir, show_examples=report.examples_allowed(config, FLAGS.show_examples))
     if (workdir / report.SUMMARY_FILE).is_file():
         print(report.terminal_summary(files.read_json(workdir / report.SUMMARY_FILE), workdir))

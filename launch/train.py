@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from launch import app
+from launch import app, config_file
 from launch.backends import make_backend
 from shared import report, run
 from shared.config import validate
@@ -25,7 +24,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Define this program's flags."""
-    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
+    config_file.define("config")
     flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
     flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner and engine run.")
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
@@ -45,8 +44,7 @@ def main() -> None:
     if not FLAGS.workdir:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir}: is a file; give a directory")
+    app.make_folder("workdir", workdir)
     summary = run.run(
         config,
         make_backend(FLAGS.backend, config),

@@ -47,11 +47,15 @@ class DataConfig:
     num_choices: int = 5
     difficulty: float = 2.0
     mi_cutoff: float = 0.5  # nats
+    core_features: int = 0  # keep only so many features of the registry, the most informative; 0 keeps all
+    core_kind: Literal["any", "category", "number"] = "any"  # of the features kept
+    # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
+    option_order: Literal["shuffled", "sorted"] = "shuffled"
     context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
 
     def __post_init__(self) -> None:
         at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions")
-        at_least(self, 0, "context_features", "mi_cutoff")
+        at_least(self, 0, "core_features", "context_features", "mi_cutoff")
         check(2 <= self.num_choices <= 5, "num_choices", self.num_choices, "must be 2 to 5, the letters A to E")
         check(self.difficulty > 0, "difficulty", self.difficulty, "must be above 0")
         check(bool(self.train) == bool(self.valid), "valid", self.valid, "give both `train` and `valid`, or neither")
@@ -74,6 +78,7 @@ class ModelConfig:
     num_key_value_heads: int = 2
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02  # standard deviation of the random weights
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -311,12 +316,17 @@ def grpo_preset(name: str) -> dict[str, Any]:
 
 def validate(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
     """Turn a ConfigDict (or any mapping) into a RunConfig. Raises InputError naming the field that is wrong."""
-    return _build(RunConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "")
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    if not isinstance(values, Mapping):
+        raise InputError(f"the config must be a mapping of fields, not {type(values).__name__}")
+    return _build(RunConfig, values, "")
 
 
-def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+def _build(kind: type, values: Mapping[str, Any], prefix: str, default: Any = None) -> Any:
+    """`kind` with `values`; what they leave out is as in `default`, the section's own default where it has one."""
     hints = typing.get_type_hints(kind)
-    arguments = {}
+    sections = {field.name: field.default for field in dataclasses.fields(kind)}
+    arguments = {} if default is None else {name: getattr(default, name) for name in hints}
     for name, value in dict(values).items():
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
@@ -325,7 +335,7 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{prefix}{name} = {value!r}: must be a section with fields")
-            arguments[name] = _build(typing.cast(type, hints[name]), value, f"{prefix}{name}.")
+            arguments[name] = _build(typing.cast(type, hints[name]), value, f"{prefix}{name}.", sections[name])
         else:
             arguments[name] = _typed(value, hints[name], prefix + name)
     required = [

@@ -86,7 +86,10 @@ def _write_questions(
                     num_choices=data.num_choices,
                     difficulty=data.difficulty,
                     mi_cutoff=data.mi_cutoff,
+                    core_features=data.core_features,
+                    core_kind=data.core_kind,
                     context_features=data.context_features,
+                    option_order=data.option_order,
                     oracle=oracle,
                     progress=bar.update,
                 )

@@ -18,11 +18,26 @@ SYSTEM_PROMPT = (
 )
 PREFILL = "Let's think step by step."
 
+# Models that open their own reasoning: families by their name, others by how their generation prompt ends.
+REASONING_FAMILIES = ("qwq", "deepseek-r1")
+REASONING_BEGINS = "<think>"
+
 
 def user_message(question: Question) -> str:
     """The record, the question line, and one line for each option."""
     options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices))
     return f"{question.context}\n{question.question}{options}"
+
+
+def prefill_for(model: str) -> str:
+    """What the assistant's turn begins with, by the last part of a model's path: "" for a reasoning family."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return "" if any(family in name for family in REASONING_FAMILIES) else PREFILL
+
+
+def opens_reasoning(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the template's own generation prompt begins a reasoning, whatever the model's directory is called."""
+    return chat_text(tokenizer, "?", system="", prefill="").rstrip().endswith(REASONING_BEGINS)
 
 
 def chat_text(
@@ -31,18 +46,22 @@ def chat_text(
     """The prompt as text, ending inside the assistant's turn, right after `prefill`.
 
     With an empty `prefill` (models that open their own reasoning) the template's generation prompt ends it. A template
-    that drops, alters or refuses a system role gets the system prompt in front of the user's message instead.
+    that drops, alters or refuses a system role gets the system prompt in front of the user's message instead. Raises
+    InputError where the template refuses a user's message, or drops the beginning of the assistant's turn.
     """
-    turns = [{"role": "user", "content": message}]
-    if not system:
-        return _rendered(tokenizer, turns, prefill)
+    if system:
+        try:
+            turns = [{"role": "system", "content": system}, {"role": "user", "content": message}]
+            text = _rendered(tokenizer, turns, prefill)
+        except TemplateError:
+            text = ""
+        if system in text:
+            return text
+        message = f"{system}\n{message}"
     try:
-        text = _rendered(tokenizer, [{"role": "system", "content": system}, *turns], prefill)
-    except TemplateError:
-        text = ""
-    if system in text:
-        return text
-    return _rendered(tokenizer, [{"role": "user", "content": f"{system}\n{message}"}], prefill)
+        return _rendered(tokenizer, [{"role": "user", "content": message}], prefill)
+    except TemplateError as error:
+        raise InputError(f"the tokenizer's chat template refuses a user's message: {error}") from error
 
 
 def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], prefill: str) -> str:
@@ -50,6 +69,8 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], p
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     turns = [*turns, {"role": "assistant", "content": prefill}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
+    if prefill not in text:
+        raise InputError("the tokenizer's chat template drops what the assistant's turn begins with")
     return text[: text.rindex(prefill) + len(prefill)]
 
 
@@ -66,11 +87,14 @@ def prompt_tokens(
     `overlong`: "truncate_left" keeps a long prompt's last tokens (the paper), "drop" leaves its question out. Raises
     InputError where nothing is left.
     """
+    if not questions:
+        raise InputError("there are no questions; the question file is empty")
+    prefill = "" if opens_reasoning(tokenizer) else prefill_for(str(tokenizer.name_or_path))
     kept: list[Question] = []
     prompts: list[np.ndarray] = []
     too_long = 0
     for question in questions:
-        tokens = encode(tokenizer, chat_text(tokenizer, user_message(question)))
+        tokens = encode(tokenizer, chat_text(tokenizer, user_message(question), prefill=prefill))
         if len(tokens) > max_tokens:
             too_long += 1
             if overlong == "drop":

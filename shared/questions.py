@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from shared import files
@@ -42,7 +43,7 @@ class Question:
     def __post_init__(self) -> None:
         if not 2 <= len(self.choices) <= len(LETTERS):
             raise InputError(f"question {self.id}: {len(self.choices)} choices; 2 to {len(LETTERS)} are possible")
-        if self.answer not in LETTERS[: len(self.choices)]:
+        if self.answer not in tuple(LETTERS[: len(self.choices)]):
             raise InputError(
                 f"question {self.id}: answer {self.answer!r} is not one of its {len(self.choices)} letters"
             )
@@ -77,9 +78,16 @@ def read_questions(path: Path) -> list[Question]:
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise InputError(f"{path}: not a question store, these columns are missing: {', '.join(missing)}")
+    empty = [name for name in COLUMNS if not name.startswith("bayes_") and table[name].isna().any()]
+    if empty or not all(isinstance(choices, np.ndarray) for choices in table["choices"]):
+        what = f"{empty[0]} is empty in some rows" if empty else "choices are not lists"
+        raise InputError(f"{path}: not a question store, {what}")
     table["choices"] = table["choices"].map(tuple)
     table = table.astype(object).where(table.notna(), None)
-    return [Question(**row) for row in table[COLUMNS].to_dict("records")]
+    try:
+        return [Question(**row) for row in table[COLUMNS].to_dict("records")]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def question_at(questions: Sequence[Question], seed: int, position: int) -> Question:

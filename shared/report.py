@@ -180,13 +180,13 @@ def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
     known = [SUMMARY_FILE, METRICS_FILE, "config.json"]
     if not any((workdir / name).is_file() for name in known):
         raise InputError(f"{workdir}: holds no run (none of {', '.join(known)}); give a run's work directory")
-    found = _optional_json(workdir / SUMMARY_FILE, {})
+    found = optional_json(workdir / SUMMARY_FILE, {})
     summary = dict.fromkeys(SUMMARY_KEYS) | found
-    config = _optional_json(workdir / "config.json", found.get("config", {}))
+    config = optional_json(workdir / "config.json", found.get("config", {}))
     metrics = read_metrics(workdir / METRICS_FILE) if (workdir / METRICS_FILE).is_file() else NO_STEPS
     warmup_path = workdir / "warmup" / METRICS_FILE
     warmup = read_metrics(warmup_path) if warmup_path.is_file() else NO_STEPS
-    examples = _optional_json(workdir / "evaluation" / "examples.json", [])
+    examples = optional_json(workdir / "evaluation" / "examples.json", [])
     parts = {when: _answered(workdir, when) for when in ("before", "after")}
     return {
         "summary": summary,
@@ -233,8 +233,12 @@ def _answered(workdir: Path, when: str) -> dict[str, float] | None:
     return {name: float(lengths.quantile(level)) for name, level in quantiles.items()}
 
 
-def _optional_json(path: Path, otherwise: Any) -> Any:
-    return files.read_json(path) if path.is_file() else otherwise
+def optional_json(path: Path, otherwise: Any) -> Any:
+    """What a JSON file of a run holds, or `otherwise` where there is none; InputError where it is of another type."""
+    found = files.read_json(path) if path.is_file() else otherwise
+    if not isinstance(found, type(otherwise)):
+        raise InputError(f"{path}: not what a run writes there; give a run's work directory")
+    return found
 
 
 def _figures(page: Mapping[str, Any]) -> dict[str, Any]:

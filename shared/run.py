@@ -36,6 +36,7 @@ from shared.questions import Question, read_questions
 from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
 from shared.warmup import warm_up, worked_answer
 
+ROLES = ("system", "user", "assistant")
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "deepspeed", "vllm", "transformers", "numpy")
 
 
@@ -116,12 +117,13 @@ def _claim(config: RunConfig, workdir: Path) -> None:
         files.write_json(path, wanted)
         return
     held = files.read_json(path)
+    if not isinstance(held, dict):
+        raise InputError(f"{path}: not the config of a run; give another --workdir")
     changed = [
-        f"{section}.{field}" if isinstance(value, dict) else section
+        f"{section}.{field}" if field else section
         for section, value in wanted.items()
-        for field in (value if isinstance(value, dict) else [""])
-        if (held.get(section, {}).get(field) if isinstance(value, dict) else held.get(section))
-        != (value[field] if isinstance(value, dict) else value)
+        for field in (value if isinstance(value, dict) and isinstance(held.get(section), dict) else [""])
+        if (held[section].get(field) != value[field] if field else held.get(section) != value)
     ]
     if changed:
         raise InputError(
@@ -144,7 +146,7 @@ def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Seque
         return Path(config.model.path)
     tokenizer, initial, policy = workdir / "tokenizer", workdir / "initial", workdir / "policy"
     if not tokenizer.is_dir():
-        texts = (text for q in questions for text in (SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q)))
+        texts = (text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q)))
         train_tokenizer(texts, config.model.vocab_size, tokenizer)
     if not initial.is_dir():
         backend.initialise(config, tokenizer, initial)

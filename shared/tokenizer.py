@@ -15,19 +15,21 @@ from shared.errors import InputError
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 VOCAB_MULTIPLE = 64  # so that the vocabulary splits evenly over devices
 
-# Where a text may be cut. Merges may join whole phrases, so that the name, the header and the category of a record are a
-# token each, the same one in the record, in the options and in an answer; digits and option letters always stand alone.
+# Where a text may be cut. Merges may join whole phrases, so that a name, a header and a category are a token each, the same
+# one in the record, in an option and in an answer; an option's letter is the token before its value. Numbers are digits.
+NUMBER = r"[-+]?[\d.:, -]*\d"
 PIECES = (
+    r"\n[A-E]\. ",  # an option's letter
+    rf"(?:(?<=: )|(?<=\n[A-E]\. ))(?!{NUMBER}(?:\n|\. |$))[^\n]+?(?=\n|\. \\|$)",  # a category
+    r"\. \\boxed\{",
     r"\n+",
     r"\[[^\]\n]*\]",  # a section's header, the mask
     r"(?<=')[^'\n]+(?=' in )",  # a feature's name in a question
-    r"[^\n\[:]+(?=: )",  # a feature's name in a record
+    r"(?<= )[^\n\[:]+(?=: )|(?<=\n)[^\n\[:]+(?=: )|^[^\n\[: ][^\n\[:]*(?=: )",  # a feature's name in a record or an answer
     r": ",
-    r"\b[A-E](?=\. |\})",  # an option's letter
-    r"\. ",
     r"\d",
     r"\\boxed\{",
-    r"[^\n\d\[\]{}\\.:']+",  # a value, a sentence
+    r"[^\n\d\[\]{}\\.:']+",  # a sentence
     r".",
 )
 
@@ -80,10 +82,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a Hugging Face directory; no code of the directory is ever run."""
-    if not (folder / "tokenizer.json").is_file():
+    """Load the tokenizer of a Hugging Face directory; no code of the directory is ever run.
+
+    Raises InputError where it is missing, broken, or has no chat template.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
         raise InputError(f"{folder}: no tokenizer.json; a model directory needs its fast tokenizer beside the weights")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not {"model", "added_tokens"} <= content.keys():
+        raise InputError(f"{path}: not a fast tokenizer; save it with transformers' `save_pretrained`")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        raise InputError(f"{folder}: the tokenizer has no chat template; use the instruction-tuned model's directory")
+    return tokenizer
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> SpecialTokens:

@@ -107,8 +107,8 @@ def train(
     with MetricsWriter(workdir, step, wandb_project=wandb_project, run_name=config.name) as writer, bar:
         if step < config.steps:
             learner.publish(engine)
+        phases = Phases()
         while step < config.steps:
-            phases = Phases()
             rollouts, sampled, position = collect(config, engine, tokenizer, questions, by_id, step, position)
             phases.add(engine.seconds())
             batch = make_batch(config, rollouts)
@@ -124,18 +124,21 @@ def train(
                 step += 1
                 if config.grpo.ref_sync_steps and step % config.grpo.ref_sync_steps == 0:
                     learner.sync_reference()
-                last = inner + 1 == config.grpo.inner_steps
+                ended = step == config.steps
+                last = ended or inner + 1 == config.grpo.inner_steps
                 if last:
                     with phases("publish"):
                         learner.publish(engine)
-                    if step // config.checkpoint.every > (step - inner - 1) // config.checkpoint.every:
-                        with phases("checkpoint"):
-                            learner.save(checkpoints, step, {"position": position})
                 writer.write(step - 1, {**metrics, **described, **phases.report(tokens)})
                 phases, tokens = Phases(), 0
                 bar.update()
                 bar.set_postfix(reward=f"{described['reward']:.3f}", refresh=False)
-                if step == config.steps:
+                due = step // config.checkpoint.every > (step - inner - 1) // config.checkpoint.every
+                if last and (due or ended):
+                    # After the step's line: a run killed in between writes that line twice, never not at all.
+                    with phases("checkpoint"):
+                        learner.save(checkpoints, step, {"position": position})
+                if ended:
                     break
 
 
@@ -280,7 +283,7 @@ def _check(metrics: Mapping[str, float], step: int, config: RunConfig) -> None:
             f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} are not finite; lower "
             "optimizer.learning_rate and start again from the last checkpoint"
         )
-    if metrics["logprob_gap"] > config.grpo.max_logprob_gap:
+    if not metrics["logprob_gap"] <= config.grpo.max_logprob_gap:  # so that not-a-number is refused too
         raise SyncError(
             f"step {step}: engine and learner differ by {metrics['logprob_gap']:.3g} nats a token, more than "
             f"grpo.max_logprob_gap = {config.grpo.max_logprob_gap}; the engine's weights or caches are stale"

@@ -9,6 +9,7 @@ gradient of the GRPO objective is that of the mean negative log-likelihood.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,13 +29,16 @@ from shared.randomness import generator
 from shared.tokenizer import special_tokens
 
 MASK = "[MASK]"
+PROMPT_WEIGHT = 0.5  # of a worked question's own tokens: its record is language too
 ANSWER_WEIGHT = 5.0  # of a worked answer's tokens against a record's: a record has many more of them
 
 
 def worked_answer(question: Question) -> str:
-    """The completion that shows the format: the value in words, then its letter in a box."""
+    """The completion that shows the format: a line as the record would have it, then the letter in a box."""
     value = question.choices[LETTERS.index(question.answer)]
-    return f" Most likely: {value}. \\boxed{{{question.answer}}}"
+    asked = re.search(r"'(.+)'", question.question)
+    name = asked.group(1) if asked else question.feature
+    return f"\n{name}: {value}. \\boxed{{{question.answer}}}"
 
 
 def record_text(question: Question, order: np.random.Generator) -> str:
@@ -94,7 +98,7 @@ def batches(
         if question.id not in encoded:
             prompt = encode(tokenizer, chat_text(tokenizer, user_message(question)))
             answer = np.append(encode(tokenizer, worked_answer(question)), end)
-            weights = np.append(np.zeros(len(prompt)), np.full(len(answer), ANSWER_WEIGHT))
+            weights = np.append(np.full(len(prompt), PROMPT_WEIGHT), np.full(len(answer), ANSWER_WEIGHT))
             encoded[question.id] = np.append(prompt, answer), weights
         return encoded[question.id]
 

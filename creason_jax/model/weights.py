@@ -31,29 +31,31 @@ class Source:
     """Where a kernel is in a Hugging Face model: a tensor, the first of its rows, and how many dimensions are inputs.
 
     `inputs` leading dimensions of our kernel are the columns of the matrix, the others its rows; 0 means that the tensor
-    has our own orientation (tables and norms).
+    has our own orientation (tables and norms). `rows` counts those of a fused matrix; 0: the matrix is not fused.
     """
 
     name: str
     row: int = 0
     inputs: int = 0
+    rows: int = 0
 
 
 def sources(config: DecoderConfig) -> dict[str, Source]:
     """Path of a parameter -> its source; `{}` in the name stands for the layer."""
     q_rows = config.num_attention_heads * config.head_dim
     kv_rows = config.num_key_value_heads * config.head_dim
+    qkv_rows, ffn = q_rows + 2 * kv_rows, config.intermediate_size
     layer = "model.layers.{}."
     return {
         "embed.kernel": Source("model.embed_tokens.weight"),
         "layers.input_norm.scale": Source(layer + "input_layernorm.weight"),
-        "layers.q.kernel": Source(layer + "self_attn.qkv_proj.weight", 0, 1),
-        "layers.k.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows, 1),
-        "layers.v.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows + kv_rows, 1),
+        "layers.q.kernel": Source(layer + "self_attn.qkv_proj.weight", 0, 1, qkv_rows),
+        "layers.k.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows, 1, qkv_rows),
+        "layers.v.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows + kv_rows, 1, qkv_rows),
         "layers.o.kernel": Source(layer + "self_attn.o_proj.weight", 0, 2),
         "layers.post_norm.scale": Source(layer + "post_attention_layernorm.weight"),
-        "layers.gate.kernel": Source(layer + "mlp.gate_up_proj.weight", 0, 1),
-        "layers.up.kernel": Source(layer + "mlp.gate_up_proj.weight", config.intermediate_size, 1),
+        "layers.gate.kernel": Source(layer + "mlp.gate_up_proj.weight", 0, 1, 2 * ffn),
+        "layers.up.kernel": Source(layer + "mlp.gate_up_proj.weight", ffn, 1, 2 * ffn),
         "layers.down.kernel": Source(layer + "mlp.down_proj.weight", 0, 1),
         "norm.scale": Source("model.norm.weight"),
         "head.kernel": Source("lm_head.weight", 0, 1),
@@ -151,7 +153,10 @@ class _Reader:
         file = self.files[source.name]
         if file not in self.handles:
             self.handles[file] = _opened(file).__enter__()
-        tensor = self.handles[file].get_slice(source.name)
+        try:
+            tensor = self.handles[file].get_slice(source.name)
+        except SafetensorError:
+            raise InputError(f"{file}: tensor {source.name} is missing, though the index names it") from None
         bounds = [range(*part.indices(size)) for part, size in zip(index, shape)]
         found = tuple(tensor.get_shape())
         if not source.inputs:
@@ -159,8 +164,8 @@ class _Reader:
             return np.asarray(tensor[tuple(slice(b.start, b.stop) for b in bounds)], np.float32)
         columns = _flat(bounds[: source.inputs], shape[: source.inputs])
         rows = _flat(bounds[source.inputs :], shape[source.inputs :])
-        needed = (source.row + math.prod(shape[source.inputs :]), math.prod(shape[: source.inputs]))
-        self._check(source.name, found[1] == needed[1] and found[0] >= needed[0], found, needed)
+        needed = (source.rows or math.prod(shape[source.inputs :]), math.prod(shape[: source.inputs]))
+        self._check(source.name, found == needed, found, needed)
         matrix = tensor[source.row + rows.start : source.row + rows.stop, columns.start : columns.stop]
         return np.asarray(matrix, np.float32).T.reshape([len(b) for b in bounds])
 

@@ -41,6 +41,12 @@ class Feature:
         if not 0 <= self.decimals <= MAX_DECIMALS:
             raise InputError(f"feature {self.name}: decimals = {self.decimals}; 0 to {MAX_DECIMALS} are possible")
 
+    def rank(self, text: str) -> tuple[float, str]:
+        """What to sort shown values by: numbers by size, categories in the order of their coding."""
+        if self.kind == "number":
+            return (as_number(text), text)
+        return (self.categories.index(text) if text in self.categories else len(self.categories), text)
+
 
 def to_json(features: Iterable[Feature]) -> list[dict[str, Any]]:
     """Features as JSON values, in order."""

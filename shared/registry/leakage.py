@@ -117,6 +117,23 @@ def hidden_with(
     return frozenset(hidden - {target})
 
 
+def most_informative(
+    names: Sequence[str], count: int, *, leakage: pd.DataFrame, hidden: Mapping[str, frozenset[str]]
+) -> list[str]:
+    """The `count` of `names` that share most mutual information with the others, in the order of `names`.
+
+    Pairs that hide each other (`hidden`, as `hidden_with` gives it) count nothing: of a group that says the same thing over
+    and over, each is judged by what it tells about the rest.
+    """
+    known = [name for name in names if name in leakage.columns]
+    scores = leakage.loc[known, known].to_numpy(dtype=np.float64, copy=True)
+    np.fill_diagonal(scores, 0.0)
+    for column, target in enumerate(known):
+        scores[[row for row, name in enumerate(known) if name in hidden[target]], column] = 0.0
+    chosen = {known[i] for i in np.argsort(-np.nan_to_num(scores).sum(axis=0), kind="stable")[:count]}
+    return [name for name in names if name in chosen]
+
+
 def _columns(
     train: pd.DataFrame, features: Sequence[Feature], ordered: Mapping[str, Sequence[str]], reference: str | None
 ) -> dict[str, _Column]:

@@ -17,7 +17,7 @@ from shared.errors import InputError
 from shared.questions import LETTERS, Question
 from shared.randomness import generator
 from shared.registry.features import Feature
-from shared.registry.leakage import hidden_with
+from shared.registry.leakage import hidden_with, most_informative
 from shared.registry.store import Registry
 from shared.tasks.choices import OptionLaw, option_laws
 
@@ -74,7 +74,10 @@ class Denoising:
         num_choices: int = 5,
         difficulty: float = 2.0,
         mi_cutoff: float = 0.5,
+        core_features: int = 0,
+        core_kind: str = "any",
         context_features: int = 0,
+        option_order: str = "shuffled",
         oracle: Oracle | None = None,
     ) -> None:
         if not 2 <= num_choices <= len(LETTERS):
@@ -82,6 +85,7 @@ class Denoising:
         self.registry = registry
         self.seed = seed
         self.context_features = context_features
+        self.option_order = option_order
         self.oracle = oracle
         self.records = registry.shown(split)
         self._by_name = {feature.name: feature for feature in registry.features}
@@ -96,8 +100,24 @@ class Denoising:
             )
             for name in self._laws
         }
+        if core_features or core_kind != "any":
+            self._reduce_to(self._core(core_features, core_kind))
         self._victims = {patient: self._possible(texts) for patient, texts in self.records.items()}
         self._salt = str(registry.provenance.get("salt", ""))
+
+    def _core(self, count: int, kind: str) -> set[str]:
+        names = [name for name in self._laws if kind in ("any", self._by_name[name].kind)]
+        if not names:
+            raise InputError(f"core_kind = {kind!r}: the registry has no such feature that can be asked for")
+        leakage = self.registry.leakage
+        return set(most_informative(names, count or len(names), leakage=leakage, hidden=self._hidden))
+
+    def _reduce_to(self, core: set[str]) -> None:
+        self._laws = {name: law for name, law in self._laws.items() if name in core}
+        self.records = {
+            patient: {name: text for name, text in texts.items() if name in core}
+            for patient, texts in self.records.items()
+        }
 
     def _possible(self, texts: Mapping[str, str]) -> list[str]:
         return [name for name, law in self._laws.items() if name in texts and law.can_ask(texts[name])]
@@ -131,6 +151,8 @@ class Denoising:
         rng = generator(self.seed, patient, feature, draw)
         options = law.draw(label, rng)
         choices = [options[i] for i in rng.permutation(len(options))]
+        if self.option_order == "sorted":
+            choices.sort(key=self._by_name[feature].rank)
         shown = self._shown(texts, feature, rng)
         target = self._by_name[feature]
         header = shown_section(target.section)
@@ -182,7 +204,10 @@ def questions(
     num_choices: int = 5,
     difficulty: float = 2.0,
     mi_cutoff: float = 0.5,
+    core_features: int = 0,
+    core_kind: str = "any",
     context_features: int = 0,
+    option_order: str = "shuffled",
     oracle: Oracle | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Question]:
@@ -199,7 +224,10 @@ def questions(
         num_choices=num_choices,
         difficulty=difficulty,
         mi_cutoff=mi_cutoff,
+        core_features=core_features,
+        core_kind=core_kind,
         context_features=context_features,
+        option_order=option_order,
         oracle=oracle,
     )
     patients = maker.patients()

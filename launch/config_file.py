@@ -1,0 +1,83 @@
+"""The --config flag: a Python file, every field of which can be set on the command line, given in the file or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import traceback
+import typing
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from shared.config import RunConfig
+from shared.errors import InputError
+
+# What the code of a config file may raise: a file is a program, and its author sees a mistake in one line.
+MISTAKES = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+class ConfigFile(flags.ArgumentParser):
+    """Parses `FILE` or `FILE:ARGUMENT`; the argument is for the file's `get_config`."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        """The config of the file. Raises InputError saying what is wrong with the file."""
+        return load(argument)
+
+    def flag_type(self) -> str:
+        """See `flags.ArgumentParser`."""
+        return "config file"
+
+
+def define(name: str) -> None:
+    """Define the flag `name` and, with each field, --name.section.field."""
+    # Not locked: a field that the file leaves at its default can be set; `validate` refuses what is no field at all.
+    config_flags.DEFINE_config_file(
+        name, None, "Config file, e.g. configs/quickstart.py.", lock_config=False, accept_new_attributes=True
+    )
+    flags.FLAGS[name].parser = ConfigFile()
+
+
+def load(argument: str) -> ConfigDict:
+    """What `get_config` of a config file returns, with an empty section for each that it leaves out."""
+    path, colon, rest = argument.partition(":")
+    if not Path(path).is_file():
+        raise InputError("no such file")
+    try:
+        names = runpy.run_path(path)
+        if "get_config" not in names:
+            raise InputError("it defines no get_config()")
+        config = names["get_config"](*([rest] if colon else []))
+    except InputError:
+        raise
+    except MISTAKES as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise InputError(f"{where}{type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config() must return a ConfigDict, not a {type(config).__name__}")
+    config.unlock()
+    _add_sections(config, RunConfig)
+    return config
+
+
+def _add_sections(config: ConfigDict, kind: type) -> None:
+    hints: dict[str, Any] = typing.get_type_hints(kind)
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint):
+            if name not in config:
+                config[name] = ConfigDict()
+            if isinstance(config[name], ConfigDict):
+                _add_sections(config[name], typing.cast(type, hint))

@@ -1,0 +1,20 @@
+"""Before any test imports jax: the CPU, eight devices, no network; helper modules beside the tests can be imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # elsewhere float32 products are rounded to less by default
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+
+for folder in sorted(Path(__file__).parent.iterdir()):
+    if folder.is_dir() and not folder.name.startswith(("_", ".")):
+        sys.path.insert(0, str(folder))

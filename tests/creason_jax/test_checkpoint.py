@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from small import MODEL, flat, make_learner, on_host, put_back, random_batch
+from tiny import tiny_phi3
+from transformers import AutoModelForCausalLM
+
+from creason_jax.checkpoint import Checkpoints
+from shared.errors import InputError
+
+OPTIONS = {"learner": {"micro_batch_rows": 4, "remat": "none"}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_phi3(folder, **MODEL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(model, tmp_path_factory):
+    """A run saved after its second update, and gone on to its fourth: its folder, and the states then."""
+    learner = make_learner(model, **OPTIONS)
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    learner.update(random_batch(8, seed=0))
+    learner.sync_reference()
+    learner.update(random_batch(8, seed=1))
+    saved = on_host(learner.state)
+    learner.save(folder, 2, {"position": 16})
+    metrics = [learner.update(random_batch(8, seed=2))]  # while the save may still be going on
+    learner.sync_reference()
+    metrics.append(learner.update(random_batch(8, seed=3)))
+    learner.finish_saves()
+    return folder, saved, on_host(learner.state), metrics
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """The run's checkpoints in a folder of the test's own."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(run[0], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(model):
+    """A learner that many tests restore into; each sets it back first."""
+    learner = make_learner(model, **OPTIONS)
+    return learner, on_host(learner.state)
+
+
+@pytest.fixture
+def learner(fresh):
+    found, state = fresh
+    put_back(found, state)
+    return found
+
+
+def assert_bitwise(found, expected):
+    found, expected = flat(found), flat(expected)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].dtype == leaf.dtype, path
+        assert found[path].tobytes() == leaf.tobytes(), path
+
+
+def test_updates_after_a_restore_are_bit_for_bit_those_without_it(run, learner):
+    folder, saved, final, metrics = run
+    assert learner.restore(folder) == (2, {"position": 16})
+    assert_bitwise(learner.state, saved)
+    assert learner.step == 2
+    again = [learner.update(random_batch(8, seed=2))]
+    learner.sync_reference()
+    again.append(learner.update(random_batch(8, seed=3)))
+    assert again == metrics
+    assert_bitwise(learner.state, final)
+    assert learner.compiled_updates() == 1
+    assert not any(np.array_equal(leaf, flat(saved)[path]) for path, leaf in flat(final).items())
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
+def test_restore_on_another_mesh(run, model, mesh):
+    learner = make_learner(model, mesh=mesh, **OPTIONS)
+    before = jax.tree.map(lambda leaf: leaf.sharding, learner.state)
+    assert learner.restore(run[0]) == (2, {"position": 16})
+    assert_bitwise(learner.state, run[1])
+    assert jax.tree.all(jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted, learner.state, before))
+    assert len(learner.state.params["embed"]["kernel"].sharding.device_set) == 8
+
+
+def test_export_after_a_restore_loads_in_transformers(run, learner, tmp_path):
+    learner.restore(run[0])
+    learner.export(tmp_path / "exported")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32).eval()
+    params = flat(learner.state.params)
+    np.testing.assert_array_equal(found.lm_head.weight.detach().numpy(), params["['head']['kernel']"].T)
+    batch = random_batch(8, seed=2)
+    row, prompt = 0, batch.layout.prompt
+    there = batch.segments[row] <= 1
+    there &= batch.groups[row] >= 0
+    tokens = torch.tensor(batch.tokens[row][there], dtype=torch.long)
+    read = int(there[:prompt].sum())
+    with torch.no_grad():
+        logprobs = torch.log_softmax(found(tokens[None]).logits[0], -1)[read - 1 : -1].gather(1, tokens[read:, None])
+    own = learner.logprobs(batch, "policy")[row][prompt : prompt + len(tokens) - read]
+    np.testing.assert_allclose(own, logprobs[:, 0].numpy(), rtol=0, atol=1e-5)
+
+
+def test_nothing_to_restore_is_no_error(learner, run, tmp_path):
+    before = on_host(learner.state)
+    assert learner.restore(tmp_path / "none") is None
+    assert_bitwise(learner.state, before)
+
+
+def small_state(value: float) -> dict[str, jax.Array]:
+    return {"weights": jax.numpy.full((16, 4), value)}
+
+
+def abstract(state):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
+def test_the_newest_are_kept_and_any_of_them_can_be_asked_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "kept", keep=2)
+    for step in (1, 2, 5, 9):
+        checkpoints.save(step, small_state(step), {"position": 10 * step})
+    checkpoints.wait()
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["5", "9"]
+    opened = Checkpoints(tmp_path / "kept", keep=2)
+    target = abstract(small_state(0))
+    for wanted, step in ((None, 9), (5, 5)):
+        state, found, extra = opened.restore(target, wanted)
+        assert (found, extra) == (step, {"position": 10 * step})
+        assert (np.asarray(state["weights"]) == step).all()
+
+
+def test_a_step_that_is_not_there_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "kept", keep=2)
+    checkpoints.save(3, small_state(3), {})
+    checkpoints.wait()
+    with pytest.raises(InputError, match="no checkpoint of step 4; there are 3$"):
+        checkpoints.restore(abstract(small_state(0)), 4)
+
+
+@pytest.mark.parametrize("name", ["9.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-1700000000000000"])
+def test_leftovers_of_a_killed_save_are_ignored(copied, learner, run, name):
+    half = copied / name
+    shutil.copytree(copied / "2" / "state", half / "state.orbax-checkpoint-tmp")
+    for file in (half / "state.orbax-checkpoint-tmp").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert learner.restore(copied) == (2, {"position": 16})
+    assert_bitwise(learner.state, run[1])
+    learner.save(copied, 9, {"position": 72})  # the very step whose save was killed
+    learner.finish_saves()
+    assert learner.restore(copied) == (9, {"position": 72})
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def largest(folder: Path) -> Path:
+    return max(data_files(folder / "state"), key=lambda path: path.stat().st_size)
+
+
+def named(folder: Path, name: str) -> Path:
+    return next(path for path in data_files(folder) if path.name == name)
+
+
+DAMAGE = {
+    "values cut in half": lambda folder: largest(folder).write_bytes(
+        largest(folder).read_bytes()[: largest(folder).stat().st_size // 2]
+    ),
+    "values empty": lambda folder: largest(folder).write_bytes(b""),
+    "values gone": lambda folder: largest(folder).unlink(),
+    "manifest cut": lambda folder: named(folder / "state", "manifest.ocdbt").write_bytes(b"\x00\x01"),
+    "manifest gone": lambda folder: named(folder / "state", "manifest.ocdbt").unlink(),
+    "tree cut": lambda folder: named(folder / "state", "_METADATA").write_text('{"tree_'),
+    "tree gone": lambda folder: named(folder / "state", "_METADATA").unlink(),
+    "state gone": lambda folder: shutil.rmtree(folder / "state"),
+    "position cut": lambda folder: named(folder / "extra", "metadata").write_text('{"posi'),
+    "position gone": lambda folder: shutil.rmtree(folder / "extra"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_in_one_line(copied, learner, damage):
+    before = on_host(learner.state)
+    DAMAGE[damage](copied / "2")
+    with pytest.raises(InputError) as refusal:
+        learner.restore(copied)
+    message = str(refusal.value)
+    assert str(copied / "2") in message and "remove" in message
+    assert "\n" not in message and len(message) < 500
+    assert_bitwise(learner.state, before)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import jax
+from creason_jax.checkpoint import Checkpoints
+from launch.app import run
+
+target = {f"weights {i}": jax.ShapeDtypeStruct((64, 64), "float32") for i in range(6)}
+folder = Path(sys.argv.pop())
+run(lambda: Checkpoints(folder, keep=2).restore(target, None))
+"""
+
+
+def test_a_program_that_meets_a_damaged_checkpoint_prints_one_line(tmp_path):
+    """Several reads fail at once there, each with an exception of its own that somebody must have silenced."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, {f"weights {i}": jax.random.normal(jax.random.key(i), (64, 64)) for i in range(6)}, {})
+    checkpoints.wait()
+    largest(tmp_path / "1").write_bytes(b"")
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path], cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {tmp_path / '1'}: not a whole checkpoint"), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"num_hidden_layers": 3}, {"hidden_size": 128}, {"vocab_size": 384}, {"tie_word_embeddings": True}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, other):
+    tiny_phi3(tmp_path / "other", **(MODEL | other))
+    learner = make_learner(tmp_path / "other", **OPTIONS)
+    before = on_host(learner.state)
+    with pytest.raises(InputError, match="not a whole checkpoint of this model") as refusal:
+        learner.restore(run[0])
+    assert str(run[0] / "2") in str(refusal.value) and "\n" not in str(refusal.value)
+    assert_bitwise(learner.state, before)
+
+
+def test_a_checkpoint_with_a_reference_is_refused_without_one(run, model):
+    learner = make_learner(model, reference=False, **OPTIONS)
+    with pytest.raises(InputError, match="not a whole checkpoint of this model"):
+        learner.restore(run[0])

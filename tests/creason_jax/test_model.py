@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from tiny import change_config, tiny_phi3
+from transformers import Phi3Config, Phi3ForCausalLM
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm, Phi3RotaryEmbedding
+
+from creason_jax import model as ours
+from creason_jax import sharding
+from creason_jax.model import DecoderConfig, weights
+from creason_jax.model.decoder import RMSNorm, inverse_frequencies, rotary
+from shared.config import LearnerConfig
+from shared.errors import InputError
+from shared.grpo import GroupLayout, pack
+
+PARTIAL = {"rope_type": "default", "rope_theta": 250_000.0, "partial_rotary_factor": 0.75}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "untied": {},
+    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 1e-2},
+    "partial_rotary": {"rope_parameters": PARTIAL, "num_key_value_heads": 1},
+}
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One model twice: Transformers' and ours, from the same folder."""
+
+    folder: Path
+    torch: Phi3ForCausalLM
+    config: DecoderConfig
+    params: Any
+
+
+def load_whole(folder: Path) -> tuple[DecoderConfig, Any]:
+    config = DecoderConfig.read(folder)
+    return config, ours.load_params(folder, config, jax.tree.map(lambda _: ONE, ours.abstract_params(config)))
+
+
+def make_pair(folder: Path, **overrides: Any) -> Pair:
+    model = tiny_phi3(folder, **overrides)
+    return Pair(folder, model, *load_whole(folder))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("model"), **FAMILIES[request.param])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("model"), num_hidden_layers=1)
+
+
+@pytest.fixture
+def folder(small, tmp_path) -> Path:
+    """A copy of the small model's folder, to be broken."""
+    return shutil.copytree(small.folder, tmp_path / "model")
+
+
+def logits(
+    params: Any, config: DecoderConfig, tokens: Any, positions: Any, layout=None, valid=None, **kind
+) -> jax.Array:
+    layout = layout or GroupLayout(prompt=tokens.shape[1], group=0, completion=0)
+    valid = jnp.ones(tokens.shape, bool) if valid is None else jnp.asarray(valid)
+
+    @jax.jit
+    def run(params):
+        hidden, _ = ours.forward(
+            params,
+            config,
+            jnp.asarray(tokens),
+            jnp.asarray(positions),
+            lambda q, k, v: (ours.group_attention(q, k, v, valid, layout), None),
+            **({"dtype": jnp.float32} | kind),
+        )
+        return hidden @ ours.head(params).astype(hidden.dtype)
+
+    return run(params)
+
+
+def torch_logits(model: Phi3ForCausalLM, tokens: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+    with torch.no_grad():
+        where = None if positions is None else torch.tensor(positions)
+        return model(torch.tensor(tokens), position_ids=where).logits.float().numpy()
+
+
+def some_tokens(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(4, 320, shape).astype(np.int32)
+
+
+def error_of(action) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_float32_products_are_computed_in_float32():
+    assert jax.config.jax_default_matmul_precision == "highest"
+    assert jax.device_count() == 8 and jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize("start", [0, 16_000])
+def test_logits_equal_hugging_face(pair, start):
+    tokens = some_tokens(2, 21)
+    positions = np.broadcast_to(start + np.arange(21), tokens.shape)
+    expected = torch_logits(pair.torch, tokens, positions)
+    assert expected.std() > 0.3
+    found = logits(pair.params, pair.config, tokens, positions)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("theta", [1e4, 2.5e5, 1e6])
+@pytest.mark.parametrize("size", [24, 32, 64, 96, 128])
+def test_inverse_frequencies_equal_hugging_face(theta, size, small):
+    factor = 0.75 if size in (24, 96) else 1.0
+    rope = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": factor}
+    heads = {"hidden_size": int(size / factor) * 2, "num_attention_heads": 2}
+    theirs = Phi3Config(rope_parameters=rope, pad_token_id=0, **heads)
+    expected, _ = Phi3RotaryEmbedding.compute_default_rope_parameters(theirs)
+    config = dataclasses.replace(small.config, rope_theta=theta, partial_rotary_factor=factor, **heads)
+    assert config.rotary_dim == size
+    # One unit in the last place: the power of either library is not always rounded to the nearest number.
+    np.testing.assert_array_max_ulp(inverse_frequencies(config), expected.numpy(), maxulp=1)
+    assert np.mean(inverse_frequencies(config) == expected.numpy()) > 0.95
+
+
+def test_rotary_angles_equal_hugging_face_far_away(pair):
+    positions = np.array([[0, 1, 2, 1_000, 4_095, 15_999, 16_000, 32_767]])
+    expected = pair.torch.model.rotary_emb(torch.zeros(1), torch.tensor(positions))
+    found = jax.jit(lambda at: rotary(at, pair.config, jnp.float32))(positions)
+    for ours_, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours_[:, :, 0], theirs, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("pads", [0, 1, 17])
+def test_group_layout_gives_each_completion_its_own_logits_whatever_the_padding(small, pads):
+    prompts = [some_tokens(9, seed=1), some_tokens(6, seed=2)]
+    completions = [[some_tokens(n, seed=10 * row + n) for n in (5, 3)] for row in range(2)]
+    layout = GroupLayout(prompt=9 + pads, group=2, completion=5 + pads % 2)
+    batch = pack(prompts, completions, layout, advantages=np.zeros((2, 2)))
+    found = logits(small.params, small.config, batch.tokens, batch.positions, layout, batch.groups >= 0)
+    assert np.isfinite(found).all()
+    for row, prompt in enumerate(prompts):
+        for sample, completion in enumerate(completions[row]):
+            expected = torch_logits(small.torch, np.concatenate([prompt, completion])[None])[0]
+            start = layout.prompt + sample * layout.completion
+            own = found[row, start : start + len(completion)]
+            np.testing.assert_allclose(found[row, : len(prompt)], expected[: len(prompt)], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(own, expected[len(prompt) :], rtol=0, atol=1e-5)
+
+
+def test_gradient_of_every_parameter_equals_hugging_face(pair, tmp_path):
+    """A tied table gets the gradient of both its uses, a fused matrix that of all its parts."""
+    remat = not pair.config.tie_word_embeddings
+    tokens = some_tokens(2, 12)
+    pair.torch.zero_grad()
+    out = pair.torch(torch.tensor(tokens)).logits[:, :-1].log_softmax(-1)
+    out.gather(-1, torch.tensor(tokens[:, 1:, None]).long()).sum().backward()
+
+    def loss(params):
+        found = logits(params, pair.config, tokens, np.broadcast_to(np.arange(12), tokens.shape), remat=remat)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), tokens[:, 1:, None], axis=-1)
+        return chosen.sum()
+
+    weights.save_params(tmp_path, jax.jit(jax.grad(loss))(pair.params), pair.config)
+    found = load_file(tmp_path / "model.safetensors")
+    expected = {name: weight.grad.numpy() for name, weight in pair.torch.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        size = np.abs(expected[name]).max()
+        assert size > 0.01, name
+        np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=2e-5 * size, err_msg=name)
+
+
+def test_layers_as_a_list_give_the_same_as_the_scan(pair):
+    tokens, positions = some_tokens(2, 7), np.broadcast_to(np.arange(7), (2, 7))
+    valid, layout = jnp.ones((2, 7), bool), GroupLayout(prompt=7, group=0, completion=0)
+    seen = []
+
+    @jax.jit
+    def run(params):
+        def attend(index, q, k, v):
+            seen.append(index)
+            return ours.group_attention(q, k, v, valid, layout), k[0, 0, 0, 0]
+
+        layers = ours.unstack_layers(params["layers"])
+        hidden, kept = ours.unstacked_forward(params, layers, pair.config, tokens, positions, attend)
+        return hidden @ ours.head(params), kept
+
+    found, kept = run(pair.params)
+    np.testing.assert_allclose(found, torch_logits(pair.torch, tokens), rtol=0, atol=1e-5)
+    assert seen == list(range(pair.config.num_hidden_layers)) and len(kept) == len(seen)
+
+
+def test_more_layers_than_a_turn_of_the_scan_holds(tmp_path):
+    deep = make_pair(tmp_path, num_hidden_layers=5, hidden_size=32, intermediate_size=48)
+    tokens = some_tokens(1, 6)
+    found = logits(deep.params, deep.config, tokens, np.arange(6)[None])
+    np.testing.assert_allclose(found, torch_logits(deep.torch, tokens), rtol=0, atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_stays_near(small):
+    tokens = some_tokens(1, 8)
+    found = logits(small.params, small.config, tokens, np.arange(8)[None], dtype=jnp.bfloat16)
+    expected = torch_logits(small.torch, tokens)
+    assert found.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(found, np.float32) - expected)
+    assert 1e-4 < error.mean() < 0.02 * expected.std()
+
+
+def test_norm_in_bfloat16_casts_before_the_scale():
+    norm = Phi3RMSNorm(64, eps=1e-5).to(torch.bfloat16)
+    x, scale = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32) * 3
+    norm.weight.data = torch.tensor(scale).bfloat16()
+    twin = RMSNorm(64, 1e-5)
+    twin.scale.set_value(jnp.asarray(scale, jnp.bfloat16))
+    found = np.asarray(twin(jnp.asarray(x, jnp.bfloat16)), np.float32)
+    np.testing.assert_array_equal(found, norm(torch.tensor(x).bfloat16()).detach().float().numpy())
+
+
+def test_import_then_export_keeps_every_bit(pair, tmp_path):
+    weights.save_params(tmp_path, pair.params, pair.config)
+    found, expected = (load_file(each / "model.safetensors") for each in (tmp_path, pair.folder))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype == np.float32
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+def test_export_loads_in_transformers(pair, tmp_path):
+    weights.save_params(tmp_path, pair.params, pair.config)
+    described = pair.config.to_hugging_face(bos=1, eos=3, pad=0)
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    model, report = Phi3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
+    assert not any(report.values()), report
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 3, 0)
+    tokens = some_tokens(1, 9)
+    np.testing.assert_array_equal(torch_logits(model.eval(), tokens), torch_logits(pair.torch, tokens))
+    assert DecoderConfig.read(tmp_path) == pair.config
+
+
+def test_parameters_are_counted(pair):
+    assert (
+        pair.config.num_params == pair.torch.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(pair.params))
+    )
+
+
+def test_random_weights_have_the_shape_and_spread_of_the_config(tmp_path):
+    pair = make_pair(tmp_path)
+    params = ours.init_params(pair.config, seed=5)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), pair.params
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        spread = 0.0 if "scale" in str(path[-1]) else pair.config.initializer_range
+        assert float(leaf.std()) == pytest.approx(spread, rel=0.05), path
+    q, again, other = (ours.init_params(pair.config, seed)["layers"]["q"]["kernel"] for seed in (5, 5, 6))
+    np.testing.assert_array_equal(q, again)
+    assert not np.array_equal(q, other) and not np.array_equal(q[0], q[1])
+
+
+def test_stacking_and_unstacking_are_inverse():
+    layers = [{"a": jnp.arange(6.0).reshape(2, 3) + n, "b": {"c": jnp.full(4, n)}} for n in range(3)]
+    stacked = ours.stack_layers(layers)
+    assert stacked["a"].shape == (3, 2, 3)
+    for found, expected in zip(ours.unstack_layers(stacked), layers, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, ours.stack_layers(ours.unstack_layers(stacked)), stacked)
+
+
+def test_bfloat16_checkpoint_loads_as_float32(tmp_path):
+    model = tiny_phi3(tmp_path / "in", dtype=torch.bfloat16, num_hidden_layers=2)
+    config, params = load_whole(tmp_path / "in")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    weights.save_params(tmp_path, params, config)
+    found = load_file(tmp_path / "model.safetensors")
+    for name, weight in model.named_parameters():
+        assert weight.dtype == torch.bfloat16
+        np.testing.assert_array_equal(found[name], weight.detach().float().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("rules", [sharding.LEARNER_RULES, sharding.ENGINE_RULES])
+def test_each_device_loads_its_own_part(pair, rules):
+    config = pair.config
+    mesh = sharding.make_mesh(LearnerConfig(mesh_data=1, mesh_fsdp=4, mesh_tensor=2))
+    params = ours.load_params(pair.folder, config, sharding.param_shardings(config, mesh, rules))
+    jax.tree.map(np.testing.assert_array_equal, params, pair.params)
+    ways = {name: leaf.size // leaf.addressable_shards[0].data.size for name, leaf in flat(params).items()}
+    over_embed = 4 if rules is sharding.LEARNER_RULES else 1
+    assert ways["layers.q.kernel"] == ways["layers.o.kernel"] == ways["layers.down.kernel"] == 2 * over_embed
+    assert ways["layers.k.kernel"] == over_embed * (1 if config.num_key_value_heads == 1 else 2)
+    assert ways["embed.kernel"] == 2 * over_embed and ways["norm.scale"] == 1
+
+
+def flat(params: Any) -> dict[str, jax.Array]:
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return {".".join(part.key for part in path): leaf for path, leaf in found}
+
+
+def test_large_models_are_written_in_several_files(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 2**18)
+    weights.save_params(tmp_path, pair.params, pair.config)
+    paths = sorted(tmp_path.glob("model-*.safetensors"))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    held = {name: path.name for path in paths for name in load_file(path)}
+    assert len(paths) > 2 and index["weight_map"] == held
+    assert paths[0].name == f"model-00001-of-{len(paths):05d}.safetensors"
+    assert index["metadata"]["total_size"] == 4 * pair.config.num_params
+    sizes = [sum(tensor.nbytes for tensor in load_file(path).values()) for path in paths]
+    assert all(size <= 2**18 or len(load_file(path)) == 1 for size, path in zip(sizes, paths))
+    shutil.copy(pair.folder / "config.json", tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, load_whole(tmp_path)[1], pair.params)
+    reloaded = Phi3ForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").state_dict()
+    for name, tensor in pair.torch.state_dict().items():
+        assert torch.equal(reloaded[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "config.json: model_type is 'llama'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope type 'longrope'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4}}, "rope type 'yarn'"),
+        ({"sliding_window": 2_047}, "sliding_window 2047"),
+        ({"head_dim": 64}, "head_dim 64"),
+    ],
+)
+def test_models_that_are_not_computed_are_refused(folder, changes, message):
+    change_config(folder, **changes)
+    found = error_of(lambda: DecoderConfig.read(folder))
+    assert message in found and str(folder) in found
+
+
+def test_incomplete_configurations_are_refused(folder):
+    values = json.loads((folder / "config.json").read_text())
+    del values["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(values))
+    assert "hidden_size" in error_of(lambda: DecoderConfig.read(folder))
+    (folder / "config.json").write_text("{")
+    assert "config.json: not JSON" in error_of(lambda: DecoderConfig.read(folder))
+    (folder / "config.json").unlink()
+    assert "config.json: no such file" in error_of(lambda: DecoderConfig.read(folder))
+
+
+def test_old_style_rope_fields_are_read(folder):
+    change_config(folder, rope_parameters=None, rope_theta=5e5, partial_rotary_factor=0.5, sliding_window=262_144)
+    config = DecoderConfig.read(folder)
+    assert (config.rope_theta, config.partial_rotary_factor, config.rotary_dim) == (5e5, 0.5, 16)
+
+
+def replace_tensor(folder: Path, name: str, value: np.ndarray | None) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors | ({} if value is None else {name: value}), folder / "model.safetensors")
+
+
+ALL_TENSORS = [
+    "model.embed_tokens.weight",
+    "model.layers.0.input_layernorm.weight",
+    "model.layers.0.self_attn.qkv_proj.weight",
+    "model.layers.0.self_attn.o_proj.weight",
+    "model.layers.0.post_attention_layernorm.weight",
+    "model.layers.0.mlp.gate_up_proj.weight",
+    "model.layers.0.mlp.down_proj.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+]
+
+
+@pytest.mark.parametrize("name", ALL_TENSORS)
+def test_missing_and_misshapen_tensors_are_named(folder, name):
+    tensor = load_file(folder / "model.safetensors")[name]
+    wrong = [np.concatenate([tensor, tensor[:1]]), tensor[:-1], tensor[None]]
+    wrong += [tensor[:, :-1], np.concatenate([tensor, tensor[:, :1]], axis=1)] if tensor.ndim == 2 else []
+    for value in wrong:
+        replace_tensor(folder, name, np.ascontiguousarray(value))
+        found = error_of(lambda: load_whole(folder))
+        assert f"tensor {name} has shape {value.shape}" in found and str(tensor.shape) in found
+    replace_tensor(folder, name, None)
+    assert f"tensor {name} is missing" in error_of(lambda: load_whole(folder))
+
+
+def test_more_key_value_heads_than_the_config_says_are_refused(folder):
+    change_config(folder, num_key_value_heads=1)
+    assert "qkv_proj.weight has shape (256, 128)" in error_of(lambda: load_whole(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1_000, -1])
+def test_truncated_files_are_named(folder, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path}: truncated" in error_of(lambda: load_whole(folder))
+
+
+def test_missing_files_are_named(folder, small, monkeypatch):
+    (folder / "model.safetensors").unlink()
+    assert f"{folder}: no model.safetensors" in error_of(lambda: load_whole(folder))
+    monkeypatch.setattr(weights, "SHARD_BYTES", 2**18)
+    weights.save_params(folder, small.params, small.config)
+    load_whole(folder)
+    last = sorted(folder.glob("model-*"))[-1]
+    tensors = load_file(last)
+    save_file({"other": tensors.popitem()[1], **tensors}, last)
+    found = error_of(lambda: load_whole(folder))
+    assert found.startswith(f"{last}: tensor model.") and "is missing, though the index names it" in found
+    last.unlink()
+    assert f"{last}: no such file" in error_of(lambda: load_whole(folder))

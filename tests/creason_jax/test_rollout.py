@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import dataclasses
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from tiny import run_config, tiny_phi3
+from transformers import Phi3ForCausalLM
+
+from creason_jax import sharding
+from creason_jax.learner import Learner
+from creason_jax.model import DecoderConfig, load_params
+from creason_jax.rollout import Engine
+from shared.backend import Completion, Sampling
+from shared.config import LearnerConfig, OptimizerConfig
+from shared.errors import InputError
+from shared.grpo import GroupLayout, pack
+
+LIMIT, GROUP = 12, 3
+ROLLOUT = {"max_prompt_tokens": 40, "max_new_tokens": LIMIT}
+GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LIMIT)
+SAMPLED = Sampling(group_size=GROUP, temperature=0.9, max_new_tokens=LIMIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A model, prompts, and stop tokens that end some of its completions early and others not at all."""
+
+    folder: Path
+    torch: Phi3ForCausalLM
+    config: DecoderConfig
+    mesh: jax.sharding.Mesh
+    prompts: list[np.ndarray]
+    stops: tuple[int, ...]
+    uniforms: np.ndarray  # [prompts, GROUP, LIMIT]
+
+    def params(self, mesh: jax.sharding.Mesh | None = None) -> Any:
+        return load_params(self.folder, self.config, sharding.param_shardings(self.config, mesh or self.mesh))
+
+    def engine(self, mesh: jax.sharding.Mesh | None = None, grpo: dict[str, Any] | None = None, **rollout) -> Engine:
+        config = run_config(rollout=ROLLOUT | rollout, grpo=grpo or {})
+        engine = Engine(config, self.config, mesh or self.mesh, stop_tokens=self.stops)
+        engine.load(self.params(mesh))
+        return engine
+
+
+def by_hand(
+    model: Phi3ForCausalLM, prompt: np.ndarray, stops: tuple[int, ...], uniforms: np.ndarray | None = None
+) -> tuple[list[int], list[float]]:
+    """Tokens and log-probabilities, one whole pass for each; greedy, or by the inverse cumulative distribution."""
+    tokens, logprobs = list(prompt), []
+    while len(logprobs) < LIMIT and (not logprobs or tokens[-1] not in stops):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0, -1].double()
+        if uniforms is None:
+            token = int(logits.argmax())
+        else:
+            reached = (logits / SAMPLED.temperature).softmax(-1).cumsum(-1).numpy()
+            token = int(np.searchsorted(reached, uniforms[len(logprobs)], side="right"))
+        logprobs.append(float(logits.log_softmax(-1)[token]))
+        tokens.append(token)
+    return tokens[len(prompt) :], logprobs
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_phi3(folder)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 320, n).astype(np.int32) for n in (1, 5, 17, 32, 37, 9)]
+    paths = [by_hand(model, prompt, ())[0] for prompt in prompts]
+    return World(
+        folder=folder,
+        torch=model,
+        config=DecoderConfig.read(folder),
+        mesh=sharding.make_mesh(LearnerConfig(), jax.devices()[:1]),
+        prompts=prompts,
+        stops=(paths[0][0], paths[1][5], paths[3][LIMIT - 1]),
+        uniforms=rng.random((len(prompts), GROUP, LIMIT), np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def shared_engine(world) -> Engine:
+    return world.engine(slots=3, prefill_batch=2, decode_steps=4)
+
+
+@pytest.fixture
+def engine(world, shared_engine) -> Engine:
+    shared_engine.load(world.params())
+    return shared_engine
+
+
+@pytest.fixture(scope="module")
+def short(world) -> list[int]:
+    """Prompts that fit into the smallest bucket: one program serves them all."""
+    return [index for index, prompt in enumerate(world.prompts) if len(prompt) <= 32]
+
+
+@pytest.fixture(scope="module")
+def sampled(world, shared_engine, short) -> list[list[Completion]]:
+    shared_engine.load(world.params())
+    return shared_engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+
+
+def assert_same(found: list[list[Completion]], expected: list[list[Completion]]) -> None:
+    assert [len(group) for group in found] == [len(group) for group in expected]
+    for ours, other in zip(chain(*found), chain(*expected), strict=True):
+        np.testing.assert_array_equal(ours.tokens, other.tokens)
+        np.testing.assert_allclose(ours.logprobs, other.logprobs, rtol=0, atol=1e-5)
+        assert ours.truncated == other.truncated
+
+
+def assert_greedy(
+    world: World, model: Phi3ForCausalLM, found: list[list[Completion]], prompts: list[np.ndarray]
+) -> None:
+    for prompt, (completion,) in zip(prompts, found, strict=True):
+        tokens, logprobs = by_hand(model, prompt, world.stops)
+        np.testing.assert_array_equal(completion.tokens, tokens)
+        np.testing.assert_allclose(completion.logprobs, logprobs, rtol=0, atol=1e-5)
+
+
+def test_greedy_equals_hugging_face_generate(world, engine):
+    found = engine.generate(world.prompts, GREEDY, None)
+    for prompt, (completion,) in zip(world.prompts, found, strict=True):
+        ids = torch.tensor(prompt[None])
+        with torch.no_grad():
+            expected = world.torch.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=LIMIT,
+                eos_token_id=list(world.stops),
+                pad_token_id=0,
+            )
+        np.testing.assert_array_equal(completion.tokens, expected[0, len(prompt) :])
+        assert completion.tokens.dtype == np.int32 and completion.logprobs.dtype == np.float32
+        assert completion.truncated == (completion.tokens[-1] not in world.stops)
+        assert not np.isin(completion.tokens[:-1], world.stops).any()
+    assert_greedy(world, world.torch, found, world.prompts)
+    # First token, middle, exactly at the limit; the others are cut off.
+    assert [len(completion.tokens) for (completion,) in found] == [1, 6, LIMIT, LIMIT, LIMIT, LIMIT]
+    assert [completion.truncated for (completion,) in found] == [False, False, True, False, True, True]
+
+
+def test_draws_follow_the_uniforms(world, short, sampled):
+    lengths = set()
+    for index, group in zip(short, sampled, strict=True):
+        for sample, completion in enumerate(group):
+            tokens, logprobs = by_hand(world.torch, world.prompts[index], world.stops, world.uniforms[index, sample])
+            np.testing.assert_array_equal(completion.tokens, tokens)
+            np.testing.assert_allclose(completion.logprobs, logprobs, rtol=0, atol=1e-5)
+            assert completion.truncated == (tokens[-1] not in world.stops)
+            lengths.add(len(tokens))
+    assert len(lengths) > 1  # samples of a group end apart
+
+
+def test_logprobs_equal_the_learners(world, short, sampled):
+    config = run_config(rollout=ROLLOUT, grpo={"group_size": GROUP})
+    learner = Learner(config, world.folder, world.mesh, optimizer=OptimizerConfig(), steps=1, reference=False)
+    batch = pack(
+        [world.prompts[i] for i in short],
+        [[completion.tokens for completion in group] for group in sampled],
+        GroupLayout(prompt=40, group=GROUP, completion=LIMIT),
+        advantages=np.zeros((len(short), GROUP)),
+        rollout_logprobs=[[completion.logprobs for completion in group] for group in sampled],
+    )
+    found = learner.logprobs(batch, "policy")
+    assert batch.completion_mask.sum() > 100
+    np.testing.assert_allclose(batch.rollout_logprobs, found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [{"slots": 1, "prefill_batch": 2, "decode_steps": 1}, {"slots": 8, "prefill_batch": 3, "decode_steps": 7}],
+    ids=str,
+)
+def test_slots_and_batching_do_not_matter(world, short, sampled, rollout):
+    found = world.engine(**rollout).generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+    assert_same(found, sampled)
+
+
+def test_order_and_company_do_not_matter(world, engine, short, sampled):
+    backwards = short[::-1]
+    found = engine.generate([world.prompts[i] for i in backwards], SAMPLED, world.uniforms[backwards])
+    assert_same(found, sampled[::-1])
+    again = [short[1]] * 4  # the same request four times, more often than there are slots
+    found = engine.generate([world.prompts[i] for i in again], SAMPLED, world.uniforms[again])
+    assert_same(found, [sampled[1]] * 4)
+    assert engine.generate([], SAMPLED, world.uniforms[:0]) == []
+
+
+def test_a_completion_depends_on_its_own_numbers_alone(world, engine, short, sampled):
+    uniforms = world.uniforms[short].copy()
+    uniforms[1, 2] = 1 - uniforms[1, 2]
+    found = engine.generate([world.prompts[i] for i in short], SAMPLED, uniforms)
+    assert not np.array_equal(found[1][2].tokens, sampled[1][2].tokens)
+    found[1][2] = sampled[1][2]
+    assert_same(found, sampled)
+
+
+def test_numbers_of_later_tokens_do_not_move_earlier_ones(world, engine, short, sampled):
+    uniforms = world.uniforms[short].copy()
+    uniforms[:, :, 3:] = 1 - uniforms[:, :, 3:]
+    found = engine.generate([world.prompts[i] for i in short], SAMPLED, uniforms)
+    moved = 0
+    for ours, other in zip(chain(*found), chain(*sampled), strict=True):
+        np.testing.assert_array_equal(ours.tokens[:3], other.tokens[:3])
+        moved += not np.array_equal(ours.tokens, other.tokens)
+    assert moved > 3
+
+
+@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 2, 4)], ids=str)  # the second has fewer key-value heads than parts
+def test_eight_devices_give_the_same(world, short, sampled, axes):
+    mesh = sharding.make_mesh(LearnerConfig(**dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), axes))))
+    engine = world.engine(mesh)
+    assert len(engine.layers[0]["q"]["kernel"].addressable_shards) == 8
+    found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+    assert_same(found, sampled)
+
+
+def test_new_weights_replace_the_old_ones(world, engine, tmp_path):
+    other = tiny_phi3(tmp_path, seed=1)
+    before = engine.generate(world.prompts, GREEDY, None)
+    params = load_params(tmp_path, world.config, sharding.param_shardings(world.config, world.mesh))
+    engine.load(params)
+    jax.tree.map(lambda leaf: leaf.delete(), params)  # as the learner's next update does: the engine has its own copy
+    after = engine.generate(world.prompts, GREEDY, None)
+    assert_greedy(world, other, after, world.prompts)
+    for (ours,), (old,) in zip(after, before, strict=True):
+        assert not np.array_equal(ours.tokens, old.tokens)
+    engine.load(world.params())
+    assert_same(engine.generate(world.prompts, GREEDY, None), before)
+
+
+def test_one_token_scored_at_the_sampling_temperature(world):
+    """The limit is reached by the prompt's own pass; a stop token there is not a truncation."""
+    engine = world.engine(grpo={"score_temperature": "sampling"})
+    prompts, uniforms = world.prompts[:2], world.uniforms[:2, :, :1].copy()
+    laws = []
+    for prompt in prompts:
+        with torch.no_grad():
+            logits = world.torch(torch.tensor(prompt[None])).logits[0, -1].double()
+        laws.append((logits / SAMPLED.temperature).softmax(-1).numpy())
+    stop = world.stops[0]
+    uniforms[0, 1, 0] = laws[0][:stop].sum() + laws[0][stop] / 2
+    found = engine.generate(prompts, dataclasses.replace(SAMPLED, max_new_tokens=1), uniforms)
+    assert found[0][1].tokens == [stop]
+    for row, law in enumerate(laws):
+        for sample, completion in enumerate(found[row]):
+            token = np.searchsorted(law.cumsum(), uniforms[row, sample, 0], side="right")
+            assert completion.tokens.tolist() == [token]
+            assert completion.truncated == (token not in world.stops)
+            np.testing.assert_allclose(completion.logprobs, np.log(law[[token]]), rtol=0, atol=1e-5)
+
+
+def test_filters_narrow_the_draw_and_leave_the_score(world, engine):
+    logits = np.random.default_rng(0).normal(0, 2, (16, 320)).astype(np.float32)
+    uniforms = np.linspace(0, 0.999, 16, dtype=np.float32)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for options in ({"top_k": 1}, {"top_p": 1e-4}, {"min_p": 0.999}):
+        tokens, logprobs = engine.draw(logits, uniforms, dataclasses.replace(SAMPLED, **options))
+        np.testing.assert_array_equal(tokens, logits.argmax(-1))
+        np.testing.assert_allclose(logprobs, logs.max(-1), rtol=0, atol=1e-5)
+
+
+def test_time_is_counted_by_phase(world, engine):
+    engine.seconds()
+    engine.generate(world.prompts[:1], GREEDY, None)
+    found = engine.seconds()
+    assert found.keys() == {"prefill", "decode"} and min(found.values()) > 0
+    assert not engine.seconds()
+
+
+def test_unusable_requests_are_refused(world, engine):
+    def message(*arguments: Any, of: Engine = engine) -> str:
+        with pytest.raises(InputError) as caught:
+            of.generate(*arguments)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    long, empty = np.ones(41, np.int32), np.ones(0, np.int32)
+    assert "prompt 1 has 41 tokens; rollout.max_prompt_tokens is 40" in message([long[:40], long], GREEDY, None)
+    assert "prompt 0 has 0 tokens" in message([empty], GREEDY, None)
+    assert "random numbers" in message(world.prompts, SAMPLED, None)
+    assert "shape" in message(world.prompts, SAMPLED, world.uniforms[:2])
+    assert "shape" in message(world.prompts, SAMPLED, world.uniforms[:, :1])
+    config = engine.config
+    with pytest.raises(InputError, match="stop token"):
+        Engine(config, world.config, world.mesh, stop_tokens=[])
+    bare = Engine(config, world.config, world.mesh, stop_tokens=[3])
+    assert "no weights yet" in message(world.prompts, GREEDY, None, of=bare)

@@ -1,0 +1,77 @@
+"""Running the programs of launch/ from tests: in this process, which is quick, or each in its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from launch import app
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def refusal(self) -> str:
+        """The one line about bad input; fails where there is anything else."""
+        assert self.code == 2, self
+        assert self.err.startswith("error: "), self
+        assert self.err.count("\n") == 1 and self.err.endswith("\n"), self
+        assert "Traceback" not in self.err + self.out, self
+        return self.err.strip()
+
+
+def here(program: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ended:
+    """Run `python -m launch.PROGRAM` in this process; its flags are forgotten afterwards."""
+    module = importlib.import_module(f"launch.{program}")
+    known = set(flags.FLAGS)
+    monkeypatch.setattr(sys, "argv", [f"launch.{program}", *arguments])
+    capfd.readouterr()
+    code = None
+    try:
+        module.define_flags()
+        app.run(module.main)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
+    captured = capfd.readouterr()
+    return Ended(code or 0, captured.out, captured.err)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with one CPU device in place of the tests' eight."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+        "JAX_PLATFORMS": "cpu",
+        "OMP_NUM_THREADS": "1",
+        **changes,
+    }
+
+
+def apart(program: str, *arguments: str, timeout: float = 300, **variables: str) -> Ended:
+    """Run `python -m launch.PROGRAM` in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", f"launch.{program}", *arguments],
+        cwd=REPOSITORY,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Ended(result.returncode, result.stdout, result.stderr)

@@ -1,0 +1,350 @@
+"""Whatever is typed by mistake ends with one clear line and exit code 2, never with a traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, apart, here
+from exam import exam, exam_tokenizer
+from tiny import run_config, tiny_phi3
+
+from launch import config_file
+from shared import files
+from shared.config import validate
+from shared.errors import InputError
+from shared.metrics import plain
+from shared.questions import write_questions
+
+SMOKE = "--config=configs/smoke.py"
+TRAIN = ("train", SMOKE, "--workdir={root}/new")
+GIVEN = (*TRAIN, "--config.data.train={questions}", "--config.data.valid={questions}", "--config.model.path={model}")
+SMALL = ("--max_prompt_tokens=64", "--max_new_tokens=4", "--slots=8", "--compute_dtype=float32")
+EVALUATE = ("evaluate", *SMALL, "--questions={questions}", "--out={root}/new")
+EXPORT = ("export", "--workdir={run}", "--out={root}/new")
+PREPARE = ("prepare", "--out={root}/new")
+SEPSIS = (*PREPARE, "--cohort=sepsis")
+REPORT = ("report",)
+
+CASES = [
+    # A flag that is none, or has no such value.
+    (("train", "--cofnig=x"), "Unknown command line flag 'cofnig'"),
+    ((*EVALUATE, "--model={model}", "--modl=x"), "Unknown command line flag 'modl'"),
+    (("prepare", "--patient=3", "--out={root}/new"), "Unknown command line flag 'patient'"),
+    (("report", "--workdri=x"), "Unknown command line flag 'workdri'"),
+    (("export", "--wrokdir=x"), "Unknown command line flag 'wrokdir'"),
+    ((*TRAIN, "stray"), "unexpected argument 'stray'; every option is a flag"),
+    ((*TRAIN, "--backend=foo"), "flag --backend=foo: value should be one of <jax|torch>"),
+    ((*EVALUATE, "--model={model}", "--backend=foo"), "flag --backend=foo: value should be one of <jax|torch>"),
+    ((*EXPORT, "--backend=foo"), "flag --backend=foo: value should be one of <jax|torch>"),
+    ((*TRAIN, "--dry_run=maybe"), "--dry_run=maybe"),
+    ((*EVALUATE, "--model={model}", "--limit=x"), "flag --limit=x: invalid literal for int"),
+    ((*EVALUATE, "--model={model}", "--limit=-1"), "flag --limit=-1: -1 is not a non-negative integer"),
+    ((*EVALUATE, "--model={model}", "--slots=0"), "flag --slots=0: 0 is not a positive integer"),
+    ((*EVALUATE, "--model={model}", "--max_new_tokens=1.5"), "flag --max_new_tokens=1.5: invalid literal for int"),
+    ((*EVALUATE, "--model={model}", "--bootstrap=3"), "flag --bootstrap=3: 3 is not integer >= 100"),
+    ((*EVALUATE, "--model={model}", "--compute_dtype=int8"), "value should be one of <bfloat16|float32>"),
+    ((*EXPORT, "--step=x"), "flag --step=x: invalid literal for int"),
+    ((*EXPORT, "--step=-1"), "flag --step=-1: -1 is not a non-negative integer"),
+    ((*PREPARE, "--cohort=foo"), "flag --cohort=foo: value should be one of"),
+    ((*PREPARE, "--patients=x"), "flag --patients=x: invalid literal for int"),
+    ((*PREPARE, "--difficulty=x"), "flag --difficulty=x: could not convert string to float"),
+    # A flag that is missing.
+    (("train",), "--config is needed, e.g. --config=configs/quickstart.py"),
+    (("train", SMOKE), "--workdir is needed: the directory that this run may fill"),
+    (("train", SMOKE, "--workdir="), "--workdir is needed: the directory that this run may fill"),
+    (("train", "--config"), "Missing value for flag --config"),
+    (("evaluate", "--model={model}"), "--questions must have a value"),
+    (("export",), "--workdir must have a value"),
+    (("prepare",), "--out must have a value"),
+    (("report",), "--workdir must have a value"),
+    # The config file.
+    (("train", "--config=configs/none.py"), "flag --config=configs/none.py: no such file"),
+    (("train", "--config", "configs/none.py"), "flag --config=configs/none.py: no such file"),
+    (("train", "--config=configs"), "flag --config=configs: no such file"),
+    (("train", "--config={root}/syntax.py"), "SyntaxError: "),
+    (("train", "--config={root}/no_get_config.py"), "it defines no get_config()"),
+    (("train", "--config={root}/wrong_preset.py"), "unknown preset 'nope'; there are paper, paper_fixed, modern"),
+    (("train", "--config={root}/missing_import.py"), "line 1: ModuleNotFoundError: No module named 'nothere'"),
+    (("train", "--config={root}/key.py"), "line 2: KeyError: 'k'"),
+    (("train", "--config={root}/number.py"), "get_config() must return a ConfigDict, not a int"),
+    (("train", "--config={root}/no_name.py", "--dry_run"), "name: is needed and not given"),
+    (("train", f"{SMOKE}:argument"), "get_config() takes 0 positional arguments but 1 was given"),
+    # An override of the config.
+    ((*TRAIN, "--config.nothing=1"), "unknown field nothing"),
+    ((*TRAIN, "--config.grpo.bta=1"), "unknown field grpo.bta; did you mean grpo.beta?"),
+    ((*TRAIN, "--config.nothing.beta=1"), "--config.nothing.beta=1: the config has no such field"),
+    ((*TRAIN, "--config.name.x=1"), "--config.name.x=1: the config has no such field"),
+    ((*TRAIN, "--config.grpo.beta.x=1"), "--config.grpo.beta.x=1: the config has no such field"),
+    ((*TRAIN, "--config.=1"), "--config.=1: the config has no such field"),
+    ((*TRAIN, "--config.grpo.beta=abc"), "grpo.beta = 'abc': must be of type float"),
+    ((*TRAIN, "--config.grpo.beta"), "grpo.beta = True: must be of type float"),
+    ((*TRAIN, "--config.optimizer.learning_rate=abc"), "could not convert string to float: 'abc'"),
+    ((*TRAIN, "--config.optimizer.learning_rate=nan"), "optimizer.learning_rate = nan: must be a finite number"),
+    ((*TRAIN, "--config.seed=1.5"), "flag --config.seed=1.5: invalid literal for int"),
+    ((*TRAIN, "--config.grpo=3"), "flag --config.grpo=3: Failed to parse '3'"),
+    ((*TRAIN, "--config.grpo.group_size=1"), "grpo.group_size = 1: must be at least 2"),
+    ((*TRAIN, "--config.warmup.optimizer.b1=2"), "warmup.optimizer.b1 = 2.0: must be in [0, 1)"),
+    ((*TRAIN, "--config.grpo.loss=ppo"), "grpo.loss = 'ppo': must be one of grpo, bnpo"),
+    (("train", "--config.grpo.beta=1", SMOKE), "before a value for --config was specified"),
+    (("train", "--config.grpo.beta=1"), "Unknown command line flag 'config.grpo.beta'"),
+    # Where it is to go.
+    (("train", SMOKE, "--workdir={root}/file"), "--workdir={root}/file: is a file; give a directory"),
+    (("train", SMOKE, "--workdir={root}/file/x"), "--workdir={root}/file/x: cannot be made"),
+    (("train", SMOKE, "--workdir={root}/other"), "{root}/other: holds a run with another config (it differs in name"),
+    (("train", SMOKE, "--workdir={root}/broken"), "{root}/broken/config.json: not JSON"),
+    (("train", SMOKE, "--workdir={root}/listed"), "{root}/listed/config.json: not the config of a run"),
+    ((*EVALUATE[:-1], "--model={model}", "--out={root}/file"), "--out={root}/file: is a file; give a directory"),
+    ((*EVALUATE[:-1], "--model={model}", "--out={root}/file/x"), "--out={root}/file/x: cannot be made"),
+    ((*EXPORT[:-1], "--out={root}/other"), "--out={root}/other: exists already; give a new directory"),
+    ((*EXPORT[:-1], "--out={root}/file/x"), "--out={root}/file: is a file; give a directory"),
+    (("prepare", "--out={root}/file"), "--out={root}/file: is a file; give a directory"),
+    (("prepare", "--out={root}/file/x"), "--out={root}/file/x: cannot be made"),
+    # The run it is about.
+    ((*REPORT, "--workdir={root}/none"), "{root}/none: holds no run"),
+    ((*REPORT, "--workdir={root}/empty"), "{root}/empty: holds no run"),
+    ((*REPORT, "--workdir={root}/file"), "{root}/file: holds no run"),
+    ((*REPORT, "--workdir={root}/broken"), "{root}/broken/config.json: not JSON"),
+    ((*REPORT, "--workdir={root}/listed"), "{root}/listed/config.json: not what a run writes there"),
+    ((*REPORT, "--workdir={root}/bad_metrics"), "{root}/bad_metrics/metrics.jsonl: line 1 is not JSON"),
+    (("export", "--workdir={root}/none", "--out={root}/new"), "{root}/none/config.json: no such file"),
+    (("export", "--workdir={root}/broken", "--out={root}/new"), "{root}/broken/config.json: not JSON"),
+    (("export", "--workdir={root}/listed", "--out={root}/new"), "the config must be a mapping of fields, not list"),
+    (("export", "--workdir={root}/other", "--out={root}/new"), "{root}/other/initial/config.json: no such file"),
+    (("export", "--workdir={root}/begun", "--out={root}/new"), "{root}/begun/checkpoints: no checkpoint yet"),
+    ((*EXPORT, "--step=7"), "{run}/checkpoints: no checkpoint of step 7; there are 2, 3"),
+    (("export", "--workdir={root}/truncated", "--out={root}/new"), "{root}/truncated/checkpoints/3: not a whole checkpoint"),
+    (("export", "--workdir={root}/emptied", "--out={root}/new"), "{root}/emptied/checkpoints/3: not a whole checkpoint"),
+    # The model.
+    ((*GIVEN[:-1], "--config.model.path={root}/none"), "{root}/none: no tokenizer.json"),
+    ((*GIVEN, "--config.rollout.max_prompt_tokens=5", "--config.grpo.overlong_prompts=drop"), "all 4 prompts are longer"),
+    ((*GIVEN, "--config.learner.mesh_tensor=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
+    ((*GIVEN, "--config.learner.mesh_fsdp=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
+    ((*EVALUATE, "--model={root}/none"), "{root}/none: no tokenizer.json"),
+    ((*EVALUATE, "--model={root}/file"), "{root}/file: no tokenizer.json"),
+    ((*EVALUATE, "--model={root}/no_weights"), "{root}/no_weights: no model.safetensors"),
+    ((*EVALUATE, "--model={root}/no_config"), "{root}/no_config/config.json: no such file"),
+    ((*EVALUATE, "--model={root}/cut_weights"), "{root}/cut_weights/model.safetensors: truncated or not safetensors"),
+    ((*EVALUATE, "--model={root}/cut_config"), "{root}/cut_config/config.json: not JSON"),
+    ((*EVALUATE, "--model={root}/cut_tokenizer"), "{root}/cut_tokenizer/tokenizer.json: not JSON"),
+    ((*EVALUATE, "--model={root}/other_family"), "{root}/other_family/config.json: model_type is 'mamba'"),
+    ((*EVALUATE, "--model={root}/other_width"), "has shape (512, 128), config.json asks for (512, 64)"),
+    # The questions.
+    ((*GIVEN, "--config.data.train={root}/none.parquet"), "{root}/none.parquet: no such question file"),
+    ((*GIVEN, "--config.data.train={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
+    ((*GIVEN, "--config.data.train={root}/none.parquet", "--config.data.valid="), "give both `train` and `valid`"),
+    ((*EVALUATE, "--model={model}", "--questions={root}/none.parquet"), "{root}/none.parquet: no such question file"),
+    ((*EVALUATE, "--model={model}", "--questions={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
+    ((*EVALUATE, "--model={model}", "--questions={root}/no_questions.parquet"), "there are no questions"),
+    ((*EVALUATE, "--model={model}", "--questions={questions},{questions}"), "4 questions come more than once"),
+    # The raw files.
+    (SEPSIS, "source = '': the folder with the raw files of 'sepsis' is needed"),
+    ((*SEPSIS, "--source={root}/none"), "{root}/none: no such folder"),
+    ((*SEPSIS, "--source={root}/empty"), "{root}/empty: missing data.xlsx"),
+    ((*PREPARE, "--patients=0"), "patients = 0: must be at least 1"),
+    ((*PREPARE, "--num_choices=9"), "num_choices = 9: must be 2 to 5"),
+    ((*PREPARE, "--difficulty=nan"), "difficulty = nan: must be above 0"),
+    ((*PREPARE, "--mi_cutoff=-1"), "mi_cutoff = -1.0: must be at least 0"),
+    ((*PREPARE, "--patients=30", "--valid_patients=30"), "valid_patients = 30: must leave training patients"),
+]
+
+CONFIG_FILES = {
+    "syntax": "def get_config(:\n",
+    "no_get_config": "x = 1\n",
+    "wrong_preset": "from shared.config import grpo_preset\ndef get_config():\n    return grpo_preset('nope')\n",
+    "missing_import": "import nothere\n",
+    "key": "def get_config():\n    return {}['k']\n",
+    "number": "def get_config():\n    return 3\n",
+    "no_name": "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
+}
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """One folder with a model, questions, a run of two checkpoints, and everything that can be wrong with them."""
+    import jax
+
+    from creason_jax.learner import Learner
+    from creason_jax.sharding import make_mesh
+
+    root = tmp_path_factory.mktemp("places")
+    model, questions, run = root / "model", root / "questions.parquet", root / "run"
+    exam_tokenizer(model)
+    tiny_phi3(model, vocab_size=512, num_hidden_layers=1)
+    write_questions(questions, exam(4))
+    config = run_config(model={"path": str(model)}, learner={"mesh_fsdp": -1})
+    files.write_json(run / "config.json", plain(dataclasses.asdict(config)))
+    learner = Learner(
+        config,
+        model,
+        make_mesh(config.learner, jax.devices()),
+        optimizer=config.optimizer,
+        steps=config.steps,
+        reference=True,
+    )
+    for step in (2, 3):
+        learner.save(run / "checkpoints", step, {"position": 2 * step})
+    learner.finish_saves()
+
+    for name, text in CONFIG_FILES.items():
+        (root / f"{name}.py").write_text(text)
+    (root / "file").write_text("x")
+    for name, text in (("empty", ""), ("broken", "{"), ("listed", "[1]"), ("other", '{"name": "other"}')):
+        (root / name).mkdir()
+        if text:
+            (root / name / "config.json").write_text(text)
+    (root / "bad_metrics").mkdir()
+    (root / "bad_metrics" / "metrics.jsonl").write_text("nothing\n")
+    write_questions(root / "no_questions.parquet", [])
+    shutil.copy(questions, root / "cut.parquet")
+    half(root / "cut.parquet")
+
+    for name in ("no_weights", "no_config", "cut_weights", "cut_config", "cut_tokenizer", "other_family", "other_width"):
+        shutil.copytree(model, root / name)
+    (root / "no_weights" / "model.safetensors").unlink()
+    (root / "no_config" / "config.json").unlink()
+    half(root / "cut_weights" / "model.safetensors")
+    half(root / "cut_config" / "config.json")
+    half(root / "cut_tokenizer" / "tokenizer.json")
+    files.write_json(root / "other_family" / "config.json", {"model_type": "mamba"})
+    known = files.read_json(model / "config.json")
+    files.write_json(root / "other_width" / "config.json", known | {"hidden_size": 64})
+
+    shutil.copytree(run, root / "begun", ignore=shutil.ignore_patterns("checkpoints"))
+    for name in ("truncated", "emptied"):
+        shutil.copytree(run, root / name)
+    for path in (root / "truncated" / "checkpoints" / "3" / "state").rglob("d/*"):
+        half(path)
+    shutil.rmtree(root / "emptied" / "checkpoints" / "3" / "state")
+    return {"root": str(root), "model": str(model), "questions": str(questions), "run": str(run)}
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+
+    def run(*arguments: str):
+        return here(*arguments, monkeypatch=monkeypatch, capfd=capfd)
+
+    return run
+
+
+def test_there_are_several_cases_for_every_program():
+    programs = [arguments[0] for arguments, _ in CASES]
+    assert all(programs.count(name) >= 8 for name in ("train", "prepare", "evaluate", "export", "report"))
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
+def test_a_mistake_is_one_clear_line(arguments, wanted, places, call):
+    root = Path(places["root"])
+    ended = call(*(argument.format(**places) for argument in arguments))
+    assert wanted.format(**places) in ended.refusal
+    assert len(ended.refusal) < 600
+    assert ended.out == ""
+    shutil.rmtree(root / "new", ignore_errors=True)
+
+
+def test_what_was_there_is_still_there(places, call):
+    """A refused work directory is left as it was."""
+    root = Path(places["root"])
+    for name in ("other", "broken", "listed"):
+        content = (root / name / "config.json").read_text()
+        assert call("train", SMOKE, f"--workdir={root / name}").code == 2
+        assert (root / name / "config.json").read_text() == content
+        assert len(list((root / name).iterdir())) == 1
+
+
+@pytest.mark.parametrize("program", ["train", "prepare", "evaluate", "export", "report"])
+def test_help(program, call):
+    ended = call(program, "--help")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert "--out" in ended.out or "--workdir" in ended.out
+
+
+class TestOverrides:
+    """Every field can be set, whether the file sets it or not."""
+
+    @pytest.mark.parametrize(
+        ("flag", "path", "value"),
+        [
+            ("--config.grpo.beta=0.5", "grpo.beta", 0.5),
+            ("--config.grpo.delta=4", "grpo.delta", 4.0),
+            ("--config.checkpoint.keep=7", "checkpoint.keep", 7),
+            ("--config.warmup.optimizer.eps=1e-6", "warmup.optimizer.eps", 1e-6),
+            ("--config.model.path=some/where", "model.path", "some/where"),
+            ("--config.learner.mesh_data=2", "learner.mesh_data", 2),
+            ("--config.store_trajectories", "store_trajectories", True),
+            ("--noconfig.learner.group_layout", "learner.group_layout", False),
+        ],
+    )
+    def test_a_field(self, flag, path, value, call, monkeypatch):
+        seen = []
+        monkeypatch.setattr("shared.run.describe", lambda config: seen.append(config) or "described")
+        ended = call("train", SMOKE, flag, "--dry_run")
+        assert (ended.code, ended.out, ended.err) == (0, "described\n", "")
+        [found] = seen
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+    def test_a_file_may_take_an_argument(self, tmp_path):
+        path = tmp_path / "config.py"
+        path.write_text("from ml_collections import ConfigDict\ndef get_config(name):\n    return ConfigDict(dict(name=name))\n")
+        assert validate(config_file.load(f"{path}:mine")).name == "mine"
+
+    def test_sections_left_out_have_their_defaults(self, tmp_path):
+        path = tmp_path / "config.py"
+        path.write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(name='a'))\n")
+        assert validate(config_file.load(str(path))) == validate({"name": "a"})
+
+    def test_a_locked_config_can_still_be_set(self, tmp_path, call):
+        path = tmp_path / "config.py"
+        path.write_text(
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n    config = ConfigDict(dict(name='a'))\n    config.lock()\n    return config\n"
+        )
+        ended = call("train", f"--config={path}", "--config.grpo.steps=3", "--dry_run")
+        assert ended.out.startswith("a: 3 optimizer steps of 5 questions x 7 completions (paper preset")
+
+    def test_a_missing_file_is_an_input_error(self):
+        with pytest.raises(InputError, match="no such file"):
+            config_file.load("nowhere.py")
+
+
+def test_a_dry_run_makes_nothing(places, call):
+    root = Path(places["root"])
+    ended = call(*(argument.format(**places) for argument in (*TRAIN, "--dry_run")))
+    assert ended.code == 0
+    assert ended.out.startswith("smoke: 6 optimizer steps")
+    assert not (root / "new").exists()
+
+
+def test_what_works_says_what_it_made(places, call, tmp_path):
+    model, questions, run = places["model"], places["questions"], places["run"]
+    ended = call("export", f"--workdir={run}", "--step=2", f"--out={tmp_path / 'exported'}")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"step 2 of tiny written to {tmp_path / 'exported'}\n"
+    ended = call("evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}", "--limit=3")
+    assert ended.code == 0
+    assert ended.err == "3 prompts were longer than 64 tokens and lost their beginning\n"
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", SMOKE, "--workdir={root}/other"),
+        ("evaluate", "--model={root}/cut_weights", "--questions={questions}", "--out={root}/new"),
+    ],
+)
+def test_in_a_process_of_its_own(arguments, places):
+    """The same, with whatever libraries print while they are imported."""
+    assert places["root"] in apart(*(argument.format(**places) for argument in arguments)).refusal

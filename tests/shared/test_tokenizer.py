@@ -1,0 +1,189 @@
+"""The small policies' tokenizer: it encodes anything, and gives a category the same tokens wherever it stands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from shared.errors import InputError
+from shared.prompts import chat_text, encode
+from shared.questions import LETTERS
+from shared.tokenizer import (
+    END,
+    PAD,
+    SEPARATOR,
+    START,
+    VOCAB_MULTIPLE,
+    load_tokenizer,
+    special_tokens,
+    train_tokenizer,
+)
+
+CATEGORIES = ("Community-acquired", "Not performed", "Gram-negative rods")
+RECORD = """[Baseline Characteristics/Basic Data]
+Age: 63
+Sex: Male
+Source of infection: {value}
+
+[Initial Findings/Laboratory]
+Lactate (mmol/L): 2.4
+Chest X-ray: Not performed
+Infection origin: [MASK]"""
+QUESTION = "\nQ1. What would be the masked value of 'Infection origin' in section [Initial Findings/Laboratory]?"
+OPTIONS = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, CATEGORIES))
+TEXTS = [
+    text
+    for value in CATEGORIES
+    for text in (RECORD.format(value=value) + QUESTION + OPTIONS, f" Most likely: {value}. \\boxed{{A}}")
+    for _ in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trained") / "tokenizer"
+    train_tokenizer(TEXTS, 1_024, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> PreTrainedTokenizerFast:
+    return load_tokenizer(folder)
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    return [tokenizer.decode([token]) for token in encode(tokenizer, text)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=60))
+def test_any_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(encode(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "패혈증 ≥ 3 µg/mL\r\n\t  é", "<|im_end|> \\boxed{E}", "'' in '' in ..[[]]{{}}"])
+def test_texts_with_a_shape_come_back(tokenizer, text):
+    assert tokenizer.decode(encode(tokenizer, text)) == text
+
+
+def test_digits_stand_alone(tokenizer):
+    for text in ("63", "2.45", "12345678901234567890", "Lactate (mmol/L): 17.31"):
+        found = pieces(tokenizer, text)
+        assert [piece for piece in found if any(c.isdigit() for c in piece)] == [c for c in text if c.isdigit()]
+
+
+def test_option_letters_are_one_token_the_same_in_options_and_answer(tokenizer):
+    ids = set()
+    for letter in LETTERS:
+        [token] = encode(tokenizer, letter)
+        option = encode(tokenizer, f"\n{letter}. Male")
+        boxed = encode(tokenizer, f" Most likely: Male. \\boxed{{{letter}}}")
+        assert option[1] == token
+        assert boxed[-2] == token
+        ids.add(int(token))
+    assert len(ids) == len(LETTERS)
+
+
+@pytest.mark.parametrize("value", CATEGORIES)
+def test_a_category_has_the_same_tokens_in_record_option_and_answer(tokenizer, value):
+    own = list(encode(tokenizer, value))
+    assert len(own) < len(value) / 3
+    record = pieces(tokenizer, f"\nSource of infection: {value}\n")
+    option = pieces(tokenizer, f"\nB. {value}\n")
+    answer = pieces(tokenizer, f" Most likely: {value}. \\boxed{{B}}")
+    whole = [tokenizer.decode([token]) for token in own]
+    assert record == ["\n", "Source of infection", ": ", *whole, "\n"]
+    assert option == ["\n", "B", ". ", *whole, "\n"]
+    assert answer == [" Most likely", ": ", *whole, ". ", "\\boxed{", "B", "}"]
+
+
+def test_a_features_name_has_the_same_tokens_in_record_and_question(tokenizer):
+    record = pieces(tokenizer, "\nInfection origin: [MASK]")
+    assert record == ["\n", "Infection origin", ": ", "[MASK]"]
+    asked = pieces(tokenizer, "masked value of 'Infection origin' in section [Initial Findings/Laboratory]?")
+    assert "Infection origin" in asked
+    assert "[Initial Findings/Laboratory]" in asked
+
+
+def test_special_tokens(tokenizer, folder):
+    tokens = special_tokens(tokenizer, folder)
+    assert tokens.pad == tokenizer.convert_tokens_to_ids(PAD)
+    assert tokens.bos == tokenizer.convert_tokens_to_ids(START)
+    assert tokens.eos == tokenizer.convert_tokens_to_ids(END)
+    assert tokens.stop == (tokens.eos,)
+    assert len({tokens.pad, tokens.bos, tokens.eos, tokenizer.convert_tokens_to_ids(SEPARATOR)}) == 4
+    assert tokens.vocab_size % VOCAB_MULTIPLE == 0
+    assert len(tokenizer) <= tokens.vocab_size < len(tokenizer) + VOCAB_MULTIPLE
+
+
+def test_the_chat_template_is_phi_4s(tokenizer):
+    prefill = "Let's think step by step."
+    assert chat_text(tokenizer, "hello", system="be brief", prefill=prefill) == (
+        f"<|im_start|>system<|im_sep|>be brief<|im_end|><|im_start|>user<|im_sep|>hello<|im_end|>"
+        f"<|im_start|>assistant<|im_sep|>{prefill}"
+    )
+    assert pieces(tokenizer, "<|im_end|><|im_start|>") == [END, START]
+
+
+def test_vocabulary_stays_within_its_bound(tmp_path):
+    train_tokenizer(TEXTS, 300, tmp_path / "small")
+    small = load_tokenizer(tmp_path / "small")
+    assert 260 <= len(small) <= 300
+    assert special_tokens(small, tmp_path / "small").vocab_size == 320
+    assert small.decode(encode(small, string.printable)) == string.printable
+
+
+def test_training_is_repeatable(folder, tmp_path):
+    train_tokenizer(TEXTS, 1_024, tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(("given", "more"), [(5, {5}), ([5, 6], {5, 6}), ([], set()), (None, set())])
+def test_stop_tokens_of_the_generation_config_count_too(folder, tmp_path, given, more):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+    made = load_tokenizer(copy)
+    assert special_tokens(made, copy).stop == tuple(sorted({made.eos_token_id, *more}))
+
+
+def test_without_an_end_no_completion_could_end(folder):
+    made = load_tokenizer(folder)
+    made.eos_token = None
+    with pytest.raises(InputError, match="names no eos_token"):
+        special_tokens(made, folder)
+
+
+class TestBrokenDirectories:
+    """A folder that holds no tokenizer is named."""
+
+    def refused(self, folder) -> str:
+        with pytest.raises(InputError) as caught:
+            load_tokenizer(folder)
+        assert str(folder) in str(caught.value)
+        return str(caught.value)
+
+    def test_missing(self, tmp_path):
+        assert "no tokenizer.json" in self.refused(tmp_path)
+        assert "no tokenizer.json" in self.refused(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("share", [0.0, 0.5])
+    def test_truncated(self, folder, tmp_path, share):
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        whole = (copy / "tokenizer.json").read_bytes()
+        (copy / "tokenizer.json").write_bytes(whole[: int(share * len(whole))])
+        assert "not JSON" in self.refused(copy)
+
+    def test_something_else(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_text("{}")
+        assert "not a fast tokenizer" in self.refused(tmp_path)
+
+    def test_a_base_model_without_a_chat_template(self, folder, tmp_path):
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        (copy / "chat_template.jinja").unlink()
+        assert "no chat template" in self.refused(copy)

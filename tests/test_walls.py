@@ -1,0 +1,94 @@
+"""Which package may import which: launch -> backend -> shared, and a backend never the other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+TORCH = {"torch", "deepspeed", "vllm", "accelerate", "liger_kernel"}
+BACKENDS = {"creason_jax", "creason_torch"}
+ABOVE = {"launch", "parity", "configs", "benchmarks", "tests"}  # what stands above the backends
+FORBIDDEN = {
+    "shared": JAX | TORCH | BACKENDS | ABOVE,
+    "creason_jax": TORCH | {"creason_torch"} | ABOVE,
+    "creason_torch": JAX | {"creason_jax"} | ABOVE,
+    "configs": JAX | TORCH | BACKENDS | (ABOVE - {"configs"}),
+    "launch": {"tests", "benchmarks", "configs"},
+    "parity": {"tests", "benchmarks", "launch"},
+}
+MODULES = sorted(path for package in FORBIDDEN for path in (REPOSITORY / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere: in functions, under TYPE_CHECKING, or by a name in a string."""
+    own = path.relative_to(REPOSITORY).parts[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(own if node.level else (node.module or "").split(".")[0])
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                found.add(str(node.args[0].value).split(".")[0])
+    return found
+
+
+def test_there_is_something_to_check():
+    packages = {path.relative_to(REPOSITORY).parts[0] for path in MODULES}
+    assert {"shared", "creason_jax", "launch", "configs"} <= packages
+    assert len(MODULES) > 40
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_point_one_way(path):
+    crossed = imported(path) & FORBIDDEN[path.relative_to(REPOSITORY).parts[0]]
+    assert not crossed, f"{path.relative_to(REPOSITORY)} must not import {', '.join(sorted(crossed))}"
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    path = REPOSITORY / "shared" / "never_written.py"
+
+    class Text:
+        def relative_to(self, folder):
+            return path.relative_to(folder)
+
+        def read_text(self, encoding):
+            return (
+                "import torch.nn as nn\nfrom jax import numpy\nfrom . import x\n"
+                "def f():\n    import flax\nimportlib.import_module('optax.contrib')\n__import__('vllm')\n"
+            )
+
+    assert imported(Text()) == {"torch", "jax", "shared", "flax", "optax", "vllm"}
+
+
+def loaded_by(modules: str) -> set[str]:
+    """Packages in `sys.modules` of a fresh process that imports `modules`."""
+    program = f"import {modules}, sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(result.stdout.split())
+
+
+def test_nothing_shared_and_no_launcher_loads_a_framework_before_it_is_chosen():
+    # Transformers is among them: it loads torch only when a model class is asked for.
+    found = loaded_by(
+        "shared.run, shared.training, shared.report, shared.preparation, "
+        "launch.train, launch.prepare, launch.evaluate, launch.export, launch.report"
+    )
+    assert "transformers" in found
+    assert not found & (JAX | TORCH)
+
+
+def test_the_jax_backend_loads_no_torch():
+    found = loaded_by("creason_jax.backend")
+    assert "jax" in found
+    assert not found & TORCH
