@@ -42,7 +42,7 @@ class State(NamedTuple):
     params: Any
     moments: Any
     reference: Any
-    step: jax.Array
+    step: Any
 
 
 class Learner:
@@ -152,7 +152,7 @@ class Learner:
 
     def compiled_updates(self) -> int:
         """How many versions of the update were compiled: 1 in a run with one layout."""
-        return self._update._cache_size()
+        return self._update._cache_size()  # type: ignore[attr-defined]
 
     def lower_update(self, batch: GroupBatch) -> Any:
         """The update lowered for this batch's shapes, to look at its compiled text and memory."""

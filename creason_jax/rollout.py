@@ -41,7 +41,7 @@ SMALLEST_BUCKET = 32  # prompt lengths are rounded up to this times a power of t
 class Slots(NamedTuple):
     """Device state of S slots with G samples of at most C tokens and prompts of at most P.
 
-    Caches are lists over layers: prompt `[S, K, P, N]`, own `[S, K, G, C, N]`. `count` `[S]` is the number of tokens drawn so
+    Caches are lists over layers: prompt `[S, K, P, N]`, own `[S, K, G, C, N]`. `drawn` `[S]` is the number of tokens drawn so
     far in each sample of the slot; `running` `[S, G]` says which samples go on.
     """
 
@@ -50,7 +50,7 @@ class Slots(NamedTuple):
     own_k: list[jax.Array]
     own_v: list[jax.Array]
     prompt_length: jax.Array
-    count: jax.Array
+    drawn: jax.Array
     running: jax.Array
     uniforms: jax.Array
     tokens: jax.Array
@@ -105,7 +105,7 @@ class Engine:
         if uniforms is not None and uniforms.shape != needed:
             raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
         slots = self._empty(sampling)
-        count = slots.count.shape[0]
+        count = slots.drawn.shape[0]
         waiting = deque(range(len(prompts)))
         free = deque(range(count))
         held: dict[int, int] = {}
@@ -117,7 +117,7 @@ class Engine:
                 slots = self._fill(slots, places, [prompts[i] for i in taken], sampling, uniforms, taken)
                 held.update(zip(places, taken))
             slots = self._advance(slots, sampling)
-            running = np.asarray(slots.running).any(axis=1)
+            running = np.asarray(slots.running).max(axis=1)
             finished = [place for place in held if not running[place]]
             if finished:
                 out = jax.device_get((slots.tokens, slots.logprobs, slots.lengths))
@@ -166,7 +166,7 @@ class Engine:
         tokens = np.zeros((width, bucket), np.int32)
         lengths = np.zeros(width, np.int32)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
-        target = np.full(width, slots.count.shape[0], np.int32)  # past the end: dropped when written
+        target = np.full(width, slots.drawn.shape[0], np.int32)  # past the end: dropped when written
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
             lengths[row] = len(prompt)
@@ -241,7 +241,7 @@ def _empty_slots(engine: Engine, shape: _Shape) -> Slots:
         own_k=own(),
         own_v=own(),
         prompt_length=zeros((), jnp.int32),
-        count=zeros((), jnp.int32),
+        drawn=zeros((), jnp.int32),
         running=zeros((shape.group,), bool),
         uniforms=zeros(samples, jnp.float32),
         tokens=zeros(samples, jnp.int32),
@@ -289,7 +289,7 @@ def _prefill(
         prompt_k=[put_prompt(cache, keys[index]) for index, cache in enumerate(slots.prompt_k)],
         prompt_v=[put_prompt(cache, values[index]) for index, cache in enumerate(slots.prompt_v)],
         prompt_length=put(slots.prompt_length, lengths),
-        count=put(slots.count, jnp.ones(width, jnp.int32)),
+        drawn=put(slots.drawn, jnp.ones(width, jnp.int32)),
         running=put(slots.running, more & ~engine.stops(first)),
         uniforms=put(slots.uniforms, uniforms),
         tokens=put(slots.tokens, blank.at[:, :, 0].set(first)),
@@ -307,7 +307,7 @@ def _decode(engine: Engine, sampling: Sampling, params: Any, layers: list[Any], 
     def one(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         turn, slots = carry
         # A slot whose samples have all ended repeats its last place without effect until the host takes it.
-        place = jnp.minimum(slots.count, limit - 1)
+        place = jnp.minimum(slots.drawn, limit - 1)
         previous = jnp.take_along_axis(slots.tokens, (place - 1)[:, None, None], axis=2)[:, :, 0]
         positions = jnp.broadcast_to((slots.prompt_length + place - 1)[:, None], previous.shape)
 
@@ -320,7 +320,7 @@ def _decode(engine: Engine, sampling: Sampling, params: Any, layers: list[Any], 
         hidden, kept = unstacked_forward(params, layers, engine.model, previous, positions, attend)
         logits = jnp.einsum("sgd,dv->sgv", hidden, head(params), preferred_element_type=jnp.float32)
         numbers = jnp.take_along_axis(slots.uniforms, place[:, None, None], axis=2)[:, :, 0]
-        drawn, logprobs = engine.draw(logits, numbers, sampling)
+        token, logprobs = engine.draw(logits, numbers, sampling)
         running = slots.running
 
         def put(array: jax.Array, value: jax.Array) -> jax.Array:
@@ -329,9 +329,9 @@ def _decode(engine: Engine, sampling: Sampling, params: Any, layers: list[Any], 
         return turn + 1, slots._replace(
             own_k=[keys for keys, _ in kept],
             own_v=[values for _, values in kept],
-            count=jnp.where(running.any(axis=1), place + 1, slots.count),
-            running=running & ~engine.stops(drawn) & (place + 1 < limit)[:, None],
-            tokens=put(slots.tokens, drawn),
+            drawn=jnp.where(running.any(axis=1), place + 1, slots.drawn),
+            running=running & ~engine.stops(token) & (place + 1 < limit)[:, None],
+            tokens=put(slots.tokens, token),
             logprobs=put(slots.logprobs, logprobs),
             lengths=jnp.where(running, (place + 1)[:, None], slots.lengths),
         )

@@ -47,13 +47,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         _fail(str(error))
-    except (AttributeError, KeyError, TypeError, ValueError):  # how ml_collections refuses an override of what is no field
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # how ml_collections refuses an override of what is no field
         words = ", ".join(word for word in argv[1:] if word.lstrip("-").startswith(("config.", "noconfig.")))
         _fail(f"{words}: the config has no such field; shared/config.py lists them")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
     if flags.FLAGS["verbosity"].using_default_value:  # absl would show what libraries log for their own authors
-        flags.FLAGS.verbosity = logging.WARNING
+        logging.set_verbosity(logging.WARNING)
     return rest
 
 

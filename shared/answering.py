@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from shared.backend import RolloutEngine, Sampling
 from shared.config import RunConfig
 from shared.evaluation import Answer, answer_to
+from shared.prompts import decode, user_message
 from shared.questions import Question
 from shared.rewards import answer_letter
 
@@ -38,7 +39,7 @@ def answer_questions(
             part = slice(start, start + 4 * slots)
             groups = engine.generate(prompts[part], sampling, None)
             for index, (question, [completion]) in enumerate(zip(questions[part], groups, strict=True), start):
-                text = tokenizer.decode(completion.tokens, skip_special_tokens=True)
+                text = decode(tokenizer, completion.tokens)
                 predicted = answer_letter(text)
                 answers.append(
                     answer_to(question, predicted, truncated=completion.truncated, tokens=len(completion.tokens))
@@ -50,9 +51,6 @@ def answer_questions(
 
 
 def _example(question: Question, text: str, predicted: str) -> dict[str, Any]:
-    # `user_message` is imported here because prompts need the tokenizer library and reading answers does not.
-    from shared.prompts import user_message
-
     return {
         "question": user_message(question),
         "completion": text,

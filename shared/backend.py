@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Learner(Protocol):
         """Mix the policy into the reference policy, in float32 (spec: grpo, section 1)."""
         ...
 
-    def publish(self, engine: RolloutEngine) -> None:
+    def publish(self, engine: Any) -> None:
         """The engine generates with the learner's weights from now on; its caches are reset."""
         ...
 
@@ -110,6 +110,6 @@ class Backend(Protocol):
         """An engine for `model`'s architecture; it must be published to before it generates."""
         ...
 
-    def load(self, engine: RolloutEngine, model: Path) -> None:
+    def load(self, engine: Any, model: Path) -> None:
         """Give the engine the weights in `model`, without a learner."""
         ...

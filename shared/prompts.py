@@ -66,9 +66,9 @@ def chat_text(
 
 def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], prefill: str) -> str:
     if not prefill:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     turns = [*turns, {"role": "assistant", "content": prefill}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     if prefill not in text:
         raise InputError("the tokenizer's chat template drops what the assistant's turn begins with")
     return text[: text.rindex(prefill) + len(prefill)]
@@ -77,6 +77,11 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], p
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
     """Token ids of text that already holds every special token its template wants."""
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray) -> str:
+    """A completion as text without special tokens, for the reward and the report; it is never encoded again."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def prompt_tokens(

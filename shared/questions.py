@@ -61,8 +61,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """Write a question store (Parquet, readable by its owner only); replaces `path` atomically."""
     table = pd.DataFrame([dataclasses.asdict(q) for q in questions], columns=COLUMNS)
     table["choices"] = table["choices"].map(list)
-    for name, kind in (("bayes_accuracy", "float64"), ("bayes_answer", "string")):
-        table[name] = table[name].astype(kind)
+    table = table.astype({"bayes_accuracy": "float64", "bayes_answer": "string"})
     with files.replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
 
@@ -85,7 +84,7 @@ def read_questions(path: Path) -> list[Question]:
     table["choices"] = table["choices"].map(tuple)
     table = table.astype(object).where(table.notna(), None)
     try:
-        return [Question(**row) for row in table[COLUMNS].to_dict("records")]
+        return [Question(**{str(k): v for k, v in row.items()}) for row in table[COLUMNS].to_dict("records")]
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

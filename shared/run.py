@@ -56,9 +56,11 @@ def run(
     policy = _policy(config, backend, workdir, train_questions, progress)
     tokenizer = load_tokenizer(policy)
     stop = special_tokens(tokenizer, policy).stop
-    limits = {"max_tokens": config.rollout.max_prompt_tokens, "overlong": config.grpo.overlong_prompts}
-    train_questions, train_prompts, cut = prompt_tokens(tokenizer, train_questions, **limits)
-    valid_questions, valid_prompts, cut_valid = prompt_tokens(tokenizer, valid_questions, **limits)
+    limit, overlong = config.rollout.max_prompt_tokens, config.grpo.overlong_prompts
+    train_questions, train_prompts, cut = prompt_tokens(tokenizer, train_questions, max_tokens=limit, overlong=overlong)
+    valid_questions, valid_prompts, cut_valid = prompt_tokens(
+        tokenizer, valid_questions, max_tokens=limit, overlong=overlong
+    )
     if cut or cut_valid:
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"
         tqdm.write(f"{cut} training and {cut_valid} held-out prompts were too long and {what}")
@@ -146,7 +148,9 @@ def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Seque
         return Path(config.model.path)
     tokenizer, initial, policy = workdir / "tokenizer", workdir / "initial", workdir / "policy"
     if not tokenizer.is_dir():
-        texts = (text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q)))
+        texts = (
+            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))
+        )
         train_tokenizer(texts, config.model.vocab_size, tokenizer)
     if not initial.is_dir():
         backend.initialise(config, tokenizer, initial)

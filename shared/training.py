@@ -19,6 +19,7 @@ from shared.config import RunConfig
 from shared.errors import SyncError, TrainingError
 from shared.grpo import GroupBatch, GroupLayout
 from shared.metrics import MetricsWriter
+from shared.prompts import decode
 from shared.questions import Question, question_at
 from shared.randomness import uniforms
 from shared.trajectories import TrajectoryWriter
@@ -211,7 +212,7 @@ def score_completion(
     """Reward terms of one completion; its tokens are decoded for this only, and never encoded again."""
     return rewards.score(
         question,
-        tokenizer.decode(completion.tokens, skip_special_tokens=True),
+        decode(tokenizer, completion.tokens),
         tokens=len(completion.tokens),
         truncated=completion.truncated,
         config=config.grpo,

@@ -108,10 +108,9 @@ def batches(
 
     answers = round(warmup.batch_size * warmup.worked_fraction) if worked else 0
     for _ in range(warmup.steps):
-        chosen = order.integers(len(worked), size=answers) if answers else []
-        documents = [worked_document(worked[i]) for i in chosen]
-        chosen = order.integers(len(questions), size=warmup.batch_size - answers)
-        documents += [record_document(questions[i]) for i in chosen]
+        documents = [worked_document(worked[i]) for i in order.integers(max(1, len(worked)), size=answers)]
+        others = order.integers(len(questions), size=warmup.batch_size - answers)
+        documents += [record_document(questions[i]) for i in others]
         yield document_batch(documents, warmup.sequence_length)
 
 

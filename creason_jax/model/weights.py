@@ -81,7 +81,7 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any) -> Params:
             named = [dataclasses.replace(source, name=source.name.format(layer)) for layer in layers]
             return np.stack([reader.slice(each, leaf.shape[1:], index[1:]) for each in named])
 
-        return jax.make_array_from_callback(leaf.shape, sharding, read)
+        return jax.make_array_from_callback(leaf.shape, sharding, read)  # type: ignore[arg-type]
 
     return jax.tree_util.tree_map_with_path(one, abstract_params(config), shardings)
 

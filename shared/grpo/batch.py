@@ -111,7 +111,7 @@ def pack(
     )
 
 
-def completion_view(array: np.ndarray, layout: GroupLayout) -> np.ndarray:
+def completion_view(array: Any, layout: GroupLayout) -> Any:
     """The completions of `array` `[batch, time]` as rows `[batch * G, completion]`; for arrays of any library."""
     return array[:, layout.prompt :].reshape(array.shape[0] * layout.group, layout.completion)
 
@@ -123,7 +123,7 @@ def from_completion_view(values: np.ndarray, layout: GroupLayout) -> np.ndarray:
     return np.concatenate([prompt, values.reshape(batch, layout.group * layout.completion)], axis=1)
 
 
-def real_completions(groups: np.ndarray, layout: GroupLayout) -> np.ndarray:
+def real_completions(groups: Any, layout: GroupLayout) -> Any:
     """`[batch * G]` float32, in the order of `completion_view`: 1 for completions, 0 for those of empty rows.
 
     `groups` is the batch's `[batch, time]` array, of any library. A completion whose mask is all zero is a real one.

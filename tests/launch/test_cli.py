@@ -116,11 +116,20 @@ CASES = [
     (("export", "--workdir={root}/other", "--out={root}/new"), "{root}/other/initial/config.json: no such file"),
     (("export", "--workdir={root}/begun", "--out={root}/new"), "{root}/begun/checkpoints: no checkpoint yet"),
     ((*EXPORT, "--step=7"), "{run}/checkpoints: no checkpoint of step 7; there are 2, 3"),
-    (("export", "--workdir={root}/truncated", "--out={root}/new"), "{root}/truncated/checkpoints/3: not a whole checkpoint"),
-    (("export", "--workdir={root}/emptied", "--out={root}/new"), "{root}/emptied/checkpoints/3: not a whole checkpoint"),
+    (
+        ("export", "--workdir={root}/truncated", "--out={root}/new"),
+        "{root}/truncated/checkpoints/3: not a whole checkpoint",
+    ),
+    (
+        ("export", "--workdir={root}/emptied", "--out={root}/new"),
+        "{root}/emptied/checkpoints/3: not a whole checkpoint",
+    ),
     # The model.
     ((*GIVEN[:-1], "--config.model.path={root}/none"), "{root}/none: no tokenizer.json"),
-    ((*GIVEN, "--config.rollout.max_prompt_tokens=5", "--config.grpo.overlong_prompts=drop"), "all 4 prompts are longer"),
+    (
+        (*GIVEN, "--config.rollout.max_prompt_tokens=5", "--config.grpo.overlong_prompts=drop"),
+        "all 4 prompts are longer",
+    ),
     ((*GIVEN, "--config.learner.mesh_tensor=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
     ((*GIVEN, "--config.learner.mesh_fsdp=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
     ((*EVALUATE, "--model={root}/none"), "{root}/none: no tokenizer.json"),
@@ -137,7 +146,10 @@ CASES = [
     ((*GIVEN, "--config.data.train={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
     ((*GIVEN, "--config.data.train={root}/none.parquet", "--config.data.valid="), "give both `train` and `valid`"),
     ((*EVALUATE, "--model={model}", "--questions={root}/none.parquet"), "{root}/none.parquet: no such question file"),
-    ((*EVALUATE, "--model={model}", "--questions={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
+    (
+        (*EVALUATE, "--model={model}", "--questions={root}/cut.parquet"),
+        "{root}/cut.parquet: not a readable Parquet file",
+    ),
     ((*EVALUATE, "--model={model}", "--questions={root}/no_questions.parquet"), "there are no questions"),
     ((*EVALUATE, "--model={model}", "--questions={questions},{questions}"), "4 questions come more than once"),
     # The raw files.
@@ -206,7 +218,15 @@ def places(tmp_path_factory):
     shutil.copy(questions, root / "cut.parquet")
     half(root / "cut.parquet")
 
-    for name in ("no_weights", "no_config", "cut_weights", "cut_config", "cut_tokenizer", "other_family", "other_width"):
+    for name in (
+        "no_weights",
+        "no_config",
+        "cut_weights",
+        "cut_config",
+        "cut_tokenizer",
+        "other_family",
+        "other_width",
+    ):
         shutil.copytree(model, root / name)
     (root / "no_weights" / "model.safetensors").unlink()
     (root / "no_config" / "config.json").unlink()
@@ -297,12 +317,16 @@ class TestOverrides:
 
     def test_a_file_may_take_an_argument(self, tmp_path):
         path = tmp_path / "config.py"
-        path.write_text("from ml_collections import ConfigDict\ndef get_config(name):\n    return ConfigDict(dict(name=name))\n")
+        path.write_text(
+            "from ml_collections import ConfigDict\ndef get_config(name):\n    return ConfigDict(dict(name=name))\n"
+        )
         assert validate(config_file.load(f"{path}:mine")).name == "mine"
 
     def test_sections_left_out_have_their_defaults(self, tmp_path):
         path = tmp_path / "config.py"
-        path.write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(name='a'))\n")
+        path.write_text(
+            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict(dict(name='a'))\n"
+        )
         assert validate(config_file.load(str(path))) == validate({"name": "a"})
 
     def test_a_locked_config_can_still_be_set(self, tmp_path, call):
@@ -332,7 +356,9 @@ def test_what_works_says_what_it_made(places, call, tmp_path):
     ended = call("export", f"--workdir={run}", "--step=2", f"--out={tmp_path / 'exported'}")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == f"step 2 of tiny written to {tmp_path / 'exported'}\n"
-    ended = call("evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}", "--limit=3")
+    ended = call(
+        "evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}", "--limit=3"
+    )
     assert ended.code == 0
     assert ended.err == "3 prompts were longer than 64 tokens and lost their beginning\n"
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 3

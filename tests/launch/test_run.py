@@ -164,10 +164,7 @@ class TestSmoke:
 
     def test_records_are_their_owners_alone(self, smoke):
         private = [
-            path
-            for folder in ("data", "evaluation")
-            for path in (smoke.workdir / folder).rglob("*")
-            if path.is_file()
+            path for folder in ("data", "evaluation") for path in (smoke.workdir / folder).rglob("*") if path.is_file()
         ]
         assert len(private) > 8
         assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in private} == {0}
@@ -306,7 +303,9 @@ class TestAfterwards:
 
     def test_the_report_can_be_built_again(self, smoke, tmp_path, monkeypatch, capfd):
         workdir = tmp_path / "run"
-        ignored = shutil.ignore_patterns("data", "checkpoints", "initial", "policy", "trained", "tensorboard", "report.html")
+        ignored = shutil.ignore_patterns(
+            "data", "checkpoints", "initial", "policy", "trained", "tensorboard", "report.html"
+        )
         shutil.copytree(smoke.workdir, workdir, ignore=ignored)
         shutil.rmtree(workdir / "plots")
         ended = here("report", f"--workdir={workdir}", monkeypatch=monkeypatch, capfd=capfd)

@@ -38,7 +38,9 @@ NO_SYSTEM = (
 REFUSES_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + OPENING
 )
-UPPER_SYSTEM = "{% for m in messages %}<{{ m['content'] | upper if m['role'] == 'system' else m['content'] }}>{% endfor %}"
+UPPER_SYSTEM = (
+    "{% for m in messages %}<{{ m['content'] | upper if m['role'] == 'system' else m['content'] }}>{% endfor %}"
+)
 
 
 def tokenizer(template: str, name: str = "") -> PreTrainedTokenizerFast:
@@ -85,7 +87,9 @@ def golden_templates():
 @pytest.mark.parametrize("case", golden_cases())
 def test_original_prompt(case, golden_templates):
     if case["error"]:
-        pytest.skip("a template that refuses a system role stopped the original; here it has one (spec: registry, g 29)")
+        pytest.skip(
+            "a template that refuses a system role stopped the original; here it has one (spec: registry, g 29)"
+        )
     prefill = prefill_for(case["name_or_path"])
     if not prefill and case["prompt"].endswith(PREFILL):
         pytest.skip("the original forgot that this model opens its own reasoning (spec: registry, g 29)")
@@ -126,7 +130,9 @@ class TestText:
         refuses = tokenizer("{{ raise_exception('only images') }}")
         with pytest.raises(InputError, match="refuses a user's message: only images"):
             chat_text(refuses, "hello")
-        drops = tokenizer("{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}")
+        drops = tokenizer(
+            "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}"
+        )
         with pytest.raises(InputError, match="drops what the assistant's turn begins with"):
             chat_text(drops, "hello")
 

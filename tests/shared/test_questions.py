@@ -183,7 +183,14 @@ class TestRandomness:
 
     def test_a_key_is_a_draw(self):
         assert np.array_equal(uniforms(8, 1, "sample", 2), uniforms(8, 1, "sample", 2))
-        keys = [(1, "sample", 2), (1, "sample", 3), (2, "sample", 2), (1, "order", 2), (1, "sample", "2"), (1, "sample")]
+        keys = [
+            (1, "sample", 2),
+            (1, "sample", 3),
+            (2, "sample", 2),
+            (1, "order", 2),
+            (1, "sample", "2"),
+            (1, "sample"),
+        ]
         draws = {uniforms(4, *key).tobytes() for key in keys}
         assert len(draws) == len(keys)
 

@@ -67,7 +67,9 @@ def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "패혈증 ≥ 3 µg/mL\r\n\t  é", "<|im_end|> \\boxed{E}", "'' in '' in ..[[]]{{}}"])
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "패혈증 ≥ 3 µg/mL\r\n\t  é", "<|im_end|> \\boxed{E}", "'' in '' in ..[[]]{{}}"]
+)
 def test_texts_with_a_shape_come_back(tokenizer, text):
     assert tokenizer.decode(encode(tokenizer, text)) == text
 

@@ -160,9 +160,7 @@ def start(tokenizer, prompts, tmp_path):
         events: list[str] = []
         made = Run(events, Learner(events, metrics), Engine(events, tokenizer, prompts, skill), tmp_path)
         run.last = made
-        training.train(
-            config, made.learner, made.engine, tokenizer, QUESTIONS, prompts, tmp_path, progress=False
-        )
+        training.train(config, made.learner, made.engine, tokenizer, QUESTIONS, prompts, tmp_path, progress=False)
         return made
 
     return run
@@ -318,7 +316,8 @@ class TestUniformGroups:
 
     def uniform(self, call) -> list[bool]:
         right = [
-            [int(np.array_equal(c.tokens[:8], samples[0].tokens[:8])) for c in samples] for samples in call["completions"]
+            [int(np.array_equal(c.tokens[:8], samples[0].tokens[:8])) for c in samples]
+            for samples in call["completions"]
         ]
         return [all(row) for row in right]
 
