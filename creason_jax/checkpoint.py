@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +49,30 @@ class Checkpoints:
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
-            restored = self._manager.restore(found, args=items)
+            with _one_report():
+                restored = self._manager.restore(found, args=items)
         except Exception as error:
             # A bare Exception is how Orbax reports values that cannot be read.
             if type(error) is not Exception and not isinstance(error, (ValueError, KeyError, OSError)):
                 raise
-            # Reads that failed beside the first one are left to asyncio, which would print each with its traceback.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise InputError(
                 f"{self.folder / str(found)}: not a whole checkpoint of this model ({_reason(error)}); remove that "
                 "folder to go on from the one before"
             ) from error
         return restored["state"], found, restored["extra"]
+
+
+@contextlib.contextmanager
+def _one_report() -> Iterator[None]:
+    """Where several reads fail, the first raises; the others would print a traceback each, from threads of their own and
+    until the process ends. So they are silent, and after a failure they remain it."""
+    asyncio_log = logging.getLogger("asyncio")
+    hook, level = sys.unraisablehook, asyncio_log.level
+    sys.unraisablehook = lambda _: None
+    asyncio_log.setLevel(logging.CRITICAL)
+    yield
+    sys.unraisablehook = hook
+    asyncio_log.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

@@ -43,22 +43,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if any(word in ("--help", "-help", "-h") for word in argv[1:]):
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
+    quiet = f"--verbosity={logging.WARNING}"  # absl would show what libraries log for their own authors
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS([argv[0], quiet, *argv[1:]])
     except flags.Error as error:
         _fail(str(error))
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ):  # how ml_collections refuses an override of what is no field
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # How ml_collections refuses an override of what is no field.
         words = ", ".join(word for word in argv[1:] if word.lstrip("-").startswith(("config.", "noconfig.")))
         _fail(f"{words}: the config has no such field; shared/config.py lists them")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
-    if flags.FLAGS["verbosity"].using_default_value:  # absl would show what libraries log for their own authors
-        logging.set_verbosity(logging.WARNING)
     return rest
 
 

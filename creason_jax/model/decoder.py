@@ -182,7 +182,9 @@ def forward(
         step = jax.checkpoint(step)
     x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
     x = laid_out(laid_out(x, embedded), stream)
-    x, kept = jax.lax.scan(step, x, params["layers"], unroll=min(UNROLLED, config.num_hidden_layers))
+    # One layer a turn with remat: all layers of a turn may be computed again at once, and be in memory together.
+    unrolled = 1 if remat else min(UNROLLED, config.num_hidden_layers)
+    x, kept = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
     return nnx.merge(norm_graph, params["norm"])(x), kept
 
 

@@ -147,7 +147,7 @@ def test_a_step_that_is_not_there_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path / "kept", keep=2)
     checkpoints.save(3, small_state(3), {})
     checkpoints.wait()
-    with pytest.raises(InputError, match="no checkpoint of step 4; there are 3$"):
+    with pytest.raises(InputError, match=r"no checkpoint of step 4; there are 3$"):
         checkpoints.restore(abstract(small_state(0)), 4)
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from small import LAYOUT, MODEL, distance, flat, gradients, make_learner, on_host, put_back, random_batch
+from small import LAYOUT, MODEL, VOCABULARY, distance, flat, gradients, make_learner, on_host, put_back, random_batch
 from tiny import tiny_phi3
 from transformers import Phi3ForCausalLM, get_cosine_schedule_with_warmup
 
-from creason_jax.model import load_params
+from creason_jax.model import DecoderConfig, abstract_params, forward, load_params
 from shared import grpo
 from shared.config import OptimizerConfig
 from shared.grpo import GroupBatch, GroupLayout, Sums
@@ -302,6 +302,23 @@ def test_update_compiles_once_and_moves_only_its_batch_and_scalars(learner, monk
     text = learner.lower_update(random_batch(8)).compile().as_text()
     for word in ("callback", "outfeed", "infeed", " send(", " recv("):
         assert word not in text
+
+
+def test_recomputed_layers_need_the_memory_of_about_one_layer():
+    layers, tokens = 8, jax.ShapeDtypeStruct((4, 64), jnp.int32)
+    config = DecoderConfig(vocab_size=VOCABULARY, **(MODEL | {"num_hidden_layers": layers, "intermediate_size": 1_024}))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        return q, None
+
+    def temporary(remat: bool) -> int:
+        def loss(params: Any, tokens: jax.Array) -> jax.Array:
+            return forward(params, config, tokens, tokens, attend, dtype=jnp.dtype("float32"), remat=remat)[0].sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(abstract_params(config), tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(remat=True) < 2 / layers * temporary(remat=False)
 
 
 # Optimizer and schedule, on a loss whose gradient is known: it is made of two fixed trees, weighted by the batch.

@@ -25,7 +25,7 @@ from shared.tokenizer import (
     train_tokenizer,
 )
 
-CATEGORIES = ("Community-acquired", "Not performed", "Gram-negative rods")
+CATEGORIES = ("Community-acquired", "Not performed", "Gram-negative rods", "Stage 3 or 4", "Unknown")
 RECORD = """[Baseline Characteristics/Basic Data]
 Age: 63
 Sex: Male
@@ -35,12 +35,19 @@ Source of infection: {value}
 Lactate (mmol/L): 2.4
 Chest X-ray: Not performed
 Infection origin: [MASK]"""
+
+
+def answer(value: str, letter: str) -> str:
+    """As a worked answer has it."""
+    return f"\nInfection origin: {value}. \\boxed{{{letter}}}"
+
+
 QUESTION = "\nQ1. What would be the masked value of 'Infection origin' in section [Initial Findings/Laboratory]?"
 OPTIONS = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, CATEGORIES))
 TEXTS = [
     text
     for value in CATEGORIES
-    for text in (RECORD.format(value=value) + QUESTION + OPTIONS, f" Most likely: {value}. \\boxed{{A}}")
+    for text in (RECORD.format(value=value) + QUESTION + OPTIONS, answer(value, "A"))
     for _ in range(3)
 ]
 
@@ -80,34 +87,43 @@ def test_digits_stand_alone(tokenizer):
         assert [piece for piece in found if any(c.isdigit() for c in piece)] == [c for c in text if c.isdigit()]
 
 
-def test_option_letters_are_one_token_the_same_in_options_and_answer(tokenizer):
-    ids = set()
+def test_option_letters_are_one_token_each(tokenizer):
+    options, boxed = set(), set()
     for letter in LETTERS:
-        [token] = encode(tokenizer, letter)
-        option = encode(tokenizer, f"\n{letter}. Male")
-        boxed = encode(tokenizer, f" Most likely: Male. \\boxed{{{letter}}}")
-        assert option[1] == token
-        assert boxed[-2] == token
-        ids.add(int(token))
-    assert len(ids) == len(LETTERS)
+        option = pieces(tokenizer, f"\n{letter}. Unknown\n")
+        assert option[0] == f"\n{letter}. "
+        ended = pieces(tokenizer, answer("Unknown", letter))
+        assert ended[-3:] == [". \\boxed{", letter, "}"]
+        options.add(int(encode(tokenizer, f"\n{letter}. Unknown")[0]))
+        boxed.add(int(encode(tokenizer, answer("Unknown", letter))[-2]))
+    assert len(options) == len(boxed) == len(LETTERS)
 
 
 @pytest.mark.parametrize("value", CATEGORIES)
-def test_a_category_has_the_same_tokens_in_record_option_and_answer(tokenizer, value):
-    own = list(encode(tokenizer, value))
-    assert len(own) < len(value) / 3
-    record = pieces(tokenizer, f"\nSource of infection: {value}\n")
-    option = pieces(tokenizer, f"\nB. {value}\n")
-    answer = pieces(tokenizer, f" Most likely: {value}. \\boxed{{B}}")
-    whole = [tokenizer.decode([token]) for token in own]
-    assert record == ["\n", "Source of infection", ": ", *whole, "\n"]
-    assert option == ["\n", "B", ". ", *whole, "\n"]
-    assert answer == [" Most likely", ": ", *whole, ". ", "\\boxed{", "B", "}"]
+def test_a_category_is_the_same_token_in_record_option_and_answer(tokenizer, value):
+    record = encode(tokenizer, f"\nSource of infection: {value}\nAge: 3")
+    option = encode(tokenizer, f"\nB. {value}\nC. Unknown")
+    worked = encode(tokenizer, answer(value, "B"))
+    [token] = {int(record[3]), int(option[1]), int(worked[3])}
+    assert tokenizer.decode([token]) == value
 
 
-def test_a_features_name_has_the_same_tokens_in_record_and_question(tokenizer):
+def test_the_last_options_category_is_the_same_token(tokenizer):
+    """The prompt goes on behind it with a special token."""
+    text = f"\nA. Unknown\nB. Not performed{END}"
+    assert pieces(tokenizer, text) == ["\nA. ", "Unknown", "\nB. ", "Not performed", END]
+
+
+def test_a_number_is_its_digits_in_record_option_and_answer(tokenizer):
+    for text in ("\nLactate (mmol/L): 2.4\n", "\nB. 2.4\n", "\nLactate (mmol/L): 2.4. \\boxed{B}", "\nC. -17.5\n"):
+        found = pieces(tokenizer, text)
+        assert [piece for piece in found if any(c.isdigit() for c in piece)] == [c for c in text if c.isdigit()]
+
+
+def test_a_features_name_is_the_same_token_in_record_question_and_answer(tokenizer):
     record = pieces(tokenizer, "\nInfection origin: [MASK]")
     assert record == ["\n", "Infection origin", ": ", "[MASK]"]
+    assert pieces(tokenizer, answer("Unknown", "C"))[:3] == record[:3]
     asked = pieces(tokenizer, "masked value of 'Infection origin' in section [Initial Findings/Laboratory]?")
     assert "Infection origin" in asked
     assert "[Initial Findings/Laboratory]" in asked

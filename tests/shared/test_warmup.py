@@ -17,7 +17,16 @@ from shared.errors import TrainingError
 from shared.prompts import chat_text, encode, user_message
 from shared.questions import write_questions
 from shared.randomness import generator
-from shared.warmup import ANSWER_WEIGHT, MASK, batches, document_batch, record_text, warm_up, worked_answer
+from shared.warmup import (
+    ANSWER_WEIGHT,
+    MASK,
+    PROMPT_WEIGHT,
+    batches,
+    document_batch,
+    record_text,
+    warm_up,
+    worked_answer,
+)
 
 TRAIN = exam(12)
 
@@ -74,7 +83,7 @@ class TestRecords:
 def test_a_worked_answer_names_the_value_and_boxes_the_letter():
     question = TRAIN[1]
     assert question.answer == "B"
-    assert worked_answer(question) == " Most likely: Urinary tract. \\boxed{B}"
+    assert worked_answer(question) == "\nSource: Urinary tract. \\boxed{B}"
 
 
 class TestDocumentBatch:
@@ -154,13 +163,12 @@ class TestBatches:
         ]
         assert all(by_header(record) in known for record in records)
 
-    def test_only_the_answer_of_a_worked_document_counts(self, tokenizer):
+    def test_the_answer_of_a_worked_document_counts_most(self, tokenizer):
         documents = self.documents(a_config(worked_fraction=1.0, sequence_length=400), tokenizer)
         for text, weights in documents:
-            answer = text[text.rindex(" Most likely") :]
-            counted = len(encode(tokenizer, answer))
+            counted = len(encode(tokenizer, text[text.rindex("\nSource") :]))
             assert weights[-counted:].tolist() == [ANSWER_WEIGHT] * counted
-            assert not weights[:-counted].any()
+            assert set(weights[1:-counted]) == {PROMPT_WEIGHT}
 
     def test_without_worked_answers_all_are_records(self, tokenizer):
         documents = self.documents(a_config(worked_answers=0, worked_fraction=0.9), tokenizer)
