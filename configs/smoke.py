@@ -22,7 +22,16 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         dict(vocab_size=768, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
     )
-    config.warmup = ConfigDict(dict(steps=12, batch_size=16, sequence_length=256, worked_answers=200))
+    config.warmup = ConfigDict(
+        dict(
+            steps=40,
+            batch_size=16,
+            sequence_length=256,
+            worked_answers=200,
+            worked_fraction=1.0,  # of these few steps all go to the format of answers
+            optimizer=dict(learning_rate=5e-3, b2=0.95, warmup_ratio=0.05),
+        )
+    )
     config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=4, questions_per_step=8, steps=6, ref_sync_steps=4))
     config.optimizer = ConfigDict(dict(learning_rate=1e-3))
     config.rollout = ConfigDict(dict(max_prompt_tokens=288, max_new_tokens=24, slots=8, prefill_batch=8))
