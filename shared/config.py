@@ -212,7 +212,7 @@ class LearnerConfig:
     group_layout: bool = True  # False: a row for each completion, its prompt computed again
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["none", "layer"] = "layer"
-    logprob_chunk: int = 1_024  # tokens whose logits exist at once
+    logprob_chunk: int = 1_024  # tokens whose logits exist at once on one device
     length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
     mesh_data: int = 1
     mesh_fsdp: int = -1  # -1: all remaining devices
