@@ -225,6 +225,29 @@ class LearnerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TorchConfig:
+    """What only the PyTorch backend reads; none of it changes the result beyond rounding."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO: shards nothing, optimizer state, gradients too, weights too
+    fused_logprobs: bool = False  # Liger's kernel for log-probabilities; needs a GPU and liger-kernel
+    rollout_engine: Literal["auto", "vllm", "server", "hf"] = "auto"  # auto: vllm where it is installed, else hf
+    gpu_memory_utilization: float = 0.9  # of a GPU that vLLM may fill while it is awake
+    server_url: str = ""  # of a running vLLM server, e.g. http://node8:8000
+    server_weights: str = ""  # folder that the learner writes and the server reads new weights from
+    publish_bucket_mb: int = 1_024  # weights gathered at once on the way to the engine
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "publish_bucket_mb")
+        check(0 < self.gpu_memory_utilization < 1, "gpu_memory_utilization", self.gpu_memory_utilization,
+              "must be in (0, 1)")  # fmt: skip
+        served = self.rollout_engine == "server"
+        check(not served or self.server_url.startswith("http"), "server_url", self.server_url,
+              "rollout_engine = 'server' needs the server's address, e.g. http://localhost:8000")  # fmt: skip
+        check(not served or bool(self.server_weights), "server_weights", self.server_weights,
+              "rollout_engine = 'server' needs a folder that learner and server both see")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Greedy evaluation on held-out patients, before and after."""
 
@@ -263,6 +286,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    torch: TorchConfig = TorchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
