@@ -148,7 +148,7 @@ class Learner:
         with files.replacing(folder) as temporary:
             temporary.mkdir()
             save_params(temporary, self.state.params, self.model)
-            copy_companions(self.model_folder, temporary)
+            files.copy_companions(self.model_folder, temporary)
 
     def compiled_updates(self) -> int:
         """How many versions of the update were compiled: 1 in a run with one layout."""
@@ -295,13 +295,6 @@ class Learner:
         decay = self.optimizer.weight_decay
         params = jax.tree.map(lambda leaf, update: leaf - rate * (update + decay * leaf), state.params, updates)
         return State(params, moments, state.reference, state.step + 1), (sums, {**extra, "grad_norm": norm})
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights of a Hugging Face model: its configuration and its tokenizer."""
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
-            (target / path.name).write_bytes(path.read_bytes())
 
 
 def _mix(reference: Any, params: Any, mixup: jax.Array) -> Any:

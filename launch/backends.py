@@ -11,10 +11,16 @@ from shared.errors import InputError
 
 def make_backend(name: str, config: RunConfig) -> Backend:
     """Build backend `name` for `config`. Raises InputError where its packages are not installed."""
-    if name != "jax":
-        raise InputError(f"--backend={name}: this version has the jax backend only; use --backend=jax")
-    if importlib.util.find_spec("jax") is None:
-        raise InputError('the jax backend needs jax: install the project with `pip install -e ".[jax]"`')
+    needed = {"jax": ("jax", "flax"), "torch": ("torch", "deepspeed")}[name]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"--backend={name}: {' and '.join(missing)} not installed; `make env BACKEND={name}` installs what it needs"
+        )
+    if name == "torch":
+        from creason_torch.backend import Backend as TorchBackend
+
+        return TorchBackend(config)
     from creason_jax.backend import Backend as JaxBackend
 
     return JaxBackend(config)

@@ -27,6 +27,7 @@ def define_flags() -> None:
     config_file.define("config")
     flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
     flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner and engine run.")
+    flags.DEFINE_integer("local_rank", 0, "Given by the DeepSpeed launcher; this process's number on its machine.")
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
@@ -45,15 +46,17 @@ def main() -> None:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
     app.make_folder("workdir", workdir)
+    backend = make_backend(FLAGS.backend, config)
     summary = run.run(
         config,
-        make_backend(FLAGS.backend, config),
+        backend,
         workdir,
         progress=FLAGS.progress,
         show_examples=FLAGS.show_examples,
         wandb_project=FLAGS.wandb_project,
     )
-    print(report.terminal_summary(summary, workdir))
+    if backend.process == 0:
+        print(report.terminal_summary(summary, workdir))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class RolloutEngine(Protocol):
     ) -> list[list[Completion]]:
         """One list of `group_size` completions for each prompt.
 
+        Every process calls it with all prompts and gets all completions; which process makes which is the engine's affair.
         `uniforms` `[prompts, group_size, max_new_tokens]` decide every draw, so a completion depends on its prompt and
         its own numbers alone; None where sampling is greedy. Raises InputError for a prompt longer than the engine holds.
         """
@@ -56,7 +57,10 @@ class RolloutEngine(Protocol):
 
 
 class Learner(Protocol):
-    """Sharded weights, optimizer state and reference policy."""
+    """Sharded weights, optimizer state and reference policy.
+
+    Every process calls every method, with whole batches, and gets whole results; each works on its own rows.
+    """
 
     def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
         """`[batch, time]` float32 log-probabilities of the batch's tokens, 0 where `completion_mask` is 0."""
@@ -95,9 +99,11 @@ class Backend(Protocol):
     """Builds the parts for a run."""
 
     name: str
+    process: int  # this process's number; number 0 writes files
+    processes: int
 
-    def initialise(self, config: RunConfig, tokenizer_folder: Path, out: Path) -> None:
-        """Write a model directory with random weights of `config.model`'s architecture, from `config.seed`."""
+    def barrier(self) -> None:
+        """Return when every process has come here."""
         ...
 
     def learner(

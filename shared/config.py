@@ -229,7 +229,6 @@ class TorchConfig:
     """What only the PyTorch backend reads; none of it changes the result beyond rounding."""
 
     zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO: shards nothing, optimizer state, gradients too, weights too
-    fused_logprobs: bool = False  # Liger's kernel for log-probabilities; needs a GPU and liger-kernel
     rollout_engine: Literal["auto", "vllm", "server", "hf"] = "auto"  # auto: vllm where it is installed, else hf
     gpu_memory_utilization: float = 0.9  # of a GPU that vLLM may fill while it is awake
     server_url: str = ""  # of a running vLLM server, e.g. http://node8:8000

@@ -43,6 +43,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what stands beside the weights of a Hugging Face model: its configuration and its tokenizer."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
+            (target / path.name).write_bytes(path.read_bytes())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused, since other readers would choke on it."""
     with replacing(path) as temporary:

@@ -28,8 +28,9 @@ from transformers import PreTrainedTokenizerFast
 from shared import evaluation, files, preparation, report, training
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
-from shared.config import RunConfig
+from shared.config import RunConfig, validate
 from shared.errors import InputError
+from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, prompt_tokens, user_message
 from shared.questions import Question, read_questions
@@ -49,9 +50,19 @@ def run(
     show_examples: bool = False,
     wandb_project: str = "",
 ) -> dict[str, Any]:
-    """Do what is not done yet and return the summary. Raises InputError for a work directory of another config."""
-    _claim(config, workdir)
-    train_file, valid_file = _question_files(config, workdir, progress)
+    """Do what is not done yet and return the summary. Raises InputError for a work directory of another config.
+
+    Every process of a run calls it. Process 0 writes the files; the others wait where they need them, and get the
+    summary too.
+    """
+    first = backend.process == 0
+    progress = progress and first
+    train_file, valid_file = _question_files(config, workdir)
+    if first:
+        _check_policy(config)
+        _claim(config, workdir)
+        _make_questions(config, workdir, progress)
+    backend.barrier()
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
     policy = _policy(config, backend, workdir, train_questions, progress)
     tokenizer = load_tokenizer(policy)
@@ -68,17 +79,20 @@ def run(
     optimizer, reference = config.optimizer, config.grpo.beta > 0
     learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)
     engine = backend.engine(config, policy, stop_tokens=stop)
-    parts = (config, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
+    parts = (config, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, first, progress)
     _evaluate("before", *parts)
     training.train(
         config, learner, engine, tokenizer, train_questions, train_prompts, workdir,
-        progress=progress, wandb_project=wandb_project,
+        first=first, progress=progress, wandb_project=wandb_project,
     )  # fmt: skip
     learner.finish_saves()
     if not (workdir / "trained").is_dir():
         learner.export(workdir / "trained")
     _evaluate("after", *parts)
-    return summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples)
+    if first:
+        summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples)
+    backend.barrier()
+    return files.read_json(workdir / report.SUMMARY_FILE)
 
 
 def summarise(
@@ -118,14 +132,16 @@ def _claim(config: RunConfig, workdir: Path) -> None:
     if not path.is_file():
         files.write_json(path, wanted)
         return
-    held = files.read_json(path)
-    if not isinstance(held, dict):
-        raise InputError(f"{path}: not the config of a run; give another --workdir")
+    try:
+        # Through the dataclasses: a field that is younger than the run has its default.
+        held = plain(dataclasses.asdict(validate(files.read_json(path))))
+    except InputError as error:
+        raise InputError(f"{path}: not the config of a run of this version ({error}); give another --workdir") from None
     changed = [
         f"{section}.{field}" if field else section
         for section, value in wanted.items()
-        for field in (value if isinstance(value, dict) and isinstance(held.get(section), dict) else [""])
-        if (held[section].get(field) != value[field] if field else held.get(section) != value)
+        for field in (value if isinstance(value, dict) else [""])
+        if (held[section][field] != value[field] if field else held[section] != value)
     ]
     if changed:
         raise InputError(
@@ -134,12 +150,24 @@ def _claim(config: RunConfig, workdir: Path) -> None:
         )
 
 
-def _question_files(config: RunConfig, workdir: Path, progress: bool) -> tuple[Path, Path]:
+def _question_files(config: RunConfig, workdir: Path) -> tuple[Path, Path]:
     if config.data.train:
         return Path(config.data.train), Path(config.data.valid)
-    data = workdir / "data"
-    preparation.prepare(config.data, data, seed=config.seed, progress=progress)
-    return data / "questions" / "train.parquet", data / "questions" / "valid.parquet"
+    questions = workdir / "data" / "questions"
+    return questions / "train.parquet", questions / "valid.parquet"
+
+
+def _make_questions(config: RunConfig, workdir: Path, progress: bool) -> None:
+    if not config.data.train:
+        preparation.prepare(config.data, workdir / "data", seed=config.seed, progress=progress)
+
+
+def _check_policy(config: RunConfig) -> None:
+    """Say at once that the model is not there, before anything is made."""
+    if config.model.path and not (Path(config.model.path) / "config.json").is_file():
+        raise InputError(
+            f"model.path = {config.model.path!r}: no config.json there; give a Hugging Face model directory"
+        )
 
 
 def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool) -> Path:
@@ -147,18 +175,33 @@ def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Seque
     if config.model.path:
         return Path(config.model.path)
     tokenizer, initial, policy = workdir / "tokenizer", workdir / "initial", workdir / "policy"
-    if not tokenizer.is_dir():
-        texts = (
-            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))
-        )
-        train_tokenizer(texts, config.model.vocab_size, tokenizer)
-    if not initial.is_dir():
-        backend.initialise(config, tokenizer, initial)
+    if backend.process == 0:
+        _make_initial(config, questions, tokenizer, initial)
+    backend.barrier()
     if not config.warmup.steps:
         return initial
     if not policy.is_dir():
         warm_up(config, backend, initial, load_tokenizer(tokenizer), questions, policy, workdir, progress=progress)
     return policy
+
+
+def _make_initial(config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path) -> None:
+    """A tokenizer for these questions, and random weights with its vocabulary."""
+    if not tokenizer.is_dir():
+        texts = (
+            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))
+        )
+        train_tokenizer(texts, config.model.vocab_size, tokenizer)
+    if initial.is_dir():
+        return
+    tokens = special_tokens(load_tokenizer(tokenizer), tokenizer)
+    with files.replacing(initial) as temporary:
+        temporary.mkdir()
+        write_model(
+            config.model, temporary, vocab_size=tokens.vocab_size, bos=tokens.bos, eos=tokens.eos, pad=tokens.pad,
+            seed=config.seed,
+        )  # fmt: skip
+        files.copy_companions(tokenizer, temporary)
 
 
 def _answers(workdir: Path, when: str) -> Path:
@@ -174,6 +217,7 @@ def _evaluate(
     workdir: Path,
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],
+    first: bool,
     progress: bool,
 ) -> None:
     path = _answers(workdir, when)
@@ -184,6 +228,8 @@ def _evaluate(
         config, engine, tokenizer, questions, prompts, progress=progress, description=f"evaluation {when}"
     )
     engine.seconds()
+    if not first:
+        return
     shown = workdir / "evaluation" / "examples.json"
     earlier = files.read_json(shown) if shown.is_file() else []
     kept = [example for example in earlier if example["when"] != when]

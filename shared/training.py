@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ class Phases:
         self.begin = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
+    @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
@@ -92,12 +92,15 @@ def train(
     prompts: Sequence[np.ndarray],
     workdir: Path,
     *,
+    first: bool = True,
     progress: bool = True,
     wandb_project: str = "",
 ) -> None:
     """Train `learner` from its newest checkpoint in `workdir`, or from its weights, to `config.steps` optimizer steps.
 
     `prompts` are the token ids of `questions`. Writes metrics, checkpoints and, if the config asks for them, trajectories.
+    With several processes each runs this loop on the whole of every batch, and so decides the same; `first` says which of
+    them writes.
     Raises SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
     """
     checkpoints = workdir / "checkpoints"
@@ -105,7 +108,13 @@ def train(
     step, position = (restored[0], restored[1]["position"]) if restored else (0, 0)
     by_id = {question.id: prompt for question, prompt in zip(questions, prompts, strict=True)}
     bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)
-    with MetricsWriter(workdir, step, wandb_project=wandb_project, run_name=config.name) as writer, bar:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
+        writer = None
+        if first:
+            writer = stack.enter_context(
+                MetricsWriter(workdir, step, wandb_project=wandb_project, run_name=config.name)
+            )
         if step < config.steps:
             learner.publish(engine)
         phases = Phases()
@@ -114,7 +123,7 @@ def train(
             phases.add(engine.seconds())
             batch = make_batch(config, rollouts)
             batch = _scored(config, learner, batch, phases)
-            if config.store_trajectories:
+            if config.store_trajectories and first:
                 _store(config, workdir, step, batch, rollouts)
             described = describe(sampled, config)
             tokens = _tokens_of(sampled)
@@ -130,7 +139,8 @@ def train(
                 if last:
                     with phases("publish"):
                         learner.publish(engine)
-                writer.write(step - 1, {**metrics, **described, **phases.report(tokens)})
+                if writer is not None:
+                    writer.write(step - 1, {**metrics, **described, **phases.report(tokens)})
                 phases, tokens = Phases(), 0
                 bar.update()
                 bar.set_postfix(reward=f"{described['reward']:.3f}", refresh=False)

@@ -8,6 +8,7 @@ gradient of the GRPO objective is that of the mean negative log-likelihood.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,9 @@ def warm_up(
     config = dataclasses.replace(config, grpo=objective)
     learner = backend.learner(config, model, optimizer=warmup.optimizer, steps=warmup.steps, reference=False)
     bar = tqdm(total=warmup.steps, desc="warm-up", unit="step", disable=not progress)
-    with MetricsWriter(workdir / "warmup", 0) as writer, bar:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
+        writer = stack.enter_context(MetricsWriter(workdir / "warmup", 0)) if backend.process == 0 else None
         for step, batch in enumerate(batches(config, tokenizer, questions, special_tokens(tokenizer, model).eos)):
             metrics = learner.update(batch)
             nll = -metrics["mean_logprob"]
@@ -79,7 +82,8 @@ def warm_up(
                     f"warm-up step {step}: gradient is not finite; lower warmup.optimizer.learning_rate"
                 )
             kept = {name: metrics[name] for name in ("grad_norm", "learning_rate")}
-            writer.write(step, {"loss": nll, **kept})
+            if writer is not None:
+                writer.write(step, {"loss": nll, **kept})
             bar.update()
             bar.set_postfix(loss=f"{nll:.3f}", refresh=False)
     learner.export(out)

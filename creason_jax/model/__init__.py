@@ -2,7 +2,7 @@
 
 from creason_jax.model.attention import decode_attention, group_attention
 from creason_jax.model.config import DecoderConfig
-from creason_jax.model.decoder import abstract_params, forward, head, init_params, unstacked_forward
+from creason_jax.model.decoder import abstract_params, forward, head, unstacked_forward
 from creason_jax.model.stacking import stack_layers, unstack_layers
 from creason_jax.model.weights import load_params, save_params
 
@@ -13,7 +13,6 @@ __all__ = [
     "forward",
     "group_attention",
     "head",
-    "init_params",
     "load_params",
     "save_params",
     "stack_layers",

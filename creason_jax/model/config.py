@@ -76,23 +76,3 @@ class DecoderConfig:
         """Read `folder/config.json`."""
         path = folder / "config.json"
         return cls.from_hugging_face(files.read_json(path), str(path))
-
-    def to_hugging_face(self, *, bos: int, eos: int, pad: int) -> dict[str, Any]:
-        """A `config.json` that Transformers loads; the arguments are token ids."""
-        return {
-            "architectures": ["Phi3ForCausalLM"],
-            "model_type": "phi3",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-            "original_max_position_embeddings": self.max_position_embeddings,
-            "sliding_window": None,
-            "torch_dtype": "float32",
-            "use_cache": True,
-            "bos_token_id": bos,
-            "eos_token_id": eos,
-            "pad_token_id": pad,
-            **dataclasses.asdict(self),
-        }

@@ -80,7 +80,7 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The whole network; exists to define and initialise the parameters."""
+    """The whole network; exists to define the parameters."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         scale = config.initializer_range
@@ -91,17 +91,16 @@ class Decoder(nnx.Module):
             self.head = Weight((config.hidden_size, config.vocab_size), scale, rngs)
 
 
-def init_params(config: DecoderConfig, seed: int) -> Params:
-    """Random float32 parameters."""
-    params = nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(seed))))
-    layers = [params["layers"][index] for index in range(config.num_hidden_layers)]
-    return {**params, "layers": stack_layers(layers)}
-
-
 @functools.cache
 def abstract_params(config: DecoderConfig) -> Params:
     """Shapes and dtypes of the parameters, without computing any."""
-    return jax.eval_shape(functools.partial(init_params, config, 0))
+
+    def stacked() -> Params:
+        params = nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(0))))
+        layers = [params["layers"][index] for index in range(config.num_hidden_layers)]
+        return {**params, "layers": stack_layers(layers)}
+
+    return jax.eval_shape(stacked)
 
 
 @functools.cache

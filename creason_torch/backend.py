@@ -1,0 +1,48 @@
+"""What `shared.training` drives: builds the learner and the engine in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from creason_torch import zero
+from creason_torch.learner import Learner
+from creason_torch.model import stored_weights
+from creason_torch.rollout import Engine, make_engine
+from shared.config import OptimizerConfig, RunConfig
+
+
+class Backend:
+    """See `shared.backend.Backend` for the contract."""
+
+    name = "torch"
+
+    def __init__(self, config: RunConfig):
+        if config.learner.compute_dtype == "float32":
+            # By default a GPU may round the operands of a float32 product.
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
+        zero.start_processes()
+        self.device = zero.device()
+        self.process, self.processes = dist.get_rank(), dist.get_world_size()
+
+    def barrier(self) -> None:
+        """See `shared.backend.Backend`."""
+        dist.barrier()
+
+    def learner(
+        self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
+    ) -> Learner:
+        """See `shared.backend.Backend`."""
+        return Learner(config, model, self.device, optimizer=optimizer, steps=steps, reference=reference)
+
+    def engine(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int]) -> Engine:
+        """See `shared.backend.Backend`."""
+        return make_engine(config, model, stop_tokens=stop_tokens, device=self.device)
+
+    def load(self, engine: Engine, model: Path) -> None:
+        """See `shared.backend.Backend`."""
+        engine.load(stored_weights(model))

@@ -1,0 +1,130 @@
+"""TensorStore behind one small file: whole float32 arrays, written by all processes, whole or absent.
+
+A checkpoint is a folder named by its step: `meta.json`, and for each of `params`, `exp_avg`, `exp_avg_sq`, `reference` one
+flat Zarr array per parameter, named as Hugging Face names it. Nothing in it depends on the ZeRO stage or on the number of
+processes, so it restores on any, and it holds no pickle. Each chunk carries a checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+import torch
+import torch.distributed as dist
+
+from shared import files
+from shared.errors import InputError
+
+FORMAT = 1
+CHUNK = 2**24  # elements: 64 MiB
+META = "meta.json"
+REASON_LENGTH = 200  # characters of a library's message that are shown
+
+
+class Checkpoints:
+    """The checkpoints in a folder, the newest `keep` of them."""
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, state: Iterable[tuple[str, str, torch.Tensor]], extra: Mapping[str, int]) -> None:
+        """Write `state`, a stream of (kind, name, whole tensor) that every process holds, as checkpoint `step`.
+
+        Each process writes its share of every array's chunks. A save that is killed leaves the last one whole.
+        """
+        partial = self.folder / f".{step}.partial"
+        if dist.get_rank() == 0:
+            files.remove(partial)
+            partial.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
+        dist.barrier()
+        names: dict[str, list[str]] = {}
+        for kind, name, value in state:
+            names.setdefault(kind, []).append(name)
+            _write_share(partial / kind / name, value)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            files.write_json(partial / META, {"format": FORMAT, "step": step, "extra": dict(extra), "arrays": names})
+            files.remove(self.folder / str(step))
+            partial.rename(self.folder / str(step))
+            for old in self.steps()[: -self.keep]:
+                files.remove(self.folder / str(old))
+        dist.barrier()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are whole, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def open(self, step: int | None) -> tuple[int, dict[str, int], Arrays] | None:
+        """The newest checkpoint (or `step`) as (step, extra, arrays), or None where there is none."""
+        known = self.steps()
+        if not known and step is None:
+            return None
+        found = known[-1] if step is None else step
+        if found not in known:
+            raise InputError(
+                f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
+            )
+        folder = self.folder / str(found)
+        meta = files.read_json(folder / META)
+        if meta.get("format") != FORMAT:
+            raise InputError(f"{folder}: written by another version (format {meta.get('format')}); remove it")
+        return found, dict(meta["extra"]), Arrays(folder)
+
+
+class Arrays:
+    """Reads the arrays of a checkpoint."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def read(self, kind: str, name: str, shape: torch.Size) -> torch.Tensor:
+        """One whole array. Raises InputError where it is missing, truncated, damaged or of another size."""
+        try:
+            array = tensorstore.open(_spec(self.folder / kind / name), open=True).result()
+            if array.shape != (shape.numel(),):
+                raise ValueError(f"{array.shape[0]} elements where the model has {shape.numel()}")
+            values = array.read().result()
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:REASON_LENGTH]
+            raise InputError(
+                f"{self.folder}: not a whole checkpoint of this model ({kind} of {name}: {reason}); remove that folder "
+                "to go on from the one before"
+            ) from error
+        return torch.from_numpy(np.ascontiguousarray(values)).reshape(shape)
+
+
+def _spec(path: Path) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path.absolute()) + "/"},
+        # A missing chunk is an error, so one that is all zeros must be stored.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+
+
+def _write_share(path: Path, value: torch.Tensor) -> None:
+    """This process's chunks of one array; the first process writes its metadata too."""
+    flat = value.reshape(-1)
+    size = flat.numel()
+    chunk = max(1, min(CHUNK, size))
+    metadata = {
+        "shape": [size],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk]}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "fill_value": 0.0,
+    }
+    array = tensorstore.open(_spec(path) | {"metadata": metadata}, create=True, open=True).result()
+    share = -(-size // chunk)  # chunks in all
+    share = -(-share // dist.get_world_size()) * chunk
+    begin, end = min(size, share * dist.get_rank()), min(size, share * (dist.get_rank() + 1))
+    if begin < end:
+        array[begin:end].write(flat[begin:end].float().cpu().numpy()).result()

@@ -1,0 +1,250 @@
+"""Sharded weights, optimizer state and reference policy; the update with accumulation; all under DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from creason_torch import loss, zero
+from creason_torch.checkpoint import Checkpoints
+from creason_torch.model import Policy, build_network, load_weights, save_params
+from shared import files, grpo
+from shared.config import OptimizerConfig, RunConfig
+from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows, real_completions
+from shared.schedule import learning_rate
+
+# What one update needs of a batch, as tensors [rows, time].
+ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
+OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
+
+
+class Learner:
+    """Twin of the JAX learner; see `shared.backend.Learner` for the contract."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Path,
+        device: torch.device,
+        *,
+        optimizer: OptimizerConfig,
+        steps: int,
+        reference: bool,
+    ):
+        import deepspeed
+
+        self.config = config
+        self.optimizer = optimizer
+        self.steps = steps
+        self.device = device
+        self.model_folder = model
+        self.step = 0
+        self._checkpoints: Checkpoints | None = None
+        settings = zero.deepspeed_config(config, optimizer)
+        policy = self._load(settings)
+        self.engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=settings)
+        self.weights = policy.named_weights()
+        if self.engine.bfloat16_enabled():
+            # The masters were made from rounded weights: set them from what is stored.
+            load_weights(model, self.weights, zero.set_master)
+        self.reference: Any = None
+        self.reference_weights: dict[str, torch.nn.Parameter] = {}
+        if reference:
+            settings = zero.deepspeed_config(config, None)
+            held = self._load(settings).eval().requires_grad_(False)
+            self.reference_weights = held.named_weights()
+            self.reference = held.to(device)
+            if settings["zero_optimization"]["stage"] == 3:
+                self.reference, *_ = deepspeed.initialize(model=held, config=settings)
+        self.reference_masters = zero.Slices(self.reference_weights)
+        for name in self.reference_weights:
+            self.reference_masters.set(name, zero.master(self.weights[name]))
+
+    def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
+        """See `shared.backend.Learner`."""
+        network = self.engine if which == "policy" else self.reference
+        network.eval()
+        with torch.no_grad():
+            scored = [self._completion_logprobs(network, rows, batch)[0] for rows in self._micro_batches(batch, ARRAYS)]
+        flat = self._from_all(torch.cat(scored))
+        whole = from_completion_view(flat, batch.layout)[: batch.tokens.shape[0]]
+        return np.where(batch.completion_mask > 0, whole, np.float32(0))
+
+    def update(self, batch: GroupBatch) -> dict[str, float]:
+        """See `shared.backend.Learner`."""
+        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
+        divisor = grpo.denominator(counts(batch), self.config.grpo, self.config.rollout.max_new_tokens)
+        # The one division: by the whole batch's counts. DeepSpeed averages over processes, where a sum is meant.
+        scale = dist.get_world_size() / divisor
+        parts = list(self._micro_batches(batch, names))
+        self.engine.train()
+        total: Sums | None = None
+        extra = torch.zeros(2, dtype=torch.float32, device=self.device)
+        for index, rows in enumerate(parts):
+            self.engine.set_gradient_accumulation_boundary(index == len(parts) - 1)
+            sums, found = self._micro_loss(rows, batch)
+            self.engine.backward(sums.loss * scale)
+            sums = Sums._make(value.detach() for value in sums)
+            total = sums if total is None else loss.add(total, sums)
+            extra += found
+        rate = learning_rate(self.step, self.optimizer, self.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        norm = 0.0 if self.engine.zero_optimization() else zero.norm_of(self.engine.module.parameters())
+        self.engine.step()
+        self.step += 1
+        assert total is not None
+        sums, entropy, logprob = self._over_processes(total, extra)
+        counted = metrics(sums, self.config.grpo, self.config.rollout.max_new_tokens)
+        tokens = max(1.0, counted["tokens"])
+        return {
+            **counted,
+            "entropy": entropy / tokens,
+            "mean_logprob": logprob / tokens,
+            "grad_norm": zero.grad_norm(self.engine) if self.engine.zero_optimization() else norm,
+            "learning_rate": rate,
+        }
+
+    def sync_reference(self) -> None:
+        """See `shared.backend.Learner`. One parameter at a time is whole, so never both models are."""
+        mixup = self.config.grpo.ref_mixup
+        for name, param in self.reference_weights.items():
+            mixed = mixup * zero.master(self.weights[name]) + (1.0 - mixup) * self.reference_masters.whole(name)
+            self._set_reference(name, param, mixed)
+
+    def publish(self, engine: Any) -> None:
+        """See `shared.backend.Learner`."""
+        engine.load(zero.gathered(self.weights, self.config.torch.publish_bucket_mb * 2**20))
+
+    def save(self, folder: Path, step: int, extra: Mapping[str, int]) -> None:
+        """See `shared.backend.Learner`."""
+        self._manager(folder).save(step, self._state(), {**extra, "updates": self.step})
+
+    def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
+        """See `shared.backend.Learner`."""
+        found = self._manager(folder).open(step)
+        if found is None:
+            return None
+        at, extra, arrays = found
+        self.step = extra.pop("updates")
+        zero.make_moments(self.engine, self.step)
+        for name, param in self.weights.items():
+            size = zero.shape(param)
+            zero.set_master(param, arrays.read("params", name, size).to(self.device))
+            for key in zero.MOMENTS:
+                zero.set_moment(self.engine, param, key, arrays.read(key, name, size).to(self.device))
+        for name, param in self.reference_weights.items():
+            self._set_reference(name, param, arrays.read("reference", name, zero.shape(param)).to(self.device))
+        return at, extra
+
+    def finish_saves(self) -> None:
+        """See `shared.backend.Learner`. Saves are not left in flight."""
+
+    def export(self, folder: Path) -> None:
+        """See `shared.backend.Learner`."""
+        masters = ((name, zero.master(param)) for name, param in self.weights.items())
+        if dist.get_rank() > 0:
+            for _ in masters:  # every process takes part in putting a parameter together
+                pass
+        else:
+            with files.replacing(folder) as temporary:
+                temporary.mkdir()
+                save_params(temporary, masters)
+                files.copy_companions(self.model_folder, temporary)
+        dist.barrier()
+
+    def _load(self, settings: Mapping[str, Any]) -> Policy:
+        """The policy in `model_folder` in the compute dtype, sharded while it is read where the settings say so."""
+        learner, sampling = self.config.learner, self.config.grpo.score_temperature == "sampling"
+        dtype = getattr(torch, learner.compute_dtype)
+        with zero.sharded(settings, dtype):
+            network = build_network(self.model_folder, dtype, remat=learner.remat == "layer")
+            network = network.to(self.device)  # type: ignore[arg-type]
+        policy = Policy(
+            network,
+            chunk=learner.logprob_chunk,
+            temperature=self.config.rollout.temperature if sampling else 1.0,
+        )
+        load_weights(self.model_folder, policy.named_weights(), zero.write)
+        return policy
+
+    def _manager(self, folder: Path) -> Checkpoints:
+        if self._checkpoints is None or self._checkpoints.folder != folder:
+            self._checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
+        return self._checkpoints
+
+    def _state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Everything that training changes, as (kind, name, whole float32 tensor), one at a time."""
+        for name, param in self.weights.items():
+            yield "params", name, zero.master(param)
+            for key in zero.MOMENTS:
+                yield key, name, zero.moment(self.engine, param, key)
+        for name in self.reference_weights:
+            yield "reference", name, self.reference_masters.whole(name)
+
+    def _set_reference(self, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
+        self.reference_masters.set(name, value)
+        zero.write(param, value)
+
+    def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
+        """This process's micro-batches; empty rows fill the last one. All processes have as many."""
+        processes = dist.get_world_size()
+        rows = batch.tokens.shape[0]
+        width = min(-(-self.config.learner.micro_batch_rows // processes), -(-rows // processes))
+        count = -(-rows // (width * processes))
+        batch = pad_rows(batch, count * width * processes)
+        for index in range(count):
+            begin = (dist.get_rank() * count + index) * width
+            yield {
+                name: torch.from_numpy(getattr(batch, name)[begin : begin + width]).to(self.device) for name in names
+            }
+
+    def _completion_logprobs(
+        self, network: Any, rows: dict[str, torch.Tensor], batch: GroupBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of every completion token, both `[rows * G, C]` float32."""
+        return network(rows["tokens"].long(), rows["positions"].long(), rows["groups"], batch.layout)
+
+    def _from_all(self, own: torch.Tensor) -> np.ndarray:
+        """What every process holds of a batch, one after the other."""
+        return zero.from_all(own).cpu().numpy()
+
+    def _micro_loss(self, rows: dict[str, torch.Tensor], batch: GroupBatch) -> tuple[Sums, torch.Tensor]:
+        logprobs, entropies = self._completion_logprobs(self.engine, rows, batch)
+        view = {name: completion_view(values, batch.layout) for name, values in rows.items()}
+        mask = view["completion_mask"]
+        sums = loss.objective(
+            logprobs,
+            view["advantages"],
+            mask,
+            self.config.grpo,
+            row_mask=(rows["groups"][:, 0] >= 0).float().repeat_interleave(batch.layout.group),
+            old_logprobs=view.get("old_logprobs"),
+            ref_logprobs=view.get("ref_logprobs"),
+            rollout_logprobs=view.get("rollout_logprobs"),
+        )
+        counted = mask > 0
+        zeros = torch.zeros_like(entropies)
+        found = [torch.where(counted, values.detach(), zeros).sum() for values in (entropies, logprobs)]
+        return sums, torch.stack(found)
+
+    def _over_processes(self, sums: Sums, extra: torch.Tensor) -> tuple[Sums, float, float]:
+        """Sums of the whole batch, its summed entropy and its summed log-probability."""
+        largest = sums.gap_max.clone()
+        values = torch.stack([*(value.float() for value in sums), *extra])
+        dist.all_reduce(values)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        *found, entropy, logprob = values.tolist()
+        return Sums._make(found)._replace(gap_max=float(largest)), entropy, logprob
+
+
+def counts(batch: GroupBatch) -> Sums:
+    """The counts that an update is divided by, of the whole batch; every other sum is 0."""
+    real = real_completions(batch.groups, batch.layout)
+    counted = (completion_view(batch.completion_mask, batch.layout) > 0) & (real > 0)[:, None]
+    return Sums._make(0.0 for _ in Sums._fields)._replace(completions=float(real.sum()), tokens=float(counted.sum()))

@@ -1,0 +1,173 @@
+"""The policy network: Hugging Face model code whose head can score tokens instead of writing out logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from creason_torch import attention, logprobs
+from shared import files
+from shared.errors import InputError
+from shared.grpo import GroupLayout
+
+FAMILIES = ("phi3", "llama", "qwen2", "qwen3")
+NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0}
+SHARD_BYTES = 4 * 2**30  # of one safetensors file
+
+
+class ScoringHead(nn.Module):
+    """The language-model head. With targets it gives their log-probabilities, chunk by chunk; without, logits.
+
+    A module of its own, so that ZeRO-3 gathers its weight where it is used, like any layer's.
+    """
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        chunk: int = 0,
+        temperature: float = 1.0,
+    ) -> Any:
+        """hidden `[..., model]`; targets `[batch, time]` give (log-probabilities, entropies), both float32."""
+        if targets is None:
+            return nn.functional.linear(hidden, self.weight)
+        return logprobs.token_logprobs(hidden, self.weight, targets, chunk=chunk, temperature=temperature)
+
+
+class Policy(nn.Module):
+    """A network with the group layout in front of its head."""
+
+    def __init__(self, network: PreTrainedModel, *, chunk: int, temperature: float):
+        super().__init__()
+        self.network = network
+        self.chunk, self.temperature = chunk, temperature
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, groups: torch.Tensor, layout: GroupLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of every completion token, both `[rows * G, C]` float32; inputs `[rows, time]`."""
+        valid = groups >= 0
+        hidden = self.network.model(
+            input_ids=tokens, position_ids=positions, use_cache=False, group_layout=layout, valid=valid
+        ).last_hidden_state
+        rows, _, width = hidden.shape
+        last = (valid[:, : layout.prompt].sum(dim=1) - 1).clamp(min=0)
+        first = hidden[torch.arange(rows, device=hidden.device), last][:, None, None]
+        first = first.expand(rows, layout.group, 1, width)
+        own = hidden[:, layout.prompt :].reshape(rows, layout.group, layout.completion, width)
+        # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
+        before = torch.cat([first, own[:, :, :-1]], dim=2).reshape(rows * layout.group, layout.completion, width)
+        targets = tokens[:, layout.prompt :].reshape(rows * layout.group, layout.completion)
+        return self.network.lm_head(before, targets, chunk=self.chunk, temperature=self.temperature)
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by their Hugging Face names; tied ones once."""
+        return dict(self.network.named_parameters())
+
+
+def read_config(folder: Path) -> Any:
+    """The architecture in `folder/config.json`. Raises InputError for a family that this backend does not compute."""
+    values = files.read_json(folder / "config.json")
+    kind = values.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(
+            f"{folder / 'config.json'}: model_type is {kind!r}; this backend computes {', '.join(FAMILIES)}"
+        )
+    return AutoConfig.from_pretrained(folder, **NO_DROPOUT)
+
+
+def build_network(folder: Path, dtype: torch.dtype, *, remat: bool = False) -> PreTrainedModel:
+    """The network described in `folder/config.json`, weights undefined, attention over the group layout, a scoring head.
+
+    Inside `zero.sharded` each process allocates its own slices only. `remat`: layers are computed again in the backward
+    pass.
+    """
+    attention.register()
+    config = read_config(folder)
+    with no_init_weights():
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+        network.lm_head = ScoringHead(network.lm_head.weight)
+    network.tie_weights()
+    if remat:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return network
+
+
+def load_weights(
+    folder: Path, weights: Mapping[str, nn.Parameter], put: Callable[[nn.Parameter, torch.Tensor], None]
+) -> None:
+    """Give each parameter its stored tensor through `put`, one at a time: no process ever holds the whole model.
+
+    Raises InputError for a missing, truncated or wrongly shaped tensor.
+    """
+    missing = set(weights)
+    for name, value in stored_weights(folder):
+        if name not in weights:
+            continue  # a tied head stored twice
+        found, needed = tuple(value.shape), tuple(getattr(weights[name], "ds_shape", weights[name].shape))
+        if found != needed:
+            raise InputError(f"{folder}: tensor {name} has shape {found}, config.json asks for {needed}")
+        put(weights[name], value)
+        missing.discard(name)
+    if missing:
+        raise InputError(f"{folder}: tensor {min(missing)} is missing")
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a model directory, one at a time, as it is stored. Raises InputError for a truncated file."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"{folder}: no safetensors file; give a Hugging Face model directory")
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as stored:
+                for name in stored.keys():
+                    yield name, stored.get_tensor(name)
+        except SafetensorError as error:
+            raise InputError(f"{path}: truncated or not safetensors ({error})") from None
+
+
+def save_params(folder: Path, weights: Any) -> None:
+    """Write a stream of (name, tensor) as safetensors, an index beside them where one file does not hold all."""
+    parts: list[dict[str, torch.Tensor]] = [{}]
+    size = total = 0
+    places: dict[str, int] = {}
+    for name, tensor in weights:
+        amount = tensor.numel() * tensor.element_size()
+        if parts[-1] and size + amount > SHARD_BYTES:
+            _write_part(folder, len(parts), parts[-1])
+            parts[-1], size = {}, 0
+            parts.append({})
+        parts[-1][name] = tensor.detach().to("cpu", copy=True).contiguous()
+        places[name] = len(parts)
+        size, total = size + amount, total + amount
+    if len(parts) == 1:
+        save_file(parts[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    _write_part(folder, len(parts), parts[-1])
+    named = {place: f"model-{place:05d}-of-{len(parts):05d}.safetensors" for place in range(1, len(parts) + 1)}
+    for place, name in named.items():
+        (folder / _part_name(place)).rename(folder / name)
+    index = {name: named[place] for name, place in places.items()}
+    files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+
+
+def _write_part(folder: Path, place: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    save_file(dict(tensors), folder / _part_name(place), metadata={"format": "pt"})
+
+
+def _part_name(place: int) -> str:
+    return f"part-{place:05d}.safetensors"

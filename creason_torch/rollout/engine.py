@@ -1,0 +1,165 @@
+"""What the three engines share: the checks of a request and of new weights, and a request's split over processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from creason_torch.model import read_config
+from shared.backend import Completion, Sampling
+from shared.config import RunConfig
+from shared.errors import InputError
+
+NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
+
+
+class Drawn(NamedTuple):
+    """Completions as arrays: tokens `[prompts, G, C]` int32, logprobs the same float32, lengths `[prompts, G]` int32."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def empty(cls, prompts: int, sampling: Sampling) -> Drawn:
+        """Room for the completions of so many prompts."""
+        shape = (prompts, sampling.group_size, sampling.max_new_tokens)
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32))
+
+
+class Engine:
+    """Twin of the JAX engine; see `shared.backend.RolloutEngine` for the contract.
+
+    In a run of several processes each of them calls `generate` with all prompts, draws for its own contiguous part of them
+    and gets everything back.
+    """
+
+    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
+        if not stop_tokens:
+            raise InputError("the rollout engine needs at least one stop token")
+        self.config = config
+        self.model = model
+        self.stop_tokens = tuple(int(token) for token in stop_tokens)
+        self.device = device
+        self.loaded = False
+        self._shapes, self._tied = _weight_shapes(model)
+        self._seconds: dict[str, float] = {}
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take new weights: a stream of (Hugging Face name, whole tensor), all of it in every process. Caches are reset.
+
+        A tensor must keep its values until the stream's end. Raises InputError for one that is missing, unknown or wrongly
+        shaped.
+        """
+        self.loaded = False
+        self._load(self._checked(weights))
+        self.loaded = True
+
+    def sleep(self) -> None:
+        """Give back the device's memory until the next `load`, where the engine can. For the time the learner works."""
+
+    def seconds(self) -> Mapping[str, float]:
+        """See `shared.backend.RolloutEngine`."""
+        found, self._seconds = self._seconds, {}
+        return found
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None
+    ) -> list[list[Completion]]:
+        """See `shared.backend.RolloutEngine`."""
+        if not self.loaded:
+            raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
+        longest = self.config.rollout.max_prompt_tokens
+        for index, prompt in enumerate(prompts):
+            if not 1 <= len(prompt) <= longest:
+                raise InputError(f"prompt {index} has {len(prompt)} tokens; rollout.max_prompt_tokens is {longest}")
+        if uniforms is None and sampling.temperature > 0:
+            raise InputError("sampling with a temperature needs its random numbers")
+        needed = (len(prompts), sampling.group_size, sampling.max_new_tokens)
+        if uniforms is not None and uniforms.shape != needed:
+            raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
+        own = _own_part(len(prompts))
+        drawn = self._draw(prompts[own], sampling, None if uniforms is None else uniforms[own])
+        return self._completions(_from_all(drawn, len(prompts), self.device))
+
+    def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        raise NotImplementedError
+
+    def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
+        raise NotImplementedError
+
+    def _completions(self, drawn: Drawn) -> list[list[Completion]]:
+        last = np.take_along_axis(drawn.tokens, np.maximum(drawn.lengths - 1, 0)[:, :, None], axis=2)[:, :, 0]
+        truncated = ~np.isin(last, self.stop_tokens)
+        return [
+            [
+                Completion(tokens[:length].copy(), logprobs[:length].copy(), truncated=bool(cut))
+                for tokens, logprobs, length, cut in zip(*group)
+            ]
+            for group in zip(*drawn, truncated)
+        ]
+
+    def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights that the network has, each once; the second name of a tied one is left out."""
+        missing = dict(self._shapes)
+        for name, tensor in weights:
+            if name in self._tied or name.endswith(NOT_WEIGHTS):
+                continue
+            if name not in self._shapes:
+                raise InputError(f"{self.model}: its config.json has no place for the weight {name}")
+            found, needed = tuple(tensor.shape), self._shapes[name]
+            if found != needed:
+                raise InputError(f"{self.model}: weight {name} has shape {found}, config.json asks for {needed}")
+            missing.pop(name, None)
+            yield name, tensor
+        if missing:
+            raise InputError(f"{self.model}: weight {next(iter(missing))} is missing")
+
+    def _count(self, phase: str, begin: float) -> None:
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+
+def _weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shape of each weight of the architecture in `model`, and further names of those that are tied."""
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(read_config(model))
+    shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    return shapes, {name for name, _ in network.named_parameters(remove_duplicate=False)} - shapes.keys()
+
+
+def processes() -> tuple[int, int]:
+    """This process's rank and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _own_part(count: int) -> slice:
+    """This process's part of `count` prompts."""
+    rank, ways = processes()
+    width = -(-count // ways)
+    return slice(min(count, rank * width), min(count, (rank + 1) * width))
+
+
+def _from_all(own: Drawn, count: int, device: torch.device) -> Drawn:
+    """What every process drew, in the order of the prompts."""
+    _, ways = processes()
+    if ways == 1:
+        return own
+    width = -(-count // ways)
+    place = torch.device("cpu") if dist.get_backend() == "gloo" else device
+
+    def gathered(array: np.ndarray) -> np.ndarray:
+        part = np.zeros((width, *array.shape[1:]), array.dtype)
+        part[: len(array)] = array
+        sent = torch.from_numpy(part).to(place)
+        received = sent.new_empty((ways * width, *part.shape[1:]))
+        dist.all_gather_into_tensor(received, sent)
+        return received[:count].cpu().numpy()
+
+    return Drawn(*map(gathered, own))

@@ -1,0 +1,231 @@
+"""The plain engine: Hugging Face's model code, its attention over caches that hold a group's prompt once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from creason_torch.logprobs import target_logprobs
+from creason_torch.model import read_config
+from creason_torch.rollout.engine import Drawn, Engine
+from creason_torch.sampling import draw
+from shared.backend import Sampling
+from shared.config import RunConfig
+from shared.errors import InputError
+
+ATTENTION = "creason_rollout"
+
+
+class Caches:
+    """Keys and values of S groups, lists over layers: prompts `[S, K, P, N]`, samples `[S, K, G, C, N]`.
+
+    As the attention of the network it is called once for each layer. While prompts are computed, `rows` are the groups that
+    they belong to; while tokens are drawn, `place` is the number of tokens in each sample's cache, the new one included.
+    """
+
+    def __init__(self, network: Any, lengths: torch.Tensor, width: int, sampling: Sampling):
+        settings = network.config
+        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+        slots, heads = len(lengths), settings.num_key_value_heads
+        samples = (sampling.group_size, sampling.max_new_tokens)
+
+        def zeros(*sizes: int) -> list[torch.Tensor]:
+            layers = range(settings.num_hidden_layers)
+            return [lengths.new_zeros((slots, heads, *sizes, size), dtype=network.dtype) for _ in layers]
+
+        self.prompt_k, self.prompt_v = zeros(width), zeros(width)
+        self.own_k, self.own_v = zeros(*samples), zeros(*samples)
+        self.missing = torch.arange(width, device=lengths.device) >= lengths[:, None]
+        self.rows = slice(0)
+        self.place = 0
+
+    def keep(self, groups: torch.Tensor) -> None:
+        """Leave the other groups out from now on."""
+        for caches in (self.prompt_k, self.prompt_v, self.own_k, self.own_v):
+            caches[:] = [cache[groups] for cache in caches]
+        self.missing = self.missing[groups]
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """q `[B, H, T, N]`, k and v `[B, K, T, N]`; returns `[B, T, H, N]`. B is prompts and T tokens, or S and G."""
+        over = self._over_samples if self.place else self._over_prompts
+        return over(layer, q, k, v, scale).transpose(1, 2)
+
+    def _over_prompts(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        width = k.shape[2]
+        self.prompt_k[layer][self.rows, :, :width] = k
+        self.prompt_v[layer][self.rows, :, :width] = v
+        # Padding is on the right, where no token of the prompt looks.
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+
+    def _over_samples(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        slots, heads, group, size = q.shape
+        kv_heads = k.shape[1]
+        shared = heads // kv_heads
+        self.own_k[layer][:, :, :, self.place - 1] = k
+        self.own_v[layer][:, :, :, self.place - 1] = v
+        own_k, own_v = self.own_k[layer][:, :, :, : self.place], self.own_v[layer][:, :, :, : self.place]
+        q = (q * scale).reshape(slots, kv_heads, shared, group, size).transpose(2, 3)  # [S, K, G, R, N]
+        over_prompt = q.reshape(slots, kv_heads, group * shared, size) @ self.prompt_k[layer].mT
+        over_prompt = over_prompt.masked_fill(self.missing[:, None, None], -torch.inf)
+        over_own = (q @ own_k.mT).reshape(slots, kv_heads, group * shared, -1)
+        scores = torch.cat([over_prompt, over_own], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+        to_prompt, to_own = weights.split([over_prompt.shape[-1], self.place], dim=-1)
+        out = (to_prompt @ self.prompt_v[layer]).view(q.shape)
+        out = out + to_own.reshape(*q.shape[:-1], self.place) @ own_v
+        return out.transpose(2, 3).reshape(slots, heads, group, size)
+
+
+def attend(
+    module: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention_mask: None,
+    *,
+    caches: Caches,
+    scaling: float,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What Hugging Face's layers call; `caches` comes with the network's own arguments. No mask is built.
+
+    Raises InputError for a sliding window that a completion would leave.
+    """
+    longest = caches.missing.shape[1] + caches.own_k[0].shape[3]
+    if sliding_window is not None and sliding_window < longest:
+        raise InputError(
+            f"sliding_window is {sliding_window} in config.json, shorter than prompt and completion together ({longest}): "
+            "torch.rollout_engine = 'hf' does not compute it; choose 'vllm', or lower the limits of rollout"
+        )
+    return caches.attend(module.layer_idx, q, k, v, scaling), None
+
+
+class HfEngine(Engine):
+    """Draws with `creason_torch.sampling`: the completions of the JAX engine, up to rounding."""
+
+    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
+        super().__init__(config, model, stop_tokens=stop_tokens, device=device)
+        AttentionInterface.register(ATTENTION, attend)
+        with device, no_init_weights():
+            self.network = AutoModelForCausalLM.from_config(
+                read_config(model), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation=ATTENTION
+            ).eval()
+        self.network.tie_weights()  # left out together with the initial values
+        self.head = torch.empty(0)
+
+    @torch.no_grad()
+    def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Caches start empty at each call of `generate`, so nothing computed with older weights is left."""
+        own = dict(self.network.named_parameters())
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+        self.head = self.network.get_output_embeddings().weight.detach().float()
+
+    @torch.inference_mode()
+    def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
+        drawn = Drawn.empty(len(prompts), sampling)
+        slots = self.config.rollout.slots
+        if sampling.temperature == 0 and self.config.evaluation.slots:
+            slots = self.config.evaluation.slots
+        for start in range(0, len(prompts), slots):
+            part = slice(start, start + slots)
+            numbers = np.zeros(drawn.tokens[part].shape, np.float32) if uniforms is None else uniforms[part]
+            found = self._slots(prompts[part], sampling, _tensor(numbers).to(self.device))
+            for array, values in zip(drawn, found):
+                array[part] = values.cpu().numpy()
+        return drawn
+
+    def _slots(
+        self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens, log-probabilities `[S, G, C]` and lengths `[S, G]` of the groups that decode together."""
+        begin = time.perf_counter()
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        caches = Caches(self.network, lengths, max(map(len, prompts)), sampling)
+        logits = self._prefill(prompts, caches)[:, None].expand(-1, sampling.group_size, -1)
+        self._count("prefill", begin)
+        begin = time.perf_counter()
+        tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=self.device)
+        logprobs = torch.zeros(uniforms.shape, device=self.device)
+        ends = torch.full(uniforms.shape[:2], uniforms.shape[2], device=self.device)
+        stop_tokens = torch.tensor(self.stop_tokens, device=self.device)
+        groups = torch.arange(len(prompts), device=self.device)  # those that have a place in the caches
+        # Asking whether all have ended waits for the device, which is free on a CPU only.
+        every = 1 if self.device.type == "cpu" else self.config.rollout.decode_steps
+        for place in range(uniforms.shape[2]):
+            tokens[groups, :, place], logprobs[groups, :, place] = self.draw(
+                logits, uniforms[groups, :, place], sampling
+            )
+            stopped = torch.isin(tokens[groups, :, place], stop_tokens)
+            ends[groups] = ends[groups].where(~stopped, ends[groups].clamp(max=place + 1))
+            if place + 1 == uniforms.shape[2]:
+                break
+            if (place + 1) % every == 0:
+                running = (ends[groups] > place + 1).any(dim=1).nonzero()[:, 0]
+                if len(running) == 0:
+                    break
+                if 2 * len(running) <= len(groups):
+                    caches.keep(running)
+                    groups = groups[running]
+            caches.place = place + 1
+            positions = (lengths[groups] + place)[:, None].expand(-1, sampling.group_size)
+            logits = self._logits(self._hidden(tokens[groups, :, place], positions, caches))
+        unwritten = torch.arange(uniforms.shape[2], device=self.device) >= ends[:, :, None]
+        found = tokens.masked_fill(unwritten, 0), logprobs.masked_fill(unwritten, 0), ends
+        self._count("decode", begin)
+        return found
+
+    def _prefill(self, prompts: Sequence[np.ndarray], caches: Caches) -> torch.Tensor:
+        """Logits `[S, V]` of the first tokens; the prompts' keys and values are in the caches then."""
+        found = []
+        width = self.config.rollout.prefill_batch
+        for start in range(0, len(prompts), width):
+            part = [_tensor(prompt).long() for prompt in prompts[start : start + width]]
+            tokens = torch.nn.utils.rnn.pad_sequence(part, batch_first=True).to(self.device)
+            positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
+            caches.rows = slice(start, start + len(part))
+            last = torch.tensor([len(prompt) - 1 for prompt in part], device=self.device)
+            hidden = self._hidden(tokens, positions, caches)
+            found.append(self._logits(hidden[torch.arange(len(part), device=self.device), last]))
+        return torch.cat(found)
+
+    def _hidden(self, tokens: torch.Tensor, positions: torch.Tensor, caches: Caches) -> torch.Tensor:
+        """Final hidden states `[B, T, D]` of tokens `[B, T]`."""
+        network = self.network.model
+        return network(input_ids=tokens, position_ids=positions, use_cache=False, caches=caches).last_hidden_state
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.linear(hidden.float(), self.head)
+
+    def draw(
+        self, logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and their log-probabilities (untruncated, at the scoring temperature) from float32 logits."""
+        tokens = draw(
+            logits,
+            uniforms,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+        tempered = self.config.grpo.score_temperature == "sampling" and sampling.temperature > 0
+        return tokens, target_logprobs(logits / (sampling.temperature if tempered else 1.0), tokens)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A copy, of an array that may be read-only or run backwards."""
+    return torch.from_numpy(np.array(array, order="C"))

@@ -1,0 +1,179 @@
+"""A running vLLM server on other GPUs: token ids in and out over HTTP, weights through a folder that both sides see.
+
+The server is started for this alone, with the routes that change its weights switched on, and is nobody else's:
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype bfloat16 --max-model-len N
+
+where MODEL has the architecture that is trained and N is the longest prompt and completion together; with
+`grpo.score_temperature = 'sampling'` also `--logprobs-mode processed_logprobs` (why: `creason_torch.rollout.vllm`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from creason_torch.model import read_config, save_params
+from creason_torch.rollout import vllm_options
+from creason_torch.rollout.engine import Drawn, Engine, processes
+from shared import files
+from shared.backend import Sampling
+from shared.config import RunConfig
+from shared.errors import InputError
+
+# Seconds without an answer before a server counts as lost.
+QUICK = 30
+READING_WEIGHTS = 1_800
+GENERATING = 3_600  # a request waits for its turn among all others of a step
+
+# Where the server's own description of its model says what ours must agree with.
+SHOWN = {"vocab_size": r"org_vocab_size=(\d+)", "hidden_size": r"embedding_dim=(\d+)"}
+SHOWN_LAYERS = {"num_hidden_layers": r"(\d+) x \w*DecoderLayer"}
+
+
+class ServerEngine(Engine):
+    """Every process asks the server for its own prompts; process 0 brings it new weights."""
+
+    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
+        super().__init__(config, model, stop_tokens=stop_tokens, device=device)
+        self.url = config.torch.server_url.rstrip("/")
+        self.folder = Path(config.torch.server_weights).absolute()
+        # Learner and server are on one network: no proxy stands between them.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._name = self._ask("/v1/models", timeout=QUICK)["data"][0]["id"]
+        self._check_settings()
+        self._check_architecture()
+
+    def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        failure = None
+        if processes()[0] > 0:
+            for _ in weights:  # every process takes part in putting a weight together
+                pass
+        else:
+            with files.replacing(self.folder) as temporary:
+                temporary.mkdir()
+                save_params(temporary, weights)
+                files.copy_companions(self.model, temporary)
+            try:
+                self._publish()
+            except InputError as error:
+                failure = error
+        self._agree(failure)
+
+    def _publish(self) -> None:
+        """Make the server read the weights in the folder, and forget what it computed with older ones."""
+        order = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
+        try:
+            self._ask("/collective_rpc", order, timeout=READING_WEIGHTS)
+        except InputError as error:
+            raise InputError(f"{error}; it must see the folder {self.folder} (torch.server_weights)") from None
+        if not self._ask("/reset_prefix_cache", {}, timeout=QUICK)["success"]:
+            raise InputError(f"{self.url}: the prefix cache was not reset; is somebody else using this server?")
+
+    def _agree(self, failure: InputError | None) -> None:
+        """Go on in every process or in none."""
+        if failure is not None and processes()[1] == 1:
+            raise failure
+        if processes()[1] > 1:
+            place = "cpu" if dist.get_backend() == "gloo" else self.device
+            failed = torch.tensor([failure is not None], dtype=torch.int32, device=place)
+            dist.broadcast(failed, 0)
+            if failed.item():
+                raise failure or InputError(f"{self.url}: process 0 could not bring the server new weights")
+
+    def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
+        vllm_options.check_sampling(self.config, sampling)
+        drawn = Drawn.empty(len(prompts), sampling)
+        if not prompts:
+            return drawn
+        begin = time.perf_counter()
+        places = [(row, sample) for row in range(len(prompts)) for sample in range(sampling.group_size)]
+
+        def one(place: tuple[int, int]) -> None:
+            numbers = None if uniforms is None else uniforms[place]
+            body = {
+                "model": self._name,
+                "prompt": prompts[place[0]].tolist(),
+                **vllm_options.options(sampling, numbers, self.stop_tokens),
+                "return_token_ids": True,
+                "return_tokens_as_token_ids": True,
+            }
+            found = self._ask("/v1/completions", body, timeout=GENERATING)["choices"][0]
+            length = len(found["token_ids"])
+            drawn.tokens[place][:length] = found["token_ids"]
+            drawn.logprobs[place][:length] = found["logprobs"]["token_logprobs"]
+            drawn.lengths[place] = length
+
+        at_once = self.config.rollout.slots * sampling.group_size
+        with ThreadPoolExecutor(min(at_once, len(places))) as pool:
+            for _ in pool.map(one, places):
+                pass
+        self._count("decode", begin)
+        return drawn
+
+    def _check_settings(self) -> None:
+        """Raise InputError where the server was started with other settings than this run needs."""
+        found = self._ask("/server_info?config_format=json", timeout=QUICK)["vllm_config"]["model_config"]
+        longest = vllm_options.longest_sequence(self.config)
+        if found["max_model_len"] < longest:
+            raise InputError(
+                f"{self.url}: the server holds {found['max_model_len']} tokens; start it with --max-model-len {longest}"
+            )
+        wanted = {
+            "dtype": f"torch.{self.config.learner.compute_dtype}",
+            "logprobs_mode": vllm_options.logprobs_mode(self.config),
+        }
+        for name, value in wanted.items():
+            if found[name] != value:
+                option = f"--{name.replace('_', '-')} {value.removeprefix('torch.')}"
+                raise InputError(f"{self.url}: the server's {name} is {found[name]}; start it with {option}")
+
+    def _check_architecture(self) -> None:
+        """Raise InputError where the server's model is visibly another one."""
+        shown = self._ask("/collective_rpc", {"method": "get_model_inspection"}, timeout=QUICK)["results"]
+        ours = read_config(self.model)
+        # Layers are counted where every worker holds all of them.
+        for name, pattern in (SHOWN | (SHOWN_LAYERS if len(set(shown)) == 1 else {})).items():
+            found = re.search(pattern, shown[0])
+            if found and int(found[1]) != getattr(ours, name):
+                raise InputError(
+                    f"{self.url}: the server's model has {name} {found[1]}, {self.model} has {getattr(ours, name)}; start "
+                    "it with the model that is trained"
+                )
+
+    def _ask(self, route: str, body: dict[str, Any] | None = None, *, timeout: float) -> Any:
+        """The answer to a GET, or to a POST of `body`. Raises InputError where there is none, or a refusal."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + route, data, {"Content-Type": "application/json"})
+        try:
+            with self._opener.open(request, timeout=timeout) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise InputError(f"{self.url}: {_refusal(error)}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise InputError(
+                f"{self.url}: no vLLM server answers ({reason}); start one, or correct torch.server_url"
+            ) from None
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    if error.code in (404, 405):
+        return f"the server has no route {error.url}; start vLLM 0.32 or later with VLLM_SERVER_DEV_MODE=1"
+    text = error.read().decode(errors="replace")
+    try:
+        text = json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    return f"the server refused a request with status {error.code} ({' '.join(text.split())[:300]})"

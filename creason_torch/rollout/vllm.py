@@ -1,0 +1,146 @@
+"""vLLM in this process: weights are streamed into it, and on a GPU it sleeps while the learner works."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from creason_torch.rollout import vllm_options
+from creason_torch.rollout.engine import Drawn, Engine
+from shared.backend import Sampling
+from shared.config import RunConfig
+from shared.errors import InputError
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is in this process, and reads our stream of weights itself
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner's threads are in this process too
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+}
+
+
+class VllmEngine(Engine):
+    """One instance for each process, beside the learner and its process group."""
+
+    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
+        super().__init__(config, model, stop_tokens=stop_tokens, device=device)
+        on_cpu = device.type == "cpu"
+        for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})).items():
+            os.environ.setdefault(name, value)
+        with _undisturbed(device), _launched():
+            import vllm
+
+            try:
+                self.llm = vllm.LLM(
+                    str(model),
+                    skip_tokenizer_init=True,
+                    load_format="dummy",  # the weights come with the first `load`
+                    dtype=config.learner.compute_dtype,
+                    max_model_len=vllm_options.longest_sequence(config),
+                    max_num_seqs=config.rollout.slots * config.grpo.group_size,
+                    gpu_memory_utilization=config.torch.gpu_memory_utilization,
+                    enable_prefix_caching=True,  # the samples of a group share their prompt
+                    logprobs_mode=vllm_options.logprobs_mode(config),
+                    enforce_eager=on_cpu,
+                    enable_sleep_mode=not on_cpu,
+                    hf_overrides={"head_dtype": "float32"},  # bfloat16 logits move log-probabilities by 4e-2
+                    seed=config.seed,
+                    # In a process group that exists already vLLM takes its place in it; each process is a world of one.
+                    distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+                )
+            except (ValueError, RuntimeError) as error:
+                raise InputError(f"{model}: vLLM does not start with it ({_reason(error)})") from error
+        self.asleep = False
+        self.sleep()
+
+    def sleep(self) -> None:
+        """See `Engine.sleep`. Weights and caches are dropped; on a CPU vLLM cannot, and nothing happens."""
+        if self.device.type != "cpu" and not self.asleep:
+            self.llm.sleep(level=2)
+            self.asleep, self.loaded = True, False
+
+    def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
+        if not self.llm.reset_prefix_cache():
+            raise InputError("vLLM did not reset its prefix cache: it would answer with old weights")
+
+    def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        vllm_options.check_sampling(self.config, sampling)
+        drawn = Drawn.empty(len(prompts), sampling)
+        if not prompts:
+            return drawn
+        begin = time.perf_counter()
+        places = [(row, sample) for row in range(len(prompts)) for sample in range(sampling.group_size)]
+        prompted: list[Any] = [{"prompt_token_ids": prompts[row].tolist()} for row, _ in places]
+        params = [
+            SamplingParams(
+                **vllm_options.options(sampling, None if uniforms is None else uniforms[place], self.stop_tokens),
+                detokenize=False,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for place in places
+        ]
+        for place, output in zip(places, self.llm.generate(prompted, params, use_tqdm=False), strict=True):
+            found: Any = output.outputs[0]
+            length = len(found.token_ids)
+            drawn.tokens[place][:length] = found.token_ids
+            drawn.logprobs[place][:length] = found.logprobs.logprobs
+            drawn.lengths[place] = length
+        self._count("decode", begin)
+        return drawn
+
+
+@contextlib.contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """vLLM seeds every global generator and, on a CPU, takes `torch.set_num_threads` away: put them back."""
+    generators = random.getstate(), np.random.get_state()  # noqa: NPY002
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        try:
+            yield
+        finally:
+            torch.set_num_threads = set_threads
+            torch.set_num_threads(threads)
+            random.setstate(generators[0])
+            np.random.set_state(generators[1])  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _launched() -> Iterator[None]:
+    """What a launcher's environment says, for a process group that was made without one."""
+    added = {}
+    if dist.is_initialized():
+        wanted = {"RANK": str(dist.get_rank()), "LOCAL_RANK": "0", "WORLD_SIZE": str(dist.get_world_size())}
+        added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

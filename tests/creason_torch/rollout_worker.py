@@ -1,0 +1,37 @@
+"""One process of a run: draws completions together with the others, and writes what it was given back.
+
+torchrun --nproc-per-node=2 rollout_worker.py ENGINE MODELS OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent / "creason_jax")]
+
+import rollouts  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+
+def main(kind: str, models: Path, out: Path) -> None:
+    """Join the processes, draw, and use the process group once more."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    world = rollouts.make_world(models)
+    engine = world.engine(kind)
+    found = engine.generate(world.prompts, rollouts.SAMPLED, world.uniforms)
+    single = engine.generate(world.prompts[:1], rollouts.SAMPLED, world.uniforms[:1])  # fewer than processes
+    rollouts.assert_same(single, found[:1])
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total.item() == dist.get_world_size()
+    rollouts.write(out / f"{dist.get_rank()}.npz", found)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

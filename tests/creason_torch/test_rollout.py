@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import rollouts
+import torch
+from families import tiny_network
+from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
+from tiny import tiny_phi3
+from workers import free_port
+
+from creason_jax import sharding
+from creason_jax.model import DecoderConfig, load_params
+from creason_jax.rollout import Engine as JaxEngine
+from creason_torch.rollout import Engine, make_engine
+from creason_torch.rollout.hf import HfEngine
+from shared.config import LearnerConfig
+from shared.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return rollouts.make_world(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def engine(world) -> Engine:
+    return world.engine("hf")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        rollouts.check_greedy,
+        rollouts.check_sampled,
+        rollouts.check_order_and_company,
+        rollouts.check_own_numbers,
+        rollouts.check_new_weights,
+        rollouts.check_stale_weights_show,
+        rollouts.check_filters,
+        rollouts.check_refusals,
+        rollouts.check_wrong_weights,
+    ],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
+def test_the_plain_engine(world, engine, check):
+    check(world, engine)
+
+
+def test_draws_follow_the_uniforms(world, engine):
+    found = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    for prompt, group, uniforms in zip(world.prompts, found, world.uniforms, strict=True):
+        for completion, numbers in zip(group, uniforms, strict=True):
+            ids = torch.tensor(np.concatenate([prompt, completion.tokens])[None]).long()
+            with torch.no_grad():
+                logits = world.network(ids).logits[0, len(prompt) - 1 : -1].double()
+            reached = (logits / SAMPLED.temperature).softmax(-1).cumsum(-1).numpy()
+            expected = [np.searchsorted(row, u, side="right") for row, u in zip(reached, numbers)]
+            np.testing.assert_array_equal(completion.tokens, expected)
+
+
+@pytest.mark.parametrize("score_temperature", ["one", "sampling"])
+def test_completions_are_those_of_the_jax_engine(world, score_temperature):
+    config = rollout_config("hf", grpo={"score_temperature": score_temperature})
+    model = DecoderConfig.read(world.folder)
+    mesh = sharding.make_mesh(LearnerConfig(), jax.devices()[:1])
+    other = JaxEngine(config, model, mesh, stop_tokens=world.stops)
+    other.load(load_params(world.folder, model, sharding.param_shardings(model, mesh)))
+    ours = world.engine("hf", grpo={"score_temperature": score_temperature})
+    filtered = dataclasses.replace(SAMPLED, top_k=40, top_p=0.8, min_p=0.05)
+    for sampling in (SAMPLED, filtered):
+        found = ours.generate(world.prompts, sampling, world.uniforms)
+        assert_same(found, other.generate(world.prompts, sampling, world.uniforms))
+    assert_same(ours.generate(world.prompts, GREEDY, None), other.generate(world.prompts, GREEDY, None))
+
+
+def test_numbers_of_later_tokens_do_not_move_earlier_ones(world, engine):
+    expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    uniforms = world.uniforms.copy()
+    uniforms[:, :, 3:] = 1 - uniforms[:, :, 3:]
+    found = engine.generate(world.prompts, SAMPLED, uniforms)
+    moved = 0
+    for ours, other in zip(chain(*found), chain(*expected), strict=True):
+        np.testing.assert_array_equal(ours.tokens[:3], other.tokens[:3])
+        moved += not np.array_equal(ours.tokens, other.tokens)
+    assert moved > 3
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [{"slots": 1, "prefill_batch": 2, "decode_steps": 1}, {"slots": 8, "prefill_batch": 3, "decode_steps": 7}],
+    ids=str,
+)
+def test_slots_and_batching_do_not_matter(world, engine, rollout):
+    other = world.engine("hf", rollout=rollout)
+    expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    assert_same(other.generate(world.prompts, SAMPLED, world.uniforms), expected)
+    assert_same(other.generate(world.prompts, GREEDY, None), engine.generate(world.prompts, GREEDY, None))
+
+
+def test_evaluation_has_its_own_slots(world, monkeypatch):
+    engine = world.engine("hf", evaluation={"slots": 2})
+    widths = []
+    original = HfEngine._slots
+
+    def counted(self, prompts, *arguments):
+        widths.append(len(prompts))
+        return original(self, prompts, *arguments)
+
+    monkeypatch.setattr(HfEngine, "_slots", counted)
+    engine.generate(world.prompts, GREEDY, None)
+    assert widths == [2, 2, 2, 1]
+    engine.generate(world.prompts, SAMPLED, world.uniforms)
+    assert widths[4:] == [3, 3, 1]
+
+
+def test_one_token_scored_at_the_sampling_temperature(world):
+    """The limit is reached by the prompt's own pass; a stop token there is not a truncation."""
+    engine = world.engine("hf", grpo={"score_temperature": "sampling"})
+    prompts, uniforms = world.prompts[:2], world.uniforms[:2, :, :1].copy()
+    with torch.no_grad():
+        logits = world.network(torch.tensor(prompts[0][None]).long()).logits[0, -1].double()
+    law = (logits / SAMPLED.temperature).softmax(-1).numpy()
+    stop = world.stops[0]
+    uniforms[0, 1, 0] = law[:stop].sum() + law[stop] / 2
+    found = engine.generate(prompts, dataclasses.replace(SAMPLED, max_new_tokens=1), uniforms)
+    assert found[0][1].tokens == [stop]
+    for prompt, group in zip(prompts, found, strict=True):
+        for completion in group:
+            assert len(completion.tokens) == 1
+            assert completion.truncated == (completion.tokens[0] not in world.stops)
+            expected = rollouts.plain_logprobs(world.network, prompt, completion.tokens, temperature=0.9)
+            np.testing.assert_allclose(completion.logprobs, expected, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_every_family_draws_what_hugging_face_generates(tmp_path, family, tied):
+    network = tiny_network(family, tie_word_embeddings=tied).eval()
+    network.save_pretrained(tmp_path)
+    engine = make_engine(rollout_config("hf"), tmp_path, stop_tokens=[3], device=CPU)
+    stream = dict(network.named_parameters()) | ({"lm_head.weight": network.lm_head.weight} if tied else {})
+    engine.load(stream.items())
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(4, 320, length).astype(np.int32) for length in (1, 7, 40)]
+    found = engine.generate(prompts, GREEDY, None)
+    rollouts.assert_scored(network, prompts, found)
+    assert [c.tokens.tolist() for (c,) in found] == [rollouts.generated(network, prompt, (3,)) for prompt in prompts]
+
+
+def test_a_sliding_window_is_refused(tmp_path):
+    tiny_phi3(tmp_path, sliding_window=40)
+    engine = make_engine(rollout_config("hf"), tmp_path, stop_tokens=[3], device=CPU)
+    engine.load(weights(tmp_path))
+    inside, outside = np.ones(28, np.int32), np.ones(29, np.int32)
+    assert engine.generate([inside], GREEDY, None)
+    with pytest.raises(InputError, match="sliding_window is 40"):
+        engine.generate([outside], GREEDY, None)
+
+
+def test_bfloat16_weights_give_float32_scores(world):
+    engine = world.engine("hf", learner={"compute_dtype": "bfloat16"})
+    assert {weight.dtype for weight in engine.network.parameters()} == {torch.bfloat16}
+    assert engine.network.model.rotary_emb.inv_freq.dtype == torch.float32
+    found = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    assert max(rollouts.gaps(world.network, world.prompts, found)) < 0.03
+    # Values that bfloat16 cannot hold: its spacing is 2**-6 from 2 to 4 and 2**-5 beyond.
+    scores = np.concatenate([completion.logprobs for completion in chain(*found)])
+    assert (np.abs(scores * 64 - np.round(scores * 64)) > 1e-3).mean() > 0.9
+
+
+def test_the_loaded_weights_are_a_copy(world, engine):
+    stream = {name: weight.clone() for name, weight in weights(world.folder)}
+    engine.load(stream.items())
+    for weight in stream.values():
+        weight.zero_()
+    rollouts.check_greedy(world, engine)
+
+
+def test_time_is_counted_by_phase(world, engine):
+    engine.seconds()
+    engine.generate(world.prompts[:1], GREEDY, None)
+    found = engine.seconds()
+    assert found.keys() == {"prefill", "decode"} and min(found.values()) > 0
+    assert not engine.seconds()
+
+
+def test_an_engine_needs_weights_and_a_stop_token(world):
+    with pytest.raises(InputError, match="stop token"):
+        make_engine(rollout_config("hf"), world.folder, stop_tokens=[], device=CPU)
+    bare = make_engine(rollout_config("hf"), world.folder, stop_tokens=[3], device=CPU)
+    with pytest.raises(InputError, match="no weights yet"):
+        bare.generate(world.prompts, GREEDY, None)
+
+
+def test_building_an_engine_leaves_the_random_state_alone(world):
+    before = torch.get_rng_state()
+    make_engine(rollout_config("hf"), world.folder, stop_tokens=[3], device=CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_auto_takes_vllm_where_it_is_installed_and_else_the_plain_engine(world, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = make_engine(rollout_config("auto"), world.folder, stop_tokens=[3], device=CPU)
+    assert isinstance(found, HfEngine)
+    with pytest.raises(InputError, match="vllm is not installed"):
+        make_engine(rollout_config("vllm"), world.folder, stop_tokens=[3], device=CPU)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_prompts(world, engine, tmp_path, processes):
+    found = draw_in_processes(world, "hf", tmp_path, processes)
+    expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    for each in found:
+        assert_same(each, expected)
+
+
+def draw_in_processes(world: World, kind: str, folder: Path, processes: int) -> list[list[list]]:
+    """What each of several processes was given back for all prompts."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}",
+        str(Path(__file__).with_name("rollout_worker.py")), kind, str(world.folder.parent), str(folder),
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-4_000:]
+    return [rollouts.read(folder / f"{rank}.npz") for rank in range(processes)]

@@ -1,0 +1,100 @@
+"""One process of a learner under test: does the actions of a JSON file, and writes what came of them.
+
+    python worker.py SPEC.json                         one process
+    torchrun --nproc-per-node=2 worker.py SPEC.json    two
+
+The file holds a list of learners. `actions` of each is a list of [name, argument]: `update` SEED, `sync`, `logprobs`
+[SEED, WHICH], `save` STEP, `save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER.
+Process 0 writes `out`.npz (parameters, moments, reference, log-probabilities) and `out`.json (metrics of each update, what
+was restored, and how many elements of policy and reference a process holds).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "shared"), str(HERE.parent / "creason_jax")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from groups import OPTIMIZER, random_batch  # noqa: E402
+from tiny import run_config  # noqa: E402
+
+from creason_torch import zero  # noqa: E402
+
+
+def main(specs: list[dict[str, Any]]) -> None:
+    """Do the actions of one learner after the other."""
+    torch.set_num_threads(1)
+    zero.PERSISTENT_PARAMS = 0  # so that even the tiny model's parameters are sharded
+    zero.start_processes()
+    for spec in specs:
+        work(spec)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def work(spec: dict[str, Any]) -> None:
+    """Do the actions of one learner."""
+    from creason_torch.learner import Learner
+
+    config = run_config(
+        optimizer=OPTIMIZER | spec.get("optimizer", {}),
+        learner={"remat": "none"} | spec.get("learner", {}),
+        torch=spec.get("torch", {}),
+        grpo=spec.get("grpo", {}),
+    )
+    learner = Learner(
+        config,
+        Path(spec["model"]),
+        zero.device(),
+        optimizer=config.optimizer,
+        steps=spec.get("steps", 10),
+        reference=spec.get("reference", True),
+    )
+    networks = [learner.weights, learner.reference_weights]
+    held = [sum(param.numel() for param in weights.values()) for weights in networks]
+    folder = Path(spec.get("checkpoints", spec["out"] + ".checkpoints"))
+    metrics: list[Any] = []
+    arrays = {}
+    for name, argument in spec["actions"]:
+        if name == "update":
+            metrics.append(learner.update(random_batch(spec["rows"], seed=argument)))
+        elif name == "sync":
+            learner.sync_reference()
+        elif name == "logprobs":
+            seed, which = argument
+            arrays[f"logprobs/{seed}/{which}"] = learner.logprobs(random_batch(spec["rows"], seed=seed), which)
+        elif name == "save":
+            learner.save(folder, argument, {"position": argument * 7})
+        elif name == "save killed":
+            learner._manager(folder).save(argument, killed(learner._state()), {})
+        elif name == "restore":
+            found = learner.restore(folder, argument)
+            metrics.append(None if found is None else [found[0], found[1]["position"]])
+        elif name == "export":
+            learner.export(Path(argument))
+    for kind, key, value in learner._state() if learner.step else ():
+        arrays[f"{kind}/{key}"] = value.float().cpu().numpy()
+    if dist.get_rank() == 0:
+        np.savez(spec["out"] + ".npz", **arrays)
+        Path(spec["out"] + ".json").write_text(json.dumps({"metrics": metrics, "held": held}))
+
+
+def killed(state: Iterator[Any]) -> Iterator[Any]:
+    """The beginning of a stream; then the process ends, the hard way."""
+    yield from itertools.islice(state, 9)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
