@@ -44,19 +44,21 @@ def get_config() -> ConfigDict:
     )
     config.warmup = ConfigDict(
         dict(
-            steps=200,
+            steps=500,
             batch_size=32,
             sequence_length=168,
-            worked_answers=800,
+            worked_answers=250,
+            worked_fraction=0.06,
             optimizer=dict(learning_rate=3e-3, b2=0.98, warmup_ratio=0.05),
         )
     )
     config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=8, questions_per_step=64, steps=260))
-    config.optimizer = ConfigDict(dict(learning_rate=1e-3))
+    config.optimizer = ConfigDict(dict(learning_rate=8e-4))
     config.rollout = ConfigDict(
         dict(temperature=1.0, max_prompt_tokens=168, max_new_tokens=12, slots=64, prefill_batch=64)
     )
     config.learner = ConfigDict(dict(micro_batch_rows=16, compute_dtype="float32", remat="none"))
     config.evaluation = ConfigDict(dict(slots=256))
+    config.torch = ConfigDict(dict(zero_stage=0))  # one process: nothing to shard
     config.checkpoint = ConfigDict(dict(every=50))
     return config

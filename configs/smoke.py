@@ -20,11 +20,18 @@ def get_config() -> ConfigDict:
         dict(patients=160, valid_patients=40, train_questions=300, valid_questions=80, context_features=8)
     )
     config.model = ConfigDict(
-        dict(vocab_size=768, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+        dict(
+            vocab_size=768,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            initializer_range=0.08,
+        )
     )
     config.warmup = ConfigDict(
         dict(
-            steps=40,
+            steps=60,
             batch_size=16,
             sequence_length=256,
             worked_answers=200,
@@ -37,5 +44,6 @@ def get_config() -> ConfigDict:
     config.rollout = ConfigDict(dict(max_prompt_tokens=288, max_new_tokens=24, slots=8, prefill_batch=8))
     config.learner = ConfigDict(dict(micro_batch_rows=4, compute_dtype="float32", remat="none"))
     config.evaluation = ConfigDict(dict(slots=16, bootstrap=200, examples=2))
+    config.torch = ConfigDict(dict(zero_stage=0))  # one process: nothing to shard
     config.checkpoint = ConfigDict(dict(every=2))
     return config

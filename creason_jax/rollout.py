@@ -84,6 +84,9 @@ class Engine:
         self.params = self._publish(params)
         self.layers = self._unstack(self.params["layers"])
 
+    def sleep(self) -> None:
+        """See `shared.backend.RolloutEngine`. Caches live inside `generate` only, so there is nothing to give back."""
+
     def seconds(self) -> Mapping[str, float]:
         """See `shared.backend.RolloutEngine`."""
         found, self._seconds = self._seconds, {}

@@ -51,6 +51,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Give the device's memory to the learner until new weights are published, where the engine can."""
+        ...
+
     def seconds(self) -> Mapping[str, float]:
         """Time spent since the last call, by phase (`prefill`, `decode`)."""
         ...

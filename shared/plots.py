@@ -68,6 +68,35 @@ def main_figure(summary: Mapping[str, Any], metrics: pd.DataFrame) -> Figure:
     return figure
 
 
+def runs_figure(runs: Mapping[str, tuple[Mapping[str, Any], pd.DataFrame]]) -> Figure:
+    """Several runs by name, each (summary, metrics): accuracy before and after with intervals, and the reward over steps."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
+        for position, (colour, (name, (summary, metrics))) in enumerate(zip(itertools.cycle(PHASES), runs.items())):
+            for shift, when in ((-0.13, "before"), (0.13, "after")):
+                value, (low, high) = summary[when]["accuracy"], summary[when]["ci"]
+                left.errorbar(position + shift, value, [[value - low], [high - value]], fmt="o", color=colour,
+                              capsize=4, markerfacecolor="white" if when == "before" else colour)  # fmt: skip
+                left.text(position + shift, high + 0.015, f"{value:.1%}", ha="center", fontsize=8.5)
+            for key, label, level, dash in LEVELS:
+                if summary.get(key) is not None:
+                    left.plot([position - 0.4, position + 0.4], [summary[key]] * 2, color=level, linestyle=dash,
+                              label=label if position == 0 else None)  # fmt: skip
+            average = metrics["reward"].rolling(max(1, len(metrics) // 20), center=True, min_periods=1).mean()
+            right.plot(metrics["step"], average, color=colour, linewidth=2, label=name)
+        left.set_xticks(range(len(runs)), list(runs))
+        left.set_ylim(0, 1)
+        left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        left.set_title("Accuracy before (open) and after GRPO (filled)")
+        left.legend(frameon=False, fontsize=8.5, ncols=3, loc="upper center")
+        right.set_title("Mean reward of sampled answers, moving average")
+        right.set_xlabel("optimizer step")
+        right.set_ylabel("reward")
+        right.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
 def series_figure(metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> Figure:
     """One measured quantity over steps, small: every step faint, its moving average bold where `smooth`."""
     with matplotlib.rc_context(STYLE):

@@ -38,6 +38,16 @@ from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
 from shared.warmup import warm_up, worked_answer
 
 ROLES = ("system", "user", "assistant")
+# What a run may be continued with: how it is computed, not what.
+MAY_CHANGE = {
+    "torch",
+    "learner.micro_batch_rows",
+    "learner.remat",
+    "learner.logprob_chunk",
+    "learner.mesh_data",
+    "learner.mesh_fsdp",
+    "learner.mesh_tensor",
+}
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "deepspeed", "vllm", "transformers", "numpy")
 
 
@@ -127,7 +137,7 @@ def environment(backend: str) -> dict[str, Any]:
 
 
 def _claim(config: RunConfig, workdir: Path) -> None:
-    """Make the work directory this config's, or see that it is."""
+    """Make the work directory this config's, or see that it is, but for `MAY_CHANGE`."""
     path, wanted = workdir / "config.json", plain(dataclasses.asdict(config))
     if not path.is_file():
         files.write_json(path, wanted)
@@ -143,7 +153,9 @@ def _claim(config: RunConfig, workdir: Path) -> None:
         for field in (value if isinstance(value, dict) else [""])
         if (held[section][field] != value[field] if field else held[section] != value)
     ]
-    if changed:
+    if changed and all(name in MAY_CHANGE or name.split(".")[0] in MAY_CHANGE for name in changed):
+        files.write_json(path, wanted)
+    elif changed:
         raise InputError(
             f"{workdir}: holds a run with another config (it differs in {', '.join(changed[:5])}); give another --workdir, "
             "or remove that one"

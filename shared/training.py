@@ -120,6 +120,7 @@ def train(
         phases = Phases()
         while step < config.steps:
             rollouts, sampled, position = collect(config, engine, tokenizer, questions, by_id, step, position)
+            engine.sleep()
             phases.add(engine.seconds())
             batch = make_batch(config, rollouts)
             batch = _scored(config, learner, batch, phases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Drawn(NamedTuple):
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32))
 
 
-class Engine:
+class Engine(abc.ABC):
     """Twin of the JAX engine; see `shared.backend.RolloutEngine` for the contract.
 
     In a run of several processes each of them calls `generate` with all prompts, draws for its own contiguous part of them
@@ -55,15 +56,15 @@ class Engine:
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take new weights: a stream of (Hugging Face name, whole tensor), all of it in every process. Caches are reset.
 
-        A tensor must keep its values until the stream's end. Raises InputError for one that is missing, unknown or wrongly
-        shaped.
+        A tensor must keep its values after the next one is asked for. Raises InputError for one that is missing, unknown or
+        wrongly shaped.
         """
         self.loaded = False
         self._load(self._checked(weights))
         self.loaded = True
 
-    def sleep(self) -> None:
-        """Give back the device's memory until the next `load`, where the engine can. For the time the learner works."""
+    def sleep(self) -> None:  # noqa: B027
+        """Give the device's memory to the learner until the next `load`, where the engine can; here it cannot."""
 
     def seconds(self) -> Mapping[str, float]:
         """See `shared.backend.RolloutEngine`."""
@@ -89,11 +90,13 @@ class Engine:
         drawn = self._draw(prompts[own], sampling, None if uniforms is None else uniforms[own])
         return self._completions(_from_all(drawn, len(prompts), self.device))
 
+    @abc.abstractmethod
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        raise NotImplementedError
+        """Take weights that are known to be whole and right, and reset every cache."""
 
+    @abc.abstractmethod
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
-        raise NotImplementedError
+        """Draw for this process's own part of a request that is known to be right; it may be empty."""
 
     def _completions(self, drawn: Drawn) -> list[list[Completion]]:
         last = np.take_along_axis(drawn.tokens, np.maximum(drawn.lengths - 1, 0)[:, :, None], axis=2)[:, :, 0]

@@ -143,8 +143,7 @@ class HfEngine(Engine):
         for start in range(0, len(prompts), slots):
             part = slice(start, start + slots)
             numbers = np.zeros(drawn.tokens[part].shape, np.float32) if uniforms is None else uniforms[part]
-            found = self._slots(prompts[part], sampling, _tensor(numbers).to(self.device))
-            for array, values in zip(drawn, found):
+            for array, values in zip(drawn, self._slots(prompts[part], sampling, _tensor(numbers).to(self.device))):
                 array[part] = values.cpu().numpy()
         return drawn
 
@@ -187,6 +186,11 @@ class HfEngine(Engine):
         found = tokens.masked_fill(unwritten, 0), logprobs.masked_fill(unwritten, 0), ends
         self._count("decode", begin)
         return found
+
+    def _count(self, phase: str, begin: float) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what was asked for is counted when it is done
+        super()._count(phase, begin)
 
     def _prefill(self, prompts: Sequence[np.ndarray], caches: Caches) -> torch.Tensor:
         """Logits `[S, V]` of the first tokens; the prompts' keys and values are in the caches then."""

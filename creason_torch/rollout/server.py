@@ -2,10 +2,11 @@
 
 The server is started for this alone, with the routes that change its weights switched on, and is nobody else's:
 
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype bfloat16 --max-model-len N
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype bfloat16 --max-model-len N --skip-tokenizer-init \\
+        --hf-overrides '{"head_dtype": "float32"}'
 
 where MODEL has the architecture that is trained and N is the longest prompt and completion together; with
-`grpo.score_temperature = 'sampling'` also `--logprobs-mode processed_logprobs` (why: `creason_torch.rollout.vllm`).
+`grpo.score_temperature = 'sampling'` also `--logprobs-mode processed_logprobs` (why: `creason_torch.rollout.vllm_options`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from shared.config import RunConfig
 from shared.errors import InputError
 
 # Seconds without an answer before a server counts as lost.
-QUICK = 30
+QUICK = 120
 READING_WEIGHTS = 1_800
 GENERATING = 3_600  # a request waits for its turn among all others of a step
 
@@ -51,9 +52,12 @@ class ServerEngine(Engine):
         self.folder = Path(config.torch.server_weights).absolute()
         # Learner and server are on one network: no proxy stands between them.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._name = self._ask("/v1/models", timeout=QUICK)["data"][0]["id"]
-        self._check_settings()
-        self._check_architecture()
+        try:
+            self._name = self._ask("/v1/models", timeout=QUICK)["data"][0]["id"]
+            self._check_settings()
+            self._check_architecture()
+        except (KeyError, IndexError, TypeError):
+            raise InputError(f"{self.url}: what answers there is no vLLM server; correct torch.server_url") from None
 
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         failure = None

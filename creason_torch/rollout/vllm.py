@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import time
@@ -40,7 +41,7 @@ class VllmEngine(Engine):
         on_cpu = device.type == "cpu"
         for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})).items():
             os.environ.setdefault(name, value)
-        with _undisturbed(device), _launched():
+        with _undisturbed(device), _launched(device):
             import vllm
 
             try:
@@ -63,6 +64,10 @@ class VllmEngine(Engine):
                 )
             except (ValueError, RuntimeError) as error:
                 raise InputError(f"{model}: vLLM does not start with it ({_reason(error)})") from error
+        # At the end of its life vLLM would destroy the whole process group, which is the learner's.
+        finalizer = getattr(self.llm.llm_engine.engine_core, "_finalizer", None)
+        if finalizer is not None:
+            finalizer.detach()
         self.asleep = False
         self.sleep()
 
@@ -114,7 +119,7 @@ class VllmEngine(Engine):
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """vLLM seeds every global generator and, on a CPU, takes `torch.set_num_threads` away: put them back."""
+    """vLLM seeds every global generator, freezes what can be collected and, on a CPU, takes `torch.set_num_threads` away."""
     generators = random.getstate(), np.random.get_state()  # noqa: NPY002
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
@@ -125,15 +130,16 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
             torch.set_num_threads(threads)
             random.setstate(generators[0])
             np.random.set_state(generators[1])  # noqa: NPY002
+            gc.unfreeze()
 
 
 @contextlib.contextmanager
-def _launched() -> Iterator[None]:
+def _launched(device: torch.device) -> Iterator[None]:
     """What a launcher's environment says, for a process group that was made without one."""
     added = {}
     if dist.is_initialized():
-        wanted = {"RANK": str(dist.get_rank()), "LOCAL_RANK": "0", "WORLD_SIZE": str(dist.get_world_size())}
-        added = {name: value for name, value in wanted.items() if name not in os.environ}
+        wanted = {"RANK": dist.get_rank(), "LOCAL_RANK": device.index or 0, "WORLD_SIZE": dist.get_world_size()}
+        added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield

@@ -20,6 +20,7 @@ from creason_jax import model as ours
 from creason_jax import sharding
 from creason_jax.model import DecoderConfig, weights
 from creason_jax.model.decoder import RMSNorm, inverse_frequencies, rotary
+from shared import files
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
@@ -243,11 +244,9 @@ def test_import_then_export_keeps_every_bit(pair, tmp_path):
 
 def test_export_loads_in_transformers(pair, tmp_path):
     weights.save_params(tmp_path, pair.params, pair.config)
-    described = pair.config.to_hugging_face(bos=1, eos=3, pad=0)
-    (tmp_path / "config.json").write_text(json.dumps(described))
+    files.copy_companions(pair.folder, tmp_path)
     model, report = Phi3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
     assert not any(report.values()), report
-    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 3, 0)
     tokens = some_tokens(1, 9)
     np.testing.assert_array_equal(torch_logits(model.eval(), tokens), torch_logits(pair.torch, tokens))
     assert DecoderConfig.read(tmp_path) == pair.config
@@ -257,20 +256,6 @@ def test_parameters_are_counted(pair):
     assert (
         pair.config.num_params == pair.torch.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(pair.params))
     )
-
-
-def test_random_weights_have_the_shape_and_spread_of_the_config(tmp_path):
-    pair = make_pair(tmp_path)
-    params = ours.init_params(pair.config, seed=5)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), pair.params
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        spread = 0.0 if "scale" in str(path[-1]) else pair.config.initializer_range
-        assert float(leaf.std()) == pytest.approx(spread, rel=0.05), path
-    q, again, other = (ours.init_params(pair.config, seed)["layers"]["q"]["kernel"] for seed in (5, 5, 6))
-    np.testing.assert_array_equal(q, again)
-    assert not np.array_equal(q, other) and not np.array_equal(q[0], q[1])
 
 
 def test_stacking_and_unstacking_are_inverse():

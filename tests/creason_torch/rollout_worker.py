@@ -1,12 +1,16 @@
 """One process of a run: draws completions together with the others, and writes what it was given back.
 
-torchrun --nproc-per-node=2 rollout_worker.py ENGINE MODELS OUT
+torchrun --nproc-per-node=2 rollout_worker.py ENGINE MODELS OUT OPTIONS
+
+OPTIONS is JSON for the configuration's section `torch`, or null.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent / "creason_jax")]
@@ -16,12 +20,12 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 
-def main(kind: str, models: Path, out: Path) -> None:
+def main(kind: str, models: Path, out: Path, torch_options: dict[str, Any] | None) -> None:
     """Join the processes, draw, and use the process group once more."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     world = rollouts.make_world(models)
-    engine = world.engine(kind)
+    engine = world.engine(kind, torch_options=torch_options)
     found = engine.generate(world.prompts, rollouts.SAMPLED, world.uniforms)
     single = engine.generate(world.prompts[:1], rollouts.SAMPLED, world.uniforms[:1])  # fewer than processes
     rollouts.assert_same(single, found[:1])
@@ -34,4 +38,4 @@ def main(kind: str, models: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import run_config, tiny_phi3
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from workers import free_port
 
 from creason_torch.rollout import Engine, make_engine
 from shared.backend import Completion, Sampling
@@ -261,6 +265,26 @@ def check_wrong_weights(world: World, engine: Engine) -> None:
             engine.generate(world.prompts, GREEDY, None)
     engine.load(whole.items())
     check_greedy(world, engine)
+
+
+def draw_in_processes(
+    world: World, kind: str, folder: Path, *, processes: int, torch_options: dict[str, Any] | None = None
+) -> list[list[list[Completion]]]:
+    """What each of several processes was given back for all prompts."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
+    worker = str(Path(__file__).with_name("rollout_worker.py"))
+    command = [
+        sys.executable,
+        *launcher,
+        worker,
+        kind,
+        str(world.folder.parent),
+        str(folder),
+        json.dumps(torch_options),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-4_000:]
+    return [read(folder / f"{rank}.npz") for rank in range(processes)]
 
 
 def write(path: Path, found: list[list[Completion]]) -> None:

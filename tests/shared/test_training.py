@@ -73,6 +73,9 @@ class Engine:
         ids = np.array(tokens + more, np.int32)
         return Completion(ids, -np.float32(numbers[2]) * np.arange(1, len(ids) + 1, dtype=np.float32), truncated)
 
+    def sleep(self):
+        self.events.append("sleep")
+
     def seconds(self):
         return {"prefill": 0.25, "decode": 0.5}
 
@@ -180,8 +183,8 @@ class TestOrder:
     def test_a_step_generates_with_the_weights_of_the_step_before(self, start):
         run = start(a_config(steps=3))
         assert [call["version"] for call in run.engine.calls] == [0, 1, 2]
-        assert run.events == ["publish"] + 2 * ["generate", "score reference", "update", "publish"] + [
-            "generate", "score reference", "update", "publish", "save 3",
+        assert run.events == ["publish"] + 2 * ["generate", "sleep", "score reference", "update", "publish"] + [
+            "generate", "sleep", "score reference", "update", "publish", "save 3",
         ]  # fmt: skip
 
     def test_draws_are_keyed_by_seed_step_position_question_and_sample(self, start):
@@ -290,7 +293,7 @@ class TestInnerSteps:
     def test_one_set_of_rollouts_for_two_updates(self, start):
         config = a_config(steps=4, inner_steps=2, beta=0.0)
         run = start(config)
-        round_ = ["generate", "score policy", "update", "update", "publish"]
+        round_ = ["generate", "sleep", "score policy", "update", "update", "publish"]
         assert run.events == ["publish", *round_, *round_, "save 4"]
         assert run.asked == in_order(config, 4)
         first, second, third, _ = run.learner.batches
@@ -364,7 +367,7 @@ class TestUniformGroups:
     def test_refilling_ends(self, start):
         config = a_config(steps=2, uniform_groups="refill", beta=0.0)
         run = start(config, skill=lambda question: 1.0)
-        rounds = ["generate"] * (1 + training.REFILL_ROUNDS) + ["update", "publish"]
+        rounds = ["generate"] * (1 + training.REFILL_ROUNDS) + ["sleep", "update", "publish"]
         assert run.events == ["publish", *rounds, *rounds, "save 2"]
         assert [line["questions"] for line in run.lines] == [8, 8]
 

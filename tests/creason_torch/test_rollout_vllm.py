@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib.util
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import rollouts
+import torch
+import torch.distributed as dist
+from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
+from tiny import tiny_phi3
+
+from creason_torch.rollout import Engine, make_engine
+from creason_torch.rollout.vllm import VllmEngine
+from shared.backend import Sampling
+from shared.errors import InputError
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's and its dependencies'
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return rollouts.make_world(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> None:
+    """One process over gloo, as the learner makes it before the engine is built."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@pytest.fixture(scope="module")
+def engine(world) -> Engine:
+    return world.engine("vllm")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        rollouts.check_greedy,
+        rollouts.check_sampled,
+        rollouts.check_order_and_company,
+        rollouts.check_own_numbers,
+        rollouts.check_new_weights,
+        rollouts.check_stale_weights_show,
+        rollouts.check_filters,
+        rollouts.check_refusals,
+        rollouts.check_wrong_weights,
+    ],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
+def test_vllm_in_process(world, engine, check):
+    check(world, engine)
+
+
+def test_a_prefix_cache_that_is_not_reset_shows(world, engine, monkeypatch):
+    @contextlib.contextmanager
+    def without_reset() -> Iterator[None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.llm, "reset_prefix_cache", lambda: True)
+            yield
+
+    rollouts.check_stale_caches_show(world, engine, without_reset)
+
+
+def test_a_prefix_cache_that_vllm_does_not_reset_ends_the_run(world, engine, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.llm, "reset_prefix_cache", lambda: False)
+        with pytest.raises(InputError, match="did not reset"):
+            engine.load(weights(world.folder))
+    engine.load(weights(world.folder))
+
+
+def test_draws_follow_the_tempered_policy(world, engine):
+    """The first token of many samples, by a chi-square test over the likelier tokens and the rest together."""
+    count, temperature = 3_000, 0.7
+    prompt = world.prompts[4]
+    uniforms = np.random.default_rng(2).random((1, count, 1), np.float32)
+    sampling = Sampling(group_size=count, temperature=temperature, max_new_tokens=1)
+    found = engine.generate([prompt], sampling, uniforms)
+    drawn = np.bincount([int(completion.tokens[0]) for completion in found[0]], minlength=320)
+    with torch.no_grad():
+        logits = world.network(torch.tensor(prompt[None]).long()).logits[0, -1].double()
+    expected = count * (logits / temperature).softmax(-1).numpy()
+    likely = expected >= 10
+    cells = [np.append(values[likely], values[~likely].sum()) for values in (drawn, expected)]
+    freedom = likely.sum()
+    statistic = ((cells[0] - cells[1]) ** 2 / cells[1]).sum()
+    assert statistic < freedom + 3.1 * np.sqrt(2 * freedom) + 3  # about once in a thousand
+
+
+def test_global_random_states_and_threads_are_left_alone(world):
+    """A second instance in the same process, which scores at the sampling temperature."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    other = world.engine("vllm", grpo={"score_temperature": "sampling"})
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+    assert torch.set_num_threads is set_threads and torch.get_num_threads() == threads
+
+    found = other.generate(world.prompts, SAMPLED, world.uniforms)
+    for prompt, group in zip(world.prompts, found, strict=True):
+        for completion in group:
+            expected = rollouts.plain_logprobs(world.network, prompt, completion.tokens, temperature=0.9)
+            np.testing.assert_allclose(completion.logprobs, expected, rtol=0, atol=CLOSE)
+    rollouts.check_greedy(world, other)
+    with pytest.raises(InputError, match="score_temperature = 'sampling' with top_k"):
+        other.generate(world.prompts, dataclasses.replace(SAMPLED, top_k=5), world.uniforms)
+
+
+def test_an_engine_that_is_gone_leaves_the_process_group_and_other_engines_alone(world, engine):
+    other = world.engine("vllm")
+    other.generate(world.prompts[:1], GREEDY, None)
+    del other
+    gc.unfreeze()
+    gc.collect()
+    total = torch.ones(3)
+    dist.all_reduce(total)
+    assert torch.equal(total, torch.full((3,), float(dist.get_world_size())))
+    rollouts.check_greedy(world, engine)
+
+
+def test_longer_completions_than_it_was_made_for_are_refused(world, engine):
+    with pytest.raises(InputError, match="13 new tokens are asked for; this engine was made for 12"):
+        engine.generate(world.prompts, Sampling(group_size=1, temperature=0.0, max_new_tokens=13), None)
+
+
+def test_on_a_gpu_it_sleeps_until_new_weights_come(world):
+    """The order of the calls; what they do to a GPU's memory is vLLM's."""
+    calls: list[Any] = []
+
+    class Recorder:
+        def sleep(self, level: int) -> None:
+            calls.append(("sleep", level))
+
+        def wake_up(self, tags: list[str]) -> None:
+            calls.append(("wake up", *tags))
+
+        def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+            calls.append((method, len(list(kwargs["weights_iterator"]))))
+
+        def reset_prefix_cache(self) -> bool:
+            calls.append("reset")
+            return True
+
+    engine = object.__new__(VllmEngine)
+    Engine.__init__(engine, rollout_config("vllm"), world.folder, stop_tokens=[3], device=torch.device("cuda"))
+    engine.llm, engine.asleep = Recorder(), False
+    engine.load(weights(world.folder))
+    assert calls == [("reload_weights", 15), "reset"] and engine.loaded
+    calls.clear()
+    engine.sleep()
+    engine.sleep()
+    assert calls == [("sleep", 2)]
+    with pytest.raises(InputError, match="no weights yet"):
+        engine.generate(world.prompts, GREEDY, None)
+    engine.load(weights(world.folder))
+    assert calls[1:] == [("wake up", "weights"), ("reload_weights", 15), ("wake up", "kv_cache"), "reset"]
+
+
+def test_time_is_counted(world, engine):
+    engine.seconds()
+    engine.generate(world.prompts[:1], GREEDY, None)
+    found = engine.seconds()
+    assert found.keys() == {"decode"} and found["decode"] > 0
+    assert not engine.seconds()
+
+
+def test_a_model_that_vllm_does_not_compute_ends_with_one_line(tmp_path):
+    tiny_phi3(tmp_path, max_position_embeddings=64, original_max_position_embeddings=64)
+    with pytest.raises(InputError) as caught:
+        make_engine(rollout_config("vllm"), tmp_path, stop_tokens=[3], device=CPU)
+    assert "vLLM does not start with it" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_processes_share_the_prompts(world, engine, tmp_path):
+    """Each process has an instance of its own beside the common process group."""
+    expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    for found in rollouts.draw_in_processes(world, "vllm", tmp_path, processes=2):
+        assert_same(found, expected)
