@@ -16,6 +16,8 @@ import tensorstore
 import torch
 import torch.distributed as dist
 
+from creason_torch import orbax
+from creason_torch.orbax import OrbaxArrays
 from shared import files
 from shared.errors import InputError
 
@@ -61,8 +63,11 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
-    def open(self, step: int | None) -> tuple[int, dict[str, int], Arrays] | None:
-        """The newest checkpoint (or `step`) as (step, extra, arrays), or None where there is none."""
+    def open(self, step: int | None, config: Any) -> tuple[int, dict[str, int], Arrays | OrbaxArrays] | None:
+        """The newest checkpoint (or `step`) as (step, extra, arrays), or None where there is none.
+
+        It may be one of the JAX backend; `config` is the model's Hugging Face configuration.
+        """
         known = self.steps()
         if not known and step is None:
             return None
@@ -72,6 +77,9 @@ class Checkpoints:
                 f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
             )
         folder = self.folder / str(found)
+        if (folder / orbax.STATE).is_dir():
+            arrays = orbax.OrbaxArrays(folder, config)
+            return found, arrays.extra(), arrays
         meta = files.read_json(folder / META)
         if meta.get("format") != FORMAT:
             raise InputError(f"{folder}: written by another version (format {meta.get('format')}); remove it")

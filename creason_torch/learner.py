@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from creason_torch import loss, zero
 from creason_torch.checkpoint import Checkpoints
-from creason_torch.model import Policy, build_network, load_weights, save_params
+from creason_torch.model import Policy, build_network, load_weights, read_config, save_params
 from shared import files, grpo
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows, real_completions
@@ -43,6 +43,7 @@ class Learner:
         self.steps = steps
         self.device = device
         self.model_folder = model
+        self.network_config = read_config(model)
         self.step = 0
         self._checkpoints: Checkpoints | None = None
         settings = zero.deepspeed_config(config, optimizer)
@@ -127,7 +128,7 @@ class Learner:
 
     def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
         """See `shared.backend.Learner`."""
-        found = self._manager(folder).open(step)
+        found = self._manager(folder).open(step, self.network_config)
         if found is None:
             return None
         at, extra, arrays = found

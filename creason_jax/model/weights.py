@@ -22,44 +22,19 @@ from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import Params, abstract_params
 from shared import files
 from shared.errors import InputError
+from shared.kernels import Source, sources, to_rows
 
 SHARD_BYTES = 5 * 2**30  # Hugging Face's own limit for one file
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a kernel is in a Hugging Face model: a tensor, the first of its rows, and how many dimensions are inputs.
-
-    `inputs` leading dimensions of our kernel are the columns of the matrix, the others its rows; 0 means that the tensor
-    has our own orientation (tables and norms). `rows` counts those of a fused matrix; 0: the matrix is not fused.
-    """
-
-    name: str
-    row: int = 0
-    inputs: int = 0
-    rows: int = 0
-
-
-def sources(config: DecoderConfig) -> dict[str, Source]:
-    """Path of a parameter -> its source; `{}` in the name stands for the layer."""
-    q_rows = config.num_attention_heads * config.head_dim
-    kv_rows = config.num_key_value_heads * config.head_dim
-    qkv_rows, ffn = q_rows + 2 * kv_rows, config.intermediate_size
-    layer = "model.layers.{}."
-    return {
-        "embed.kernel": Source("model.embed_tokens.weight"),
-        "layers.input_norm.scale": Source(layer + "input_layernorm.weight"),
-        "layers.q.kernel": Source(layer + "self_attn.qkv_proj.weight", 0, 1, qkv_rows),
-        "layers.k.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows, 1, qkv_rows),
-        "layers.v.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows + kv_rows, 1, qkv_rows),
-        "layers.o.kernel": Source(layer + "self_attn.o_proj.weight", 0, 2),
-        "layers.post_norm.scale": Source(layer + "post_attention_layernorm.weight"),
-        "layers.gate.kernel": Source(layer + "mlp.gate_up_proj.weight", 0, 1, 2 * ffn),
-        "layers.up.kernel": Source(layer + "mlp.gate_up_proj.weight", ffn, 1, 2 * ffn),
-        "layers.down.kernel": Source(layer + "mlp.down_proj.weight", 0, 1),
-        "norm.scale": Source("model.norm.weight"),
-        "head.kernel": Source("lm_head.weight", 0, 1),
-    }
+def sources_of(config: DecoderConfig) -> dict[str, Source]:
+    """Path of a parameter -> where it is in a Hugging Face model of this shape."""
+    return sources(
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+    )
 
 
 def load_params(folder: Path, config: DecoderConfig, shardings: Any) -> Params:
@@ -68,7 +43,7 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any) -> Params:
     Raises InputError for a missing, truncated or wrongly shaped tensor.
     """
     reader = _Reader(folder)
-    table = sources(config)
+    table = sources_of(config)
 
     def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         keys = ".".join(str(part.key) for part in path)
@@ -110,7 +85,7 @@ def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
 
 def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Each Hugging Face tensor whole, fused where Hugging Face fuses."""
-    table = sources(config)
+    table = sources_of(config)
     parts: dict[str, list[tuple[int, np.ndarray]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = ".".join(str(part.key) for part in path)
@@ -118,16 +93,10 @@ def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tup
         values = np.asarray(jax.device_get(leaf))
         for layer, value in enumerate(values if stacked else [values]):
             source = table[keys]
-            parts.setdefault(source.name.format(layer), []).append((source.row, _to_rows(value, source.inputs)))
+            parts.setdefault(source.name.format(layer), []).append((source.row, to_rows(value, source.inputs)))
     for name, found in parts.items():
         rows = [value for _, value in sorted(found, key=lambda part: part[0])]
         yield name, np.ascontiguousarray(np.concatenate(rows) if len(rows) > 1 else rows[0])
-
-
-def _to_rows(value: np.ndarray, inputs: int) -> np.ndarray:
-    if not inputs:
-        return value
-    return value.reshape(math.prod(value.shape[:inputs]), -1).T
 
 
 class _Reader:

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from groups import MODEL, random_batch
+from small import make_learner
+from tiny import tiny_phi3
+from workers import run_workers
+
+from creason_jax.model import weights as jax_weights
+from creason_torch import zero
+from creason_torch.checkpoint import META, Checkpoints
+from creason_torch.model import read_config
+from shared.errors import InputError
+
+ROWS = 8
+SHAPE = torch.Size((30, 7))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    zero.start_processes()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of two arrays, one of them all zeros, as (checkpoints, values)."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    values = {"a.weight": torch.randn(SHAPE), "b.weight": torch.zeros(SHAPE)}
+    checkpoints.save(5, (("params", name, value) for name, value in values.items()), {"position": 7, "updates": 5})
+    return checkpoints, values
+
+
+def read(checkpoints: Checkpoints, name: str = "a.weight", shape: torch.Size = SHAPE) -> torch.Tensor:
+    found = checkpoints.open(None, None)
+    assert found is not None
+    return found[2].read("params", name, shape)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(saved):
+    checkpoints, values = saved
+    step, extra, arrays = checkpoints.open(None, None)
+    assert (step, extra) == (5, {"position": 7, "updates": 5})
+    for name, value in values.items():
+        assert torch.equal(arrays.read("params", name, SHAPE), value)
+
+
+def test_only_the_newest_are_kept(saved):
+    checkpoints, values = saved
+    for step in (6, 20, 100):
+        checkpoints.save(step, (("params", name, value) for name, value in values.items()), {})
+    assert checkpoints.steps() == [20, 100]
+    with pytest.raises(InputError, match=r"no checkpoint of step 5; there are 20, 100"):
+        checkpoints.open(5, None)
+
+
+def test_nothing_is_found_where_nothing_was_saved(tmp_path):
+    assert Checkpoints(tmp_path / "none", keep=2).open(None, None) is None
+    with pytest.raises(InputError, match="there are none"):
+        Checkpoints(tmp_path / "none", keep=2).open(3, None)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "missing", "no array"])
+def test_damage_is_one_clear_line(saved, damage):
+    checkpoints, _ = saved
+    [chunk] = [path for path in (checkpoints.folder / "5" / "params" / "a.weight").rglob("c/*") if path.is_file()]
+    content = bytearray(chunk.read_bytes())
+    if damage == "truncated":
+        chunk.write_bytes(content[:100])
+    elif damage == "one bit":
+        content[50] ^= 4
+        chunk.write_bytes(content)
+    else:
+        chunk.unlink()
+    if damage == "no array":
+        (chunk.parents[1] / "zarr.json").unlink()
+    with pytest.raises(
+        InputError, match=r"5: not a whole checkpoint of this model \(params of a.weight: .*remove that"
+    ) as e:
+        read(checkpoints)
+    assert "\n" not in str(e.value)
+    assert torch.equal(read(checkpoints, "b.weight"), torch.zeros(SHAPE))
+
+
+def test_another_model_and_another_version_are_refused(saved):
+    checkpoints, _ = saved
+    with pytest.raises(InputError, match="210 elements where the model has 12"):
+        read(checkpoints, shape=torch.Size((3, 4)))
+    meta = checkpoints.folder / "5" / META
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
+    with pytest.raises(InputError, match=r"written by another version \(format 99\)"):
+        read(checkpoints)
+
+
+def test_a_run_of_the_jax_backend_goes_on_here(tmp_path):
+    """Weights, moments, reference and schedule: two updates there and two here are four there."""
+    model = tmp_path / "model"
+    tiny_phi3(model, **MODEL)
+    learner = make_learner(model, learner={"remat": "none"})
+    for seed in (0, 1):
+        learner.update(random_batch(ROWS, seed=seed))
+    learner.sync_reference()
+    learner.save(tmp_path / "checkpoints", 2, {"position": 16})
+    learner.finish_saves()
+    expected = [learner.update(random_batch(ROWS, seed=seed)) for seed in (2, 3)]
+    jax_weights.save_params(tmp_path, learner.state.params, learner.model)
+    actions = [["restore", None], ["update", 2], ["update", 3], ["export", str(tmp_path / "hf")]]
+    for stage, processes in ((3, 2), (0, 1)):
+        spec = {
+            "model": str(model),
+            "out": str(tmp_path / str(stage)),
+            "rows": ROWS,
+            "torch": {"zero_stage": stage},
+            "checkpoints": str(tmp_path / "checkpoints"),
+            "actions": actions,
+        }
+        [found] = run_workers([spec], tmp_path, processes=processes)
+        assert found.metrics[0] == [2, 16]
+        for ours, theirs in zip(found.metrics[1:], expected, strict=True):
+            assert ours["learning_rate"] == theirs["learning_rate"]
+            for name in ("loss", "grad_norm", "kl", "entropy", "tokens", "completions"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
+        stored = jax_stored(tmp_path)
+        for name, value in stored.items():
+            gap = np.linalg.norm(found.arrays[f"params/{name}"] - value) / np.linalg.norm(value)
+            assert gap < 1e-5, name
+
+
+def jax_stored(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_damaged_checkpoint_of_the_jax_backend_is_one_clear_line(tmp_path):
+    model = tmp_path / "model"
+    tiny_phi3(model, **MODEL)
+    learner = make_learner(model, learner={"remat": "none"})
+    learner.save(tmp_path / "checkpoints", 1, {"position": 8})
+    learner.finish_saves()
+    step, extra, arrays = Checkpoints(tmp_path / "checkpoints", keep=2).open(None, read_config(model))
+    assert (step, extra) == (1, {"position": 8, "updates": 0})
+    with pytest.raises(InputError, match="of another family"):
+        arrays.read("params", "model.layers.0.self_attn.q_norm.weight", torch.Size((4,)))
+    for path in (tmp_path / "checkpoints" / "1" / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match="not a whole checkpoint of the JAX backend"):
+        arrays = Checkpoints(tmp_path / "checkpoints", keep=2).open(None, read_config(model))[2]
+        arrays.read("params", "model.norm.weight", torch.Size((64,)))
