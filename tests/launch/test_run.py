@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 import shutil
 import signal
@@ -15,10 +13,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, Ended, apart, environment, here
+from commands import REPOSITORY, apart, environment, here
+from smoke_runs import CONFIG, STEPS, WARM, Run, prepared
 
 from shared import files
-from shared.config import RunConfig, validate
 from shared.evaluation import read_answers
 from shared.metrics import without_timings
 from shared.prompts import chat_text, encode, prompt_tokens
@@ -26,43 +24,12 @@ from shared.questions import read_questions
 from shared.rewards import answer_letter
 from shared.tokenizer import load_tokenizer
 
-CONFIG = "--config=configs/smoke.py"
-# A policy that knows the form of an answer, and a reward for ending one: the steps under test have something to learn.
-WARM = (
-    "--config.warmup.steps=40",
-    "--config.warmup.worked_fraction=1.0",
-    "--config.warmup.optimizer.learning_rate=0.005",
-    "--config.grpo.reward_length=0.5",
-)
 INNER = (
     "--config.grpo.inner_steps=2",
     "--config.grpo.ref_sync_steps=3",
     "--config.learner.micro_batch_rows=2",
     "--config.checkpoint.every=1",
 )
-STEPS = 6
-MADE_BEFORE = ("data", "tokenizer", "initial", "warmup", "policy", "evaluation/before.parquet")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that has ended."""
-
-    workdir: Path
-    ended: Ended
-    seconds: float
-
-    @property
-    def summary(self) -> dict:
-        return files.read_json(self.workdir / "summary.json")
-
-    @property
-    def config(self) -> RunConfig:
-        return validate(files.read_json(self.workdir / "config.json"))
-
-    @property
-    def lines(self) -> list[dict]:
-        return [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +44,6 @@ def train(workdir: Path, *flags: str, **variables: str) -> Run:
     ended = apart("train", CONFIG, *WARM, *flags, f"--workdir={workdir}", timeout=600, **variables)
     assert ended.code == 0, ended.err[-3_000:]
     return Run(workdir, ended, time.monotonic() - begin)
-
-
-def prepared(smoke: Run, workdir: Path) -> Path:
-    """A work directory in which all that comes before GRPO has been done."""
-    for name in MADE_BEFORE:
-        source, target = smoke.workdir / name, workdir / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copy2(source, target)
-    return workdir
 
 
 @pytest.fixture(scope="module")

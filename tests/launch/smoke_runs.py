@@ -1,0 +1,57 @@
+"""Runs of the smoke config that have ended, and work directories in which what comes before GRPO is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from commands import Ended
+
+from shared import files
+from shared.config import RunConfig, validate
+
+CONFIG = "--config=configs/smoke.py"
+# A policy that knows the form of an answer, and a reward for ending one: the steps under test have something to learn.
+WARM = (
+    "--config.warmup.steps=40",
+    "--config.warmup.worked_fraction=1.0",
+    "--config.warmup.optimizer.learning_rate=0.005",
+    "--config.grpo.reward_length=0.5",
+)
+STEPS = 6
+MADE_BEFORE = ("data", "tokenizer", "initial", "warmup", "policy", "evaluation/before.parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    workdir: Path
+    ended: Ended
+    seconds: float
+
+    @property
+    def summary(self) -> dict:
+        return files.read_json(self.workdir / "summary.json")
+
+    @property
+    def config(self) -> RunConfig:
+        return validate(files.read_json(self.workdir / "config.json"))
+
+    @property
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def prepared(smoke: Run, workdir: Path) -> Path:
+    """A work directory in which all that comes before GRPO has been done."""
+    for name in MADE_BEFORE:
+        source, target = smoke.workdir / name, workdir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+    return workdir

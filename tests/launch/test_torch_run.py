@@ -1,0 +1,169 @@
+"""The PyTorch backend drives the same run: one process or two, killed at any step, and stopped when its engine is stale."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import REPOSITORY, apart, environment
+from smoke_runs import CONFIG, STEPS, WARM, Run, prepared
+from workers import free_port
+
+from shared import files
+from shared.metrics import without_timings
+from shared.questions import read_questions
+
+TORCH = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+HF = "--config.torch.rollout_engine=hf"
+KILLED = [(1, 1), (1, 4), (3, 2), (3, 5)]  # ZeRO stage, lines of metrics after which everything is killed
+# A run whose engine takes no weights any more after its second publish.
+STALE = """
+import sys
+from creason_torch.rollout.hf import HfEngine
+load, calls = HfEngine._load, []
+def stale(self, weights):
+    calls.append(1)
+    if len(calls) <= 2:
+        load(self, weights)
+    else:
+        list(weights)
+HfEngine._load = stale
+from launch import app, train
+train.define_flags()
+app.run(train.main)
+"""
+
+
+def command(workdir: Path, *flags: str, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
+    started = [*launcher, "-m"] if processes > 1 else ["-m"]
+    options = [CONFIG, *WARM, HF, *flags, f"--workdir={workdir}"]
+    return [sys.executable, *started, "launch.train", "--backend=torch", *options]
+
+
+def train(workdir: Path, *flags: str, processes: int = 1) -> Run:
+    begin = time.monotonic()
+    ended = subprocess.run(
+        command(workdir, *flags, processes=processes), cwd=REPOSITORY, env=environment(**TORCH), capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-4_000:]
+    return Run(workdir, ended, time.monotonic() - begin)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("torch") / "run")
+
+
+@pytest.fixture(scope="module")
+def by_stage(smoke, tmp_path_factory):
+    """The same run by two processes, on each ZeRO stage that is killed below."""
+    return {
+        stage: train(
+            prepared(smoke, tmp_path_factory.mktemp(f"stage{stage}") / "run"),
+            f"--config.torch.zero_stage={stage}",
+            processes=2,
+        )
+        for stage in sorted({stage for stage, _ in KILLED})
+    }
+
+
+def test_the_run_is_that_of_the_other_backend_in_form(smoke):
+    assert [line["step"] for line in smoke.lines] == list(range(STEPS))
+    assert sum(line["grad_norm"] > 0 for line in smoke.lines) >= 4
+    assert smoke.lines[0]["kl"] == pytest.approx(0, abs=1e-9) and smoke.lines[-1]["kl"] > 0
+    assert all(line["ratio"] == 1 and line["logprob_gap"] < 1e-4 for line in smoke.lines)
+    summary = smoke.summary
+    assert summary["environment"]["backend"] == "torch"
+    questions = read_questions(smoke.workdir / "data" / "questions" / "valid.parquet")
+    assert summary["before"]["n"] == summary["after"]["n"] == len(questions)
+    assert (smoke.workdir / "report.html").is_file()
+    assert (smoke.workdir / "trained" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("stage", sorted({stage for stage, _ in KILLED}))
+def test_two_processes_make_the_run_of_one(by_stage, smoke, stage):
+    for ours, theirs in zip(by_stage[stage].lines, smoke.lines, strict=True):
+        for name, value in without_timings(theirs).items():
+            assert ours[name] == pytest.approx(value, rel=2e-3, abs=1e-4), (ours["step"], name)
+
+
+@pytest.mark.parametrize(("stage", "lines"), KILLED)
+def test_a_killed_run_ends_as_one_that_never_was(by_stage, smoke, tmp_path, stage, lines):
+    whole = by_stage[stage]
+    workdir = prepared(smoke, tmp_path / "run")
+    flag = f"--config.torch.zero_stage={stage}"
+    process = subprocess.Popen(
+        command(workdir, flag, processes=2), cwd=REPOSITORY, env=environment(**TORCH), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not (workdir / "trained").exists()
+    again = train(workdir, flag, processes=2)
+    assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
+    weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_another_stage(by_stage, smoke, tmp_path):
+    """Its first steps by two processes under ZeRO-3, its others by one without sharding."""
+    workdir = prepared(smoke, tmp_path / "run")
+    begun = train(workdir, "--config.torch.zero_stage=3", processes=2)
+    for name in ("trained", "evaluation/after.parquet", "summary.json", f"checkpoints/{STEPS}"):
+        path = workdir / name
+        files.remove(path)
+    again = train(workdir)
+    assert len(again.lines) == STEPS and again.config.torch.zero_stage == 0
+    for ours, theirs in itertools.zip_longest(again.lines, begun.lines):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-5)
+        assert ours["reward"] == theirs["reward"]
+
+
+def test_an_engine_with_stale_weights_ends_the_run(smoke, tmp_path):
+    workdir = prepared(smoke, tmp_path / "run")
+    flags = ["--config.grpo.max_logprob_gap=1e-4", "--config.optimizer.learning_rate=0.01"]
+    ended = subprocess.run(
+        [sys.executable, "-c", STALE, "--backend=torch", CONFIG, *WARM, HF, *flags, f"--workdir={workdir}"],
+        cwd=REPOSITORY, env=environment(**TORCH), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr[-4_000:]
+    assert "engine and learner differ by" in ended.stderr and "weights or caches are stale" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (workdir / "trained").exists()
+
+
+def test_evaluating_the_trained_model_gives_the_same_answers_on_either_backend(smoke, tmp_path):
+    rollout = smoke.config.rollout
+    answers = []
+    for backend in ("jax", "torch"):
+        out = tmp_path / backend
+        ended = apart(
+            "evaluate",
+            f"--model={smoke.workdir / 'trained'}",
+            f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}",
+            f"--out={out}",
+            f"--backend={backend}",
+            "--compute_dtype=float32",
+            f"--max_prompt_tokens={rollout.max_prompt_tokens}",
+            f"--max_new_tokens={rollout.max_new_tokens}",
+            "--slots=16",
+            "--bootstrap=200",
+            **TORCH,
+        )
+        assert ended.code == 0, ended.err[-3_000:]
+        answers.append((out / "answers.parquet").read_bytes())
+    assert answers[0] == answers[1] == (smoke.workdir / "evaluation" / "after.parquet").read_bytes()
