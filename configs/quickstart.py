@@ -44,16 +44,16 @@ def get_config() -> ConfigDict:
     )
     config.warmup = ConfigDict(
         dict(
-            steps=500,
+            steps=800,
             batch_size=32,
             sequence_length=168,
             worked_answers=250,
-            worked_fraction=0.06,
-            optimizer=dict(learning_rate=3e-3, b2=0.98, warmup_ratio=0.05),
+            worked_fraction=0.03,
+            optimizer=dict(learning_rate=2e-3, b2=0.98, warmup_ratio=0.05),
         )
     )
-    config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=8, questions_per_step=64, steps=260))
-    config.optimizer = ConfigDict(dict(learning_rate=8e-4))
+    config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=8, questions_per_step=64, steps=320))
+    config.optimizer = ConfigDict(dict(learning_rate=6e-4))
     config.rollout = ConfigDict(
         dict(temperature=1.0, max_prompt_tokens=168, max_new_tokens=12, slots=64, prefill_batch=64)
     )

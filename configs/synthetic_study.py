@@ -19,9 +19,7 @@ def get_config() -> ConfigDict:
     config.seed = 1
     config.data.update(patients=6_000, valid_patients=1_000, train_questions=100_000, valid_questions=4_000)
     config.warmup.update(steps=1_000, worked_answers=250, worked_fraction=0.04)
-    config.warmup.optimizer.update(learning_rate=2e-3)
     config.grpo.update(questions_per_step=128, steps=400)
-    config.optimizer.update(learning_rate=6e-4)
     config.rollout.update(slots=128)
     config.checkpoint.update(every=100)
     return config
