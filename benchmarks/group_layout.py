@@ -12,20 +12,26 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import measure
-from creason_jax.model import DecoderConfig
 from launch import app
 from shared import grpo
+from shared.config import ModelConfig
 from shared.grpo import GroupLayout
 
 FLAGS = flags.FLAGS
 # The second shape has the paper's ratio of prompt to completion to group, in a model where attention weighs as much.
-SHAPES: tuple[tuple[str, GroupLayout, DecoderConfig, int], ...] = (
+SHAPES: tuple[tuple[str, GroupLayout, ModelConfig, int], ...] = (
     ("quickstart", GroupLayout(prompt=240, group=8, completion=24), measure.QUICKSTART, 4),
     (
         "long prompt",
         GroupLayout(prompt=1_152, group=7, completion=256),
         dataclasses.replace(
-            measure.QUICKSTART, hidden_size=64, intermediate_size=192, num_hidden_layers=2, vocab_size=1_024
+            measure.QUICKSTART,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=1_024,
         ),
         1,
     ),
@@ -37,7 +43,7 @@ def work_ratio(layout: GroupLayout) -> float:
     return layout.length / (layout.group * (layout.prompt + layout.completion))
 
 
-def compare(name: str, layout: GroupLayout, model: DecoderConfig, questions: int, folder: Path) -> list[str]:
+def compare(name: str, layout: GroupLayout, model: ModelConfig, questions: int, folder: Path) -> list[str]:
     """One line of the table; both learners see the same completions in each micro-batch."""
     path = measure.write_model(folder / name.replace(" ", "_"), model)
     batch = measure.filled_batch(questions, layout, model.vocab_size)

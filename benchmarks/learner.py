@@ -14,6 +14,7 @@ from absl import flags
 from benchmarks import measure
 from launch import app
 from shared.grpo import GroupLayout
+from shared.initial import random_weights
 
 FLAGS = flags.FLAGS
 MICRO_BATCHES = (4, 16, 64)
@@ -48,7 +49,8 @@ def main() -> None:
         ]
         for name in learners
     ]
-    print(f"{FLAGS.rows} rows of {layout.length} tokens, {model.num_params:,} parameters")
+    size = sum(tensor.size for tensor in random_weights(model, model.vocab_size, 0).values())
+    print(f"{FLAGS.rows} rows of {layout.length} tokens, {size:,} parameters")
     measure.print_table(["micro-batch", "tokens/s", "ratio", "peak temporary MiB", "ratio"], lines)
 
 

@@ -12,22 +12,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from configs import quickstart
 from creason_jax.backend import Backend
 from creason_jax.learner import Learner
-from creason_jax.model import DecoderConfig, init_params, save_params
-from shared import files, grpo
-from shared.config import validate
+from shared import grpo, initial
+from shared.config import ModelConfig, validate
 from shared.grpo import GroupBatch, GroupLayout
 
 FLAGS = flags.FLAGS
-QUICKSTART = DecoderConfig(
-    vocab_size=3_072,
-    hidden_size=128,
-    intermediate_size=384,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+QUICKSTART = validate(quickstart.get_config()).model  # its vocabulary is the tokenizer's upper bound
 
 
 def define_flags(seconds: float) -> None:
@@ -36,11 +29,10 @@ def define_flags(seconds: float) -> None:
     flags.DEFINE_integer("repeats", 3, "Repetitions of each at least, whatever --seconds says.", lower_bound=1)
 
 
-def write_model(folder: Path, model: DecoderConfig, *, seed: int = 0) -> Path:
+def write_model(folder: Path, model: ModelConfig, *, seed: int = 0) -> Path:
     """A model directory with random weights."""
     folder.mkdir()
-    save_params(folder, init_params(model, seed), model)
-    files.write_json(folder / "config.json", model.to_hugging_face(bos=1, eos=2, pad=0))
+    initial.write_model(model, folder, vocab_size=model.vocab_size, bos=1, eos=2, pad=0, seed=seed)
     return folder
 
 
