@@ -50,6 +50,7 @@ def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
     infected = demog[demog["onset"] > 0]
     adults = infected[infected["age"] > ADULT_DAYS].sort_index()
     lost = {
+        "patients": int(everything["subject_id"].nunique()),
         "ICU stays": len(everything),
         "not the first of their admission, or its times are another's": len(everything) - len(demog),
         "cultures that belong to no stay": int(samples["icustay_id"].isna().sum()),

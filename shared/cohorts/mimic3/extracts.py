@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -77,25 +76,19 @@ def query(name: str) -> str:
     return (resources.files(__package__) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
-def write(
-    connection: duckdb.DuckDBPyConnection, name: str, sources: Mapping[str, Table], folder: Path
-) -> tuple[int, float]:
-    """Write `folder/NAME.parquet`; returns its rows and the seconds it took.
+def write(connection: duckdb.DuckDBPyConnection, name: str, sources: Mapping[str, Table], path: Path) -> int:
+    """Write an extract to `path` (Parquet, sorted as its query says); returns its rows.
 
-    Sorted as its query says. Raises InputError for a cell, a row or a file that cannot be read.
+    The extracts made from CHARTEVENTS read `charted.parquet` beside `path`. Raises InputError for a cell, a row or a
+    file that cannot be read.
     """
-    begin = time.perf_counter()
     if name in FROM_CHARTED:
-        connection.execute(f"CREATE OR REPLACE VIEW charted AS FROM '{_path(folder, 'charted')}'")
-    with files.replacing(folder / f"{name}.parquet") as temporary, tables.reading(sources):
-        ordered = "false" if name == "charted" else "true"
-        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880, PRESERVE_ORDER {ordered}"
+        connection.execute(f"CREATE OR REPLACE VIEW charted AS FROM '{_sql(path.with_name('charted.parquet'))}'")
+    ordered = "false" if name == "charted" else "true"
+    options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880, PRESERVE_ORDER {ordered}"
+    with files.replacing(path) as temporary, tables.reading(sources):
         written = connection.execute(f"COPY ({query(name)}) TO '{_sql(temporary)}' ({options})").fetchall()
-    return int(written[0][0]), time.perf_counter() - begin
-
-
-def _path(folder: Path, name: str) -> str:
-    return _sql(folder / f"{name}.parquet")
+    return int(written[0][0])
 
 
 def _sql(path: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
+from tqdm import tqdm
 
 from shared import files
 from shared.errors import InputError
@@ -103,14 +104,14 @@ def _header(path: Path) -> list[str]:
         raise InputError(f"{path}: cannot be read ({error}); {FIX}") from None
 
 
-def digests(tables: Mapping[str, Table], record: Path) -> dict[str, str]:
+def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False) -> dict[str, str]:
     """BLAKE2b digest of each file, by file name.
 
     `record` keeps them with size and time of change, so that tens of gigabytes are not read again by every start.
     """
     known = files.read_json(record) if record.is_file() else {}
     result = {}
-    for table in tables.values():
+    for table in tqdm(tables.values(), desc="digests of the files", unit=" files", disable=not progress):
         status = table.path.stat()
         stamp = [str(table.path.resolve()), status.st_size, status.st_mtime_ns]
         entry = known.get(table.name, {})
