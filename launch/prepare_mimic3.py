@@ -35,7 +35,7 @@ def define_flags() -> None:
 
 def check_flags(cohort: str) -> None:
     """Refuse a flag that was given but means nothing for `cohort`. Raises InputError."""
-    every = FLAGS.flags_by_module_dict()[FLAGS.find_module_defining_flag("out")]
+    every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
     foreign = [flag.name for flag in every if flag.name not in ALSO] if cohort == COHORT else OWN
     for name in foreign:
         if FLAGS[name].present:

@@ -85,7 +85,7 @@ class Draws:
 
     def __init__(self) -> None:
         self.python = random.Random(SEED)
-        self.numpy = np.random.RandomState(SEED)  # noqa: NPY002 (the original's stream)
+        self.numpy = np.random.RandomState(SEED)
 
     def options(self, label: float, statistics: ColumnStatistics) -> tuple[list[str], int]:
         """The options as texts with the label among them, and the label's position."""

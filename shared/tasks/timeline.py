@@ -45,7 +45,11 @@ def context(rows: pd.DataFrame) -> str:
     hours = ((rows["m:charttime"] - rows["m:presumed_onset"]) // HOUR).astype(int)
     columns = [[value_text(value) for value in rows[name]] for name in names]
     for hour, values in zip(hours, zip(*columns, strict=True), strict=True):
-        lines += ["", f"[Time: Onset{hour:+d}h]", *(f"{name}: {text}" for name, text in zip(names, values, strict=True))]
+        lines += [
+            "",
+            f"[Time: Onset{hour:+d}h]",
+            *(f"{name}: {text}" for name, text in zip(names, values, strict=True)),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -49,7 +49,7 @@ def chart(ce: pd.DataFrame, labs: pd.DataFrame, mechvent: pd.DataFrame) -> Chart
     ends = np.cumsum([len(table) for table in tables])
     for table, end, source in zip((ce, labs), ends, ("vitals", "labs")):
         known = reference.item_columns(source)
-        place = known.index.get_indexer(table["itemid"])
+        place = known.index.get_indexer(pd.Index(table["itemid"]))
         listed = place >= 0
         column = known.to_numpy()[place[listed]]
         # Of several values for one cell NumPy keeps the last.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from shared.cohorts.mimic3 import exclusions, imputation, patients, scores, windows
+from shared.cohorts.mimic3 import patients, windows
 from shared.cohorts.mimic3.charting import chart
 from shared.cohorts.mimic3.cleaning import clean
 from shared.cohorts.mimic3.onset import onsets
@@ -39,11 +39,9 @@ def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
 
     Columns: icustay_id, onset, dischtime, outtime, dod and what `CONSTANTS` names.
     """
-    everything = extracts.whole("demog")
+    everything, stays = extracts.whole("demog"), extracts.whole("preadm_fluid")
     demog = patients.reduce_demog(everything)
-    samples = patients.assign_cultures(
-        patients.cultures(extracts.whole("microbio"), extracts.whole("culture")), demog
-    )
+    samples = patients.assign_cultures(patients.cultures(extracts.whole("microbio"), extracts.whole("culture")), demog)
     abx = patients.assign_antibiotics(extracts.whole("abx"), demog)
     onset = onsets(abx, samples, demog["icustay_id"])
     demog = demog.set_index("icustay_id").assign(onset=onset)
@@ -51,7 +49,8 @@ def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
     adults = infected[infected["age"] > ADULT_DAYS].sort_index()
     lost = {
         "patients": int(everything["subject_id"].nunique()),
-        "ICU stays": len(everything),
+        "ICU stays": len(stays),
+        "without their admission or patient on file": len(stays) - len(everything),
         "not the first of their admission, or its times are another's": len(everything) - len(demog),
         "cultures that belong to no stay": int(samples["icustay_id"].isna().sum()),
         "antibiotics that belong to no stay": int(abx["icustay_id"].isna().sum()),

@@ -32,7 +32,7 @@ SOURCES = {
     "preadm_fluid": ("inputevents_mv", "inputevents_cv", "icustays", "d_items"),
     "vaso_mv": ("inputevents_mv",),
     "vaso_cv": ("inputevents_cv",),
-} | {name: ("chartevents",) for name in FROM_CHARTED}
+} | dict.fromkeys(FROM_CHARTED, ("chartevents",))
 KNOWN_TEXTS = (  # every text that a rule of `ce` or `mechvent` names
     "", "None", "Ventilator", "Cannula", "Nasal Cannula", "Face Tent", "Aerosol-Cool", "Trach Mask", "Hi Flow Neb",
     "Non-Rebreather", "Venti Mask", "Medium Conc Mask", "Other/Remarks", "Extubated", "Self Extubation",
@@ -46,7 +46,11 @@ def connected(
     """DuckDB with a view for each table and the item lists, spilling into `folder` beyond `memory` bytes."""
     spill = folder / "spill"
     spill.mkdir(parents=True, exist_ok=True, mode=files.OWNER_ONLY_FOLDER)
-    settings = {"memory_limit": f"{memory // 2**20}MiB", "threads": threads, "temp_directory": str(spill)}
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory // 2**20}MiB",
+        "threads": threads,
+        "temp_directory": str(spill),
+    }
     connection = duckdb.connect(":memory:", config=settings)
     try:
         connection.execute("CREATE MACRO seconds(x) AS CAST(epoch(x) AS BIGINT)")

@@ -48,7 +48,7 @@ def _actions(windows: pd.DataFrame) -> pd.Series:
 
 def _quartiles(values: pd.Series, given: pd.Series, shift: float) -> pd.Series:
     rank = values[given].rank() / given.sum()
-    return np.floor(4 * (rank + shift)).reindex(values.index, fill_value=0)
+    return (4 * (rank + shift) // 1).reindex(values.index, fill_value=0)
 
 
 def reread(table: pd.DataFrame) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def impute(
 
 def _interpolate(column: np.ndarray) -> None:
     missing = np.isnan(column)
-    if not 0 < missing.mean() < FEW:
+    if not 0 < missing.sum() < FEW * len(column):
         return
     known = np.flatnonzero(~missing)
     gaps = np.flatnonzero(missing)

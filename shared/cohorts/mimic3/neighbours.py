@@ -79,7 +79,7 @@ class _Chunk:
             values=np.ascontiguousarray(np.where(known, table, 0.0).T),
             weights=by_column.astype(np.float64),
             unknown=np.where(by_column, np.float32(0), np.float32(np.inf)),
-            partial=~by_column.all(axis=1),
+            partial=np.asarray(~by_column.all(axis=1)),
         )
 
     def distances(self, row: int) -> np.ndarray:
@@ -99,8 +99,9 @@ class _Chunk:
         """Sums of squared differences to `row`, rounded and added as `d2.astype(kind).sum(axis=1)` would be."""
         width, rows = self.values.shape
         interleaved = width - width % LANES
-        lanes = np.zeros((LANES, rows), kind)
-        difference, square = np.empty(rows), np.empty(rows, kind)
+        lanes: np.ndarray = np.zeros((LANES, rows), kind)
+        square: np.ndarray = np.empty(rows, kind)
+        difference = np.empty(rows)
         total: np.ndarray | None = None
         for column in columns:
             np.subtract(self.values[column], self.table[row, column], out=difference)

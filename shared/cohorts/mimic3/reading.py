@@ -24,8 +24,8 @@ class Extracts:
         return pd.read_parquet(self._folder / f"{name}.parquet")
 
     def batches(self, stays: pd.DataFrame) -> Iterator[pd.DataFrame]:
-        """`stays` (ascending icustay_id) in parts, each with positions from 0."""
-        for start in range(0, len(stays), self._batch):
+        """`stays` (ascending icustay_id) in parts, each with positions from 0; one part where there are none."""
+        for start in range(0, max(1, len(stays)), self._batch):
             yield stays.iloc[start : start + self._batch].reset_index(drop=True)
 
     def of_stays(self, name: str, stays: pd.DataFrame) -> pd.DataFrame:
@@ -73,4 +73,6 @@ class Extracts:
 
 def _range(stays: pd.DataFrame) -> str:
     # Lets whole blocks of a file be passed over.
+    if stays.empty:
+        return "false"
     return f"e.icustay_id BETWEEN {stays['icustay_id'].iloc[0]} AND {stays['icustay_id'].iloc[-1]}"

@@ -31,7 +31,7 @@ def finish(windows: pd.DataFrame, *, second: bool) -> pd.DataFrame:
 def _shock_index(table: pd.DataFrame, *, capped: bool) -> pd.Series:
     index = (table["HR"] / table["SysBP"]).replace([np.inf, -np.inf], np.nan)
     index = index.fillna(index.mean())
-    return index.clip(upper=index.quantile(EXTREME)) if capped else index
+    return index.clip(upper=float(index.quantile(EXTREME))) if capped else index
 
 
 def sofa(table: pd.DataFrame) -> np.ndarray:

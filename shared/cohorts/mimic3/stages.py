@@ -19,7 +19,8 @@ from tqdm import tqdm
 from shared import files
 
 POLL_SECONDS = 0.2
-Write = Callable[[Path, "tqdm[Any]"], tuple[int, dict[str, Any]]]
+Written = tuple[int, dict[str, Any]]  # rows, and what there is to report
+Write = Callable[[Path, "tqdm[Any]"], Written]
 
 
 @dataclasses.dataclass(frozen=True)
