@@ -51,15 +51,15 @@ class Settings:
             raise InputError(f"memory_limit: {self.memory:,} bytes is too little; give 1GB or more")
 
 
-def prepare(source: Path, out: Path, settings: Settings, *, progress: bool) -> str:
+def prepare(source: Path, out: Path, settings: Settings, *, progress: bool, make_stages: type[Stages] = Stages) -> str:
     """Write `out/cohort.parquet` and `out/questions/{measurement,mortality}.parquet`; returns a summary in words.
 
     Intermediate files stay in `out/cache`, each with a digest of what it was made from: what has not changed is not
-    made again, so a run that was stopped goes on. Raises InputError naming the file, the line and the column that is
-    wrong.
+    made again, so a run that was stopped goes on. `make_stages` lets a benchmark watch them. Raises InputError naming
+    the file, the line and the column that is wrong.
     """
     sources = tables.find(source)
-    stages = Stages(out / CACHE, progress=progress)
+    stages = make_stages(out / CACHE, progress=progress)
     salt = settings.salt or _kept_salt(out / CACHE / "salt.json")
     digests = tables.digests(sources, out / CACHE / "digests.json", progress=progress)
     key = _make_extracts(stages, sources, digests, settings)
@@ -115,6 +115,8 @@ def _make_extracts(stages: Stages, sources: Mapping[str, Table], digests: Mappin
                         return extracts.write(connection, name, sources, path), {}
 
                 stages.run(name, keys[name], write, total=100, unit="%")
+    earlier = [stages.kept(name, keys[name]) for name in extracts.NAMES[1:] if name not in missing]
+    stages.done += [done for done in earlier if done]
     files.remove(stages.path("charted"))  # gigabytes that nothing reads any more
     return key_of([keys[name] for name in extracts.NAMES])
 
@@ -162,6 +164,7 @@ def _make_cohort(stages: Stages, reader: Extracts, out: Path, settings: Settings
     if stages.kept("cohort", key_with_ties, path) is None:
         files.remove(out / "questions")  # so that none lie beside a cohort that they were not made from
         files.remove(out / CSV)
+    (out / "questions").mkdir(exist_ok=True, mode=files.OWNER_ONLY_FOLDER)
     done = stages.run("cohort", key_with_ties, finish, path=path, total=second.rows, unit=" rows")
     if settings.csv and not (out / CSV).is_file():
         with files.replacing(out / CSV) as temporary:

@@ -37,7 +37,7 @@ def impute(
     windows: pd.DataFrame, columns: Sequence[str], *, ties: str, progress: Callable[[int], object] | None = None
 ) -> pd.DataFrame:
     """`windows` with `columns` filled: by interpolation where little is missing, else by the nearest row."""
-    table = windows[list(columns)].to_numpy(float)
+    table = windows[list(columns)].to_numpy(float, copy=True)
     for column in table.T:
         _interpolate(column)
     filled = neighbours.impute(table, ties=ties, progress=progress)
