@@ -31,6 +31,8 @@ LABORATORY = (
     (51275, 34, 6, 24), (51274, 15, 2, 24), (51237, 1.4, 0.3, 24), (50820, 7.37, 0.05, 8), (50821, 110, 30, 8),
     (50818, 40, 6, 8), (50802, 0, 3, 8), (50813, 2, 1, 8),
 )  # fmt: skip
+BASE_EXCESS = 50802  # the only one that may be negative
+WILD = {220045, 220179, 50885}  # of these a few values are absurd
 UNREAD = tuple((1_000_000 + i, 10, 3, 1) for i in range(7))
 
 
@@ -132,7 +134,8 @@ def _measured(random: np.random.Generator, patients: pd.DataFrame, items: tuple)
         part = _every(random, patients, hours)
         level = mean + spread * random.standard_normal(len(patients))
         value = level[part["patient"]] + 0.3 * spread * random.standard_normal(len(part))
-        value[random.random(len(part)) < 0.001] = 999_999 if item < 50_000 else np.nan
+        value = np.where(item == BASE_EXCESS, value, np.abs(value))
+        value[random.random(len(part)) < 0.001] = 999_999 if item in WILD else np.nan
         parts.append(part.assign(itemid=item, valuenum=value.round(2)))
     return pd.concat(parts, ignore_index=True).sample(frac=1, random_state=random, ignore_index=True)
 

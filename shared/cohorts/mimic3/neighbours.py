@@ -45,7 +45,7 @@ def _impute_chunk(table: np.ndarray, ties: str, progress: Callable[[int], object
         if len(missing):
             distances = chunk.distances(row)
             sources = _nearest(distances, chunk, missing, ties)
-            found = np.isfinite(distances[sources])
+            found = np.isfinite(distances[sources]) & chunk.known[sources, missing]
             weights = (1 / distances[sources[found]]).astype(np.float64)
             # As a weighted mean of one value, which may differ from the value in its last bit.
             filled[row, missing[found]] = table[sources[found], missing[found]] * weights / weights
@@ -123,7 +123,7 @@ def _added(lanes: np.ndarray) -> np.ndarray:
 
 
 def _nearest(distances: np.ndarray, chunk: _Chunk, missing: np.ndarray, ties: str) -> np.ndarray:
-    """For each missing column the nearest row that knows it: `[len(missing)]`."""
+    """For each missing column the nearest row that knows it: `[len(missing)]`; any row where none does."""
     nearest = np.empty(len(missing), np.int64)
     tied: list[tuple[int, np.ndarray]] = []
     for place, column in enumerate(missing):
