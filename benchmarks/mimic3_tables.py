@@ -135,7 +135,7 @@ def _measured(random: np.random.Generator, patients: pd.DataFrame, items: tuple)
         level = mean + spread * random.standard_normal(len(patients))
         value = level[part["patient"]] + 0.3 * spread * random.standard_normal(len(part))
         value = np.where(item == BASE_EXCESS, value, np.abs(value))
-        value[random.random(len(part)) < 0.001] = 999_999 if item in WILD else np.nan
+        value[random.random(len(part)) < 0.002] = 999_999 if item in WILD else np.nan
         parts.append(part.assign(itemid=item, valuenum=value.round(2)))
     return pd.concat(parts, ignore_index=True).sample(frac=1, random_state=random, ignore_index=True)
 

@@ -59,6 +59,9 @@ def prepare(source: Path, out: Path, settings: Settings, *, progress: bool, make
     the file, the line and the column that is wrong.
     """
     sources = tables.find(source)
+    for folder in (out, out / CACHE, out / "questions"):
+        for path in folder.glob(".*.partial"):  # of a run that was killed
+            files.remove(path)
     stages = make_stages(out / CACHE, progress=progress)
     salt = settings.salt or _kept_salt(out / CACHE / "salt.json")
     digests = tables.digests(sources, out / CACHE / "digests.json", progress=progress)

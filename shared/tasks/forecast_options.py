@@ -6,6 +6,7 @@ all its digits, so format and order can give the answer away.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import random
@@ -99,36 +100,40 @@ class Draws:
         if statistics.vocab and len(statistics.vocab) <= OPTIONS:
             drawn = [value for value in statistics.vocab if value != text]
         else:
-            of_vocabulary = min(int(self.numpy.binomial(OPTIONS - 1, 1.0 if statistics.vocab else 0.0)),
-                                len(statistics.vocab))  # fmt: skip
-            drawn = self._of_vocabulary(text, statistics, of_vocabulary) if of_vocabulary else []
-            numbers = OPTIONS - 1 - of_vocabulary
-            drawn += self._numbers(label, text, statistics, numbers, drawn) if numbers else []
+            # The original splits the draws at random between values and numbers; with columns of one kind only, all go
+            # to one side, but the random number is consumed.
+            from_vocabulary = int(self.numpy.binomial(OPTIONS - 1, 1.0 if statistics.vocab else 0.0))
+            drawn = self._of_vocabulary(text, statistics) if from_vocabulary else self._numbers(label, text, statistics)
         return sorted({plain(value) for value in drawn} - {plain(text)})
 
-    def _of_vocabulary(self, text: str, statistics: ColumnStatistics, count: int) -> list[str]:
+    def _of_vocabulary(self, text: str, statistics: ColumnStatistics) -> list[str]:
         pairs = zip(statistics.vocab, statistics.weights, strict=True)
         others = [(value, weight) for value, weight in pairs if value != text]
         weights = np.array([weight for _, weight in others])
         values = [value for value, _ in others]
-        return [str(v) for v in self.numpy.choice(values, count, replace=False, p=weights / weights.sum())]
+        return [str(v) for v in self.numpy.choice(values, OPTIONS - 1, replace=False, p=weights / weights.sum())]
 
-    def _numbers(
-        self, label: float, text: str, statistics: ColumnStatistics, count: int, drawn: list[str]
-    ) -> list[str]:
+    def _numbers(self, label: float, text: str, statistics: ColumnStatistics) -> list[str]:
+        count = OPTIONS - 1
         scores = np.array(statistics.scores(label))
         component = None
         if scores.any():
             component = int(self.numpy.choice(range(COMPONENTS), size=1, p=scores / scores.sum())[0])
         if component is None or statistics.stds[component] < NARROW:
-            pool = [value for value in statistics.every if value != text and value not in drawn]
-            return self.python.sample(pool, count)
+            return self._any(text, statistics.every, count)
         below = int(self.numpy.randint(count + 1))
         step = DIFFICULTY * statistics.stds[component]
         ladder = [label + (i - below) * step for i in range(count + 1) if i != below]
         if statistics.positive > 0.95:
             ladder = [value for value in ladder if value >= 0]
         return [str(round(value) if statistics.whole > 0.9 else round(value, 1)) for value in ladder]
+
+    def _any(self, text: str, every: tuple[str, ...], count: int) -> list[str]:
+        """A sample of all values but `text`, without a copy of what may be many."""
+        place = bisect.bisect_left(every, text)
+        present = place < len(every) and every[place] == text
+        chosen = self.python.sample(range(len(every) - present), count)
+        return [every[index + (present and index >= place)] for index in chosen]
 
 
 def plain(text: str) -> str:

@@ -82,6 +82,8 @@ def _refuse_mimic_iv(source: Path, found: bool) -> None:
 
 def _table(name: str, path: Path) -> Table:
     header = _header(path)
+    if not header:
+        raise InputError(f"{path}: the file is empty; {FIX}")
     lower = [column.lower() for column in header]
     _refuse_mimic_iv(path, bool(MIMIC_IV_COLUMNS & set(lower)))
     missing = [column.upper() for column in TABLES[name] if column not in lower]
