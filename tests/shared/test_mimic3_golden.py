@@ -3,13 +3,18 @@
 import gzip
 import json
 import re
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from golden_mimic3 import FINAL, FOLDER, golden_files, needs_golden, prepared, read
 
+from shared import preparation_mimic3
 from shared.cohorts.mimic3 import final, imputation, neighbours, reference, scores, tables
+from shared.cohorts.mimic3.cohort import Options
+from shared.cohorts.mimic3.stages import Stages
+from shared.preparation_mimic3 import Settings
 from shared.prompts import user_message
 from shared.questions import read_questions
 from shared.tasks import measurement, timeline
@@ -60,6 +65,26 @@ def test_cohort_with_the_originals_ties(name):
         windows = imputation.impute(windows, imputation.SECOND_PASS, ties="introsort")
         ours = scores.finish(windows, second=True)[list(theirs.columns)]
     assert_equal(ours, theirs)
+
+
+ORIGINAL_SECONDS = 441  # of CPU, by the golden folder's README
+
+
+@pytest.mark.parametrize("ties", neighbours.TIES)
+def test_the_cohort_takes_a_hundredth_of_the_originals_time(tmp_path, ties):
+    spent = {}
+
+    class Timed(Stages):
+        def run(self, name, key, write, **options):
+            begin = time.process_time()
+            done = super().run(name, key, write, **options)
+            spent[name] = time.process_time() - begin
+            return done
+
+    settings = Settings(options=Options(ties=ties), threads=1, measurement_stays=1, mortality_stays=1)
+    preparation_mimic3.prepare(FOLDER / "input", tmp_path, settings, progress=False, make_stages=Timed)
+    stages = ("candidates", "first_windows", "stays", "second_windows", "cohort")
+    assert sum(spent[name] for name in stages) < ORIGINAL_SECONDS / 100
 
 
 @pytest.mark.parametrize("name", golden_files("cohort_stable"))
