@@ -1,6 +1,6 @@
 """Raw registry files to a prepared registry and question files.
 
-python -m launch.prepare --cohort=synthetic|sepsis --source=DIR --out=DIR
+python -m launch.prepare --cohort=synthetic|sepsis|mimic3 --source=DIR --out=DIR
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app
+from launch import app, prepare_mimic3
 from shared.config import DataConfig
 from shared.preparation import prepare, summary
 
@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define this program's flags."""
     default = DataConfig()
-    flags.DEFINE_enum("cohort", default.cohort, ["synthetic", "sepsis"], "Which registry.")
+    flags.DEFINE_enum("cohort", default.cohort, ["synthetic", "sepsis", "mimic3"], "Which registry.")
     flags.DEFINE_string("source", default.source, "Folder of the raw files; without it, synthetic is drawn.")
     flags.DEFINE_string("out", None, "Folder for the prepared registry and the questions.", required=True)
     flags.DEFINE_integer("patients", default.patients, "Patients to draw, for synthetic only.")
@@ -39,10 +39,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 42, "Decides the split and every question.")
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
+    prepare_mimic3.define_flags()
 
 
 def main() -> None:
     """Prepare, then say what was written. Raises InputError for a bad flag or raw file."""
+    prepare_mimic3.check_flags(FLAGS.cohort)
+    if FLAGS.cohort == prepare_mimic3.COHORT:
+        app.make_folder("out", Path(FLAGS.out))
+        print(prepare_mimic3.main(Path(FLAGS.out)))
+        return
     data = DataConfig(
         cohort=FLAGS.cohort,
         source=FLAGS.source,

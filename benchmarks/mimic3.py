@@ -1,0 +1,117 @@
+"""MIMIC-III's preparation at growing sizes: CPU seconds, rows a second and peak memory of every stage, and what the real
+tables would take if cost goes on growing in proportion to rows.
+
+    python -m benchmarks.mimic3 --multiples=1,4,16,64 --folder=/tmp/mimic3
+
+Tables are drawn at random by benchmarks/mimic3_tables.py: 120 stays at multiple 1, with about 1,260 rows of CHARTEVENTS
+each. The real tables have 61,532 stays and 330,712,483 such rows: multiple 513 by stays, about 2,180 by those rows. Each
+size runs in a process of its own, which is what a peak of memory means.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import mimic3_tables
+from shared import files, preparation_mimic3
+from shared.cohorts.mimic3.extracts import FROM_CHARTED
+from shared.cohorts.mimic3.stages import Done, Stages
+from shared.preparation_mimic3 import GIGABYTE, Options, Settings
+
+FLAGS = flags.FLAGS
+REAL_STAYS, REAL_CHARTED = 61_532, 330_712_483
+BY_CHARTED = ("charted", *FROM_CHARTED)  # stages whose work is set by CHARTEVENTS; all others go by stays
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    flags.DEFINE_list("multiples", ["1", "4", "16", "64"], "Sizes, in units of 120 stays.")
+    flags.DEFINE_string("folder", None, "Where tables and results go; tables drawn before are used.", required=True)
+    flags.DEFINE_float("memory_limit", 2.0, "Gigabytes.", lower_bound=1.0)
+    flags.DEFINE_integer("threads", 1, "Threads of DuckDB.", lower_bound=1)
+    flags.DEFINE_enum("ties", "stable", ["stable", "introsort"], "As in launch.prepare.")
+
+
+class Watched(Stages):
+    """Stages that note CPU seconds and the peak of resident memory of each (Linux only)."""
+
+    figures: dict[str, dict[str, float]] = {}  # noqa: RUF012 (one process, one run)
+
+    def run(self, name: str, key: str, write: Any, **options: Any) -> Done:
+        """As in Stages."""
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        begin = time.process_time()
+        done = super().run(name, key, write, **options)
+        seconds = time.process_time() - begin
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        Watched.figures[name] = {"rows": done.rows, "cpu": seconds, "wall": done.seconds, "peak": peak}
+        return done
+
+
+def measure(folder: Path, multiple: int, memory: int, threads: int, ties: str) -> dict[str, dict[str, float]]:
+    """Prepare one size from nothing; figures by stage."""
+    source, out = folder / f"tables_{multiple}", folder / f"out_{multiple}"
+    note = source / "rows.json"
+    if not note.is_file():
+        files.write_json(note, mimic3_tables.write(source, mimic3_tables.STAYS * multiple))
+    files.remove(out)
+    settings = Settings(options=Options(ties=ties), salt="s", memory=memory, threads=threads)
+    preparation_mimic3.prepare(source, out, settings, progress=False, make_stages=Watched)
+    shutil.rmtree(out)
+    return Watched.figures | {"tables": files.read_json(note)}
+
+
+def main(_: list[str]) -> None:
+    """Measure every size and print what was found."""
+    folder, multiples = Path(FLAGS.folder), [int(word) for word in FLAGS.multiples]
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = int(FLAGS.memory_limit * GIGABYTE)
+    found = {}
+    for multiple in multiples:
+        # A fresh process for each: memory once taken is rarely given back.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found[multiple] = pool.submit(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties).result()
+        report(multiple, found[multiple])
+    growth(found)
+
+
+def report(multiple: int, figures: dict[str, dict[str, float]]) -> None:
+    """One line for each stage of one size, and the real tables' CPU time in proportion."""
+    rows = figures["tables"]
+    by_charted, by_stays = REAL_CHARTED / rows["chartevents"], REAL_STAYS / rows["icustays"]
+    print(f"\nmultiple {multiple}: {rows['icustays']:,} stays, {rows['chartevents']:,} rows of CHARTEVENTS")
+    print(f"{'stage':<16}{'rows':>12}{'CPU s':>9}{'wall s':>9}{'rows/CPU s':>13}{'peak MB':>9}{'real, CPU min':>15}")
+    total, real = 0.0, 0.0
+    for name, stage in figures.items():
+        if name == "tables":
+            continue
+        scaled = stage["cpu"] * (by_charted if name in BY_CHARTED else by_stays)
+        read = rows["chartevents"] if name == "charted" else stage["rows"]
+        total, real = total + stage["cpu"], real + scaled
+        print(f"{name:<16}{read:>12,}{stage['cpu']:>9.2f}{stage['wall']:>9.2f}{read / max(stage['cpu'], 1e-3):>13,.0f}"
+              f"{stage['peak'] / 1e6:>9.0f}{scaled / 60:>15.1f}")  # fmt: skip
+    print(f"{'all':<16}{'':>12}{total:>9.2f}{'':>31}{real / 60:>15.1f}")
+
+
+def growth(found: dict[int, dict[str, dict[str, float]]]) -> None:
+    """CPU seconds for each multiple of the smallest size's rows: constant where cost is linear."""
+    print("\nCPU milliseconds for each 1,000 rows made")
+    print(f"{'stage':<16}" + "".join(f"{multiple:>10}" for multiple in found))
+    for name in ("ce", "labs_le", "first_windows", "stays", "second_windows", "cohort", "measurement"):
+        costs = [1e6 * figures[name]["cpu"] / max(figures[name]["rows"], 1) for figures in found.values()]
+        if name == "stays":  # its rows are stays, its work is rows of the first pass
+            costs = [1e6 * f[name]["cpu"] / max(f["first_windows"]["rows"], 1) for f in found.values()]
+        print(f"{name:<16}" + "".join(f"{cost:>10.2f}" for cost in costs))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

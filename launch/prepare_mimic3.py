@@ -1,0 +1,66 @@
+"""The part of launch.prepare that is MIMIC-III's alone: its flags, and what they start."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from absl import flags
+
+from shared.cohorts.mimic3 import fixes
+from shared.cohorts.mimic3.cohort import Options
+from shared.cohorts.mimic3.neighbours import TIES
+from shared.errors import InputError
+from shared.preparation_mimic3 import Settings, prepare
+
+FLAGS = flags.FLAGS
+COHORT = "mimic3"
+ALSO = ("cohort", "source", "out", "salt", "progress")  # flags of every cohort that mean something here too
+OWN = ("fix", "ties", "csv", "measurement_stays", "mortality_stays", "memory_limit", "threads")
+UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def define_flags() -> None:
+    """Define the flags that only this cohort has."""
+    settings = Settings()
+    flags.DEFINE_string("fix", "", f"mimic3: corrections of the original: all, or names of {', '.join(fixes.FIXES)}.")
+    flags.DEFINE_enum("ties", "stable", TIES, "mimic3: equally near rows: the lowest, or the original's choice.")
+    flags.DEFINE_bool("csv", False, "mimic3: also write the final table as the original's CSV file.")
+    flags.DEFINE_integer("measurement_stays", settings.measurement_stays, "mimic3: stays asked about.", lower_bound=1)
+    flags.DEFINE_integer("mortality_stays", settings.mortality_stays, "mimic3: stays asked about.", lower_bound=1)
+    flags.DEFINE_string("memory_limit", "4GB", "mimic3: memory to stay below; more than that goes to disk.")
+    flags.DEFINE_integer("threads", os.cpu_count() or 1, "mimic3: threads that read the files.", lower_bound=1)
+
+
+def check_flags(cohort: str) -> None:
+    """Refuse a flag that was given but means nothing for `cohort`. Raises InputError."""
+    every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
+    foreign = [flag.name for flag in every if flag.name not in ALSO] if cohort == COHORT else OWN
+    for name in foreign:
+        if FLAGS[name].present:
+            raise InputError(f"--{name} means nothing for --cohort={cohort}; leave it out")
+
+
+def main(out: Path) -> str:
+    """Prepare the cohort into `out`; returns a summary. Raises InputError for a bad flag or file."""
+    if not FLAGS.source:
+        raise InputError("--source is needed: the folder with MIMIC-III's CSV files")
+    settings = Settings(
+        options=Options(ties=FLAGS.ties, fixes=fixes.parse(FLAGS.fix)),
+        measurement_stays=FLAGS.measurement_stays,
+        mortality_stays=FLAGS.mortality_stays,
+        csv=FLAGS.csv,
+        salt=FLAGS.salt or None,
+        memory=size(FLAGS.memory_limit),
+        threads=FLAGS.threads,
+    )
+    return prepare(Path(FLAGS.source), out, settings, progress=FLAGS.progress)
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 4GB or 512MiB. Raises InputError for anything else."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
+    if not parts:
+        raise InputError(f"--memory_limit={text}: not a size; write it like 4GB or 1500MB")
+    return int(float(parts[1]) * UNITS[parts[2].upper()])

@@ -1,0 +1,106 @@
+"""From the extracts to the sepsis cohort: two passes over the charted data, the second on the stays that remain."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from shared.cohorts.mimic3 import patients, windows
+from shared.cohorts.mimic3.charting import chart
+from shared.cohorts.mimic3.cleaning import clean
+from shared.cohorts.mimic3.onset import onsets
+from shared.cohorts.mimic3.reading import Extracts
+
+ADULT_DAYS = 6_574
+CONSTANTS = {  # of a stay: name in the window table -> name in demog
+    "gender": "gender",
+    "age": "age",
+    "elixhauser": "elixhauser",
+    "re_admission": "re_admission",
+    "died_in_hosp": "morta_hosp",
+    "mortality_90d": "morta_90",
+}
+NEAR_DEATH = 48 * patients.HOUR
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What changes the cohort."""
+
+    ties: str = "stable"
+    fixes: frozenset[str] = frozenset()
+
+
+def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Adult stays with an onset of suspected infection, ascending by id, and how many were lost before.
+
+    Columns: icustay_id, onset, dischtime, outtime, dod and what `CONSTANTS` names.
+    """
+    everything, stays = extracts.whole("demog"), extracts.whole("preadm_fluid")
+    demog = patients.reduce_demog(everything)
+    samples = patients.assign_cultures(patients.cultures(extracts.whole("microbio"), extracts.whole("culture")), demog)
+    abx = patients.assign_antibiotics(extracts.whole("abx"), demog)
+    onset = onsets(abx, samples, demog["icustay_id"])
+    demog = demog.set_index("icustay_id").assign(onset=onset)
+    infected = demog[demog["onset"] > 0]
+    adults = infected[infected["age"] > ADULT_DAYS].sort_index()
+    lost = {
+        "patients": int(everything["subject_id"].nunique()),
+        "ICU stays": len(stays),
+        "without their admission or patient on file": len(stays) - len(everything),
+        "not the first of their admission, or its times are another's": len(everything) - len(demog),
+        "cultures that belong to no stay": int(samples["icustay_id"].isna().sum()),
+        "antibiotics that belong to no stay": int(abx["icustay_id"].isna().sum()),
+        "without suspected infection": len(demog) - len(infected),
+        "not adult": len(infected) - len(adults),
+    }
+    columns = ["onset", "dischtime", "outtime", "dod", *CONSTANTS.values()]
+    return adults[columns].reset_index(), lost
+
+
+def window_table(
+    extracts: Extracts, stays: pd.DataFrame, options: Options, *, second: bool, report: Callable[[int], object]
+) -> pd.DataFrame:
+    """The windows of `stays` before imputation, ascending by stay and bloc; `report(n)` after every n stays."""
+    tables = []
+    for batch in extracts.batches(stays):
+        tables.append(_windows_of(extracts, batch, options, second=second))
+        report(len(batch))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _windows_of(extracts: Extracts, stays: pd.DataFrame, options: Options, *, second: bool) -> pd.DataFrame:
+    charted = chart(*extracts.charted(stays))
+    last = pd.Series(charted.time).groupby(charted.stay).max().reindex(range(len(stays)))
+    charted = clean(charted, second=second, fixes=options.fixes)
+    table = windows.aggregate(charted, len(stays))
+    mv, cv = extracts.of_stays("fluid_mv", stays), extracts.of_stays("fluid_cv", stays)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mv["norm_rate"] = mv["tev"] * mv["rate"] / mv["amount"]
+    urine_before = pd.Series(0.0, index=range(len(stays)))
+    if "preadmission_urine" in options.fixes:
+        noted = extracts.of_stays("preadm_uo", stays)
+        urine_before = urine_before.add(noted.groupby("stay")["value"].sum(), fill_value=0)
+    fluids_before = extracts.of_stays("preadm_fluid", stays).set_index("stay")["inputpreadm"]
+    parts = (
+        windows.vasopressors(table, extracts.of_stays("vaso_mv", stays), extracts.of_stays("vaso_cv", stays)),
+        windows.fluids(table, mv, cv, fluids_before.reindex(range(len(stays))).fillna(0)),
+        windows.urine(table, extracts.of_stays("uo", stays), urine_before),
+        _constants(stays, last).loc[table["stay"]].set_index(table.index),
+    )
+    table = pd.concat([table, *parts], axis=1).drop(columns="stay")
+    return table.assign(cumulated_balance=table["input_total"] - table["output_total"])
+
+
+def _constants(stays: pd.DataFrame, last: pd.Series) -> pd.DataFrame:
+    constants = stays[list(CONSTANTS.values())].rename(columns={v: k for k, v in CONSTANTS.items()})
+    near = (stays["dod"] - stays["outtime"]).abs() < NEAR_DEATH
+    return constants.astype(float).assign(
+        icustayid=stays["icustay_id"],
+        presumed_onset=stays["onset"],
+        died_within_48h_of_out_time=near.astype(float),
+        delay_end_of_record_and_discharge_or_death=(stays["dischtime"] - last) / patients.HOUR,
+    )

@@ -1,0 +1,78 @@
+"""The final table: the columns and their order that the original's readers expect (spec: mimic3, 10)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+FEATURES = (
+    "gender", "mechvent", "max_dose_vaso", "re_admission", "age", "Weight_kg", "GCS", "HR", "SysBP", "MeanBP", "DiaBP",
+    "RR", "Temp_C", "FiO2_1", "Potassium", "Sodium", "Chloride", "Glucose", "Magnesium", "Calcium", "Hb", "WBC_count",
+    "Platelets_count", "PTT", "PT", "Arterial_pH", "paO2", "paCO2", "Arterial_BE", "HCO3", "Arterial_lactate", "SOFA",
+    "SIRS", "Shock_Index", "PaO2_FiO2", "cumulated_balance", "SpO2", "BUN", "Creatinine", "SGOT", "SGPT", "Total_bili",
+    "INR", "input_total", "input_4hourly", "output_total", "output_4hourly",
+)  # fmt: skip
+READER_DIGITS = 17
+COLUMNS = (
+    "traj", "step", "m:presumed_onset", "m:charttime", "m:icustayid", *(f"o:{name}" for name in FEATURES), "a:action",
+    "r:reward",
+)  # fmt: skip
+
+
+def final_table(windows: pd.DataFrame) -> pd.DataFrame:
+    """The second pass's windows as `COLUMNS`; rows ascending by stay and bloc."""
+    stay = windows["icustayid"]
+    by_stay = stay.groupby(stay)
+    last = by_stay.cumcount(ascending=False) == 0
+    outcome = 1 - 2 * windows["died_within_48h_of_out_time"]
+    columns: dict[str, pd.Series] = {
+        "traj": by_stay.ngroup() + 1,
+        "step": by_stay.cumcount(),
+        "m:presumed_onset": windows["presumed_onset"].astype(float),
+        "m:charttime": windows["charttime"].astype(float),
+        "m:icustayid": stay.astype(float),
+        **{f"o:{name}": windows[name].astype(float) for name in FEATURES},
+        "a:action": _actions(windows),
+        "r:reward": outcome.where(last, 0.0).astype(float),
+    }
+    return pd.DataFrame(columns)[list(COLUMNS)]
+
+
+def _actions(windows: pd.DataFrame) -> pd.Series:
+    """0 to 24: five times the quartile of fluids given (0 for none) plus that of the vasopressor dose."""
+    fluids, dose = windows["input_4hourly"], windows["max_dose_vaso"]
+    fluid_bin = _quartiles(fluids, fluids > 0, 0.2499999999)
+    dose_bin = _quartiles(dose, dose != 0, 0.249999999999)
+    return (5 * fluid_bin + dose_bin.where(dose == 0, dose_bin.clip(lower=1))).astype("int64")
+
+
+def _quartiles(values: pd.Series, given: pd.Series, shift: float) -> pd.Series:
+    rank = values[given].rank() / given.sum()
+    return (4 * (rank + shift) // 1).reindex(values.index, fill_value=0)
+
+
+def reread(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as the original's question scripts had it, after writing it as CSV and reading it with pandas 2.2.
+
+    That reader takes 17 digits at most, leading zeros included, so numbers differ in their last digits, and some that
+    differed become equal. Which options the scripts draw depends on how many distinct numbers there are.
+    """
+    result = table.copy()
+    for name in table.columns[table.dtypes == np.float64]:
+        codes, distinct = pd.factorize(table[name])
+        result[name] = np.append([_reread(float(value)) for value in distinct], np.nan)[codes]
+    return result
+
+
+def _reread(value: float) -> float:
+    if not np.isfinite(value):
+        return value
+    mantissa, _, exponent = repr(abs(value)).partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    digits = (whole + decimals)[:READER_DIGITS]
+    number = 0.0
+    for digit in digits:
+        number = number * 10.0 + int(digit)
+    power = len(whole) - len(digits) + int(exponent or 0)
+    number = number * float(f"1e{power}") if power > 0 else number / float(f"1e{-power}")
+    return float(np.copysign(number, value))

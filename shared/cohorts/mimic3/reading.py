@@ -1,0 +1,78 @@
+"""The extracts, read back for a batch of stays at a time so that memory does not grow with the hospital."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+
+from shared.cohorts.mimic3.charting import AFTER, BEFORE
+
+
+class Extracts:
+    """The Parquet files in `folder`; `batch` stays are worked on at once."""
+
+    def __init__(self, folder: Path, connection: duckdb.DuckDBPyConnection, *, batch: int) -> None:
+        self._folder = folder
+        self._connection = connection
+        self._batch = batch
+
+    def whole(self, name: str) -> pd.DataFrame:
+        """An extract in its own order."""
+        return pd.read_parquet(self._folder / f"{name}.parquet")
+
+    def batches(self, stays: pd.DataFrame) -> Iterator[pd.DataFrame]:
+        """`stays` (ascending icustay_id) in parts, each with positions from 0; one part where there are none."""
+        for start in range(0, max(1, len(stays)), self._batch):
+            yield stays.iloc[start : start + self._batch].reset_index(drop=True)
+
+    def of_stays(self, name: str, stays: pd.DataFrame) -> pd.DataFrame:
+        """An extract's rows about `stays`, in its order; `stay` is the position in `stays`."""
+        file = f"read_parquet({self._path(name)}, file_row_number = true)"
+        return self._run(
+            stays,
+            f"SELECT s.stay, e.* EXCLUDE (icustay_id, file_row_number) FROM {file} AS e JOIN batch AS s "
+            f"USING (icustay_id) WHERE {_range(stays)} ORDER BY e.file_row_number",
+        )
+
+    def charted(self, stays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """What was measured around the onset of infection: bedside, laboratory and ventilation.
+
+        Columns stay and time, then itemid and valuenum, or mechvent and extubated; in the order in which a later row
+        overwrites an earlier one.
+        """
+        bedside = self._around(stays, "ce", "charttime", "itemid, valuenum")
+        noted = self._around(stays, "labs_ce", "charttime", "itemid, valuenum, 0 AS source")
+        reported = self._around(stays, "labs_le", "timestp", "itemid, valuenum, 1 AS source")
+        flags = self._around(stays, "mechvent", "charttime", "mechvent, extubated")
+        return (
+            self._run(stays, f"{bedside} ORDER BY stay, time, itemid, valuenum NULLS LAST"),
+            self._run(stays, f"{noted} UNION ALL {reported} ORDER BY stay, time, source, itemid, valuenum"),
+            self._run(stays, f"{flags} ORDER BY stay, time"),
+        )
+
+    def _around(self, stays: pd.DataFrame, name: str, time: str, columns: str) -> str:
+        return (
+            f"SELECT s.stay, e.{time} AS time, {columns} FROM read_parquet({self._path(name)}) AS e JOIN batch AS s "
+            f"USING (icustay_id) WHERE {_range(stays)} AND e.{time} BETWEEN s.onset - {BEFORE} AND s.onset + {AFTER}"
+        )
+
+    def _run(self, stays: pd.DataFrame, query: str) -> pd.DataFrame:
+        batch = pd.DataFrame({"icustay_id": stays["icustay_id"], "onset": stays["onset"], "stay": range(len(stays))})
+        self._connection.register("batch", batch)
+        try:
+            return self._connection.execute(query).df()
+        finally:
+            self._connection.unregister("batch")
+
+    def _path(self, name: str) -> str:
+        return "'" + str(self._folder / f"{name}.parquet").replace("'", "''") + "'"
+
+
+def _range(stays: pd.DataFrame) -> str:
+    # Lets whole blocks of a file be passed over.
+    if stays.empty:
+        return "false"
+    return f"e.icustay_id BETWEEN {stays['icustay_id'].iloc[0]} AND {stays['icustay_id'].iloc[-1]}"

@@ -1,0 +1,118 @@
+"""Stages of a long preparation: each leaves a file and a note of what it was made from, and is not done twice."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+from tqdm import tqdm
+
+from shared import files
+
+POLL_SECONDS = 0.2
+Written = tuple[int, dict[str, Any]]  # rows, and what there is to report
+Write = Callable[[Path, "tqdm[Any]"], Written]
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A finished stage: rows written, seconds taken when it was done, and what it has to report."""
+
+    name: str
+    path: Path
+    rows: int
+    seconds: float
+    notes: dict[str, Any]
+
+
+class Stages:
+    """Runs stages in `folder`, which holds each one's note and, unless told otherwise, its file."""
+
+    def __init__(self, folder: Path, *, progress: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=files.OWNER_ONLY_FOLDER)
+        self.folder = folder
+        self.done: list[Done] = []
+        self._progress = progress
+
+    def kept(self, name: str, key: str, path: Path | None = None) -> Done | None:
+        """What an earlier run left for this stage, if it was made from the same (`key`)."""
+        path, note = path or self.path(name), self._note(name)
+        if not note.is_file() or not path.is_file():
+            return None
+        found = files.read_json(note)
+        if not isinstance(found, dict) or found.get("key") != key:
+            return None
+        return Done(name, path, found["rows"], found["seconds"], found["notes"])
+
+    def run(
+        self, name: str, key: str, write: Write, *, path: Path | None = None, total: int | None = None, unit: str = ""
+    ) -> Done:
+        """Call `write(path, bar)` unless its result is there already; it returns rows and notes.
+
+        `write` must leave `path` whole or absent. The note is written last, so a stage cut off is done again.
+        """
+        found = self.kept(name, key, path)
+        if found is None:
+            path = path or self.path(name)
+            self._note(name).unlink(missing_ok=True)
+            begin = time.perf_counter()
+            with tqdm(total=total, desc=name, unit=unit, disable=not self._progress) as bar:
+                rows, notes = write(path, bar)
+                bar.set_postfix_str(f"{rows:,} rows")
+            seconds = round(time.perf_counter() - begin, 3)
+            files.write_json(self._note(name), {"key": key, "rows": rows, "seconds": seconds, "notes": notes})
+            found = Done(name, path, rows, seconds, notes)
+        self.done.append(found)
+        return found
+
+    def path(self, name: str) -> Path:
+        """Where a stage's file lies."""
+        return self.folder / f"{name}.parquet"
+
+    def _note(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def key_of(*parts: Any) -> str:
+    """A digest of anything that can be written as JSON."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def save(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as Parquet, atomically."""
+    with files.replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+@contextlib.contextmanager
+def watched(connection: duckdb.DuckDBPyConnection, bar: tqdm[Any]) -> Iterator[None]:
+    """Moves `bar` (in percent) while a query runs on `connection`."""
+    if bar.disable:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(POLL_SECONDS):
+            bar.update(max(0.0, round(connection.query_progress()) - bar.n))
+
+    connection.execute("SET enable_progress_bar = true")
+    connection.execute("SET enable_progress_bar_print = false")
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        bar.update(100 - bar.n)

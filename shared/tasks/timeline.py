@@ -1,0 +1,65 @@
+"""A stay of the MIMIC-III cohort as text: the patient, then a block for each four-hour window (spec: mimic3, 11.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+HOUR = 3600
+YEAR = 365.25
+PATIENT = ("Gender", "Age", "Readmission")  # shown once; everything else for every window
+COHORT = "mimic3"
+
+
+def readable(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """The final table with features under the names shown: age in whole years, four flags as words.
+
+    `names` maps `o:` columns to display names. Rows and the `m:` columns are kept. Raises ValueError where a value is
+    missing or infinite: see `finite_stays`.
+    """
+    shown = table.rename(columns=dict(names))
+    shown["Age"] = (shown["Age"] / YEAR).round()
+    shown["Gender"] = np.where(shown["Gender"] != 0, "Female", "Male")
+    for name in ("Mechanical Ventilation", "Readmission"):
+        shown[name] = np.where(shown[name] != 0, "Yes", "No")
+    numbers = shown[[name for name in names.values() if shown[name].dtype.kind == "f"]]
+    if not np.isfinite(numbers.to_numpy()).all():
+        raise ValueError("a value is missing or infinite; leave such stays out")
+    return shown[[*(name for name in table.columns if name.startswith("m:")), *names.values()]]
+
+
+def finite_stays(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The final table without the stays in which a value is missing or infinite, and how many stays these are."""
+    broken = table.loc[~np.isfinite(table.filter(like="o:").to_numpy()).all(axis=1), "m:icustayid"].unique()
+    return table[~table["m:icustayid"].isin(broken)].reset_index(drop=True), len(broken)
+
+
+def context(rows: pd.DataFrame) -> str:
+    """The record of one stay from its rows of the readable table; every line ends with a newline."""
+    first = rows.iloc[0]
+    lines = ["[Patient Information]", *(f"{name}: {first[name]}" for name in PATIENT)]
+    names = [name for name in rows.columns if not name.startswith("m:") and name not in PATIENT]
+    hours = ((rows["m:charttime"] - rows["m:presumed_onset"]) // HOUR).astype(int)
+    columns = [[value_text(value) for value in rows[name]] for name in names]
+    for hour, values in zip(hours, zip(*columns, strict=True), strict=True):
+        lines += [
+            "",
+            f"[Time: Onset{hour:+d}h]",
+            *(f"{name}: {text}" for name, text in zip(names, values, strict=True)),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def value_text(value: str | float) -> str:
+    """A value as shown: texts as they are, whole numbers without a point, others with three decimals."""
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if value == int(value) else f"{value:.3f}"
+
+
+def pseudonym(salt: str, identifier: int) -> str:
+    """What stands for a patient or a stay in a question."""
+    return hashlib.blake2b(f"{salt}{identifier}".encode(), digest_size=8).hexdigest()
