@@ -230,7 +230,7 @@ class TorchConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO: shards nothing, optimizer state, gradients too, weights too
     rollout_engine: Literal["auto", "vllm", "server", "hf"] = "auto"  # auto: vllm where it is installed, else hf
-    gpu_memory_utilization: float = 0.9  # of a GPU that vLLM may fill while it is awake
+    gpu_memory_utilization: float = 0.45  # of a GPU that vLLM may fill while it is awake, beside the learner
     server_url: str = ""  # of a running vLLM server, e.g. http://node8:8000
     server_weights: str = ""  # folder that the learner writes and the server reads new weights from
     publish_bucket_mb: int = 1_024  # weights gathered at once on the way to the engine
