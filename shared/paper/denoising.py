@@ -160,13 +160,14 @@ def oversample(
     draws: Draws,
     *,
     wanted: int,
+    count: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> list[Message]:
     """Whole passes over the rows until twice `wanted` are made; of equal messages the first is kept."""
     made: dict[str, Message] = {}
     produced = 0
     while produced < 2 * wanted:
-        for message in plain(rows, material, draws, progress=progress):
+        for message in plain(rows, material, draws, count=count, progress=progress):
             made.setdefault(message.text, message)
         produced += len(rows)
     return list(made.values())
