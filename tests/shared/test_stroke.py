@@ -51,8 +51,14 @@ def test_values_of_codes(case):
 
 @pytest.mark.parametrize(
     ("name", "value", "paper", "mended"),
-    [("tia", None, "Yes", "No"), ("tia", "", "No", "No"), ("tia", 0, "No", "No"), ("foo", 0, "no", "No"), ("foo", 999, "NA", "NA")],
-)  # fmt: skip
+    [
+        ("tia", None, "Yes", "No"),
+        ("tia", "", "No", "No"),
+        ("tia", 0, "No", "No"),
+        ("foo", 0, "no", "No"),
+        ("foo", 999, "NA", "NA"),
+    ],
+)
 def test_what_is_mended(name, value, paper, mended):
     assert coding.decode(name, value, {1: "Yes"}, paper=True) == paper
     assert coding.decode(name, value, {1: "Yes"}) == mended
