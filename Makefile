@@ -50,3 +50,4 @@ bench: env
 	$(BIN)/python -m benchmarks.group_layout
 	$(BIN)/python -m benchmarks.learner
 	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.data
