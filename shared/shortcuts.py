@@ -4,7 +4,7 @@ A policy trained by reinforcement finds whatever gives the answer away before it
 options only. `excess` is its accuracy less chance (one over the number of options, question by question) with a 95 %
 interval in which patients, not questions, are the observations; a guesser that cannot choose among some options is given
 its expected accuracy. A set passes if no guesser's excess is above 0 beyond the interval that holds for all guessers
-together (Bonferroni): of twelve honest intervals, one in four sets would otherwise have one that fails by chance.
+together (Bonferroni): of eleven honest intervals, one in four sets would otherwise have one that fails by chance.
 """
 
 from __future__ import annotations
