@@ -85,7 +85,7 @@ def main() -> None:
         print(draft_codebook(Path(FLAGS.source)))
         return
     if not FLAGS.out:
-        raise InputError("--out: give the folder for the prepared registry and the questions")
+        raise InputError("--out must have a value: the folder for the prepared registry and the questions")
     out = Path(FLAGS.out)
     if FLAGS.verify:
         lines = verify(out, progress=FLAGS.progress)

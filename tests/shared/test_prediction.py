@@ -72,7 +72,7 @@ def stays():
     few = [
         c
         for c in raw.columns
-        if not c.visible or c.section[:4] != "[Day" or c.name.endswith(("_aki", "_cr", "surgery"))
+        if not c.visible or c.section[:4] != "[Day" or c.name.endswith(("_aki", "_cr", "_hr", "surgery"))
     ]
     return build(hospitalized.RawRegistry(**{**vars(raw), "columns": few}), valid_patients=300, seed=2, salt="s")
 

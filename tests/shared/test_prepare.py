@@ -233,7 +233,7 @@ def test_paper_compat_from_raw_files(prepared, tmp_path):
     data = dataclasses.replace(SMALL, cohort="sepsis", source=str(prepared / "raw"), compat="paper", balance="none")
     preparation.prepare(data, tmp_path, seed=3, progress=False)
     train, valid = (read_questions(tmp_path / "questions" / f"{split}.parquet") for split in ("train", "valid"))
-    assert len(train) == 120 and 0 < len(valid) <= 40 and len({q.id for q in train}) == 120
+    assert 100 < len(train) <= 120 and 0 < len(valid) <= 40 and len({q.id for q in train}) == len(train)
     record = json.loads((tmp_path / "questions" / "provenance.json").read_text())
     assert not record["shortcuts"]["train"]["passed"]  # the original's options give answers away
     assert store.load(tmp_path / "registry").provenance["options"]["fit"] == "all"
