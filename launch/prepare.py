@@ -1,73 +1,118 @@
-"""Raw registry files to a prepared registry and question files.
+"""Raw registry files to a prepared registry and question files; or a check, or a first codebook.
 
-python -m launch.prepare --cohort=synthetic|sepsis|mimic3 --source=DIR --out=DIR
+python -m launch.prepare --cohort=synthetic|sepsis|hospitalized|stroke|mimic3|custom --source=DIR --out=DIR
+python -m launch.prepare --verify --out=DIR
+python -m launch.prepare --cohort=custom --source=DIR --draft_codebook
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from launch import app, prepare_mimic3
+from shared.cohorts import tables
+from shared.cohorts.custom.codebook import CODEBOOK, draft, write_codebook
+from shared.cohorts.custom.table import DATA, read_data
 from shared.config import DataConfig
+from shared.errors import InputError
 from shared.preparation import prepare, summary
+from shared.verification import check_sources, verify
 
 FLAGS = flags.FLAGS
+
+DEFINE: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+# Every field of DataConfig that makes questions is a flag of its name; this is what each flag says of itself.
+HELP = {
+    "cohort": "Which registry.",
+    "task": "What is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year.",
+    "source": "Folder of the raw files; without it, synthetic is drawn.",
+    "compat": "paper: the original's values, statistics and draws, faults included.",
+    "patients": "Patients to draw, for synthetic only.",
+    "valid_patients": "Patients held out for validation.",
+    "split": "Who is held out: patients at random, whole sites, or the latest.",
+    "held_out": "Sites held out, separated by commas, or the first date or year held out; empty: by --valid_patients.",
+    "fit": "Whose values statistics and mutual information describe; all reproduces the original.",
+    "train_questions": "Questions about the other patients.",
+    "valid_questions": "Questions about those held out.",
+    "num_choices": "Options of a question, 2 to 5.",
+    "difficulty": "Half as much stands for options twice as close; 2 is the paper's.",
+    "mi_cutoff": "Features that share more nats with the masked one are hidden.",
+    "balance": "Whose questions have each option right equally often: all, train (held-out values as they come), none.",
+    "all_victims": "Ask for every value of one held-out patient after the other.",
+    "masked": "Values masked together in a record; each is asked for.",
+    "causal": "Show nothing from sections after that of the masked value.",
+    "core_features": "Keep only the most informative; 0: all features.",
+    "core_kind": "Kind of the features kept.",
+    "option_order": "Order of the options.",
+    "context_features": "Features shown, at random; 0: the whole record.",
+}
 
 
 def define_flags() -> None:
     """Define this program's flags."""
-    default = DataConfig()
-    flags.DEFINE_enum("cohort", default.cohort, ["synthetic", "sepsis", "mimic3"], "Which registry.")
-    flags.DEFINE_string("source", default.source, "Folder of the raw files; without it, synthetic is drawn.")
-    flags.DEFINE_string("out", None, "Folder for the prepared registry and the questions.", required=True)
-    flags.DEFINE_integer("patients", default.patients, "Patients to draw, for synthetic only.")
-    flags.DEFINE_integer("valid_patients", default.valid_patients, "Patients held out for validation.")
-    flags.DEFINE_integer("train_questions", default.train_questions, "Questions about the other patients.")
-    flags.DEFINE_integer("valid_questions", default.valid_questions, "Questions about those held out.")
-    flags.DEFINE_integer("num_choices", default.num_choices, "Options of a question, 2 to 5.")
-    flags.DEFINE_float("difficulty", default.difficulty, "Standard deviations between numeric options.")
-    flags.DEFINE_float("mi_cutoff", default.mi_cutoff, "Features that share more nats with the masked one are hidden.")
-    flags.DEFINE_integer("core_features", default.core_features, "Keep only the most informative; 0: all features.")
-    flags.DEFINE_enum("option_order", default.option_order, ["shuffled", "sorted"], "Order of the options.")
-    flags.DEFINE_enum("core_kind", default.core_kind, ["any", "category", "number"], "Kind of the features kept.")
-    flags.DEFINE_integer(
-        "context_features", default.context_features, "Features shown, at random; 0: the whole record."
-    )
+    hints = typing.get_type_hints(DataConfig)
+    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    for name, text in HELP.items():
+        kind, default = hints[name], defaults[name]
+        if typing.get_origin(kind) is typing.Literal:
+            also = [prepare_mimic3.COHORT] if name == "cohort" else []
+            flags.DEFINE_enum(name, str(default), [*typing.get_args(kind), *also], text)
+        else:
+            DEFINE[kind](name, default, text)
+    flags.DEFINE_string("out", "", "Folder for the prepared registry and the questions.")
     flags.DEFINE_integer("seed", 42, "Decides the split and every question.")
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
+    flags.DEFINE_bool("verify", False, "Check what is in --out: files, sources, splits, and that it comes out again.")
+    flags.DEFINE_bool("draft_codebook", False, f"Write a first {CODEBOOK} beside the table of a custom registry.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
     prepare_mimic3.define_flags()
 
 
 def main() -> None:
-    """Prepare, then say what was written. Raises InputError for a bad flag or raw file."""
+    """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
+    if FLAGS.draft_codebook:
+        print(draft_codebook(Path(FLAGS.source)))
+        return
+    if not FLAGS.out:
+        raise InputError("--out must have a value: the folder for the prepared registry and the questions")
     prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.cohort == prepare_mimic3.COHORT:
         app.make_folder("out", Path(FLAGS.out))
         print(prepare_mimic3.main(Path(FLAGS.out)))
         return
-    data = DataConfig(
-        cohort=FLAGS.cohort,
-        source=FLAGS.source,
-        patients=FLAGS.patients,
-        valid_patients=FLAGS.valid_patients,
-        train_questions=FLAGS.train_questions,
-        valid_questions=FLAGS.valid_questions,
-        num_choices=FLAGS.num_choices,
-        difficulty=FLAGS.difficulty,
-        mi_cutoff=FLAGS.mi_cutoff,
-        core_features=FLAGS.core_features,
-        core_kind=FLAGS.core_kind,
-        option_order=FLAGS.option_order,
-        context_features=FLAGS.context_features,
-    )
     out = Path(FLAGS.out)
+    if FLAGS.verify:
+        lines = verify(out, progress=FLAGS.progress)
+        print("\n".join([*lines, check_sources(out, Path(FLAGS.source))] if FLAGS.source else lines))
+        return
+    data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP})
     app.make_folder("out", out)
     prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None)
     print(summary(out))
+
+
+def draft_codebook(source: Path) -> str:
+    """Write a first codebook beside the table in `source`. Raises InputError where there is one already, or no table."""
+    data = tables.find(source, {"data": DATA})["data"]
+    lines = draft(read_data(data))
+    write_codebook(source / CODEBOOK, lines)
+    drafted = [line.kind for line in lines]
+    kinds = ", ".join(f"{drafted.count(kind)} {kind}" for kind in dict.fromkeys(drafted))
+    missing = "" if "id" in drafted else "; no column looks like an id: give one the kind id"
+    return f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}\nedit it, then prepare (docs/custom.md)"
 
 
 if __name__ == "__main__":

@@ -36,17 +36,28 @@ def at_least(config: Any, minimum: float, *fields: str) -> None:
 class DataConfig:
     """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
 
-    cohort: Literal["synthetic", "sepsis"] = "synthetic"
+    cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
+    task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
     train: str = ""  # question files that exist already
     valid: str = ""
+    compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
     patients: int = 2_000  # drawn for `synthetic` only
     valid_patients: int = 1_000
+    split: Literal["random", "site", "time"] = "random"  # who is held out
+    held_out: str = ""  # sites held out, or the first date held out; empty: by valid_patients
+    fit: Literal["train", "all"] = "train"  # whose values statistics and mutual information describe (paper: all)
     train_questions: int = 30_000
     valid_questions: int = 1_000
     num_choices: int = 5
     difficulty: float = 2.0
     mi_cutoff: float = 0.5  # nats
+    # Each option is the right one equally often, so that frequency is no answer. "train": held-out values come as often as
+    # among patients, e.g. to judge calibration. "none": the paper.
+    balance: Literal["all", "train", "none"] = "all"
+    all_victims: bool = False  # held-out patients: every value of one after the other, not one drawn from each in turn
+    masked: int = 1  # values masked together in a record; each is asked for
+    causal: bool = False  # show nothing from sections after that of the masked value
     core_features: int = 0  # keep only so many features of the registry, the most informative; 0 keeps all
     core_kind: Literal["any", "category", "number"] = "any"  # of the features kept
     # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
@@ -54,7 +65,7 @@ class DataConfig:
     context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions")
+        at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions", "masked")
         at_least(self, 0, "core_features", "context_features", "mi_cutoff")
         check(2 <= self.num_choices <= 5, "num_choices", self.num_choices, "must be 2 to 5, the letters A to E")
         check(self.difficulty > 0, "difficulty", self.difficulty, "must be above 0")
@@ -63,6 +74,14 @@ class DataConfig:
               f"the folder with the raw files of {self.cohort!r} is needed")  # fmt: skip
         check(self.cohort != "synthetic" or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
               f"must leave training patients: below patients = {self.patients}")  # fmt: skip
+        check(not self.held_out or self.split != "random", "held_out", self.held_out,
+              "goes with split = 'site' or 'time'")  # fmt: skip
+        wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
+        check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
+              "the original had no custom cohort")  # fmt: skip
+        check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
+              "fixes the split and what is fitted; leave split and fit alone")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

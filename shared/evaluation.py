@@ -28,7 +28,8 @@ RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, a
 class Answer:
     """What a policy answered to one question. `predicted` is a letter, "" where the completion holds none.
 
-    `truncated`: the length limit ended the completion, which is `tokens` long.
+    `truncated`: the length limit ended the completion, which is `tokens` long. `probabilities` are those of the options,
+    in order: the model's own, or shares of votes; empty where there is one greedy answer.
     """
 
     question_id: str
@@ -39,13 +40,17 @@ class Answer:
     correct: bool
     truncated: bool
     tokens: int
+    probabilities: tuple[float, ...] = ()
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Answer)]
-KINDS = {"correct": "bool", "truncated": "bool", "tokens": "int64"}
+KINDS = {"correct": "bool", "truncated": "bool", "tokens": "int64", "probabilities": "object"}
+OPTIONAL = {"probabilities"}  # not in files of earlier versions
 
 
-def answer_to(question: Question, predicted: str, *, truncated: bool, tokens: int) -> Answer:
+def answer_to(
+    question: Question, predicted: str, *, truncated: bool, tokens: int, probabilities: tuple[float, ...] = ()
+) -> Answer:
     """The record for `question` answered with the letter `predicted` ("": no answer found)."""
     return Answer(
         question_id=question.id,
@@ -56,12 +61,14 @@ def answer_to(question: Question, predicted: str, *, truncated: bool, tokens: in
         correct=predicted == question.answer,
         truncated=truncated,
         tokens=tokens,
+        probabilities=probabilities,
     )
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """Write answers as Parquet, readable by its owner only; replaces `path` atomically."""
     table = pd.DataFrame([dataclasses.asdict(answer) for answer in answers], columns=COLUMNS)
+    table["probabilities"] = table["probabilities"].map(list)
     table = table.astype({name: KINDS.get(name, "string") for name in COLUMNS})
     with files.replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
@@ -75,9 +82,12 @@ def read_answers(path: Path) -> list[Answer]:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})".replace("\n", " ")) from error
-    missing = [name for name in COLUMNS if name not in table.columns]
+    missing = [name for name in COLUMNS if name not in table.columns and name not in OPTIONAL]
     if missing:
         raise InputError(f"{path}: not a file of answers, these columns are missing: {', '.join(missing)}")
+    if "probabilities" not in table.columns:
+        table["probabilities"] = [()] * len(table)
+    table["probabilities"] = table["probabilities"].map(lambda shares: tuple(map(float, shares)))
     columns = {name: table[name].tolist() for name in COLUMNS}
     return [Answer(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
@@ -94,13 +104,29 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
     return plain(
         {
             **_figures(table),
-            "ci": _interval(table["correct"], table["patient"], bootstrap, seed),
+            "ci": interval_of(table["correct"], table["patient"], bootstrap, seed),
             "patients": table["patient"].nunique(),
             "mean_tokens": table["tokens"].mean(),
             "answered": (table["predicted"] != "").mean(),
             "truncated": table["truncated"].mean(),
             "per_section": _by(table, "section"),
             "per_feature": _by(table, "feature"),
+        }
+    )
+
+
+def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Further figures of one policy, ready for JSON: `macro_accuracy` (each feature counts once), the table `per_options`
+    (by number of options), and the share of each letter among the answers (`letters`, "" for none) and the right ones."""
+    table = _table(questions, answers)
+    table["options"] = [len(question.choices) for question in questions]
+    table["letter"] = [question.answer for question in questions]
+    return plain(
+        {
+            "macro_accuracy": table.groupby("feature")["correct"].mean().mean(),
+            "per_options": _by(table, "options"),
+            "letters": table["predicted"].value_counts(normalize=True).to_dict(),
+            "right_letters": table["letter"].value_counts(normalize=True).to_dict(),
         }
     )
 
@@ -116,7 +142,7 @@ def gain(before: Sequence[Answer], after: Sequence[Answer], *, bootstrap: int, s
     if set(table["question_id"]) != set(right_before) or not len(table) == len(before) == len(right_before):
         raise InputError("the answers before and after are of different questions; evaluate both on the same file")
     change = table["correct"].astype(float) - table["question_id"].map(right_before).astype(float)
-    return plain({"value": change.mean(), "ci": _interval(change, table["patient"], bootstrap, seed)})
+    return plain({"value": change.mean(), "ci": interval_of(change, table["patient"], bootstrap, seed)})
 
 
 def ceilings(questions: Sequence[Question]) -> dict[str, float | None]:
@@ -239,8 +265,8 @@ def _macro_f1(table: pd.DataFrame) -> float:
 
 
 def _by(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
-    """A row for each section, or for each feature with its section, in alphabetical order of the section."""
-    keys = ["section"] if name == "section" else ["section", "feature"]
+    """A row for each value of `name`, in order; features with their section, by section."""
+    keys = ["section", "feature"] if name == "feature" else [name]
     return [
         {**dict(zip(keys, values, strict=True)), **_figures(group), **_levels(group)}
         for values, group in table.groupby(keys)
@@ -260,7 +286,7 @@ def _side_by_side(parts: Mapping[str, dict[str, Any] | None], name: str) -> list
     return rows
 
 
-def _interval(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
+def interval_of(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
     """95% percentile interval of the mean of `values`, patients resampled; None for a single patient.
 
     Equal seeds give equal resamples, so the intervals of two policies on the same questions move together.

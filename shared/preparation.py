@@ -10,19 +10,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shared import files
-from shared.cohorts import sepsis, synthetic
-from shared.cohorts.sepsis import reader
+from shared import files, shortcuts
+from shared.cohorts import synthetic, tables
+from shared.cohorts.catalogue import COHORTS
+from shared.cohorts.custom import problems
 from shared.config import DataConfig
+from shared.errors import InputError
+from shared.paper import cohorts as paper_cohorts
+from shared.paper import questions as paper_questions
+from shared.patients import write_patients
 from shared.questions import Question, read_questions, write_questions
 from shared.registry import store
-from shared.registry.build import versions
+from shared.registry.build import build, versions
+from shared.registry.leakage import leak_audit
 from shared.registry.store import Registry
-from shared.tasks import denoising
-from shared.tasks.denoising import Oracle
+from shared.tasks import aki, denoising, stroke_outcome
 
-RULES = 1  # raised whenever the same options would make other questions
+RULES = 2  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
+LEAKS, PATIENTS, PROVENANCE = "leaks.csv", "patients.parquet", "provenance.json"
+
+Stage = Callable[[str], None]
+Maker = Callable[[str, int, Callable[[int], object]], list[Question]]
 
 
 def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str | None = None) -> None:
@@ -31,70 +40,148 @@ def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str
     For the synthetic cohort without a source the raw files are drawn into `out/raw` first. Nothing is done where the
     questions are there already, made by the same rules from the same files with the same options. `salt` goes into the
     pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. Raises
-    InputError where the raw files or the options are wrong.
+    InputError where the raw files or the options are wrong; the cells of a custom registry that do not fit its codebook
+    are then listed in `out/problems.csv`.
     """
     source = Path(data.source) if data.source else out / "raw"
     salt = salt or _kept_salt(data, out)
     wanted = _options(data, seed, salt)
     if data.source:
-        wanted["source"] = reader.digests(source)
+        wanted["source"] = COHORTS[data.cohort].digests(source)
     if _is_done(out, wanted):
         return
     files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
     out.mkdir(parents=True, exist_ok=True)
-    oracle = synthetic.Oracle() if data.cohort == "synthetic" else None
     with _stages(progress) as stage:
         if not data.source:
             stage("drawing a synthetic registry")
             with files.replacing(source) as temporary:
                 synthetic.write_raw(temporary, patients=data.patients, seed=seed)
-        registry = sepsis.prepare(
-            source,
-            valid_patients=data.valid_patients,
-            seed=seed,
-            salt=salt,
-            mi_cutoff=data.mi_cutoff,
-            cohort=data.cohort,
-            progress=stage,
-        )
+        try:
+            registry, maker = _made(data, source, seed, salt, wanted, stage)
+        except problems.Problems as error:
+            problems.write_report(out / problems.REPORT, error.found)
+            raise
         stage("saving the registry")
-        registry = dataclasses.replace(registry, provenance={**registry.provenance, "prepared": wanted})
         store.save(registry, out / "registry")
-    _write_questions(registry, data, out / "questions", wanted, seed=seed, oracle=oracle, progress=progress)
+        leaks = leak_audit(registry.features, registry.statistics, registry.leakage, cutoff=data.mi_cutoff)
+        with files.replacing(out / "registry" / LEAKS) as temporary:
+            leaks.to_csv(temporary, index=False)
+    _write_questions(registry, maker, data, out, wanted, progress=progress)
+
+
+def _made(
+    data: DataConfig, source: Path, seed: int, salt: str, wanted: dict[str, Any], stage: Stage
+) -> tuple[Registry, Maker]:
+    """The registry, and what makes its questions."""
+    stage("reading the raw files")
+    options: dict[str, Any] = {
+        "valid_patients": data.valid_patients,
+        "seed": seed,
+        "mi_cutoff": data.mi_cutoff,
+        "salt": salt,
+    }
+    if data.compat == "paper":
+        cohort = paper_cohorts.load(data.cohort, source, valid_patients=data.valid_patients)
+        registry = build(cohort.raw, split="paper", fit="all", progress=stage, **options)
+        registry = _stamped(registry, wanted)
+        return registry, _paper_maker(registry, cohort, data)
+    raw = COHORTS[data.cohort].read(source, cohort=data.cohort)
+    registry = build(raw, split=data.split, held_out=data.held_out, fit=data.fit, progress=stage, **options)
+    registry = _stamped(registry, wanted)
+    return registry, question_maker(registry, data, seed)
+
+
+def _stamped(registry: Registry, wanted: dict[str, Any]) -> Registry:
+    return dataclasses.replace(registry, provenance={**registry.provenance, "prepared": wanted})
+
+
+def question_maker(registry: Registry, data: DataConfig, seed: int) -> Maker:
+    """Makes the questions of a split: their number, and what is called with 1 for each."""
+
+    def make(split: str, count: int, progress: Callable[[int], object]) -> list[Question]:
+        balance = data.balance == "all" or (data.balance == "train" and split == "train")
+        common: dict[str, Any] = {"seed": seed, "balance": balance, "progress": progress}
+        if data.task == "aki":
+            return aki.questions(registry, split, count, **common)
+        if data.task in stroke_outcome.TARGETS:
+            return stroke_outcome.questions(
+                registry, split, count, task=data.task, num_choices=data.num_choices, **common
+            )
+        return denoising.questions(
+            registry,
+            split,
+            count,
+            oracle=synthetic.Oracle() if data.cohort == "synthetic" else None,
+            all_victims=data.all_victims and split == "valid",
+            num_choices=data.num_choices,
+            difficulty=data.difficulty,
+            mi_cutoff=data.mi_cutoff,
+            masked=data.masked,
+            causal=data.causal,
+            core_features=data.core_features,
+            core_kind=data.core_kind,
+            context_features=data.context_features,
+            option_order=data.option_order,
+            **common,
+        )
+
+    return make
+
+
+def _paper_maker(registry: Registry, cohort: paper_cohorts.PaperCohort, data: DataConfig) -> Maker:
+    material = paper_cohorts.material(
+        cohort, registry, mi_cutoff=data.mi_cutoff, num_choices=data.num_choices, difficulty=data.difficulty
+    )
+
+    def make(split: str, count: int, progress: Callable[[int], object]) -> list[Question]:
+        made, unscorable = paper_questions.questions(
+            registry,
+            cohort,
+            material,
+            split,
+            count,
+            task=data.task,
+            masked=data.masked,
+            all_victims=data.all_victims and split == "valid",
+        )
+        progress(len(made))
+        if unscorable:
+            tqdm.write(
+                f"{split}: {unscorable} questions have more options than the reward has letters and are left out"
+            )
+        return made
+
+    return make
 
 
 def _write_questions(
-    registry: Registry,
-    data: DataConfig,
-    folder: Path,
-    wanted: dict[str, Any],
-    *,
-    seed: int,
-    oracle: Oracle | None,
-    progress: bool,
+    registry: Registry, maker: Maker, data: DataConfig, out: Path, wanted: dict[str, Any], *, progress: bool
 ) -> None:
+    folder = out / "questions"
     with files.replacing(folder) as temporary:
         temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
+        audits: dict[str, Any] = {}
+        pseudonyms: dict[str, set[str]] = {}
         for split in SPLITS:
             count = data.train_questions if split == "train" else data.valid_questions
             with tqdm(total=count, desc=f"{split} questions", unit=" questions", disable=not progress) as bar:
-                made = denoising.questions(
-                    registry,
-                    split,
-                    count,
-                    seed=seed,
-                    num_choices=data.num_choices,
-                    difficulty=data.difficulty,
-                    mi_cutoff=data.mi_cutoff,
-                    core_features=data.core_features,
-                    core_kind=data.core_kind,
-                    context_features=data.context_features,
-                    option_order=data.option_order,
-                    oracle=oracle,
-                    progress=bar.update,
-                )
+                made = maker(split, count, bar.update)
             write_questions(temporary / f"{split}.parquet", made)
-        files.write_json(temporary / "provenance.json", wanted | {"versions": versions()})
+            audits[split] = shortcuts.audit(made)
+            pseudonyms[split] = {question.patient for question in made}
+        both = pseudonyms["train"] & pseudonyms["valid"]
+        if both or set(registry.train.index) & set(registry.valid.index):
+            raise InputError(f"{len(both)} patients are in both splits; ids must name one patient each")
+        write_patients(temporary / PATIENTS, registry)
+        digests = {
+            str(path.relative_to(base)): tables.digest(path)
+            for base, found in ((out, out / "registry"), (temporary.parent, temporary))
+            for path in sorted(found.iterdir())
+        }
+        digests = {name.replace(temporary.name, folder.name): digest for name, digest in digests.items()}
+        record = {"versions": versions(), "files": digests, "shortcuts": audits}
+        files.write_json(temporary / PROVENANCE, wanted | record)
 
 
 def _options(data: DataConfig, seed: int, salt: str) -> dict[str, Any]:
@@ -105,7 +192,7 @@ def _options(data: DataConfig, seed: int, salt: str) -> dict[str, Any]:
 
 
 def _is_done(out: Path, wanted: dict[str, Any]) -> bool:
-    record = out / "questions" / "provenance.json"
+    record = out / "questions" / PROVENANCE
     if not record.is_file() or not (out / "registry").is_dir():
         return False
     found = files.read_json(record)
@@ -115,7 +202,7 @@ def _is_done(out: Path, wanted: dict[str, Any]) -> bool:
 def _kept_salt(data: DataConfig, out: Path) -> str:
     if data.cohort == "synthetic":
         return "synthetic"
-    kept = out / "questions" / "provenance.json"
+    kept = out / "questions" / PROVENANCE
     if kept.is_file():
         found = files.read_json(kept)
         if isinstance(found, dict) and isinstance(found.get("salt"), str):
@@ -144,16 +231,20 @@ class _stages:
 def summary(out: Path) -> str:
     """What `prepare` wrote, on one screen; figures only, nothing about any patient."""
     registry = store.load(out / "registry")
-    kinds = [feature.kind for feature in registry.features]
+    kinds = [feature.kind for feature in registry.features if feature.visible]
     lines = [
         f"cohort           {registry.cohort}",
         f"patients         {len(registry.train):,} train, {len(registry.valid):,} valid",
         f"features         {len(kinds)}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))),
         f"can be asked for {len(registry.statistics)}",
+        f"hidden with what {out / 'registry' / LEAKS}",
+        *(f"note             {note}" for note in registry.provenance.get("notes", [])),
     ]
+    audits = files.read_json(out / "questions" / PROVENANCE)["shortcuts"]
     for split in SPLITS:
         path = out / "questions" / f"{split}.parquet"
-        lines += ["", f"{split}: {path}", *(f"  {line}" for line in _figures(read_questions(path)))]
+        figures = [*_figures(read_questions(path)), *shortcuts.lines(audits[split])]
+        lines += ["", f"{split}: {path}", *(f"  {line}" for line in figures)]
     return "\n".join(lines)
 
 

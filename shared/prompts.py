@@ -24,8 +24,9 @@ REASONING_BEGINS = "<think>"
 
 
 def user_message(question: Question) -> str:
-    """The record, the question line, and one line for each option."""
-    options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices))
+    """The record, the question line, and one line for each option; the original's AKI options have no blank."""
+    mark = "." if question.task == "aki" else ". "
+    options = "".join(f"\n{letter}{mark}{choice}" for letter, choice in zip(LETTERS, question.choices))
     return f"{question.context}\n{question.question}{options}"
 
 

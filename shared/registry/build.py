@@ -7,16 +7,15 @@ import datetime
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from shared.errors import InputError
-from shared.randomness import generator
 from shared.registry import statistics as statistics_files
-from shared.registry.features import Feature, as_number, fewest_decimals, numbers_of
+from shared.registry.features import Feature, Kind, as_number, fewest_decimals, numbers_of
 from shared.registry.leakage import mutual_information
+from shared.registry.split import Split, held_out_patients
 from shared.registry.statistics import FEW_VALUES
 from shared.registry.store import PATIENT, Registry
 
@@ -25,64 +24,102 @@ LIBRARIES = ("numpy", "pandas", "scikit-learn", "pyarrow")
 
 @dataclasses.dataclass(frozen=True)
 class RawColumn:
-    """A column before its type is known: `values` are `[patients]`, None where missing.
+    """A column before its type is known: `values` are `[patients]`, None where missing; or float64 with NaN.
 
-    `coded` are the texts that its code table can give, or None where cells stand for themselves.
+    `coded` are the texts that its code table can give, or None where cells stand for themselves. `kind` is None where it
+    is to be found from the values. A column that is not `visible` is kept for splits, labels and subgroups only.
     """
 
     name: str
     display_name: str
     section: str
     unit: str
-    values: Sequence[Any]
+    values: Sequence[Any] | np.ndarray
     coded: tuple[str, ...] | None = None
     leak_group: str | None = None
+    kind: Kind | None = None
+    visible: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawRegistry:
+    """A registry as its cohort's reader leaves it.
+
+    `ordered` are categories that count as numbers in mutual information, `reference` the datetime that others are
+    counted from, `unknown` the categories that count as missing there. `roles` names the columns that hold a patient's
+    `site`, `time`, `sex` and `age`, where there are such.
+    `digests` are those of the raw files, `notes` what the reader left out or changed.
+    """
+
+    cohort: str
+    ids: Sequence[str]
+    columns: Sequence[RawColumn]
+    ordered: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
+    unknown: frozenset[str] = frozenset()
+    roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def build(
-    cohort: str,
-    ids: Sequence[str],
-    columns: Sequence[RawColumn],
+    raw: RawRegistry,
     *,
     valid_patients: int,
     seed: int,
-    mi_cutoff: float,
-    ordered: Mapping[str, Sequence[str]],
-    reference: str | None,
-    provenance: Mapping[str, Any],
+    mi_cutoff: float = 0.5,
+    split: Split = "random",
+    held_out: str = "",
+    fit: Literal["train", "all"] = "train",
+    salt: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Registry:
-    """Make the registry. Raises InputError if no training patients would remain."""
-    if len(ids) <= valid_patients:
-        raise InputError(
-            f"{len(ids)} patients are too few for valid_patients = {valid_patients}: "
-            f"lower it to at most {max(len(ids) - 1, 0)}"
-        )
-    held_out = np.zeros(len(ids), dtype=bool)
-    # Over sorted ids, so that the order of rows in a file does not decide who is held out.
-    held_out[np.argsort(np.array(ids))[generator(seed, "split").permutation(len(ids))[:valid_patients]]] = True
-    index = pd.Index(list(ids), dtype=object, name=PATIENT)
-    kinds = {column.name: _kind(column) for column in columns}
-    typed = {column.name: _typed(column.values, kinds[column.name], index) for column in columns}
+    """Make the registry. `fit="all"` describes the values of held-out patients too, as the original did.
+
+    Raises InputError if no training patients would remain, or a split asks for what the registry does not have.
+    """
+    index = pd.Index(list(raw.ids), dtype=object, name=PATIENT)
+    kinds = {column.name: column.kind or _kind(column) for column in raw.columns}
+    typed = {column.name: _typed(column.values, kinds[column.name], index) for column in raw.columns}
     table = pd.DataFrame(typed, index=index)
-    train, valid = table[~held_out], table[held_out]
-    features = [_feature(column, kinds[column.name], train[column.name]) for column in columns]
+    out = held_out_patients(table, split, valid_patients=valid_patients, held_out=held_out, roles=raw.roles, seed=seed)
+    train, valid = table[~out], table[out]
+    fitted = train if fit == "train" else table
+    features = [_feature(column, kinds[column.name], fitted[column.name]) for column in raw.columns]
     if progress:
         progress("fitting distributions")
-    statistics = statistics_files.fit(train, features)
+    statistics = statistics_files.fit(fitted, features)
     if progress:
         progress("measuring mutual information")
-    leakage = mutual_information(train, features, statistics, ordered=ordered, reference=reference, cutoff=mi_cutoff)
+    leakage = mutual_information(
+        fitted,
+        features,
+        statistics,
+        ordered=raw.ordered,
+        reference=raw.reference,
+        cutoff=mi_cutoff,
+        unknown=raw.unknown,
+    )
     return Registry(
-        cohort=cohort,
+        cohort=raw.cohort,
         features=features,
         train=train,
         valid=valid,
         statistics=statistics,
         leakage=leakage,
         provenance={
-            **provenance,
-            "options": {"valid_patients": valid_patients, "seed": seed, "mi_cutoff": mi_cutoff},
+            "source": dict(raw.digests),
+            "salt": salt,
+            "notes": list(raw.notes),
+            "roles": dict(raw.roles),
+            "options": {
+                "valid_patients": valid_patients,
+                "seed": seed,
+                "mi_cutoff": mi_cutoff,
+                "split": split,
+                "held_out": held_out,
+                "fit": fit,
+            },
             "patients": {"train": len(train), "valid": len(valid)},
             "versions": versions(),
         },
@@ -94,9 +131,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
 
 
-def _kind(column: RawColumn) -> str:
+def _kind(column: RawColumn) -> Kind:
     if column.coded is not None:
         return "category"
+    if isinstance(column.values, np.ndarray):
+        return "number"
     present = [value for value in column.values if value is not None]
     if present and all(isinstance(value, datetime.date) for value in present):
         return "datetime"
@@ -108,7 +147,9 @@ def _kind(column: RawColumn) -> str:
     return "text" if named else "category"
 
 
-def _typed(values: Sequence[Any], kind: str, index: pd.Index) -> pd.Series:
+def _typed(values: Sequence[Any] | np.ndarray, kind: str, index: pd.Index) -> pd.Series:
+    if isinstance(values, np.ndarray):
+        return pd.Series(values, index=index, dtype="float64")
     if kind == "datetime":
         return pd.Series(pd.to_datetime(pd.Series(list(values), dtype=object)).to_numpy(), index=index)
     if kind == "number":
@@ -138,4 +179,5 @@ def _feature(column: RawColumn, kind: Any, train: pd.Series) -> Feature:
         decimals=fewest_decimals(set(numbers_of(train).dropna())) if kind == "number" else 0,
         categories=tuple(categories),
         leak_group=column.leak_group,
+        visible=column.visible,
     )

@@ -20,10 +20,12 @@ MAX_DECIMALS = 3
 class Feature:
     """One column. `name` is the key, `display_name` (unit included) and `section` are what a reader sees.
 
-    `section` is a header such as `[Outcome/Hospital outcome]`. `decimals` is how many decimals numbers are shown with:
+    `section` is a header such as `[Outcome/Hospital outcome]`, or "" in a registry without sections.
+    `decimals` is how many decimals numbers are shown with:
     the fewest that represent the training values, at most 3. `categories` are the texts that a category may take, in
     the order of its coding, then of first appearance. Features of one `leak_group` give each other away. A number
-    column may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`).
+    column may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`). A feature that is not
+    `visible` is never shown nor asked for: it is kept for splits, labels and subgroups.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Feature:
     decimals: int = 0
     categories: tuple[str, ...] = ()
     leak_group: str | None = None
+    visible: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

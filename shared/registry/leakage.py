@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -54,19 +54,20 @@ def mutual_information(
     reference: str | None = None,
     cutoff: float = 0.5,
     screen: float = SCREEN,
+    unknown: Collection[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Mutual information in nats: column = target, row = feature, NaN on the diagonal and where not defined.
 
     `ordered` are categories that have an order and so count as numbers; `reference` is the datetime that all others are
-    counted from, in minutes, and is itself left out. Values matter up to `cutoff`: pairs that cannot reach it are
-    screened out by a cheaper estimate (0 for `screen` estimates every pair with scikit-learn). An ordered category that
-    takes a value outside its levels counts as unordered.
+    counted from, in minutes, and is itself left out; categories in `unknown` count as missing. Values matter up to
+    `cutoff`: pairs that cannot reach it are screened out by a cheaper estimate (0 for `screen` estimates every pair with
+    scikit-learn). An ordered category that takes a value outside its levels counts as unordered.
     """
     if len(train) > MAX_ROWS:
         rows = np.sort(generator(RANDOM_STATE, "leakage rows").choice(len(train), MAX_ROWS, replace=False))
         train = train.iloc[rows]
-    columns = _columns(train, features, ordered or {}, reference)
+    columns = _columns(train, features, ordered or {}, reference, unknown)
     names = list(columns)
     rough = binned(columns)
     result = np.full((len(names), len(names)), np.nan)
@@ -117,6 +118,29 @@ def hidden_with(
     return frozenset(hidden - {target})
 
 
+def leak_audit(
+    features: Sequence[Feature], statistics: Mapping[str, ValueStatistics], leakage: pd.DataFrame, *, cutoff: float
+) -> pd.DataFrame:
+    """What is hidden with each feature that can be asked for, and why: one row for each pair.
+
+    Columns: `asked`, `hidden`, `nats` between the two (NaN where unknown), the `cutoff` that holds for the one asked for,
+    and `reason`: "nats", "half of its entropy" or "leak group".
+    """
+    groups = {feature.name: feature.leak_group for feature in features}
+    rows = []
+    for target in statistics:
+        hidden = hidden_with(target, cutoff, leakage=leakage, features=features, statistics=statistics)
+        lowest = lowest_cutoff(statistics[target], cutoff)
+        for name in (feature.name for feature in features if feature.name in hidden):
+            known = target in leakage.columns and name in leakage.index
+            nats = float(leakage.loc[name, target]) if known else np.nan  # type: ignore[arg-type]
+            together = groups[target] is not None and groups[target] == groups[name]
+            reason = "nats" if nats > cutoff else "half of its entropy" if nats > lowest else "leak group"
+            reasons = [reason] if reason == "leak group" or not together else [reason, "leak group"]
+            rows.append((target, name, nats, lowest, " and ".join(reasons)))
+    return pd.DataFrame(rows, columns=["asked", "hidden", "nats", "cutoff", "reason"])
+
+
 def most_informative(
     names: Sequence[str], count: int, *, leakage: pd.DataFrame, hidden: Mapping[str, frozenset[str]]
 ) -> list[str]:
@@ -135,14 +159,20 @@ def most_informative(
 
 
 def _columns(
-    train: pd.DataFrame, features: Sequence[Feature], ordered: Mapping[str, Sequence[str]], reference: str | None
+    train: pd.DataFrame,
+    features: Sequence[Feature],
+    ordered: Mapping[str, Sequence[str]],
+    reference: str | None,
+    unknown: Collection[str] = (),
 ) -> dict[str, _Column]:
     start = train[reference] if reference in train.columns else None
     columns = {}
     for feature in features:
-        if feature.name == reference:
+        if feature.name == reference or not feature.visible:
             continue
         column = train[feature.name]
+        if unknown and feature.kind == "category":
+            column = column.where(~column.isin(list(unknown)), None)
         if feature.kind == "number":
             numbers = numbers_of(column).to_numpy()
             columns[feature.name] = _continuous(numbers)

@@ -80,7 +80,8 @@ def fit(train: pd.DataFrame, features: Sequence[Feature]) -> dict[str, ValueStat
     """Statistics of every feature that can be asked for: a number or category with at least two distinct values."""
     fitted = {}
     for feature in features:
-        if feature.kind in ("number", "category") and not is_free_text(feature.name, train[feature.name]):
+        asked = feature.visible and feature.kind in ("number", "category")
+        if asked and not is_free_text(feature.name, train[feature.name]):
             statistics = _describe(feature, train[feature.name].dropna())
             if statistics is not None:
                 fitted[feature.name] = statistics
@@ -89,8 +90,12 @@ def fit(train: pd.DataFrame, features: Sequence[Feature]) -> dict[str, ValueStat
 
 def is_free_text(name: str, column: pd.Series) -> bool:
     """Whether a text column is left out by its name; only a column with more than 20 distinct texts is."""
-    named = bool(_DATE_LIKE.search(name)) or name.endswith("desc") or name in _FREE_TEXT
-    return named and len({value for value in column.dropna() if np.isnan(as_number(value))}) > FEW_VALUES
+    return free_text_name(name) and len({value for value in column.dropna() if np.isnan(as_number(value))}) > FEW_VALUES
+
+
+def free_text_name(name: str) -> bool:
+    """Whether a name is that of a date, a time or a free text of the sepsis registry."""
+    return bool(_DATE_LIKE.search(name)) or name.endswith("desc") or name in _FREE_TEXT
 
 
 def _describe(feature: Feature, present: pd.Series) -> ValueStatistics | None:
@@ -111,7 +116,7 @@ def _describe(feature: Feature, present: pd.Series) -> ValueStatistics | None:
     if total < 2:
         return None
     counts = np.array(list(texts.values()), dtype=np.float64)
-    means, stds, mixture = _mixture(np.array(numbers))
+    means, stds, mixture = fit_mixture(np.array(numbers))
     return ValueStatistics(
         vocab=tuple(texts),
         weights=counts / max(counts.sum(), 1.0),
@@ -123,7 +128,8 @@ def _describe(feature: Feature, present: pd.Series) -> ValueStatistics | None:
     )
 
 
-def _mixture(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def fit_mixture(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means, standard deviations and weights `[3]` of a Gaussian mixture of `numbers` `[values]`; zeros where there are none."""
     if not len(numbers):
         return np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.zeros(COMPONENTS)
     model = GaussianMixture(COMPONENTS, random_state=MIXTURE_SEED)

@@ -51,10 +51,10 @@ class Registry:
         return next(feature for feature in self.features if feature.name == name)
 
     def shown(self, split: str) -> dict[str, dict[str, str]]:
-        """For each patient of a split, the texts of the values present, by feature name, in column order."""
+        """For each patient of a split, the texts of the values of visible features present, by name, in column order."""
         table = self.split(split)
         shown: dict[str, dict[str, str]] = {str(patient): {} for patient in table.index}
-        for feature in self.features:
+        for feature in (feature for feature in self.features if feature.visible):
             column = table[feature.name]
             for patient, value, present in zip(table.index, column.tolist(), column.notna().tolist(), strict=True):
                 if present:

@@ -33,18 +33,26 @@ class OptionLaw(Protocol):
         ...
 
     def draw(self, label: str, rng: np.random.Generator) -> list[str]:
-        """The label and its distractors, in no meaningful order."""
+        """The label and its distractors, in no meaningful order; empty where this draw gives no question."""
         ...
+
+    def frequency(self, text: str) -> float:
+        """How frequent a value is among training patients, up to a constant."""
+        ...
+
+    def accept(self, label: str, choices: Sequence[str]) -> float:
+        """How often a question with these options is asked of a patient whose value is `label`: 0 to 1."""
+        ...
+
+
+class NaturalLaw(OptionLaw, Protocol):
+    """A law under which values are asked for as often as they come, so that the options may tell something."""
 
     def option_log_likelihood(self, label: str, choices: Sequence[str]) -> float:
         """log P(these options | the true value is `label`), up to a constant that all of `choices` share.
 
         The best answer for a reader with posterior p is the option that maximises log p + this.
         """
-        ...
-
-    def frequency(self, text: str) -> float:
-        """How frequent a value is among training patients, up to a constant."""
         ...
 
 
@@ -85,6 +93,10 @@ class CategoryLaw:
     def frequency(self, text: str) -> float:
         """The value's share of training patients."""
         return self.weights.get(text, 0.0)
+
+    def accept(self, label: str, choices: Sequence[str]) -> float:
+        """Always."""
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +142,14 @@ class LadderLaw:
         """The mixture's density."""
         return self.statistics.density(float(text))
 
+    def accept(self, label: str, choices: Sequence[str]) -> float:
+        """Always."""
+        return 1.0
 
-def option_laws(registry: Registry, *, num_choices: int, difficulty: float) -> dict[str, OptionLaw]:
+
+def option_laws(registry: Registry, *, num_choices: int, difficulty: float) -> dict[str, NaturalLaw]:
     """The law of every feature that can be asked for; steps of numbers are `difficulty` standard deviations."""
-    laws: dict[str, OptionLaw] = {}
+    laws: dict[str, NaturalLaw] = {}
     for feature in registry.features:
         statistics = registry.statistics.get(feature.name)
         if statistics is None:
@@ -149,7 +165,7 @@ def option_laws(registry: Registry, *, num_choices: int, difficulty: float) -> d
 
 def _number_law(
     feature: Feature, statistics: ValueStatistics, numbers: np.ndarray, num_choices: int, difficulty: float
-) -> OptionLaw:
+) -> NaturalLaw:
     units = [to_units(number, feature.decimals) for number in numbers]
     low, high = min(units), max(units)
     scaled = difficulty * statistics.stds * 10**feature.decimals

@@ -6,10 +6,10 @@ order, the number of workers or the other questions asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from shared.randomness import generator
 from shared.registry.features import Feature
 from shared.registry.leakage import hidden_with, most_informative
 from shared.registry.store import Registry
-from shared.tasks.choices import OptionLaw, option_laws
+from shared.tasks import balanced, choices
+from shared.tasks.choices import OptionLaw
 
 TASK = "denoising"
 MASK = "[MASK]"
@@ -51,7 +52,8 @@ def render(
     """A record as text: for each section its header and a line `name: value` for each feature shown.
 
     Shown are the features in `texts`, and those in `masked`, whose value reads [MASK]. Sections come in the order of
-    `sections` (headers as shown), then in the order of the features, with the hospital's first.
+    `sections` (headers as shown), then in the order of the features, with the hospital's first. Features of a registry
+    without sections stand below each other without a header.
     """
     blocks: dict[str, list[str]] = {header: [] for header in (*(sections or ()), *FIRST_SECTIONS.values())}
     for feature in features:
@@ -59,49 +61,67 @@ def render(
         if value is not None:
             header = FIRST_SECTIONS.get(feature.section, feature.section)
             blocks.setdefault(header, []).append(f"{feature.display_name}: {value}")
-    return "\n\n".join("\n".join((header, *lines)) for header, lines in blocks.items() if lines)
+    return "\n\n".join("\n".join((header, *lines) if header else lines) for header, lines in blocks.items() if lines)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How questions are made.
+
+    `balance`: each option is the right one equally often, given the options (`shared.tasks.balanced`). `masked`: so many
+    values of a record are masked together, and each is asked for. `causal`: nothing is shown from sections after that of
+    the masked value. `core_features` keeps only so many features, the most informative (0: all), of `core_kind`;
+    `context_features` shows only so many of a record, at random (0: all). `option_order`: "shuffled" or "sorted".
+    """
+
+    num_choices: int = 5
+    difficulty: float = 2.0
+    mi_cutoff: float = 0.5
+    balance: bool = True
+    masked: int = 1
+    causal: bool = False
+    core_features: int = 0
+    core_kind: str = "any"
+    context_features: int = 0
+    option_order: str = "shuffled"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_choices <= len(LETTERS):
+            raise InputError(f"num_choices = {self.num_choices}: must be 2 to {len(LETTERS)}")
+        if self.masked < 1:
+            raise InputError(f"masked = {self.masked}: must be at least 1")
 
 
 class Denoising:
     """Makes the questions of one split; `ask` is a pure function of its arguments and of what is given here."""
 
     def __init__(
-        self,
-        registry: Registry,
-        split: str,
-        *,
-        seed: int,
-        num_choices: int = 5,
-        difficulty: float = 2.0,
-        mi_cutoff: float = 0.5,
-        core_features: int = 0,
-        core_kind: str = "any",
-        context_features: int = 0,
-        option_order: str = "shuffled",
-        oracle: Oracle | None = None,
+        self, registry: Registry, split: str, *, seed: int, oracle: Oracle | None = None, **rules: Any
     ) -> None:
-        if not 2 <= num_choices <= len(LETTERS):
-            raise InputError(f"num_choices = {num_choices}: must be 2 to {len(LETTERS)}")
+        self.rules = Rules(**rules)
         self.registry = registry
         self.seed = seed
-        self.context_features = context_features
-        self.option_order = option_order
         self.oracle = oracle
         self.records = registry.shown(split)
         self._by_name = {feature.name: feature for feature in registry.features}
-        self._laws = option_laws(registry, num_choices=num_choices, difficulty=difficulty)
+        sections = list(dict.fromkeys(feature.section for feature in registry.features))
+        self._section = {feature.name: sections.index(feature.section) for feature in registry.features}
+        sizes: dict[str, Any] = {"num_choices": self.rules.num_choices, "difficulty": self.rules.difficulty}
+        self._training = choices.option_laws(registry, **sizes)
+        natural: dict[str, OptionLaw] = {**self._training}
+        self._laws = balanced.option_laws(registry, split, **sizes) if self.rules.balance else natural
         self._hidden = {
             name: hidden_with(
                 name,
-                mi_cutoff,
+                self.rules.mi_cutoff,
                 leakage=registry.leakage,
                 features=registry.features,
                 statistics=registry.statistics,
             )
             for name in self._laws
         }
-        if core_features or core_kind != "any":
-            self._reduce_to(self._core(core_features, core_kind))
+        if self.rules.core_features or self.rules.core_kind != "any":
+            self._reduce_to(self._core(self.rules.core_features, self.rules.core_kind))
         self._victims = {patient: self._possible(texts) for patient, texts in self.records.items()}
         self._salt = str(registry.provenance.get("salt", ""))
 
@@ -130,34 +150,51 @@ class Denoising:
         """Patients about whom a question is possible, in the table's order."""
         return [patient for patient, victims in self._victims.items() if victims]
 
+    def possible(self, patient: str) -> list[str]:
+        """The features that can be asked for about a patient."""
+        return self._victims[patient]
+
     def victim(self, patient: str, draw: int) -> str:
         """The feature that a patient's question number `draw` (0, 1, ...) asks for.
 
         Each of a patient's possible features is asked for once before any comes again.
         """
-        victims = self._victims[patient]
-        turn, place = divmod(draw, len(victims))
-        return victims[int(generator(self.seed, patient, "victims", turn).permutation(len(victims))[place])]
+        return self.victims(patient, draw, 1)[0]
 
-    def ask(self, patient: str, feature: str, draw: int) -> Question:
+    def victims(self, patient: str, draw: int, count: int) -> list[str]:
+        """The features masked together in a patient's record number `draw`, none of which gives another away."""
+        possible = self._victims[patient]
+        turn, place = divmod(draw * count, len(possible))
+        order = [possible[i] for i in generator(self.seed, patient, "victims", turn).permutation(len(possible))]
+        chosen: list[str] = []
+        for name in order[place:] + order[:place]:
+            if len(chosen) < count and not any(name in self._hidden[c] or c in self._hidden[name] for c in chosen):
+                chosen.append(name)
+        return chosen
+
+    def ask(self, patient: str, feature: str, draw: int, *, masked: Sequence[str] = ()) -> Question | None:
         """The question about `feature` of `patient`; `draw` tells apart several questions about the same value.
 
-        Raises InputError where the patient has no value that can be asked for.
+        `masked` are other features masked in the same record. None where this draw gives no question. Raises InputError
+        where the patient has no value that can be asked for.
         """
         if feature not in self._victims.get(patient, ()):
             raise InputError(f"{feature}: this patient has no value of it that can be asked for")
         texts = self.records[patient]
         label, law = texts[feature], self._laws[feature]
         rng = generator(self.seed, patient, feature, draw)
-        options = law.draw(label, rng)
-        choices = [options[i] for i in rng.permutation(len(options))]
-        if self.option_order == "sorted":
-            choices.sort(key=self._by_name[feature].rank)
-        shown = self._shown(texts, feature, rng)
+        drawn = law.draw(label, rng)
+        options = [drawn[i] for i in rng.permutation(len(drawn))]
+        if not options or rng.random() >= law.accept(label, options):
+            return None
+        if self.rules.option_order == "sorted":
+            options.sort(key=self._by_name[feature].rank)
+        shown = self._shown(texts, feature, masked, rng)
         target = self._by_name[feature]
         header = shown_section(target.section)
-        accuracy, best = self._bayes(shown, feature, choices)
-        pseudonym = hashlib.blake2b((self._salt + patient).encode(), digest_size=8).hexdigest()
+        accuracy, best = self._bayes(shown, feature, options)
+        pseudonym = self.pseudonym(patient)
+        where = f" in section {header}" if header else ""
         return Question(
             id=f"{self.registry.cohort}-{TASK}-{pseudonym}-{feature}-{draw}",
             cohort=self.registry.cohort,
@@ -165,34 +202,50 @@ class Denoising:
             feature=feature,
             section=header,
             patient=pseudonym,
-            context=render(self.registry.features, shown, masked=(feature,)),
-            question=f"Q1. What would be the masked value of '{target.display_name}' in section {header}?",
-            choices=tuple(choices),
-            answer=LETTERS[choices.index(label)],
-            majority=LETTERS[int(np.argmax([law.frequency(text) for text in choices]))],
+            context=render(self.registry.features, shown, masked=(feature, *masked)),
+            question=f"Q1. What would be the masked value of '{target.display_name}'{where}?",
+            choices=tuple(options),
+            answer=LETTERS[options.index(label)],
+            majority=LETTERS[int(np.argmax([self._training[feature].frequency(text) for text in options]))],
             bayes_accuracy=accuracy,
             bayes_answer=best,
         )
 
-    def _shown(self, texts: Mapping[str, str], victim: str, rng: np.random.Generator) -> dict[str, str]:
-        hidden = self._hidden[victim]
+    def pseudonym(self, patient: str) -> str:
+        """What a patient is called in questions."""
+        return pseudonym(self._salt, patient)
+
+    def _shown(
+        self, texts: Mapping[str, str], victim: str, masked: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, str]:
+        hidden = self._hidden[victim].union(masked, *(self._hidden[name] for name in masked))
         names = [name for name in texts if name != victim and name not in hidden]
-        keep = self.context_features - 1
-        if 0 <= keep < len(names):
-            names = [names[i] for i in np.sort(rng.choice(len(names), keep, replace=False))]
+        if self.rules.causal:
+            names = [name for name in names if self._section[name] <= self._section[victim]]
+        keep = self.rules.context_features - 1 - len(masked)
+        if self.rules.context_features and keep < len(names):
+            names = [names[i] for i in np.sort(rng.choice(len(names), max(keep, 0), replace=False))]
         return {name: texts[name] for name in names}
 
-    def _bayes(self, shown: Mapping[str, str], victim: str, choices: list[str]) -> tuple[float | None, str | None]:
+    def _bayes(self, shown: Mapping[str, str], victim: str, options: list[str]) -> tuple[float | None, str | None]:
         if self.oracle is None:
             return None, None
-        law = self._laws[victim]
-        likelihood = [math.exp(law.option_log_likelihood(text, choices)) for text in choices]
-        posterior = np.asarray(self.oracle.posterior(shown, victim, choices), dtype=np.float64) * likelihood
+        posterior = np.asarray(self.oracle.posterior(shown, victim, options), dtype=np.float64)
+        if self.rules.balance:  # each option is the right one equally often, so values' own frequencies do not count
+            posterior = posterior / np.asarray(self.oracle.posterior({}, victim, options), dtype=np.float64)
+        else:
+            law = self._training[victim]
+            posterior = posterior * np.exp([law.option_log_likelihood(text, options) for text in options])
         total = posterior.sum()
         if not total > 0:
             raise ValueError(f"the oracle gives no option of {victim} a probability above 0")
         best = int(np.argmax(posterior))
         return float(posterior[best] / total), LETTERS[best]
+
+
+def pseudonym(salt: str, patient: str) -> str:
+    """A patient's name in questions: a salted hash, 16 hexadecimal digits."""
+    return hashlib.blake2b((salt + patient).encode(), digest_size=8).hexdigest()
 
 
 def questions(
@@ -201,54 +254,59 @@ def questions(
     count: int,
     *,
     seed: int,
-    num_choices: int = 5,
-    difficulty: float = 2.0,
-    mi_cutoff: float = 0.5,
-    core_features: int = 0,
-    core_kind: str = "any",
-    context_features: int = 0,
-    option_order: str = "shuffled",
     oracle: Oracle | None = None,
+    all_victims: bool = False,
     progress: Callable[[int], object] | None = None,
+    **rules: Any,
 ) -> list[Question]:
-    """Up to `count` questions about the patients of `split`: in each round one about every patient.
+    """Up to `count` questions about the patients of `split`, made by `rules` (see `Rules`).
 
-    A round's order of patients is keyed by (seed, round); the draw is the round's number. No two questions read the
-    same; it ends early where a whole round brings nothing new. `progress(1)` is called for each question. Raises
-    InputError where no question is possible at all.
+    In each round one record of every patient is asked about; a round's order of patients is keyed by (seed, round), and
+    the draw is the round's number. With `all_victims`, every value of one patient after the other instead. No two
+    questions read the same; it ends early where rounds bring nothing new. `progress(1)` is called for each question.
+    Raises InputError where no question is possible at all.
     """
-    maker = Denoising(
-        registry,
-        split,
-        seed=seed,
-        num_choices=num_choices,
-        difficulty=difficulty,
-        mi_cutoff=mi_cutoff,
-        core_features=core_features,
-        core_kind=core_kind,
-        context_features=context_features,
-        option_order=option_order,
-        oracle=oracle,
-    )
+    maker = Denoising(registry, split, seed=seed, oracle=oracle, **rules)
     patients = maker.patients()
     if not patients:
         raise InputError(f"no question is possible about the {split} patients: no value has a known distribution")
     made: list[Question] = []
     seen: set[bytes] = set()
-    draw, before = 0, -1
-    while len(made) > before:
-        before = len(made)
-        for position in generator(seed, "round", draw).permutation(len(patients)):
-            if len(made) == count:
-                return made
-            patient = patients[position]
-            question = maker.ask(patient, maker.victim(patient, draw), draw)
-            message = "\n".join((question.context, question.question, *question.choices))
-            digest = hashlib.blake2b(message.encode(), digest_size=16).digest()
-            if digest not in seen:
-                seen.add(digest)
-                made.append(question)
-                if progress:
-                    progress(1)
-        draw += 1
+    for question in _every(maker, patients) if all_victims else _rounds(maker, patients):
+        if len(made) == count:
+            break
+        message = "\n".join((question.context, question.question, *question.choices))
+        digest = hashlib.blake2b(message.encode(), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            made.append(question)
+            if progress:
+                progress(1)
     return made
+
+
+def _every(maker: Denoising, patients: Sequence[str]) -> Iterator[Question]:
+    for place in generator(maker.seed, "round", 0).permutation(len(patients)):
+        for feature in maker.possible(patients[place]):
+            question = maker.ask(patients[place], feature, 0)
+            if question is not None:
+                yield question
+
+
+def _rounds(maker: Denoising, patients: Sequence[str]) -> Iterator[Question]:
+    """Questions round by round, until so many rounds in a row as a patient has values bring no text that is new."""
+    seen: set[tuple[str, ...]] = set()
+    patience = max(len(maker.possible(patient)) for patient in patients)
+    draw, idle = 0, 0
+    while idle < patience:
+        before = len(seen)
+        for place in generator(maker.seed, "round", draw).permutation(len(patients)):
+            patient = patients[place]
+            together = maker.victims(patient, draw, maker.rules.masked)
+            for feature in together:
+                question = maker.ask(patient, feature, draw, masked=[name for name in together if name != feature])
+                if question is not None:
+                    seen.add((question.patient, question.feature, *question.choices))
+                    yield question
+        idle = idle + 1 if len(seen) == before else 0
+        draw += 1

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared import shortcuts
 from shared.cohorts import sepsis, synthetic
 from shared.errors import InputError
 from shared.questions import LETTERS
 from shared.randomness import generator
-from shared.registry.build import RawColumn, build
+from shared.registry.build import RawColumn, RawRegistry, build
 from shared.registry.features import Feature
 from shared.registry.statistics import ValueStatistics
+from shared.tasks.balanced import WindowLaw, category_law, number_law
 from shared.tasks.choices import CategoryLaw, LadderLaw, heap, ladder_steps
 from shared.tasks.denoising import MASK, Denoising, questions, render
 
@@ -51,26 +53,22 @@ def registry():
         section = {"age": "[P/basic]", "beds": HOSPITAL}.get(name, "[V/lab]")
         coded = tuple(sorted(set(column))) if name in ("sex", "site", "died", "beds") else None
         columns.append(RawColumn("odesc" if name == "note" else name, name.title(), section, "", cells, coded))
-    return build(
-        "test",
-        [f"patient-{i}" for i in range(size)],
-        columns,
-        valid_patients=100,
-        seed=1,
-        mi_cutoff=0.5,
-        ordered={},
-        reference=None,
-        provenance={"salt": "pepper"},
-    )
+    ids = [f"patient-{i}" for i in range(size)]
+    return build(RawRegistry(cohort="test", ids=ids, columns=columns), valid_patients=100, seed=1, salt="pepper")
 
 
 @pytest.fixture(scope="module")
 def asked(registry):
+    return questions(registry, "train", 2000, seed=9, balance=False)
+
+
+@pytest.fixture(scope="module")
+def balanced(registry):
     return questions(registry, "train", 2000, seed=9)
 
 
 def test_a_question_reads_as_the_original_wrote_it(registry):
-    maker = Denoising(registry, "train", seed=1)
+    maker = Denoising(registry, "train", seed=1, balance=False)
     patient = next(p for p in maker.patients() if len(maker.records[p]) == len(registry.features))
     record = maker.records[patient]
     question = maker.ask(patient, "died", 0)
@@ -115,19 +113,19 @@ def test_no_raw_id_and_a_salted_pseudonym(registry, asked):
 
 
 def test_the_same_question_whatever_else_is_asked(registry, asked):
-    assert questions(registry, "train", 350, seed=9) == asked[:350]
-    maker = Denoising(registry, "train", seed=9)
+    assert questions(registry, "train", 350, seed=9, balance=False) == asked[:350]
+    maker = Denoising(registry, "train", seed=9, balance=False)
     chosen = [(p, d) for p in maker.patients()[::-7] for d in (3, 0)]
     by_id = {question.id: question for question in asked}
     for patient, draw in chosen:
         question = maker.ask(patient, maker.victim(patient, draw), draw)
         assert by_id[question.id] == question
     alone = dataclasses.replace(registry, train=registry.train.sample(60, random_state=1))
-    alone_maker = Denoising(alone, "train", seed=9)
+    alone_maker = Denoising(alone, "train", seed=9, balance=False)
     assert [f.name for f in alone_maker.registry.features] == [f.name for f in registry.features]
     for patient in alone_maker.patients()[:10]:
         assert alone_maker.records[patient] == maker.records[patient]
-    assert questions(registry, "train", 50, seed=10) != asked[:50]
+    assert questions(registry, "train", 50, seed=10, balance=False) != asked[:50]
 
 
 def test_rounds_ask_each_patient_once_and_each_feature_before_any_again(registry, asked):
@@ -155,8 +153,9 @@ def test_it_ends_when_nothing_new_is_possible(registry):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_options_are_alike(registry, size):
-    for question in questions(registry, "valid", 600, seed=2, num_choices=size):
+@pytest.mark.parametrize("balance", [True, False])
+def test_options_are_alike(registry, size, balance):
+    for question in questions(registry, "valid", 600, seed=2, num_choices=size, balance=balance):
         feature = registry.feature(question.feature)
         vocabulary = registry.statistics[question.feature].vocab
         expected = min(size, len(vocabulary)) if registry.statistics[question.feature].finite else size
@@ -181,8 +180,8 @@ def test_shown_features_can_be_limited(registry):
     for question in questions(registry, "train", 300, seed=3, context_features=3):
         shown = [line for line in question.context.split("\n") if line and not line.startswith("[")]
         assert len(shown) == 3 and MASK in question.context
-    whole = Denoising(registry, "train", seed=3)
-    part = Denoising(registry, "train", seed=3, context_features=3)
+    whole = Denoising(registry, "train", seed=3, balance=False)
+    part = Denoising(registry, "train", seed=3, context_features=3, balance=False)
     for patient in [p for p in whole.patients() if "site" in whole.records[p]][:30]:
         first, second = whole.ask(patient, "site", 0), part.ask(patient, "site", 0)
         assert first.choices == second.choices  # options do not depend on what is shown
@@ -277,18 +276,10 @@ def test_heaps(values, grain):
 
 def test_a_narrow_range_offers_training_values():
     column = [round(0.001 * (i % 21), 4) + 0.0001 * (i % 3) for i in range(400)]
-    registry = build(
-        "test",
-        [str(i) for i in range(400)],
-        [RawColumn("x", "X", "[a/b]", "", column), RawColumn("y", "Y", "[a/b]", "", ["u", "v"] * 200)],
-        valid_patients=100,
-        seed=1,
-        mi_cutoff=0.5,
-        ordered={},
-        reference=None,
-        provenance={},
-    )
-    made = [q for q in questions(registry, "valid", 200, seed=1, difficulty=50) if q.feature == "x"]
+    columns = [RawColumn("x", "X", "[a/b]", "", column), RawColumn("y", "Y", "[a/b]", "", ["u", "v"] * 200)]
+    raw = RawRegistry(cohort="test", ids=[str(i) for i in range(400)], columns=columns)
+    registry = build(raw, valid_patients=100, seed=1)
+    made = [q for q in questions(registry, "valid", 200, seed=1, difficulty=50, balance=False) if q.feature == "x"]
     assert made
     for question in made:
         assert len(set(question.choices)) == 5 and all(len(text) == 5 for text in question.choices)
@@ -317,10 +308,11 @@ def drawn(tmp_path_factory):
     return sepsis.prepare(folder, valid_patients=250, seed=4, salt="s", cohort="synthetic")
 
 
+@pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize("shown", [0, 8])
-def test_the_stated_best_accuracy_is_reached_and_not_exceeded(drawn, shown):
+def test_the_stated_best_accuracy_is_reached_and_not_exceeded(drawn, shown, balance):
     """The best answer by the known law is right as often as it says, also among the sure and among the unsure."""
-    made = questions(drawn, "valid", 1500, seed=4, context_features=shown, oracle=synthetic.Oracle())
+    made = questions(drawn, "valid", 1500, seed=4, context_features=shown, balance=balance, oracle=synthetic.Oracle())
     stated = np.array([q.bayes_accuracy for q in made])
     right = np.array([q.bayes_answer == q.answer for q in made])
     middle = np.median(stated)
@@ -329,4 +321,90 @@ def test_the_stated_best_accuracy_is_reached_and_not_exceeded(drawn, shown):
         assert abs(right[part].mean() - stated[part].mean()) < 3.5 * error
     majority = np.mean([q.majority == q.answer for q in made])
     chance = np.mean([q.chance for q in made])
-    assert chance < majority < stated.mean() - 0.1
+    assert majority < stated.mean() - 0.1 and (majority < chance + 0.03 if balance else majority > chance + 0.03)
+
+
+def test_balanced_options_tell_nothing(registry, balanced):
+    """Every guesser is at chance, where the natural law lets the most frequent value win."""
+    found = shortcuts.audit(balanced)
+    assert found["passed"] and found["guessers"]["most frequent value"]["excess"] < 0.05
+    natural = shortcuts.audit(questions(registry, "train", 2000, seed=9, balance=False))
+    assert not natural["passed"] and natural["guessers"]["most frequent value"]["interval"][0] > 0.1
+
+
+def test_balanced_labels_are_uniform_given_the_options():
+    weights = {"a": 50, "b": 30, "c": 10, "d": 5, "e": 3, "f": 2}
+    law = category_law(weights, num_choices=3)
+    labels = np.random.default_rng(3).choice(list(weights), 40_000, p=np.array(list(weights.values())) / 100)
+    asked = Counter()
+    for i, label in enumerate(labels):
+        rng = generator(i)
+        options = law.draw(label, rng)
+        assert label in options and len(set(options)) == 3
+        if rng.random() < law.accept(label, options):
+            asked[tuple(sorted(options)), label] += 1
+    for options in {options for options, _ in asked}:
+        counts = [asked[options, label] for label in options]
+        assert max(counts) - min(counts) < 5 * math.sqrt(np.mean(counts))
+
+
+@pytest.mark.parametrize("difficulty, blocks", [(2.0, 1), (1.0, 2), (0.5, 4)])
+def test_numbers_stand_at_equal_steps_of_probability(difficulty, blocks):
+    values = np.random.default_rng(0).lognormal(4, 1, 2000).round().astype(int).tolist()
+    law = number_law(values, 0, num_choices=5, difficulty=difficulty)
+    assert law.blocks == blocks
+    places = Counter()
+    for i, value in enumerate(values):
+        options = law.draw(str(value), generator(i))
+        if options:
+            assert [float(option) for option in options] == sorted(map(float, options)) and str(value) in options
+            assert {int(option) for option in options} <= set(values)
+            places[options.index(str(value))] += 1
+    assert sum(places.values()) > 1900 and max(places.values()) - min(places.values()) < 5 * math.sqrt(400)
+
+
+def test_numbers_that_pile_up_become_categories():
+    values = [0] * 700 + list(range(1, 301))
+    law = number_law(values, 1, num_choices=4, difficulty=2.0)
+    assert isinstance(law, WindowLaw) and law.draw("0.0", generator(1))[0] == "0.0"
+    assert not law.can_ask("31.0")  # in no patient
+
+
+def test_several_values_masked_together(registry):
+    made = questions(registry, "train", 600, seed=4, masked=3, balance=False)
+    contexts = Counter(question.context.count(MASK) for question in made)
+    assert contexts[3] > 300 and set(contexts) <= {1, 2, 3}
+    together = {}
+    for question in made:
+        together.setdefault((question.patient, question.context), []).append(question.feature)
+    assert Counter(len(set(features)) for features in together.values())[3] > 100
+    for question in made:  # none of the values masked together gives another away
+        if "Lactate: [MASK]" in question.context:
+            assert "Twin" not in question.context
+
+
+def test_every_value_of_held_out_patients(registry):
+    made = questions(registry, "valid", 10_000, seed=4, all_victims=True, balance=False)
+    maker = Denoising(registry, "valid", seed=4, balance=False)
+    assert {(q.patient, q.feature) for q in made} == {
+        (maker.pseudonym(patient), name) for patient in maker.patients() for name in maker.possible(patient)
+    }
+    part = questions(registry, "valid", 12, seed=4, all_victims=True, balance=False)
+    assert part == made[:12] and len({q.patient for q in part}) < 4
+
+
+def test_causal_records_show_nothing_later(registry):
+    for question in questions(registry, "train", 200, seed=4, causal=True, balance=False):
+        if question.feature == "age":  # its section comes first
+            assert "[V/lab]" not in question.context and "[P/basic]" in question.context
+
+
+def test_a_registry_without_sections_reads_without_headers(registry):
+    plain = [dataclasses.replace(feature, section="") for feature in registry.features]
+    made = questions(dataclasses.replace(registry, features=plain), "train", 50, seed=4)
+    for question in made:
+        assert not any(line.startswith("[") for line in question.context.split("\n"))
+        assert (
+            question.question.startswith("Q1. What would be the masked value of '")
+            and "section" not in question.question
+        )

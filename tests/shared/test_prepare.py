@@ -1,6 +1,8 @@
 """Preparing a folder, storing a registry, and the command line."""
 
+import dataclasses
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,10 +13,12 @@ import pandas as pd
 import pytest
 
 from shared import preparation
+from shared.cohorts import tables
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.questions import read_questions
+from shared.questions import read_questions, write_questions
 from shared.registry import store
+from shared.verification import check_sources, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DataConfig(patients=160, valid_patients=60, train_questions=120, valid_questions=40, context_features=8)
@@ -156,3 +160,85 @@ def test_questions_are_made_fast(prepared):
     start = time.process_time()
     made = questions(registry, "train", 2000, seed=1)
     assert len(made) / (time.process_time() - start) > 500
+
+
+def test_what_is_verified(prepared, tmp_path):
+    found = verify(prepared)
+    assert any("160 questions come out again" in line for line in found) and found[-1].startswith("shortcuts: ")
+    copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    path = copy / "questions" / "valid.parquet"
+    write_questions(path, read_questions(path)[:-1])
+    with pytest.raises(InputError, match=r"valid\.parquet: is not as it was written"):
+        verify(copy)
+    path.unlink()
+    with pytest.raises(InputError, match=r"valid\.parquet: is missing"):
+        verify(copy)
+    (copy / "questions" / "provenance.json").write_text("{}")
+    with pytest.raises(InputError, match="not the record of prepared questions"):
+        verify(copy)
+
+
+def test_forged_questions_are_found_though_their_digests_fit(prepared, tmp_path):
+    copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
+    path, record = copy / "questions" / "valid.parquet", copy / "questions" / "provenance.json"
+
+    def forge(questions):
+        write_questions(path, questions)
+        known = json.loads(record.read_text())
+        known["files"]["questions/valid.parquet"] = tables.digest(path)
+        record.write_text(json.dumps(known))
+
+    honest = read_questions(path)
+    strangers = read_questions(copy / "questions" / "train.parquet")
+    forge([*honest[:-1], strangers[0]])
+    with pytest.raises(InputError, match="asks about 1 patients of another split"):
+        verify(copy)
+    forge([*honest[:-1], honest[0]])
+    with pytest.raises(InputError, match="id comes twice"):
+        verify(copy)
+    turned = dataclasses.replace(honest[0], choices=honest[0].choices[::-1], answer=honest[0].answer)
+    forge([turned, *honest[1:]])
+    with pytest.raises(InputError, match="do not come out again"):
+        verify(copy)
+
+
+def test_provenance_holds_the_audit_and_the_leaks(prepared):
+    record = json.loads((prepared / "questions" / "provenance.json").read_text())
+    assert set(record["shortcuts"]) == {"train", "valid"} and record["shortcuts"]["train"]["questions"] == 120
+    assert "boosted trees on the options" in record["shortcuts"]["train"]["guessers"]
+    leaks = pd.read_csv(prepared / "registry" / "leaks.csv")
+    assert list(leaks.columns) == ["asked", "hidden", "nats", "cutoff", "reason"]
+    assert (leaks["nats"] > leaks["cutoff"]).all() and set(leaks["reason"]) <= {"nats", "half of its entropy"}
+    patients = pd.read_parquet(prepared / "questions" / "patients.parquet")
+    assert len(patients) == 160 and not patients["patient"].duplicated().any()
+    assert set(patients["sex"]) == {"Male", "Female", "unknown"} and patients["site"].nunique() > 5
+
+
+@pytest.mark.parametrize(("split", "held_out"), [("site", ""), ("time", "2023-01-01"), ("time", "")])
+def test_held_out_sites_and_times(prepared, tmp_path, split, held_out):
+    data = dataclasses.replace(
+        SMALL, cohort="sepsis", source=str(prepared / "raw"), split=split, held_out=held_out, valid_patients=30
+    )
+    preparation.prepare(data, tmp_path, seed=3, progress=False)
+    registry = store.load(tmp_path / "registry")
+    role = registry.provenance["roles"][split]
+    if split == "site":
+        assert not set(registry.train[role]) & set(registry.valid[role])
+    else:
+        assert registry.valid[role].min() >= registry.train[role].max()
+    assert len(registry.valid) >= (30 if not held_out else 1) and len(registry.train)
+
+
+def test_paper_compat_from_raw_files(prepared, tmp_path):
+    data = dataclasses.replace(SMALL, cohort="sepsis", source=str(prepared / "raw"), compat="paper", balance="none")
+    preparation.prepare(data, tmp_path, seed=3, progress=False)
+    train, valid = (read_questions(tmp_path / "questions" / f"{split}.parquet") for split in ("train", "valid"))
+    assert 100 < len(train) <= 120 and 0 < len(valid) <= 40 and len({q.id for q in train}) == len(train)
+    record = json.loads((tmp_path / "questions" / "provenance.json").read_text())
+    assert not record["shortcuts"]["train"]["passed"]  # the original's options give answers away
+    assert store.load(tmp_path / "registry").provenance["options"]["fit"] == "all"
+    assert any("compat = paper" in line for line in verify(tmp_path))
+    with pytest.raises(InputError, match="files differ: kor_to_eng.json"):
+        raw = Path(shutil.copytree(prepared / "raw", tmp_path / "raw"))
+        (raw / "kor_to_eng.json").write_text("{}")
+        check_sources(tmp_path, raw)

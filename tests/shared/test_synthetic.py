@@ -243,7 +243,7 @@ def time_name(metadata: list[tuple], name: str) -> str:
 
 def test_the_reader_of_the_sepsis_registry_gives_the_registry_back(raw):
     registry = draw(60, SEED)
-    ids, columns = clean(read(raw))
+    ids, columns, _ = clean(read(raw))
     assert list(ids) == list(registry["subjectno"])
     assert [column.name for column in columns] == list(FEATURES)
     for column in columns:

@@ -7,12 +7,13 @@ codebook parser skips notes; misspelt column names are paired only where that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from shared.cohorts.sepsis.cleaning import ABSENT_MEANS_NO, Column, clean
-from shared.cohorts.sepsis.reader import read
-from shared.registry.build import RawColumn, build
+from shared.cohorts.sepsis import reader
+from shared.cohorts.sepsis.cleaning import ABSENT_MEANS_NO, CENTER, Column, clean
+from shared.registry.build import RawColumn, RawRegistry, build
 from shared.registry.store import Registry
 
 REFERENCE_TIME = "tzdt"
@@ -31,36 +32,39 @@ ORDERED = {
 }
 
 
-def prepare(
-    source: Path,
-    *,
-    valid_patients: int,
-    seed: int,
-    salt: str,
-    mi_cutoff: float = 0.5,
-    cohort: str = "sepsis",
-    progress: Callable[[str], None] | None = None,
-) -> Registry:
-    """Read the raw files in `source` and return the prepared registry, `valid_patients` of it held out.
+def digests(source: Path) -> dict[str, str]:
+    """Digest of each raw file in `source`, by its name."""
+    return reader.digests(source)
 
-    `progress` is called with a few words at each stage. Raises InputError naming the file or the column that is wrong.
-    """
-    if progress:
-        progress("reading the raw files")
-    raw = read(source)
-    ids, columns = clean(raw)
-    return build(
-        cohort,
-        ids,
-        [_raw_column(column) for column in columns],
-        valid_patients=valid_patients,
-        seed=seed,
-        mi_cutoff=mi_cutoff,
+
+def read(source: Path, *, cohort: str = "sepsis", paper: bool = False) -> RawRegistry:
+    """Read the raw files in `source`; `paper` gives the original's values. Raises InputError naming what is wrong."""
+    raw = reader.read(source)
+    ids, columns, sites = clean(raw, paper=paper)
+    for column in columns if paper else []:
+        column.values = [None if value == "" else value for value in column.values]
+    names = {column.name for column in columns}
+    roles = {"site": CENTER, "time": REFERENCE_TIME, "sex": "sex", "age": "age"}
+    return RawRegistry(
+        cohort=cohort,
+        ids=ids,
+        columns=[*(_raw_column(column) for column in columns), _sites(sites)],
         ordered=ORDERED,
         reference=REFERENCE_TIME,
-        provenance={"source": raw.digests, "salt": salt},
-        progress=progress,
+        roles={role: name for role, name in roles.items() if name in names or name == CENTER},
+        digests=raw.digests,
     )
+
+
+def prepare(source: Path, *, cohort: str = "sepsis", **options: Any) -> Registry:
+    """The prepared registry from the raw files in `source`; `options` as `registry.build.build` takes them."""
+    return build(read(source, cohort=cohort), **options)
+
+
+def _sites(values: Sequence[Any]) -> RawColumn:
+    coded = tuple(dict.fromkeys(str(value) for value in values if value is not None))
+    texts = [None if value is None else str(value) for value in values]
+    return RawColumn(CENTER, "Center", "", "", texts, coded, visible=False)
 
 
 def _raw_column(column: Column) -> RawColumn:

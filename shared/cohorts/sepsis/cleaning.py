@@ -10,16 +10,18 @@ from typing import Any
 
 from shared.cohorts.sepsis import coding
 from shared.cohorts.sepsis.coding import NOT_AVAILABLE, Coding
-from shared.cohorts.sepsis.reader import RawFiles, RawTable
+from shared.cohorts.sepsis.reader import RawFiles
+from shared.cohorts.tables import RawTable
 from shared.errors import InputError
 
 SUBJECT, CENTER, BATCH = "subjectno", "center", "datano"
 METADATA_COLUMNS = ("Domain", "Section", "eCRF Variable name", "Row Name", "Unit", "Range", "Decision")
 ABSENT_MEANS_NO = ("liver_disease", "solid_tumor", "chronic_kidney_ds")
+ERASING = "firstsourcenonsurg"
 FOLLOW_UPS = {  # asked only where the key is yes, so a blank there is a no
     "bactathogenmet": ("gramposyn", "gramnegyn", "atybacyn", "bacmtyn"),
     # The original meant to fill these and erased all three (spec: registry, quirk 18).
-    "firstsourcenonsurg": ("remvinfectintravas", "inspercutdrain", "othernonsurg"),
+    ERASING: ("remvinfectintravas", "inspercutdrain", "othernonsurg"),
 }
 DROPPED = {"tztmtime", "hosadmna", "hspt_cd"}
 NAME_LIKENESS = 0.8  # of names that are taken for one name with a typing error
@@ -39,10 +41,11 @@ class Column:
     values: Values = dataclasses.field(default_factory=list)
 
 
-def clean(raw: RawFiles) -> tuple[list[str], list[Column]]:
-    """Patient ids and the columns to show, in the metadata's order.
+def clean(raw: RawFiles, *, paper: bool = False) -> tuple[list[str], list[Column], Values]:
+    """Patient ids, the columns to show in the metadata's order, and the patients' centres.
 
-    Raises InputError where a column or name is missing, a code has no meaning, or an id occurs twice.
+    `paper` leaves blanks as "", apart from what is not available (None), and erases the three columns that the original
+    erased. Raises InputError where a column or name is missing, a code has no meaning, or an id occurs twice.
     """
     columns = read_metadata(raw.metadata, raw.dictionary)
     data = {name.strip().lower(): values for name, values in raw.data.columns.items()}
@@ -54,14 +57,15 @@ def clean(raw: RawFiles) -> tuple[list[str], list[Column]]:
         column.values = data[column.name]
     columns = [column for column in columns if column.name != BATCH]
     for column in columns:
-        _translate(column, raw.dictionary)
-    _fill_absences({column.name: column for column in columns})
+        _translate(column, raw.dictionary, paper)
+    _fill_absences({column.name: column for column in columns}, paper)
     columns = [column for column in columns if not _is_dropped(column.name)]
     columns = combine_datetimes(columns)
     ids = [str(value) for value in next(column for column in columns if column.name == SUBJECT).values]
     if len(set(ids)) < len(ids) or "None" in ids:
         raise InputError(f"{raw.data.path}: column {SUBJECT} must have a value in every row, each different")
-    return ids, [column for column in columns if column.name not in (SUBJECT, CENTER)]
+    centers = next(column.values for column in columns if column.name == CENTER)
+    return ids, [column for column in columns if column.name not in (SUBJECT, CENTER)], centers
 
 
 def read_metadata(table: RawTable, dictionary: Mapping[str, str]) -> list[Column]:
@@ -142,25 +146,30 @@ def _fill_icu_days(data: dict[str, Values]) -> None:
         data[name] = [value if value != "" else "" if mark == NOT_AVAILABLE else "No" for value, mark in pairs]
 
 
-def _translate(column: Column, dictionary: Mapping[str, str]) -> None:
+def _translate(column: Column, dictionary: Mapping[str, str], paper: bool) -> None:
     values = column.values
     if column.coding is not None:
         values = coding.decode_column(column.name, values, column.coding)
-    special: dict[str, str | None] = {"": None, NOT_AVAILABLE: None, "Yes": "yes", "No": "no"}
+        values = ["" if value is None else value for value in values]
+    special: dict[str, str | None] = {"": "" if paper else None, NOT_AVAILABLE: None, "Yes": "yes", "No": "no"}
     translated = (dictionary.get(value, value) if isinstance(value, str) else value for value in values)
     column.values = [special.get(value, value) if isinstance(value, str) else value for value in translated]
 
 
-def _fill_absences(columns: Mapping[str, Column]) -> None:
+def _fill_absences(columns: Mapping[str, Column], paper: bool = False) -> None:
     for name in ABSENT_MEANS_NO:
         if name in columns:
-            columns[name].values = ["no" if value in (None, "None") else value for value in columns[name].values]
+            columns[name].values = ["no" if value in (None, "", "None") else value for value in columns[name].values]
     follow_ups = {**FOLLOW_UPS, "bacmtyn": tuple(name for name in columns if name.startswith("bacmttyp"))}
     for condition, names in follow_ups.items():
         for name in names:
-            if condition in columns and name in columns:
+            if condition not in columns or name not in columns:
+                continue
+            if paper and condition == ERASING:
+                columns[name].values = [None] * len(columns[name].values)
+            else:
                 pairs = zip(columns[name].values, columns[condition].values, strict=True)
-                columns[name].values = ["no" if value is None and yes == "yes" else value for value, yes in pairs]
+                columns[name].values = ["no" if v in (None, "") and yes == "yes" else v for v, yes in pairs]
 
 
 def _is_dropped(name: str) -> bool:
@@ -185,7 +194,7 @@ def combine_datetimes(columns: list[Column]) -> list[Column]:
 
 
 def _datetime(column: Column, date: Any, time: Any) -> datetime.datetime | None:
-    if date is None or time is None:
+    if date in (None, "") or time in (None, ""):
         return None
     try:
         day = datetime.datetime.fromisoformat(date) if isinstance(date, str) else date

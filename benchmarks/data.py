@@ -1,0 +1,125 @@
+"""Speed of the data path on a generated registry, against a plain per-row pandas implementation of the same rules.
+
+python -m benchmarks.data --patients=10000 --features=500
+
+Prints one JSON line: questions per second of both (one core), and the time and memory of statistics and mutual information.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import time
+
+import numpy as np
+import pandas as pd
+from absl import app, flags
+
+from shared.randomness import generator
+from shared.registry.build import RawColumn, RawRegistry, build
+from shared.registry.features import value_text
+from shared.registry.leakage import hidden_with, mutual_information
+from shared.registry.statistics import fit
+from shared.registry.store import Registry
+from shared.tasks import balanced
+from shared.tasks.denoising import MASK, Denoising, questions
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("patients", 10_000, "Patients of the registry.")
+flags.DEFINE_integer("features", 500, "Features: half numbers, half categories.")
+flags.DEFINE_integer("questions", 2_000, "Questions made.")
+flags.DEFINE_integer("plain_questions", 100, "Questions made by the plain implementation.")
+
+
+def generated(patients: int, features: int) -> RawRegistry:
+    """A registry with groups of ten dependent features each, a tenth of the cells missing."""
+    columns = []
+    for place in range(features):
+        rng = generator("benchmark", place)
+        group = generator("benchmark group", place // 10).standard_normal(patients)
+        values = group + rng.standard_normal(patients) * (0.1 + place % 10)
+        missing = rng.random(patients) < 0.1
+        name, section = f"feature_{place}", f"[Section {place // 25}]"
+        if place % 2:
+            levels = np.digitize(values, np.quantile(values, np.linspace(0, 1, 3 + place % 5)[1:-1]))
+            texts = [None if gone else f"level {level}" for gone, level in zip(missing, levels, strict=True)]
+            columns.append(RawColumn(name, name, section, "", texts))
+        else:
+            columns.append(RawColumn(name, name, section, "", np.where(missing, np.nan, (100 + 20 * values).round(1))))
+    return RawRegistry(cohort="benchmark", ids=[f"P{i}" for i in range(patients)], columns=columns)
+
+
+def plain_questions(registry: Registry, count: int, seed: int) -> int:
+    """The rules of `shared.tasks.denoising` row by row: a pandas row, its cells one by one, the text line by line."""
+    laws = balanced.option_laws(registry, "train", num_choices=5, difficulty=2.0)
+    names = {feature.name: feature for feature in registry.features}
+    made, draw = 0, 0
+    while made < count:
+        for patient, row in registry.train.iterrows():
+            present = {name: row[name] for name in registry.train.columns if pd.notna(row[name])}
+            victims = [n for n in present if n in laws and laws[n].can_ask(value_text(names[n], present[n]))]
+            victim = victims[int(generator(seed, str(patient), draw).integers(len(victims)))]
+            rng = generator(seed, str(patient), victim, draw)
+            label = value_text(names[victim], present[victim])
+            options = laws[victim].draw(label, rng)
+            if not options or rng.random() >= laws[victim].accept(label, options):
+                continue
+            hidden = hidden_with(
+                victim, 0.5, leakage=registry.leakage, features=registry.features, statistics=registry.statistics
+            )
+            text, section = "", None
+            for name, value in present.items():
+                if name in hidden:
+                    continue
+                if names[name].section != section:
+                    section = names[name].section
+                    text += f"\n{section}\n"
+                text += f"{names[name].display_name}: {MASK if name == victim else value_text(names[name], value)}\n"
+            made += 1
+            if made == count:
+                break
+        draw += 1
+    return made
+
+
+def main(_: list[str]) -> None:
+    """Measure and print."""
+    started = time.perf_counter()
+    registry = build(generated(FLAGS.patients, FLAGS.features), valid_patients=FLAGS.patients // 10, seed=1)
+    built = time.perf_counter() - started
+    start = time.process_time()
+    statistics = fit(registry.train, registry.features)
+    statistics_seconds = time.process_time() - start
+    start = time.process_time()
+    mutual_information(registry.train, registry.features, statistics)
+    information_seconds = time.process_time() - start
+    start = time.process_time()
+    Denoising(registry, "train", seed=1)
+    ready_seconds = time.process_time() - start
+    start = time.process_time()
+    made = len(questions(registry, "train", FLAGS.questions, seed=1))
+    ours = made / (time.process_time() - start - ready_seconds)
+    start = time.process_time()
+    plain = plain_questions(registry, FLAGS.plain_questions, 1) / (time.process_time() - start)
+    print(
+        json.dumps(
+            {
+                "patients": FLAGS.patients,
+                "features": FLAGS.features,
+                "build_wall_seconds": round(built, 1),
+                "statistics_cpu_seconds": round(statistics_seconds, 1),
+                "mutual_information_cpu_seconds": round(information_seconds, 1),
+                "questions_ready_cpu_seconds": round(ready_seconds, 1),
+                "questions_per_second": round(ours, 1),
+                "plain_questions_per_second": round(plain, 2),
+                "ratio": round(ours / plain, 1),
+                "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+                "machine": platform.processor() or platform.machine(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,144 @@
+"""Everybody else's registry: a table and a codebook (docs/custom.md).
+
+The source folder holds one table, `data.csv` (or .csv.gz, .parquet, .xlsx, .dta, .sas7bdat, .xpt), and `codebook.csv`
+with a line for each of its columns. Cells that do not fit their line are all listed, with row and column.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.cohorts import tables
+from shared.cohorts.custom.codebook import CODEBOOK, Line, read_codebook
+from shared.cohorts.custom.problems import Problem, Problems
+from shared.cohorts.custom.table import DATA, read_data
+from shared.errors import InputError
+from shared.registry.build import RawColumn, RawRegistry
+from shared.registry.features import Kind, as_number
+
+FILES = {"data": DATA, "codebook": (CODEBOOK,)}
+
+
+def digests(source: Path) -> dict[str, str]:
+    """Digest of each raw file in `source`, by its name."""
+    return {path.name: tables.digest(path) for path in tables.find(source, FILES).values()}
+
+
+def read(source: Path, *, cohort: str = "custom") -> RawRegistry:
+    """Read the table and its codebook.
+
+    Raises InputError where they name different columns, or a line of the codebook is wrong; Problems, with all of them,
+    where cells do not fit their line.
+    """
+    found = tables.find(source, FILES)
+    lines = read_codebook(found["codebook"])
+    data = read_data(found["data"])
+    _same_columns(found["codebook"], lines, found["data"], list(data.columns))
+    if not data.rows:
+        raise InputError(f"{found['data']}: there is no row below the first")
+    problems: list[Problem] = []
+    used = [line for line in lines if line.kind not in ("id", "ignore")]
+    columns = [_column(line, data.columns[line.column], problems) for line in used]
+    ids = _ids(next(line.column for line in lines if line.kind == "id"), data.columns, problems)
+    if problems:
+        raise Problems(found["data"], sorted(problems))
+    roles = {line.role: line.column for line in used if line.role}
+    return RawRegistry(
+        cohort=cohort,
+        ids=ids,
+        columns=columns,
+        ordered={line.column: tuple(line.labels) for line in used if line.kind == "ordinal"},
+        reference=roles.get("time")
+        if any(c.name == roles.get("time") and c.kind == "datetime" for c in columns)
+        else None,
+        roles=roles,
+        digests=digests(source),
+    )
+
+
+def _same_columns(codebook: Path, lines: Sequence[Line], data: Path, names: Sequence[str]) -> None:
+    described = {line.column for line in lines}
+    absent, unknown = sorted(described - set(names)), sorted(set(names) - described)
+    if absent or unknown:
+        raise InputError(
+            f"{codebook} and {data} name different columns; only in the codebook: {', '.join(absent[:10]) or 'none'}; only in "
+            f"the data: {', '.join(unknown[:10]) or 'none'} (a line of kind `ignore` leaves a column out)"
+        )
+
+
+def _ids(name: str, columns: dict[str, list[Any]], problems: list[Problem]) -> list[str]:
+    ids = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in columns[name]]
+    first: dict[str, int] = {}
+    for row, identifier in enumerate(ids, start=2):
+        if identifier == "":
+            problems.append(Problem(row, name, "no id"))
+        elif identifier in first:
+            problems.append(Problem(row, name, f"the same id as row {first[identifier]}"))
+        first.setdefault(identifier, row)
+    return ids
+
+
+def _column(line: Line, cells: Sequence[Any], problems: list[Problem]) -> RawColumn:
+    read_cell = {"number": _number, "datetime": _datetime}.get(line.kind, _text)
+    values = []
+    for row, cell in enumerate(cells, start=2):
+        value, problem = (None, "") if _blank(cell) else read_cell(line, cell)
+        values.append(value)
+        if problem:
+            problems.append(Problem(row, line.column, problem))
+    kind: Kind = "category" if line.kind == "ordinal" else line.kind  # type: ignore[assignment]
+    coded = tuple(line.labels) if line.coding and kind == "category" else None
+    unit = f" ({line.unit})" if line.unit else ""
+    return RawColumn(
+        line.column,
+        line.display_name + unit,
+        f"[{line.section}]" if line.section else "",
+        line.unit,
+        values,
+        coded,
+        line.leak_group or None,
+        kind,
+        visible=line.visible,
+    )
+
+
+def _blank(cell: Any) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _code(cell: Any) -> str:
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+
+
+def _number(line: Line, cell: Any) -> tuple[Any, str]:
+    if _code(cell) in line.coding:
+        return line.coding[_code(cell)] or None, ""
+    if isinstance(cell, bool) or math.isnan(as_number(cell)):
+        return None, "not a number"
+    return as_number(cell), ""
+
+
+def _datetime(line: Line, cell: Any) -> tuple[Any, str]:
+    if isinstance(cell, datetime.datetime):
+        return cell.replace(tzinfo=None), ""
+    if isinstance(cell, datetime.date):
+        return datetime.datetime(cell.year, cell.month, cell.day), ""
+    if _code(cell) in line.coding:
+        return None, ""
+    try:
+        return datetime.datetime.fromisoformat(str(cell).strip()).replace(tzinfo=None), ""
+    except ValueError:
+        return None, "not a date such as 2024-01-31 or 2024-01-31 08:30"
+
+
+def _text(line: Line, cell: Any) -> tuple[Any, str]:
+    code = _code(cell)
+    if not line.coding:
+        return code, ""
+    if code not in line.coding:
+        return None, "a code that the codebook does not have"
+    return line.coding[code] or None, ""

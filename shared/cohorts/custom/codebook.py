@@ -1,0 +1,161 @@
+"""The codebook of a custom registry: one line for each column of its table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared import files
+from shared.cohorts.tables import RawTable, read_table
+from shared.errors import InputError
+from shared.registry.features import as_number
+from shared.registry.statistics import FEW_VALUES
+
+CODEBOOK = "codebook.csv"
+COLUMNS = ("column", "display_name", "section", "kind", "unit", "coding", "leak_group", "role")
+OPTIONAL = ("unit", "coding", "leak_group", "role")
+KINDS = ("id", "number", "category", "ordinal", "datetime", "text", "ignore")
+ROLES = ("", "site", "time", "sex", "age")
+FEW_CODES = 10  # a column of so few whole numbers is drafted as codes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One column. `coding` maps codes, as texts, to labels; an empty label means missing. A site is never shown."""
+
+    column: str
+    display_name: str
+    section: str
+    kind: str
+    unit: str = ""
+    coding: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    leak_group: str = ""
+    role: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The texts that the codes stand for, in their order."""
+        return [label for label in dict.fromkeys(self.coding.values()) if label]
+
+    @property
+    def visible(self) -> bool:
+        """Whether the column is part of a record."""
+        return self.role != "site"
+
+
+def read_codebook(path: Path) -> list[Line]:
+    """The lines of a codebook. Raises InputError naming the line and the column that is wrong."""
+    table = read_table(path)
+    missing = [name for name in COLUMNS if name not in table.columns and name not in OPTIONAL]
+    if missing:
+        raise InputError(f"{path}: these columns are missing: {', '.join(missing)}")
+    unknown = [name for name in table.columns if name not in COLUMNS]
+    if unknown:
+        raise InputError(f"{path}: unknown columns {', '.join(unknown)}; known are {', '.join(COLUMNS)}")
+    lines = [_line(path, number, table) for number in range(table.rows)]
+    names = [line.column for line in lines]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: these columns have two lines: {', '.join(twice)}")
+    if sum(line.kind == "id" for line in lines) != 1:
+        raise InputError(
+            f"{path}: exactly one line must be of kind id, there are {sum(line.kind == 'id' for line in lines)}"
+        )
+    for role in ROLES[1:]:
+        if sum(line.role == role for line in lines) > 1:
+            raise InputError(f"{path}: two lines have the role {role}")
+    return lines
+
+
+def _line(path: Path, number: int, table: RawTable) -> Line:
+    cells = {name: str(table.columns[name][number]).strip() for name in table.columns}
+    where = f"{path}, line {number + 2}"
+    if not cells["column"]:
+        raise InputError(f"{where}: the column's name is empty")
+    if cells["kind"] not in KINDS:
+        raise InputError(f"{where} ({cells['column']}): kind {cells['kind']!r} is not one of {', '.join(KINDS)}")
+    if cells.get("role", "") not in ROLES:
+        raise InputError(f"{where} ({cells['column']}): role {cells['role']!r} is not one of {', '.join(ROLES[1:])}")
+    coding = _coding(cells.get("coding", ""), f"{where} ({cells['column']})")
+    if cells["kind"] == "ordinal" and not coding:
+        raise InputError(f"{where} ({cells['column']}): kind ordinal needs a coding in the order of its levels")
+    return Line(**{**cells, "coding": coding, "display_name": cells["display_name"] or cells["column"]})  # type: ignore[arg-type]
+
+
+def _coding(text: str, where: str) -> dict[str, str]:
+    """`0=No; 1=Yes; 9=` as a table; without an empty label it is a text, with one it is missing."""
+    coding: dict[str, str] = {}
+    for part in (part.strip() for part in text.split(";")):
+        if not part:
+            continue
+        code, mark, label = part.partition("=")
+        if not mark or not code.strip():
+            raise InputError(f"{where}: coding {part!r} is not of the form code=label, separated by semicolons")
+        if code.strip() in coding:
+            raise InputError(f"{where}: code {code.strip()} comes twice in its coding")
+        coding[code.strip()] = label.strip()
+    return coding
+
+
+def draft(table: RawTable) -> list[Line]:
+    """A first codebook for a table, to be edited: kinds from the values, names as they are, one section."""
+    lines = []
+    has_id = False
+    for name, cells in table.columns.items():
+        present = [cell for cell in cells if cell != ""]
+        if not has_id and present and len({str(cell) for cell in present}) == len(cells) and _is_key(name, present):
+            lines.append(Line(column=name, display_name=name, section="", kind="id"))
+            has_id = True
+        else:
+            lines.append(_drafted(name, present))
+    return lines
+
+
+def _is_key(name: str, cells: Sequence[Any]) -> bool:
+    fractions = any(isinstance(cell, float) and not cell.is_integer() for cell in cells)
+    return not fractions and (name.lower().endswith(("id", "no", "number", "key", "번호")) or not _all_numbers(cells))
+
+
+def _all_numbers(cells: Sequence[Any]) -> bool:
+    return all(as_number(cell) == as_number(cell) for cell in cells)
+
+
+def _drafted(name: str, present: Sequence[Any]) -> Line:
+    texts = list(dict.fromkeys(_as_code(cell) for cell in present))
+    kind, coding = "text", {}
+    if not texts:
+        kind = "ignore"
+    elif all(hasattr(cell, "year") or _is_date(cell) for cell in present):
+        kind = "datetime"
+    elif _all_numbers(present):
+        whole = all(float(as_number(cell)).is_integer() for cell in present)
+        kind = "category" if whole and len(texts) <= FEW_CODES else "number"
+        coding = {code: code for code in sorted(texts, key=float)} if kind == "category" else {}
+    elif len(texts) <= FEW_VALUES:
+        kind = "category"
+    return Line(column=name, display_name=name, section="Record", kind=kind, coding=coding)
+
+
+def _as_code(cell: Any) -> str:
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+
+
+def _is_date(cell: Any) -> bool:
+    text = str(cell).strip()
+    return len(text) >= 10 and text[4:5] == "-" and text[7:8] == "-" and text[:4].isdigit()
+
+
+def write_codebook(path: Path, lines: Sequence[Line]) -> None:
+    """Write a codebook as CSV. Raises InputError rather than replace one that is there."""
+    if path.exists():
+        raise InputError(f"{path}: is there already; remove it to have a new draft")
+    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        for line in lines:
+            coding = "; ".join(f"{code}={label}" for code, label in line.coding.items())
+            cells = dataclasses.asdict(line) | {"coding": coding}
+            writer.writerow([cells[name] for name in COLUMNS])

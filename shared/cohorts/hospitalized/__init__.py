@@ -1,0 +1,210 @@
+"""The hospitalised cohort: days 1 to 7 of an intensive care stay, in slots of eight hours (spec: registry, a.4).
+
+Columns go by name: `layout.json` beside this file says which belongs where, and a file of that name among the raw files
+takes its place. Day 8 is kept for the labels of the AKI task only. A value that the mask marks is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shared import files
+from shared.cohorts import tables
+from shared.cohorts.tables import find
+from shared.errors import InputError
+from shared.registry.build import RawColumn, RawRegistry
+
+FILES = {
+    "data": ("data_processed.csv.gz", "data_processed.csv", "data_processed.parquet"),
+    "mask": ("data_missing_processed.csv.gz", "data_missing_processed.csv", "data_missing_processed.parquet"),
+    "metadata": ("metadata.xlsx", "metadata.csv"),
+    "names": ("feature.csv.gz", "feature.csv"),
+}
+LAYOUT = "layout.json"
+COLUMN_NAMES, SHOWN, NAME = "컬럼명", "Human-readable Name", "Name"
+DAYS, SLOTS = range(1, 8), (1, 2, 3)
+HOURS = {1: "00:00 - 08:00", 2: "08:00 - 16:00", 3: "16:00 - 24:00"}
+FLAGS = [f"d{day}_{slot}_aki" for day in (*DAYS, 8) for slot in SLOTS]  # AKI in each slot of days 1 to 8
+
+_DATED = re.compile(r"d[1-8]_")
+_FIRST = re.compile(r"d1_(?![23]_)")
+
+
+def layout(source: Path) -> dict[str, Any]:
+    """Which column belongs where: `layout.json` in `source`, or this module's. Raises InputError where a key is missing."""
+    own = Path(__file__).parent / LAYOUT
+    path = source / LAYOUT if (source / LAYOUT).is_file() else own
+    found = files.read_json(path)
+    missing = [key for key in files.read_json(own) if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise InputError(f"{path}: these keys are missing: {', '.join(missing)}")
+    return found
+
+
+def digests(source: Path) -> dict[str, str]:
+    """Digest of each raw file in `source`, by its name."""
+    paths = [*find(source, FILES).values(), *([source / LAYOUT] if (source / LAYOUT).is_file() else [])]
+    return {path.name: tables.digest(path) for path in paths}
+
+
+def placed(plan: Mapping[str, Any]) -> dict[str, str]:
+    """The section header of each column that is shown, in the order of the record."""
+    found = {name: part["header"] for part in plan["sections"] for name in part["columns"]}
+    for day in DAYS:
+        for slot in SLOTS:
+            found |= {f"d{day}_{slot}_{name}": f"[Day {day} {HOURS[slot]}]" for name in plan["eight_hourly"]}
+        found |= {f"d{day}_{name}": f"[Day {day}]" for name in plan["daily"]}
+    return found | dict.fromkeys(plan["outcomes"]["columns"], plan["outcomes"]["header"])
+
+
+def read_frames(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """Data and mask of the cohort's patients (index: row in the file), and the display name of each column.
+
+    Raises InputError naming the columns where data, mask, metadata and layout do not agree.
+    """
+    found, plan = find(source, FILES), layout(source)
+    data, mask = _frame(found["data"]), _frame(found["mask"])
+    metadata = tables.read_table(found["metadata"])
+    if COLUMN_NAMES not in metadata.columns:
+        raise InputError(f"{metadata.path}: these columns are missing: {COLUMN_NAMES}")
+    names = [str(name) for name in metadata.columns[COLUMN_NAMES]]
+    _same(found["data"], set(data.columns), metadata.path, set(names))
+    _same(found["mask"], set(mask.columns), found["data"], set(data.columns))
+    if len(mask) != len(data):
+        raise InputError(f"{found['mask']}: {len(mask)} rows, but {found['data'].name} has {len(data)}")
+    shown = _display_names(found["names"], [name for name in names if _FIRST.match(name) or not _DATED.match(name)])
+    wanted = [*placed(plan), plan["identifier"], plan["excluded"], plan["icu"], plan["year"], *FLAGS]
+    absent = [name for name in wanted if name not in data.columns]
+    if absent:
+        raise InputError(f"{found['data']}: columns of the layout are missing: {', '.join(absent[:10])}; "
+                         f"describe this export in a {LAYOUT} beside it")  # fmt: skip
+    unplaced = [name for name in shown if name not in {*wanted, *plan["not_shown"], *_first_slot(plan)}]
+    if unplaced:
+        raise InputError(f"{found['data']}: the layout does not place these columns: {', '.join(unplaced[:10])}; "
+                         f"describe this export in a {LAYOUT} beside it")  # fmt: skip
+    rows = (data[plan["icu"]] == 1) & (data[plan["excluded"]] == 0)
+    if not rows.any():
+        raise InputError(f"{found['data']}: no row has {plan['icu']} = 1 and {plan['excluded']} = 0")
+    return data[rows], mask[rows], {name: _display(name, shown) for name in placed(plan)}
+
+
+def _first_slot(plan: Mapping[str, Any]) -> list[str]:
+    return [f"d1_1_{name}" for name in plan["not_shown_eight_hourly"]]
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return tables.read_parquet(path)
+    try:
+        with path.open("rb"):
+            return pd.read_csv(path, low_memory=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable CSV file in UTF-8 ({str(error).splitlines()[0]})") from None
+
+
+def _same(path: Path, here: set[str], other: Path, there: set[str]) -> None:
+    only_here, only_there = sorted(here - there), sorted(there - here)
+    if only_here or only_there:
+        raise InputError(
+            f"{path} and {other} name different columns; only in the first: {', '.join(only_here[:10]) or 'none'}; "
+            f"only in the second: {', '.join(only_there[:10]) or 'none'}"
+        )
+
+
+def _display_names(path: Path, kept: list[str]) -> dict[str, str]:
+    table = tables.read_table(path)
+    if SHOWN not in table.columns:
+        raise InputError(f"{path}: these columns are missing: {SHOWN}")
+    shown = [str(text) for text in table.columns[SHOWN]]
+    if NAME in table.columns:
+        by_name = dict(zip(map(str, table.columns[NAME]), shown, strict=True))
+        absent = [name for name in kept if name not in by_name]
+        if absent:
+            raise InputError(f"{path}: these columns have no line: {', '.join(absent[:10])}")
+        return {name: by_name[name] for name in kept}
+    if len(shown) != len(kept):
+        raise InputError(f"{path}: {len(shown)} lines for {len(kept)} columns; there must be one for each column that is not "
+                         f"of a later day or slot, or a column {NAME} that says whose each is")  # fmt: skip
+    return dict(zip(kept, shown, strict=True))
+
+
+def _display(name: str, shown: Mapping[str, str]) -> str:
+    """Later days and slots are called as the first."""
+    first = re.sub(r"^d\d_(\d_)?", lambda match: "d1_1_" if match[1] else "d1_", name)
+    return shown[name] if name in shown else shown[first]
+
+
+def words(plan: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+    """For each column that says yes or no in a record, what 1 and 0 are called."""
+    numbers = set(plan["numbers"])
+    vitals = {name for name in plan["eight_hourly"] if "aki" not in name}
+    coded = {}
+    for name in placed(plan):
+        plain = re.sub(r"^d\d_(\d_)?", "", name)
+        is_vital = re.match(r"d\d_\d_", name) is not None and plain in vitals
+        if name not in numbers and not (name != plain and plain in numbers) and not is_vital:
+            coded[name] = {1: "Yes", 0: "No"}
+    return coded | {plan["sex"]: {1: "Male", 0: "Female"}}
+
+
+def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
+    """Read the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
+    data, mask, shown = read_frames(source)
+    plan = layout(source)
+    coded = words(plan)
+    columns = []
+    for name, section in placed(plan).items():
+        known = data[name].where(mask[name] != 0)
+        if name in coded:
+            texts = _texts(name, known, coded[name])
+            columns.append(RawColumn(name, shown[name], section, "", texts, tuple(coded[name].values())))
+        else:
+            columns.append(RawColumn(name, shown[name], section, "", _numbers(name, known)))
+    for name in (*FLAGS[-len(SLOTS) :], plan["year"]):
+        columns.append(
+            RawColumn(
+                name, name, "", "", _numbers(name, data[name].where(mask[name] != 0)), kind="number", visible=False
+            )
+        )
+    ids = [str(value) for value in data[plan["identifier"]]]
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{source}: column {plan['identifier']} must have a value in every row, each different")
+    return RawRegistry(
+        cohort=cohort,
+        ids=ids,
+        columns=columns,
+        roles={"time": plan["year"], "sex": plan["sex"], "age": plan["age"]},
+        digests=digests(source),
+    )
+
+
+def paper_frame(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The original's table (its ids in `Unique ID`, blanks as `N/A`), and its AKI flags by slot, NaN where unknown."""
+    data, mask, shown = read_frames(source)
+    plan = layout(source)
+    coded = words(plan)
+    columns = {"Unique ID": data[plan["identifier"]]}
+    for name in shown:
+        values = data[name].map(coded[name]) if name in coded else data[name]
+        columns[name] = values.where(mask[name] != 0, "N/A") if (mask[name] == 0).any() else values
+    return pd.DataFrame(columns), data[FLAGS].where(mask[FLAGS] != 0)
+
+
+def _texts(name: str, values: pd.Series, coded: Mapping[int, str]) -> list[str | None]:
+    unknown = [str(value) for value in values.dropna().unique() if value not in coded]
+    if unknown:
+        raise InputError(f"data column {name}: {', '.join(unknown[:5])} is neither 1 nor 0")
+    return [None if value != value else coded[int(value)] for value in values.tolist()]
+
+
+def _numbers(name: str, values: pd.Series) -> np.ndarray:
+    try:
+        return values.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"data column {name}: holds a cell that is no number") from None

@@ -1,0 +1,177 @@
+"""From the stroke registry's joined cells to named columns with plain values (spec: registry, a.5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.cohorts.stroke import coding
+from shared.cohorts.stroke.coding import NOT_AVAILABLE
+from shared.cohorts.stroke.metadata import Field
+from shared.cohorts.tables import RawTable
+from shared.errors import InputError
+
+ID, ADDITIONAL_ID = "고유번호", "uni_num"
+EDUCATION = ("edu1", "edu2")
+NEEDED = ("edu1", "edu2", "ind_str", "3m_d", "dis_d", "cum_mve_1y", "cum_mve_1y_d", "mrs3mo", "arrival")
+IDENTIFYING = ("trans_sub_1", "dis_sub_1", "ev1_hosw_3m", "ev1_hosw_1y", "comment")
+UNDECODED = ("end1_memo", "end2_memo", "end3_memo", "psce1_12_ow")
+OTHER_SOURCE = "psce1_12_ow"
+OTHER_SOURCE_NAME = "Potential Source of Cardioembolism/High Risk/Others Text"
+HEMORRHAGE, MRS_UNKNOWN = 2, 9
+FREE_TEXT = {"cc", "image_nw", "in_txt", "comment", "drug_stop_w", "ev1_odw_3m", "ev1_hosw_3m", "ev1_odw_1y",
+             "ev1_hosw_1y", "trans_sub_1", "dis_sub_1"}  # fmt: skip
+
+_HANGUL = re.compile(r"[가-힣]")
+Values = list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column: `values` are `[patients]`, None where missing; `coded` are the texts that its table can give."""
+
+    name: str
+    display_name: str
+    values: Values
+    coded: tuple[str, ...] | None
+    dated: bool
+    free_text: bool
+
+
+def is_free_text(name: str) -> bool:
+    """Whether a column of many texts is free text, by its name."""
+    return "_ow" in name or name.endswith("_nw") or name in FREE_TEXT
+
+
+def joined(data: RawTable, nihss: RawTable, additional: RawTable) -> dict[str, Values]:
+    """One column for each name (lower case) of the three tables, joined on the patient; None where a patient is in no
+    row of a joined table. Raises InputError where an id or a name comes twice."""
+    ids = _column(data, ID)
+    if len(set(ids)) < len(ids) or "" in ids:
+        raise InputError(f"{data.path}: column {ID} must have a value in every row, each different")
+    columns = {name.lower(): values for name, values in data.columns.items()}
+    for table, key in ((nihss, ID), (additional, ADDITIONAL_ID)):
+        theirs = _column(table, key)
+        if len(set(theirs)) < len(theirs):
+            raise InputError(f"{table.path}: a value of column {key} comes more than once")
+        place = {identifier: row for row, identifier in enumerate(theirs)}
+        for name, values in table.columns.items():
+            if name == key:
+                continue
+            if name.lower() in columns:
+                raise InputError(f"{table.path}: column {name} is also in {data.path.name}; remove one of them")
+            columns[name.lower()] = [values[place[i]] if i in place else None for i in ids]
+    missing = [name for name in NEEDED if name not in columns]
+    if missing:
+        raise InputError(f"{data.path}: these columns are missing, here and in what is joined: {', '.join(missing)}")
+    return columns
+
+
+def _column(table: RawTable, name: str) -> Values:
+    if name not in table.columns:
+        raise InputError(f"{table.path}: these columns are missing: {name}")
+    return table.columns[name]
+
+
+def clean(
+    columns: Mapping[str, Values], fields: Sequence[Field], dictionary: Mapping[str, str], *, paper: bool = False
+) -> tuple[list[str], list[Column]]:
+    """Ids of the patients of the cohort, and the columns to show, in the data's order.
+
+    Raises InputError where a code has no meaning or a cell that should be a date is none.
+    """
+    known = {field.name: field for field in fields if field.name not in EDUCATION}
+    absent = sorted(set(known) - set(columns))
+    if absent:
+        raise InputError(f"the metadata names columns that no data file has: {', '.join(absent)}")
+    dates = {name: _dates(name, columns[name]) for name in columns if name in known and known[name].dated}
+    kept = _cohort(columns, dates)
+    data = {name: [values[row] for row in kept] for name, values in columns.items()}
+    dates = {name: [values[row] for row in kept] for name, values in dates.items()}
+    _clear_vessels(data, known)
+    made = []
+    for name, values in data.items():
+        if name == EDUCATION[0]:
+            made.append(_education(values, data[EDUCATION[1]], paper))
+        elif name in known and name not in IDENTIFYING:
+            field = known[name]
+            decoded: Values = dates[name] if field.dated else _decoded(field, values, dictionary, paper)
+            made.append(_shown(field, decoded, paper))
+    return [str(value) for value in data[ID.lower()]], made
+
+
+def _decoded(field: Field, values: Values, dictionary: Mapping[str, str], paper: bool) -> Values:
+    if field.name in UNDECODED:
+        return [None if value in ("", None) else value for value in values]
+    hangul = {word: english for word, english in dictionary.items() if _HANGUL.search(word)}
+    return coding.decode_column(field.name, values, field.coding, hangul, paper=paper)
+
+
+def _shown(field: Field, values: Values, paper: bool) -> Column:
+    coded: tuple[str, ...] | None = None
+    if field.name in coding.TICKS:
+        coded = ("No", "Yes")
+    elif field.coding is not None and set(field.coding.values()) != {NOT_AVAILABLE}:
+        coded = tuple(label for label in dict.fromkeys(field.coding.values()) if label != NOT_AVAILABLE)
+        coded = ("No", *coded) if coded == ("Yes",) else coded
+    if not paper:
+        values = [None if value == NOT_AVAILABLE else value for value in values]
+    name = OTHER_SOURCE_NAME if field.name == OTHER_SOURCE else field.display_name
+    return Column(field.name, name, values, coded, field.dated, is_free_text(field.name))
+
+
+def _education(levels: Values, years: Values, paper: bool) -> Column:
+    try:
+        values = [coding.education(level, year) for level, year in zip(levels, years, strict=True)]
+    except coding.UnknownCode as error:
+        raise InputError(f"data columns edu1, edu2: codes {error} have no meaning") from None
+    if not paper:
+        values = [None if value == NOT_AVAILABLE else value for value in values]
+    coded = ("illiterate/uneducated", "uneducated", *coding.EDUCATION.values())
+    return Column("edu", "Education", values, coded, dated=False, free_text=False)
+
+
+def _dates(name: str, values: Values) -> Values:
+    dates: Values = []
+    for row, value in enumerate(values, start=2):
+        if value is None or value == "":
+            dates.append(None)
+        elif isinstance(value, datetime.datetime):
+            dates.append(value)
+        else:
+            try:
+                dates.append(datetime.datetime.fromisoformat(str(value)))
+            except ValueError:
+                raise InputError(f"data column {name}, row {row}: the cell is no date") from None
+    return dates
+
+
+def _cohort(columns: Mapping[str, Values], dates: Mapping[str, Values]) -> list[int]:
+    """Rows of ischaemic strokes with both outcomes known after discharge."""
+    needed = ("3m_d", "dis_d", "cum_mve_1y_d")
+    known = {name: dates[name] if name in dates else _dates(name, columns[name]) for name in needed}
+    kept = []
+    for row, (kind, mrs, mace) in enumerate(
+        zip(columns["ind_str"], columns["mrs3mo"], columns["cum_mve_1y"], strict=True)
+    ):
+        discharge, visit, event = (known[name][row] for name in ("dis_d", "3m_d", "cum_mve_1y_d"))
+        known_outcomes = mrs not in ("", None, MRS_UNKNOWN) and mace not in ("", None)
+        in_order = discharge is not None and visit is not None and discharge < visit
+        before_event = event is None or (discharge is not None and discharge < event)
+        if kind != HEMORRHAGE and known_outcomes and in_order and before_event:
+            kept.append(row)
+    return kept
+
+
+def _clear_vessels(data: dict[str, Values], known: Mapping[str, Field]) -> None:
+    """A vessel that is not symptomatic has no side and no degree of stenosis."""
+    for name in [name.removesuffix("_c") for name in known if name.startswith("a_") and name.endswith("_c")]:
+        parts = [part for part in (name, f"{name}_c", f"{name}_s") if part in data]
+        if len(parts) < 3:
+            continue
+        cleared = [symptomatic == 0 and symptomatic != "" for symptomatic in data[f"{name}_s"]]
+        for part, value in zip(parts, (0, None, None), strict=True):
+            data[part] = [value if clear else cell for cell, clear in zip(data[part], cleared, strict=True)]

@@ -1,0 +1,206 @@
+"""What a guesser scores who never reads the case: the audit of a question set.
+
+A policy trained by reinforcement finds whatever gives the answer away before it learns medicine. Each guesser here sees the
+options only. `excess` is its accuracy less chance (one over the number of options, question by question) with a 95 %
+interval in which patients, not questions, are the observations; a guesser that cannot choose among some options is given
+its expected accuracy. A set passes if no guesser's excess is above 0 beyond the interval that holds for all guessers
+together (Bonferroni): of eleven honest intervals, one in four sets would otherwise have one that fails by chance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
+
+from shared.questions import LETTERS, Question
+from shared.registry.features import as_number
+
+CONFIDENCE = 0.95
+BOOSTED_QUESTIONS = 5_000  # the boosted guesser reads at most so many
+FOLDS = 5
+
+Choice = Callable[[Question], list[int]]  # the options that a guesser would take, one as good as the other
+
+
+def audit(questions: Sequence[Question]) -> dict[str, Any]:
+    """`passed`, `chance`, `questions`, and for each guesser `accuracy`, `excess`, its `interval` and `passed`."""
+    if not questions:
+        return {"questions": 0, "passed": True, "chance": None, "guessers": {}}
+    chance = np.array([question.chance for question in questions])
+    patients = np.unique([question.patient for question in questions], return_inverse=True)[1]
+    credits = {name: np.array([_credit(q, choose(q)) for q in questions]) for name, choose in GUESSERS.items()}
+    boosted, rows = _boosted(questions, patients)
+    found = {name: (credit, chance, patients) for name, credit in credits.items()}
+    if rows is not None:
+        found["boosted trees on the options"] = (boosted, chance[rows], patients[rows])
+    tail = (1 - CONFIDENCE) / 2
+    joint = float(norm.ppf(1 - tail / len(found)))
+    guessers = {name: _figures(*parts, float(norm.ppf(1 - tail)), joint) for name, parts in found.items()}
+    return {
+        "questions": len(questions),
+        "chance": float(chance.mean()),
+        "passed": all(figures["passed"] for figures in guessers.values()),
+        "guessers": guessers,
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The audit for a terminal: the guessers that beat chance, else the best of them."""
+    if not found["questions"]:
+        return []
+    ranked = sorted(found["guessers"].items(), key=lambda item: -item[1]["excess"])
+    failed = [item for item in ranked if not item[1]["passed"]]
+    shown = [
+        f"{name} {figures['accuracy']:.3f} ({figures['interval'][0]:+.3f} to {figures['interval'][1]:+.3f} over chance)"
+        for name, figures in failed or ranked[:1]
+    ]
+    verdict = "FOUND" if failed else "none; best guesser"
+    return [f"shortcuts      {verdict}: " + "; ".join(shown)]
+
+
+def _figures(
+    credit: np.ndarray, chance: np.ndarray, patients: np.ndarray, single: float, joint: float
+) -> dict[str, Any]:
+    excess = credit - chance
+    mean = float(excess.mean())
+    by_patient = np.bincount(patients, weights=excess - mean)
+    error = float(np.sqrt((by_patient**2).sum()) / len(excess))
+    return {
+        "accuracy": float(credit.mean()),
+        "excess": mean,
+        "interval": [mean - single * error, mean + single * error],
+        "passed": bool(mean - joint * error <= 0),
+    }
+
+
+def _credit(question: Question, taken: Sequence[int]) -> float:
+    """Expected accuracy of a guesser that takes any of `taken`, or any option where there is none."""
+    if not taken:
+        return question.chance
+    return (LETTERS.index(question.answer) in taken) / len(taken)
+
+
+def decimals(text: str) -> int:
+    """How many decimals a number is written with; -1 for other texts."""
+    return -1 if math.isnan(as_number(text)) else len(text.partition(".")[2])
+
+
+def most_decimals(question: Question) -> list[int]:
+    """The options written with the most decimals."""
+    counts = [decimals(text) for text in question.choices]
+    return [place for place, count in enumerate(counts) if count == max(counts)]
+
+
+def out_of_order(question: Question) -> list[int]:
+    """The options without which the others are sorted, as texts or as numbers."""
+    return sorted({*_odd(list(question.choices)), *_odd([as_number(text) for text in question.choices])})
+
+
+def _odd(keys: list[Any]) -> list[int]:
+    if len(keys) < 3 or any(key != key for key in keys) or keys == sorted(keys):
+        return []
+    return [place for place in range(len(keys)) if _is_sorted(keys[:place] + keys[place + 1 :])]
+
+
+def _is_sorted(keys: list[Any]) -> bool:
+    return all(first <= second for first, second in itertools.pairwise(keys))
+
+
+def middle(question: Question) -> list[int]:
+    """The middle number, or the two of them."""
+    numbers = [as_number(text) for text in question.choices]
+    if any(math.isnan(number) for number in numbers):
+        return []
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    half = len(order) // 2
+    return order[half : half + 1] if len(order) % 2 else order[half - 1 : half + 1]
+
+
+def longest(question: Question) -> list[int]:
+    """The longest texts."""
+    lengths = [len(text) for text in question.choices]
+    return [place for place, length in enumerate(lengths) if length == max(lengths)]
+
+
+def most_frequent(question: Question) -> list[int]:
+    """The value that training makes most frequent."""
+    return [LETTERS.index(question.majority)]
+
+
+def _letter(place: int) -> Choice:
+    return lambda question: [place] if place < len(question.choices) else []
+
+
+GUESSERS: dict[str, Choice] = {
+    "most decimals": most_decimals,
+    "out of order": out_of_order,
+    "middle of the ladder": middle,
+    "most frequent value": most_frequent,
+    "longest text": longest,
+    **{f"always {letter}": _letter(place) for place, letter in enumerate(LETTERS)},
+}
+
+
+@threadpool_limits.wrap(limits=1)
+def _boosted(questions: Sequence[Question], patients: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Credit of boosted trees that score each option by its looks, judged on patients they were not fitted on."""
+    rows = np.arange(len(questions))[:BOOSTED_QUESTIONS]
+    groups = patients[rows]
+    if len(np.unique(groups)) < 2 * FOLDS:
+        return np.zeros(0), None
+    tables = [_looks(questions[row]) for row in rows]
+    starts = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
+    table = np.concatenate(tables)
+    right = np.zeros(len(table), dtype=bool)
+    right[starts[:-1] + [LETTERS.index(questions[row].answer) for row in rows]] = True
+    owner = np.repeat(groups, np.diff(starts))
+    scores = np.zeros(len(table))
+    for train, test in GroupKFold(FOLDS).split(table, groups=owner):
+        model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, random_state=0)
+        scores[test] = model.fit(table[train], right[train]).predict_proba(table[test])[:, 1]
+    credit = []
+    for row, start, end in zip(rows, starts, starts[1:]):
+        part = scores[start:end]
+        credit.append(_credit(questions[row], np.flatnonzero(part == part.max()).tolist()))
+    return np.array(credit), rows
+
+
+def _looks(question: Question) -> np.ndarray:
+    """`[options, looks]`: place, length, decimals, roundness, rank and spacing as a number, rank as a text, frequency."""
+    texts = list(question.choices)
+    count = len(texts)
+    numbers = np.array([as_number(text) for text in texts])
+    known = not np.isnan(numbers).any()
+    ranks = np.argsort(np.argsort(numbers)) if known else np.full(count, -1)
+    spread = np.ptp(numbers) if known and np.ptp(numbers) > 0 else 1.0
+    gaps = np.abs(numbers[:, None] - numbers) + np.where(np.eye(count) > 0, np.inf, 0.0)
+    by_text = np.argsort(np.argsort(np.array(texts)))
+    taken = out_of_order(question)
+    return np.array(
+        [
+            [
+                count,
+                place,
+                len(text),
+                len(text) - np.mean([len(other) for other in texts]),
+                decimals(text),
+                len(text.replace(".", "")) - len(text.replace(".", "").rstrip("0")),
+                ranks[place],
+                (numbers[place] - numbers.min()) / spread if known else -1.0,
+                gaps[place].min() / spread if known else -1.0,
+                by_text[place],
+                place in taken,
+                LETTERS[place] == question.majority,
+            ]
+            for place, text in enumerate(texts)
+        ],
+        dtype=np.float64,
+    )

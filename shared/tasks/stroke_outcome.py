@@ -1,0 +1,64 @@
+"""The outcome of a stroke, predicted at discharge: mRS at 3 months, MACE within a year (spec: registry, d).
+
+Whatever is known only at a follow-up visit is left out. Mended (quirk 28): options are shuffled, so their order says nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from shared.errors import InputError
+from shared.paper.prediction import MACE, MRS, OUTCOME_QUESTIONS, outcome_columns
+from shared.questions import Question
+from shared.registry.store import Registry
+from shared.tasks import prediction
+from shared.tasks.denoising import render
+from shared.tasks.prediction import Case, Target
+
+TARGETS = {
+    "mrs_3m": Target("mrs_3m", MRS, OUTCOME_QUESTIONS[MRS], tuple("0123456")),
+    "mace_1y": Target("mace_1y", MACE, OUTCOME_QUESTIONS[MACE], ("No", "Yes")),
+}
+
+
+def cases(registry: Registry, split: str, target: Target) -> list[Case]:
+    """One case for each patient with a known outcome. Raises InputError for a registry without it."""
+    names = [feature.name for feature in registry.features]
+    if target.feature not in names:
+        raise InputError(f"task {target.task}: the registry has no column {target.feature}; it needs the stroke cohort")
+    kept = set(outcome_columns(names, target.feature))
+    shown = [feature for feature in registry.features if feature.visible and feature.name in kept]
+    return [
+        Case(patient, "discharge", texts[target.feature], functools.partial(render, shown, texts))
+        for patient, texts in registry.shown(split).items()
+        if target.feature in texts
+    ]
+
+
+def questions(
+    registry: Registry,
+    split: str,
+    count: int,
+    *,
+    task: str,
+    seed: int,
+    num_choices: int = 5,
+    balance: bool = True,
+    progress: Callable[[int], object] | None = None,
+) -> list[Question]:
+    """Up to `count` questions of `task` (mrs_3m or mace_1y) about the patients of `split`."""
+    target = TARGETS[task]
+    here = cases(registry, split, target)
+    training = here if split == "train" else cases(registry, "train", target)
+    return prediction.questions(
+        registry,
+        target,
+        here,
+        training,
+        count,
+        seed=seed,
+        num_choices=num_choices,
+        balance=balance,
+        progress=progress,
+    )

@@ -1,0 +1,146 @@
+"""Everybody else's registry: the documented example, drafts, and every way in which a table may not fit its codebook."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import stat
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from shared import preparation
+from shared.cohorts import custom
+from shared.cohorts.custom.codebook import COLUMNS, draft, read_codebook, write_codebook
+from shared.cohorts.custom.problems import REPORT, Problems
+from shared.cohorts.custom.table import read_data
+from shared.config import DataConfig
+from shared.errors import InputError
+from shared.questions import read_questions
+from shared.registry.build import build
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "custom"
+
+
+@pytest.fixture
+def source(tmp_path):
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "source"))
+
+
+def edit(path, row, column, value):
+    rows = list(csv.reader(path.open(encoding="utf-8")))
+    rows[row - 1][rows[0].index(column)] = value
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+def test_the_documented_example_becomes_questions(source, tmp_path):
+    data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=60, valid_questions=20)
+    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
+    assert made and all(question.cohort == "custom" for question in made)
+    for question in made:
+        assert "hospital" not in question.context.lower() and "phone" not in question.context.lower()
+        if question.feature in ("lactate", "lactate_high"):
+            assert question.context.count("Lactate") == 1  # the other of its leak group is not shown
+    leaks = pd.read_csv(tmp_path / "out" / "registry" / "leaks.csv")
+    pair = leaks[(leaks["asked"] == "lactate") & (leaks["hidden"] == "lactate_high")]
+    assert "leak group" in pair["reason"].iloc[0]
+    patients = pd.read_parquet(tmp_path / "out" / "questions" / "patients.parquet")
+    assert set(patients["site"]) == {"A", "B", "C"} and "unknown" in set(patients["sex"])
+
+
+def test_cells_become_values(source):
+    raw = custom.read(source)
+    columns = {column.name: column for column in raw.columns}
+    assert columns["age"].display_name == "Age (years)" and columns["age"].section == "[Admission]"
+    assert columns["sex"].coded == ("Male", "Female") and None in columns["sex"].values  # 9 has no label
+    assert columns["lactate"].values[0] is None and columns["lactate"].values[17] == "<0.3"
+    assert raw.ordered == {"ecog": ("0", "1", "2", "3", "4")} and raw.reference == "admitted"
+    assert not columns["hospital"].visible and "phone" not in columns
+    registry = build(raw, valid_patients=20, seed=1, split="site", held_out="B")
+    assert set(registry.valid["hospital"]) == {"B"} and "B" not in set(registry.train["hospital"])
+    late = build(raw, valid_patients=20, seed=1, split="time", held_out="2023-09-01")
+    assert late.valid["admitted"].min() >= pd.Timestamp("2023-09-01") > late.train["admitted"].max()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "xlsx", "dta"])
+def test_other_formats_read_alike(source, suffix):
+    table = pd.read_csv(source / "data.csv", dtype=str, keep_default_na=False)
+    (source / "data.csv").unlink()
+    write = {
+        "parquet": table.to_parquet,
+        "xlsx": table.to_excel,
+        "dta": lambda p, index: table.to_stata(p, write_index=index),
+    }
+    write[suffix](source / f"data.{suffix}", index=False)
+    assert [column.values for column in custom.read(source).columns] == [c.values for c in custom.read(EXAMPLE).columns]
+
+
+def test_all_problems_are_listed_by_row_and_column(source, tmp_path):
+    for row, column, value in (
+        (3, "age", "secret words"), (5, "admitted", "soon"), (9, "sex", "7"), (12, "patient_id", "X000"), (14, "patient_id", ""),
+    ):  # fmt: skip
+        edit(source / "data.csv", row, column, value)
+    data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=60, valid_questions=20)
+    with pytest.raises(Problems, match="5 cells do not fit.*row 3, column age: not a number") as caught:
+        preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    report = tmp_path / "out" / REPORT
+    text = report.read_text()
+    assert "secret" not in text + str(caught.value) and stat.S_IMODE(report.stat().st_mode) == 0o600
+    listed = [(int(row["row"]), row["column"]) for row in csv.DictReader(text.splitlines())]
+    assert listed == [(3, "age"), (5, "admitted"), (9, "sex"), (12, "patient_id"), (14, "patient_id")]
+    assert not (tmp_path / "out" / "questions").exists() and not (tmp_path / "out" / "registry").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "words"),
+    [
+        (4, "kind", "float", "line 4 .admitted.: kind 'float' is not one of"),
+        (4, "column", "arrived", "only in the codebook: arrived; only in the data: admitted"),
+        (5, "column", "sex", "have two lines: sex"),
+        (2, "kind", "text", "exactly one line must be of kind id, there are 0"),
+        (6, "coding", "1;2", "coding '1' is not of the form code=label"),
+        (6, "coding", "1=a;1=b", "code 1 comes twice"),
+        (5, "role", "doctor", "role 'doctor' is not one of"),
+        (5, "role", "sex", "two lines have the role sex"),
+        (9, "coding", "", "kind ordinal needs a coding"),
+    ],
+)
+def test_a_codebook_that_does_not_fit_is_one_clear_line(source, row, column, value, words):
+    edit(source / "codebook.csv", row, column, value)
+    with pytest.raises(InputError, match=words) as caught:
+        custom.read(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_draft_can_be_read_and_names_an_id(source):
+    (source / "codebook.csv").unlink()
+    write_codebook(source / "codebook.csv", draft(read_data(source / "data.csv")))
+    kinds = {line.column: line.kind for line in read_codebook(source / "codebook.csv")}
+    assert kinds == {
+        "patient_id": "id", "hospital": "category", "admitted": "datetime", "age": "number", "sex": "category",
+        "lactate": "text", "lactate_high": "category", "ecog": "category", "note": "text", "phone": "ignore",
+    }  # fmt: skip
+    assert build(custom.read(source), valid_patients=10, seed=1).statistics
+    with pytest.raises(InputError, match="is there already"):
+        write_codebook(source / "codebook.csv", [])
+    assert set(COLUMNS) >= {"column", "kind", "coding", "leak_group"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty, its first row should name the columns"),
+        (b"a,a\n1,2\n", "these columns occur twice: a"),
+        (b"\xff\xfe\x00", "not a readable CSV file in UTF-8"),
+        (b"a,b\n1,2,3\n", "row 2 has a cell in column 3, which has no name"),
+        (b"a,b\n1," + b"x" * 40_000 + b"\n", "row 2, column 2 holds 40,000 characters"),
+    ],
+)
+def test_damaged_tables_are_one_clear_line(source, content, words):
+    (source / "data.csv").write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        custom.read(source)
+    assert "\n" not in str(caught.value)
