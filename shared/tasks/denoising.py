@@ -185,7 +185,7 @@ class Denoising:
         rng = generator(self.seed, patient, feature, draw)
         drawn = law.draw(label, rng)
         options = [drawn[i] for i in rng.permutation(len(drawn))]
-        if not options or rng.random() >= law.accept(label, options):
+        if not options or (self.rules.balance and rng.random() >= law.accept(label, options)):
             return None
         if self.rules.option_order == "sorted":
             options.sort(key=self._by_name[feature].rank)
