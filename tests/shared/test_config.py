@@ -170,7 +170,7 @@ class TestErrors:
         field = path.split(".")[0]
         options = typing.get_args(dict(leaves())[path])
         assert refused(**{field: nested(path, "other")[field]}) == (
-            f"{path} = 'other': must be one of {', '.join(options)}"
+            f"{path} = 'other': must be one of {', '.join(map(str, options))}"
         )
 
     @pytest.mark.parametrize(
