@@ -132,7 +132,7 @@ CASES = [
     ),
     ((*GIVEN, "--config.learner.mesh_tensor=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
     ((*GIVEN, "--config.learner.mesh_fsdp=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
-    ((*EVALUATE, "--model={root}/none"), "no config.json there; give a Hugging Face model directory"),
+    ((*EVALUATE, "--model={root}/none"), "{root}/none: no tokenizer.json"),
     ((*EVALUATE, "--model={root}/file"), "{root}/file: no tokenizer.json"),
     ((*EVALUATE, "--model={root}/no_weights"), "{root}/no_weights: no model.safetensors"),
     ((*EVALUATE, "--model={root}/no_config"), "{root}/no_config/config.json: no such file"),
