@@ -1,7 +1,7 @@
 """MIMIC-III's preparation at growing sizes: CPU seconds, rows a second and peak memory of every stage, and what the real
 tables would take if cost goes on growing in proportion to rows.
 
-    python -m benchmarks.mimic3 --multiples=1,4,16,64 --folder=/tmp/mimic3
+    python -m benchmarks.mimic3 --multiples=1,4,16,64 --folder=runs/mimic3
 
 Tables are drawn at random by benchmarks/mimic3_tables.py: 120 stays at multiple 1, with about 1,260 rows of CHARTEVENTS
 each. The real tables have 61,532 stays and 330,712,483 such rows: multiple 513 by stays, about 2,180 by those rows. Each
