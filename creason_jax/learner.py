@@ -18,6 +18,7 @@ from creason_jax.logprobs import token_logprobs
 from creason_jax.model import DecoderConfig, forward, group_attention, head, load_params, save_params
 from creason_jax.rollout import Engine
 from shared import files
+from shared.backend import scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
     GroupBatch,
@@ -102,15 +103,10 @@ class Learner:
         self.state, found = self._update(self.state, arrays, self._scalar(rate), layout=batch.layout)
         self.step += 1
         sums, extra = jax.device_get(found)
-        counted = metrics(sums, self.config.grpo, self.config.rollout.max_new_tokens)
-        tokens = max(1.0, counted["tokens"])
-        return {
-            **counted,
-            "entropy": float(extra["entropy"]) / tokens,
-            "mean_logprob": float(extra["logprob"]) / tokens,
-            "grad_norm": float(extra["grad_norm"]),
-            "learning_rate": rate,
-        }
+        entropy, logprob, norm = (float(extra[name]) for name in ("entropy", "logprob", "grad_norm"))
+        longest = self.config.rollout.max_new_tokens
+        described = metrics(sums, self.config.grpo, longest, entropy=entropy, logprob=logprob)
+        return {**described, "grad_norm": norm, "learning_rate": rate}
 
     def sync_reference(self) -> None:
         """See `shared.backend.Learner`."""
@@ -218,11 +214,10 @@ class Learner:
         self, hidden: jax.Array, gathered: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """`token_logprobs` of each device's rows; the head's gradient is summed over devices once, after the chunks."""
-        grpo = self.config.grpo
         score = functools.partial(
             token_logprobs,
             chunk=self.config.learner.logprob_chunk,
-            temperature=self.config.rollout.temperature if grpo.score_temperature == "sampling" else 1.0,
+            temperature=scoring_temperature(self.config.grpo, self.config.rollout.temperature),
         )
         axes = tuple(axis for axis in sharding.BATCH if self.mesh.shape[axis] > 1)
         if not axes:

@@ -30,7 +30,7 @@ from creason_jax.model import (
     unstacked_forward,
 )
 from creason_jax.sampling import draw
-from shared.backend import Completion, Sampling
+from shared.backend import Completion, Sampling, check_request, scoring_temperature
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
@@ -98,15 +98,7 @@ class Engine:
         """See `shared.backend.RolloutEngine`."""
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        longest = self.config.rollout.max_prompt_tokens
-        for index, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= longest:
-                raise InputError(f"prompt {index} has {len(prompt)} tokens; rollout.max_prompt_tokens is {longest}")
-        if uniforms is None and sampling.temperature > 0:
-            raise InputError("sampling with a temperature needs its random numbers")
-        needed = (len(prompts), sampling.group_size, sampling.max_new_tokens)
-        if uniforms is not None and uniforms.shape != needed:
-            raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
+        check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
         slots = self._empty(sampling)
         count = slots.drawn.shape[0]
         waiting = deque(range(len(prompts)))
@@ -201,8 +193,7 @@ class Engine:
             top_p=sampling.top_p,
             min_p=sampling.min_p,
         )
-        tempered = self.config.grpo.score_temperature == "sampling" and sampling.temperature > 0
-        return tokens, target_logprobs(logits / (sampling.temperature if tempered else 1.0), tokens)
+        return tokens, target_logprobs(logits / scoring_temperature(self.config.grpo, sampling.temperature), tokens)
 
     def stops(self, tokens: jax.Array) -> jax.Array:
         """True where a token ends a completion."""

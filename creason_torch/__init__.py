@@ -1,1 +1,4 @@
-"""The PyTorch backend: DeepSpeed ZeRO learner, Hugging Face policy, vLLM rollouts. Twin of `creason_jax`, file by file."""
+"""The PyTorch backend: DeepSpeed ZeRO learner, Hugging Face policy, vLLM rollouts.
+
+Files, functions and their order are those of the Flax backend, so that both can be read side by side.
+"""

@@ -14,6 +14,7 @@ from creason_torch import loss, zero
 from creason_torch.checkpoint import Checkpoints
 from creason_torch.model import Policy, build_network, load_weights, read_config, save_params
 from shared import files, grpo
+from shared.backend import scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows, real_completions
 from shared.schedule import learning_rate
@@ -79,7 +80,8 @@ class Learner:
     def update(self, batch: GroupBatch) -> dict[str, float]:
         """See `shared.backend.Learner`."""
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
-        divisor = grpo.denominator(counts(batch), self.config.grpo, self.config.rollout.max_new_tokens)
+        longest = self.config.rollout.max_new_tokens
+        divisor = grpo.denominator(counts(batch), self.config.grpo, longest)
         # The one division: by the whole batch's counts. DeepSpeed averages over processes, where a sum is meant.
         scale = dist.get_world_size() / divisor
         parts = list(self._micro_batches(batch, names))
@@ -96,20 +98,12 @@ class Learner:
         rate = learning_rate(self.step, self.optimizer, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        norm = 0.0 if self.engine.zero_optimization() else zero.norm_of(self.engine.module.parameters())
-        self.engine.step()
+        norm = zero.step(self.engine)
         self.step += 1
         assert total is not None
         sums, entropy, logprob = self._over_processes(total, extra)
-        counted = metrics(sums, self.config.grpo, self.config.rollout.max_new_tokens)
-        tokens = max(1.0, counted["tokens"])
-        return {
-            **counted,
-            "entropy": entropy / tokens,
-            "mean_logprob": logprob / tokens,
-            "grad_norm": zero.grad_norm(self.engine) if self.engine.zero_optimization() else norm,
-            "learning_rate": rate,
-        }
+        described = metrics(sums, self.config.grpo, longest, entropy=entropy, logprob=logprob)
+        return {**described, "grad_norm": norm, "learning_rate": rate}
 
     def sync_reference(self) -> None:
         """See `shared.backend.Learner`. One parameter at a time is whole, so never both models are."""
@@ -161,7 +155,7 @@ class Learner:
 
     def _load(self, settings: Mapping[str, Any]) -> Policy:
         """The policy in `model_folder` in the compute dtype, sharded while it is read where the settings say so."""
-        learner, sampling = self.config.learner, self.config.grpo.score_temperature == "sampling"
+        learner = self.config.learner
         dtype = getattr(torch, learner.compute_dtype)
         with zero.sharded(settings, dtype):
             network = build_network(self.model_folder, dtype, remat=learner.remat == "layer")
@@ -169,7 +163,7 @@ class Learner:
         policy = Policy(
             network,
             chunk=learner.logprob_chunk,
-            temperature=self.config.rollout.temperature if sampling else 1.0,
+            temperature=scoring_temperature(self.config.grpo, self.config.rollout.temperature),
         )
         load_weights(self.model_folder, policy.named_weights(), zero.write)
         return policy

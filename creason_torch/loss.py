@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from shared.config import GrpoConfig
-from shared.grpo import ROW_MEAN, TOKEN_NORMALISED, Sums
+from shared.grpo import ROW_MEAN, Sums
 from shared.grpo.objective import check_inputs
 
 
@@ -102,14 +102,6 @@ def objective(
         gap=total(gap),
         gap_max=torch.where(counted, gap, 0.0).max(),
     )
-
-
-def denominator(sums: Sums, config: GrpoConfig, max_completion_length: int) -> torch.Tensor:
-    """What the accumulated loss and gradients are divided by, once, from the `sums` of the whole optimizer batch."""
-    if config.loss in TOKEN_NORMALISED:
-        return torch.as_tensor(sums.tokens).clamp(min=1.0)
-    completions = torch.as_tensor(sums.completions).clamp(min=1.0)
-    return completions * max_completion_length if config.loss == "dr_grpo" else completions
 
 
 def add(first: Sums, second: Sums) -> Sums:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -199,15 +199,16 @@ def make_moments(engine: Any, step: int) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def grad_norm(engine: Any) -> float:
-    """Global norm of the gradient of the step just made, before clipping."""
-    return float(engine.get_global_grad_norm())
-
-
-def norm_of(params: Iterable[nn.Parameter]) -> float:
-    """Norm of all gradients together, for ZeRO-0, where DeepSpeed clips but does not say at what."""
-    norms = torch.stack([param.grad.detach().float().norm() for param in params if param.grad is not None])
-    return float(norms.norm())
+def step(engine: Any) -> float:
+    """One step of the optimizer; returns the gradient's global norm before clipping."""
+    if engine.zero_optimization():
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    # Without ZeRO, DeepSpeed clips but does not say at what, and drops the gradients.
+    gradients = [param.grad for param in engine.module.parameters() if param.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    engine.step()
+    return norm
 
 
 class Slices:

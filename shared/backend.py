@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from shared.config import OptimizerConfig, RunConfig
+from shared.config import GrpoConfig, OptimizerConfig, RunConfig
+from shared.errors import InputError
 from shared.grpo import GroupBatch
 
 
@@ -23,6 +24,25 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+
+def check_request(
+    prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None, *, longest: int
+) -> None:
+    """Raise InputError for a request that no engine can answer; `longest` is the limit of a prompt."""
+    for index, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= longest:
+            raise InputError(f"prompt {index} has {len(prompt)} tokens; rollout.max_prompt_tokens is {longest}")
+    if uniforms is None and sampling.temperature > 0:
+        raise InputError("sampling with a temperature needs its random numbers")
+    needed = (len(prompts), sampling.group_size, sampling.max_new_tokens)
+    if uniforms is not None and uniforms.shape != needed:
+        raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
+
+
+def scoring_temperature(config: GrpoConfig, temperature: float) -> float:
+    """What logits are divided by when tokens drawn at `temperature` (0: greedy) are scored, on every side alike."""
+    return temperature if config.score_temperature == "sampling" and temperature > 0 else 1.0
 
 
 @dataclasses.dataclass(frozen=True)

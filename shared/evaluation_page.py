@@ -6,32 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from shared import files, plots
-from shared.report import TEMPLATES, interval, percent
+from shared import plots
+from shared.report import write_html
 
 
 def write_page(path: Path, found: Mapping[str, Any], *, title: str) -> None:
     """Write the page for what `launch.evaluate` puts into `summary.json`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "interval": interval}
     figure = ""
     if found.get("binary"):
         figure = plots.svg(reliability_figure(found["binary"]), "Reliability of the probabilities")
-    page = {"title": title, "found": found, "reliability": Markup(figure)}
-    html = environment.get_template("evaluation.html").render(page)
-    with files.replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_html(path, "evaluation.html", {"title": title, "found": found, "reliability": Markup(figure)})
 
 
 def reliability_figure(binary: Mapping[str, Any]) -> Figure:

@@ -61,6 +61,12 @@ def write_report(workdir: Path, *, show_examples: bool) -> Path:
     page = _gather(workdir, show_examples)
     plots.write_png(plots.main_figure(page["summary"], page["metrics"]), workdir / MAIN_PLOT)
     page |= _figures(page)
+    write_html(workdir / REPORT_FILE, "report.html", page)
+    return workdir / REPORT_FILE
+
+
+def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
+    """Fill a template of this package and write the page, atomically. Values are escaped; one that is missing raises."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -70,10 +76,9 @@ def write_report(workdir: Path, *, show_examples: bool) -> Path:
     )
     environment.filters |= {"percent": percent, "interval": interval, "duration": duration, "points": points}
     environment.globals["points"] = points
-    html = environment.get_template("report.html").render(page)
-    with files.replacing(workdir / REPORT_FILE) as temporary:
+    html = environment.get_template(template).render(values)
+    with files.replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return workdir / REPORT_FILE
 
 
 def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:

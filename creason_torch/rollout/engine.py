@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from creason_torch.model import read_config
-from shared.backend import Completion, Sampling
+from shared.backend import Completion, Sampling, check_request
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -77,15 +77,7 @@ class Engine(abc.ABC):
         """See `shared.backend.RolloutEngine`."""
         if not self.loaded:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        longest = self.config.rollout.max_prompt_tokens
-        for index, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= longest:
-                raise InputError(f"prompt {index} has {len(prompt)} tokens; rollout.max_prompt_tokens is {longest}")
-        if uniforms is None and sampling.temperature > 0:
-            raise InputError("sampling with a temperature needs its random numbers")
-        needed = (len(prompts), sampling.group_size, sampling.max_new_tokens)
-        if uniforms is not None and uniforms.shape != needed:
-            raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
+        check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
         own = _own_part(len(prompts))
         drawn = self._draw(prompts[own], sampling, None if uniforms is None else uniforms[own])
         return self._completions(_from_all(drawn, len(prompts), self.device))

@@ -17,7 +17,7 @@ from creason_torch.logprobs import target_logprobs
 from creason_torch.model import read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
-from shared.backend import Sampling
+from shared.backend import Sampling, scoring_temperature
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -226,8 +226,7 @@ class HfEngine(Engine):
             top_p=sampling.top_p,
             min_p=sampling.min_p,
         )
-        tempered = self.config.grpo.score_temperature == "sampling" and sampling.temperature > 0
-        return tokens, target_logprobs(logits / (sampling.temperature if tempered else 1.0), tokens)
+        return tokens, target_logprobs(logits / scoring_temperature(self.config.grpo, sampling.temperature), tokens)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -163,8 +163,13 @@ def add(first: Sums, second: Sums) -> Sums:
     return added._replace(gap_max=max(first.gap_max, second.gap_max))
 
 
-def metrics(sums: Sums, config: GrpoConfig, max_completion_length: int) -> dict[str, float]:
-    """Loss and means over tokens for the log, from the `sums` (of any backend) of the whole optimizer batch."""
+def metrics(
+    sums: Sums, config: GrpoConfig, max_completion_length: int, *, entropy: float = 0.0, logprob: float = 0.0
+) -> dict[str, float]:
+    """Loss and means over tokens for the log, from the `sums` (of any backend) of the whole optimizer batch.
+
+    `entropy` and `logprob` are sums over the same tokens.
+    """
     sums = Sums._make(float(value) for value in sums)
     tokens = max(1.0, sums.tokens)
     return {
@@ -177,6 +182,8 @@ def metrics(sums: Sums, config: GrpoConfig, max_completion_length: int) -> dict[
         "logprob_gap_max": sums.gap_max,
         "tokens": sums.tokens,
         "completions": sums.completions,
+        "entropy": entropy / tokens,
+        "mean_logprob": logprob / tokens,
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small import LAYOUT, MODEL, VOCABULARY, distance, flat, gradients, make_learner, on_host, put_back, random_batch
-from tiny import tiny_phi3
+from tiny import hugging_face_logprobs, tiny_phi3
 from transformers import Phi3ForCausalLM, get_cosine_schedule_with_warmup
 
 from creason_jax.model import DecoderConfig, abstract_params, forward, load_params
@@ -112,20 +112,6 @@ def test_gradient_and_loss_are_those_of_float64(model, expected, tmp_path):
     assert expected[0]["kl"] == pytest.approx(sums(policy).kl / mask.sum(), rel=1e-5)
     assert expected[0]["grad_norm"] == pytest.approx(norm, rel=1e-6)
     assert distance(expected[1], reference) < 1e-5
-
-
-def hugging_face_logprobs(network: Phi3ForCausalLM, batch: GroupBatch) -> torch.Tensor:
-    """`[completions, C]` of a batch with one completion to a row, without the gap between prompt and completion."""
-    prompt, longest = batch.layout.prompt, batch.layout.completion
-    rows = []
-    for row in range(batch.tokens.shape[0]):
-        there = batch.groups[row] >= 0
-        read = int(there[:prompt].sum())
-        tokens = torch.tensor(batch.tokens[row][there], dtype=torch.long)
-        logprobs = torch.log_softmax(network(tokens[None]).logits[0], dim=-1)
-        own = logprobs[read - 1 : -1].gather(1, tokens[read:, None])[:, 0]
-        rows.append(torch.nn.functional.pad(own, (0, longest - len(own))))
-    return torch.stack(rows)
 
 
 def test_directional_derivatives_are_those_of_finite_differences(learner):

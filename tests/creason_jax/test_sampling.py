@@ -4,32 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 from creason_jax.model.attention import MASKED
 from creason_jax.sampling import BELOW_ONE, draw, filtered
 
 jitted = jax.jit(draw, static_argnames=("temperature", "top_k", "top_p", "min_p"))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(np.asarray(logits, np.float64) - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def filtered_law(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> np.ndarray:
-    """Probabilities of one row after top-k, then top-p, then min-p, each renormalised; float64."""
-    law = softmax(logits / np.float64(temperature))
-    order = np.argsort(-law)
-    if top_k:
-        law[order[top_k:]] = 0
-        law /= law.sum()
-    if top_p < 1:
-        reached = np.cumsum(law[order])
-        count = np.searchsorted(reached, top_p) + 1  # the token that reaches top_p is the last one kept
-        law[order[count:]] = 0
-        law /= law.sum()
-    law[law < min_p * law.max()] = 0
-    return law / law.sum()
 
 
 def test_draws_follow_the_softmax():
@@ -39,8 +19,7 @@ def test_draws_follow_the_softmax():
     grid = (np.arange(count, dtype=np.float32) + 0.5) / count
     found = jitted(jnp.broadcast_to(logits, (count, 50)), grid, temperature=0.7)
     assert found.dtype == jnp.int32
-    frequency = np.bincount(found, minlength=50) / count
-    np.testing.assert_allclose(frequency, softmax(logits / 0.7), rtol=0, atol=2.1 / count)
+    assert_frequencies(np.asarray(found), logits, 0.7)
 
 
 def test_random_draws_pass_a_chi_square_test():
@@ -48,9 +27,7 @@ def test_random_draws_pass_a_chi_square_test():
     logits = rng.normal(0, 1, 20).astype(np.float32)
     count = 20_000
     found = jitted(jnp.broadcast_to(logits, (count, 20)), rng.random(count, np.float32), temperature=1.0)
-    expected = count * softmax(logits)
-    statistic = ((np.bincount(found, minlength=20) - expected) ** 2 / expected).sum()
-    assert statistic < 43.8  # exceeded once in a thousand at 19 degrees of freedom
+    assert chi_square(np.asarray(found), logits) < 43.8  # exceeded once in a thousand at 19 degrees of freedom
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])

@@ -10,6 +10,7 @@ import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from shared.config import RunConfig, validate
+from shared.grpo import GroupBatch
 
 EOS = 3  # the stop token of the tiny models
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -52,6 +53,20 @@ def tiny_phi3(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
     model = model.to(dtype)
     model.save_pretrained(folder)
     return model
+
+
+def hugging_face_logprobs(network: Phi3ForCausalLM, batch: GroupBatch) -> torch.Tensor:
+    """`[completions, C]` of a batch with one completion to a row, without the gap between prompt and completion."""
+    prompt, longest = batch.layout.prompt, batch.layout.completion
+    rows = []
+    for row in range(batch.tokens.shape[0]):
+        there = batch.groups[row] >= 0
+        read = int(there[:prompt].sum())
+        tokens = torch.tensor(batch.tokens[row][there], dtype=torch.long)
+        logprobs = torch.log_softmax(network(tokens[None]).logits[0], dim=-1)
+        own = logprobs[read - 1 : -1].gather(1, tokens[read:, None])[:, 0]
+        rows.append(torch.nn.functional.pad(own, (0, longest - len(own))))
+    return torch.stack(rows)
 
 
 def change_config(folder: Path, **changes: Any) -> None:

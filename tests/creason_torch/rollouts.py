@@ -267,6 +267,23 @@ def check_wrong_weights(world: World, engine: Engine) -> None:
     check_greedy(world, engine)
 
 
+every_check = pytest.mark.parametrize(
+    "check",
+    [
+        check_greedy,
+        check_sampled,
+        check_order_and_company,
+        check_own_numbers,
+        check_new_weights,
+        check_stale_weights_show,
+        check_filters,
+        check_refusals,
+        check_wrong_weights,
+    ],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
+
+
 def draw_in_processes(
     world: World, kind: str, folder: Path, *, processes: int, torch_options: dict[str, Any] | None = None
 ) -> list[list[list[Completion]]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from groups import LAYOUT, MODEL, OPTIMIZER, random_batch
 from safetensors.torch import load_file
-from tiny import run_config, tiny_phi3
+from tiny import hugging_face_logprobs, run_config, tiny_phi3
 from transformers import Phi3ForCausalLM
 from workers import Found, distance, run_workers
 
@@ -17,7 +17,6 @@ from creason_torch import loss, zero
 from shared import grpo
 from shared.config import OptimizerConfig
 from shared.errors import InputError
-from shared.grpo import GroupBatch
 from shared.schedule import learning_rate
 
 ROWS, STEPS = 8, 20
@@ -31,21 +30,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tiny_phi3(folder, **MODEL)
     return folder
-
-
-def separate_logprobs(network: Phi3ForCausalLM, batch: GroupBatch) -> torch.Tensor:
-    """`[completions, C]` by Hugging Face's own attention: a row for each completion, nothing packed."""
-    batch = grpo.separate_rows(batch)
-    prompt, longest = batch.layout.prompt, batch.layout.completion
-    rows = []
-    for row in range(batch.tokens.shape[0]):
-        there = batch.groups[row] >= 0
-        read = int(there[:prompt].sum())
-        tokens = torch.tensor(batch.tokens[row][there], dtype=torch.long)
-        logprobs = torch.log_softmax(network(tokens[None]).logits[0], dim=-1)
-        own = logprobs[read - 1 : -1].gather(1, tokens[read:, None])[:, 0]
-        rows.append(torch.nn.functional.pad(own, (0, longest - len(own))))
-    return torch.stack(rows)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +49,10 @@ def plain(model):
             for name in ("advantages", "ref_logprobs", "rollout_logprobs")
         }
         mask = torch.from_numpy(grpo.completion_view(batch.completion_mask, LAYOUT).copy())
-        sums = loss.objective(separate_logprobs(network, batch), mask=mask, config=config.grpo, **view)
-        value = sums.loss / loss.denominator(sums, config.grpo, LAYOUT.completion)
+        sums = loss.objective(
+            hugging_face_logprobs(network, grpo.separate_rows(batch)), mask=mask, config=config.grpo, **view
+        )
+        value = sums.loss / grpo.denominator(sums, config.grpo, LAYOUT.completion)
         adam.zero_grad()
         value.backward()
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in network.parameters()])
@@ -145,7 +131,7 @@ def test_logprobs_are_those_of_hugging_face(learners, model):
     network = Phi3ForCausalLM.from_pretrained(model, dtype=torch.float64, attn_implementation="eager")
     batch = random_batch(ROWS, seed=0)
     with torch.no_grad():
-        expected = grpo.from_completion_view(separate_logprobs(network, batch).numpy(), LAYOUT)
+        expected = grpo.from_completion_view(hugging_face_logprobs(network, grpo.separate_rows(batch)).numpy(), LAYOUT)
     expected = np.where(batch.completion_mask > 0, expected, 0)
     for found in learners.values():
         np.testing.assert_allclose(found.arrays["logprobs/0/policy"], expected, rtol=0, atol=1e-5)
@@ -168,7 +154,7 @@ def test_scoring_by_the_reference_uses_what_was_mixed(learners, model, tmp_path)
         for name, weight in network.named_parameters():
             weight.copy_(torch.from_numpy(found.arrays[f"reference/{name}"]))
         batch = random_batch(ROWS, seed=1)
-        expected = grpo.from_completion_view(separate_logprobs(network, batch).numpy(), LAYOUT)
+        expected = grpo.from_completion_view(hugging_face_logprobs(network, grpo.separate_rows(batch)).numpy(), LAYOUT)
     expected = np.where(batch.completion_mask > 0, expected, 0)
     np.testing.assert_allclose(found.arrays["logprobs/1/reference"], expected, rtol=0, atol=2e-5)
 

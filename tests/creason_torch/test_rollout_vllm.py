@@ -44,21 +44,7 @@ def engine(world) -> Engine:
     return world.engine("vllm")
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        rollouts.check_greedy,
-        rollouts.check_sampled,
-        rollouts.check_order_and_company,
-        rollouts.check_own_numbers,
-        rollouts.check_new_weights,
-        rollouts.check_stale_weights_show,
-        rollouts.check_filters,
-        rollouts.check_refusals,
-        rollouts.check_wrong_weights,
-    ],
-    ids=lambda check: check.__name__.removeprefix("check_"),
-)
+@rollouts.every_check
 def test_vllm_in_process(world, engine, check):
     check(world, engine)
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 from creason_jax import sampling as jax_sampling
 from creason_torch.sampling import BELOW_ONE, draw, filtered
@@ -24,27 +25,6 @@ def drawn(logits: np.ndarray, uniforms: np.ndarray | float, **options) -> np.nda
     return draw(torch.tensor(logits), torch.tensor(uniforms, dtype=torch.float32), **options).numpy()
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(np.asarray(logits, np.float64) - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def filtered_law(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> np.ndarray:
-    """Probabilities of one row after top-k, then top-p, then min-p, each renormalised; float64."""
-    law = softmax(logits / np.float64(temperature))
-    order = np.argsort(-law)
-    if top_k:
-        law[order[top_k:]] = 0
-        law /= law.sum()
-    if top_p < 1:
-        reached = np.cumsum(law[order])
-        count = np.searchsorted(reached, top_p) + 1  # the token that reaches top_p is the last one kept
-        law[order[count:]] = 0
-        law /= law.sum()
-    law[law < min_p * law.max()] = 0
-    return law / law.sum()
-
-
 def clear_of_boundaries(law: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """A uniform within float32 rounding of a boundary may fall on either side of it; False for those."""
     reached = np.cumsum(law, axis=-1)
@@ -57,8 +37,7 @@ def test_draws_follow_the_softmax():
     count = 40_000
     grid = (np.arange(count, dtype=np.float32) + 0.5) / count
     found = drawn(np.broadcast_to(logits, (count, 50)), grid, temperature=0.7)
-    frequency = np.bincount(found, minlength=50) / count
-    np.testing.assert_allclose(frequency, softmax(logits / 0.7), rtol=0, atol=2.1 / count)
+    assert_frequencies(np.asarray(found), logits, 0.7)
 
 
 def test_random_draws_pass_a_chi_square_test():
@@ -66,9 +45,7 @@ def test_random_draws_pass_a_chi_square_test():
     logits = rng.normal(0, 1, 20).astype(np.float32)
     count = 20_000
     found = drawn(np.broadcast_to(logits, (count, 20)), rng.random(count, np.float32), temperature=1.0)
-    expected = count * softmax(logits)
-    statistic = ((np.bincount(found, minlength=20) - expected) ** 2 / expected).sum()
-    assert statistic < 43.8  # exceeded once in a thousand at 19 degrees of freedom
+    assert chi_square(np.asarray(found), logits) < 43.8  # exceeded once in a thousand at 19 degrees of freedom
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])

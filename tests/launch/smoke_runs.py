@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
-from commands import Ended
+from commands import REPOSITORY, Ended
 
 from shared import files
 from shared.config import RunConfig, validate
@@ -55,3 +60,29 @@ def prepared(smoke: Run, workdir: Path) -> Path:
         else:
             shutil.copy2(source, target)
     return workdir
+
+
+def kill_after(lines: int, workdir: Path, command: list[str], variables: dict[str, str]) -> None:
+    """Start a run and kill it and all its processes, the hard way, as soon as its metrics have `lines` lines."""
+    metrics = workdir / "metrics.jsonl"
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines:
+                break
+            time.sleep(0.002)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert metrics.read_bytes().count(b"\n") >= lines
+    assert not (workdir / "trained").exists()

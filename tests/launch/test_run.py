@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 import stat
-import subprocess
 import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, apart, environment, here
-from smoke_runs import CONFIG, STEPS, WARM, Run, prepared
+from commands import apart, environment, here
+from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared
 
 from shared import files
 from shared.evaluation import read_answers
@@ -173,27 +171,6 @@ def test_a_run_started_again_does_nothing(smoke, compiled):
     assert again.seconds < smoke.seconds
 
 
-def kill_after(lines: int, workdir: Path, *flags: str, **variables: str) -> None:
-    """Start a run and kill it, the hard way, as soon as its metrics have `lines` lines."""
-    metrics = workdir / "metrics.jsonl"
-    command = [sys.executable, "-m", "launch.train", CONFIG, *WARM, *flags, f"--workdir={workdir}"]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(**variables), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and process.poll() is None:
-            if metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines:
-                break
-            time.sleep(0.002)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert metrics.read_bytes().count(b"\n") >= lines
-    assert not (workdir / "trained").exists()
-
-
 def started_at(workdir: Path) -> list[int]:
     """The step at which each process of a run began, in order."""
     events = sorted((workdir / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime_ns)
@@ -205,7 +182,8 @@ def test_a_killed_run_ends_as_one_that_never_was(name, lines, request, smoke, co
     whole: Run = request.getfixturevalue(name)
     flags = INNER if name == "inner" else ()
     workdir = prepared(smoke, tmp_path / "run")
-    kill_after(lines, workdir, *flags, **compiled)
+    command = [sys.executable, "-m", "launch.train", CONFIG, *WARM, *flags, f"--workdir={workdir}"]
+    kill_after(lines, workdir, command, environment(**compiled))
     again = train(workdir, *flags, **compiled)
     assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
     weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]

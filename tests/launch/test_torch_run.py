@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, apart, environment
-from smoke_runs import CONFIG, STEPS, WARM, Run, prepared
+from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared
 from workers import free_port
 
 from shared import files
@@ -100,19 +98,7 @@ def test_a_killed_run_ends_as_one_that_never_was(by_stage, smoke, tmp_path, stag
     whole = by_stage[stage]
     workdir = prepared(smoke, tmp_path / "run")
     flag = f"--config.torch.zero_stage={stage}"
-    process = subprocess.Popen(
-        command(workdir, flag, processes=2), cwd=REPOSITORY, env=environment(**TORCH), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    metrics = workdir / "metrics.jsonl"
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines:
-            break
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL and not (workdir / "trained").exists()
+    kill_after(lines, workdir, command(workdir, flag, processes=2), environment(**TORCH))
     again = train(workdir, flag, processes=2)
     assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
     weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]
