@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 CPU_ENVIRONMENT = {
+    "VLLM_TARGET_DEVICE": "cpu",  # said, not found out: where libtpu is installed vLLM would take this for a TPU host
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner's threads are in this process too
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
@@ -115,6 +116,19 @@ class VllmEngine(Engine):
             drawn.lengths[place] = length
         self._count("decode", begin)
         return drawn
+
+    def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
+        from vllm import SamplingParams
+
+        scored = np.zeros((len(texts), len(tokens)), np.float32)
+        if not texts:
+            return scored
+        prompted: list[Any] = [{"prompt_token_ids": text.tolist()} for text in texts]
+        params = SamplingParams(**vllm_options.scoring_options(tokens), detokenize=False)
+        for row, output in enumerate(self.llm.generate(prompted, params, use_tqdm=False)):
+            found: Any = output.outputs[0].logprobs
+            scored[row] = [found[0][token].logprob for token in tokens]
+        return scored
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shared.backend import Sampling
+from shared.backend import Sampling, longest_sequence
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -43,9 +43,19 @@ def seed(uniforms: np.ndarray) -> int:
     return int.from_bytes(digest, "little") >> 1  # vLLM keeps it in a signed integer of 64 bits
 
 
-def longest_sequence(config: RunConfig) -> int:
-    """Tokens of the longest prompt and the longest completion that a run asks for."""
-    return config.rollout.max_prompt_tokens + max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens)
+def scoring_options(tokens: Sequence[int]) -> dict[str, Any]:
+    """Options of a text whose next token is scored, under the same names: `tokens` are those asked about.
+
+    Greedy, because then no mode of vLLM's divides by a temperature; the token that it draws is thrown away.
+    """
+    return {
+        "n": 1,
+        "temperature": 0.0,
+        "max_tokens": 1,
+        "ignore_eos": True,
+        "logprob_token_ids": list(tokens),
+        "logprobs": len(tokens),
+    }
 
 
 def logprobs_mode(config: RunConfig) -> Literal["raw_logprobs", "processed_logprobs"]:
