@@ -63,6 +63,9 @@ def define_flags() -> None:
     flags.DEFINE_string("patients", "", "patients.parquet beside the questions: accuracy by age band, sex and site.")
     flags.DEFINE_string("compare", "", "answers.parquet of another model on the same questions.")
     flags.DEFINE_string("registry", "", "Prepared registry of the questions: adds boosted trees to the baselines.")
+    flags.DEFINE_bool(
+        "completions", False, "Also write completions.jsonl, records and answers as text, for launch.review."
+    )
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
@@ -83,8 +86,13 @@ def main() -> None:
             raise InputError(f"--{name}: is needed to evaluate")
     if FLAGS.samples > 1 and FLAGS.temperature == 0:
         raise InputError("--samples: greedy samples are all equal; give --temperature")
-    if FLAGS.protocol == "forced_choice" and (FLAGS.samples > 1 or FLAGS.temperature > 0):
-        raise InputError("--protocol=forced_choice follows one greedy reasoning; leave --samples and --temperature out")
+    if FLAGS.protocol == "forced_choice":
+        if FLAGS.samples > 1 or FLAGS.temperature > 0:
+            raise InputError(
+                "--protocol=forced_choice follows one greedy reasoning; leave --samples and --temperature out"
+            )
+        if FLAGS.completions:
+            raise InputError("--completions: only with --protocol=boxed")
     out = Path(FLAGS.out)
     other = evaluation.read_answers(Path(FLAGS.compare)) if FLAGS.compare else None
     asked, answers, boxed = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
@@ -122,7 +130,7 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         ),
         learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
         torch=TorchConfig(rollout_engine=FLAGS.engine),
-        evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=0),
+        evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=len(questions) if FLAGS.completions else 0),
     )
     questions, prompts, cut = prompt_tokens(
         tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
@@ -139,7 +147,7 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
     if FLAGS.protocol == "forced_choice":
         forced, boxed = force_answers(config, engine, tokenizer, questions, prompts, stop=stop, progress=FLAGS.progress)
         return questions, forced, boxed
-    answers, _ = answer_questions(
+    answers, completions = answer_questions(
         config,
         engine,
         tokenizer,
@@ -149,6 +157,8 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         temperature=FLAGS.temperature,
         progress=FLAGS.progress,
     )
+    if FLAGS.completions:
+        files.write_json_lines(out / "completions.jsonl", completions)
     return questions, answers, None
 
 
