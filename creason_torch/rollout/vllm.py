@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 CPU_ENVIRONMENT = {
+    "VLLM_TARGET_DEVICE": "cpu",  # else libtpu beside it is taken for a TPU
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner's threads are in this process too
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
