@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shared.errors import InputError
 
 HEADS, KV_HEADS, SIZE, LAYERS, VOCABULARY = 4, 2, 32, 3, 320
-SWITCH = 64  # positions: where longrope's factors change, in the middle of the recorded rows
 EOS = 3
 
 COMMON: dict[str, Any] = {
@@ -31,25 +30,28 @@ COMMON: dict[str, Any] = {
 PHI3: dict[str, Any] = {"original_max_position_embeddings": 32_768}
 
 
-def _longrope(rotated: int) -> dict[str, Any]:
+def _longrope(original: int) -> dict[str, Any]:
+    """Phi-4-mini's shape: three quarters of a head rotated, factors that change beyond `original` positions."""
+    rotated = SIZE * 3 // 8
     steps = [index / rotated for index in range(rotated)]
-    return {
+    rope = {
         "rope_type": "longrope",
         "rope_theta": 10_000.0,
-        "partial_rotary_factor": 2 * rotated / SIZE,
+        "partial_rotary_factor": 0.75,
         "short_factor": [1.0 + step for step in steps],
         "long_factor": [1.5 + 4.0 * step for step in steps],
     }
+    return {"original_max_position_embeddings": original, "rope_parameters": rope, "tie_word_embeddings": True}
 
 
 # Family: what Transformers calls it, and the fields in which it differs from COMMON.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", PHI3),
     "phi3-partial": ("phi3", PHI3 | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
-    "phi3-longrope": (
-        "phi3",
-        {"original_max_position_embeddings": SWITCH, "rope_parameters": _longrope(12), "tie_word_embeddings": True},
-    ),
+    # Every recorded sequence is longer than 16 tokens and shorter than 4,096, so Transformers, which decides for each
+    # batch by its longest sequence, takes the same factors as both backends, which decide once for a run.
+    "phi3-longrope, long": ("phi3", _longrope(16)),
+    "phi3-longrope, short": ("phi3", _longrope(4_096)),
     "llama2": ("llama", {"num_key_value_heads": HEADS}),
     "llama3": (
         "llama",

@@ -19,6 +19,7 @@ from creason_jax import sharding
 from creason_jax.model import DecoderConfig, save_params
 from creason_torch import zero
 from creason_torch.rollout import make_engine
+from parity.families import EOS
 from parity.recorded import LAYOUT, QUESTIONS
 from shared.config import RunConfig, validate
 from shared.errors import InputError
@@ -94,7 +95,9 @@ class JaxSide:
 
     def engine(self, config: RunConfig, model: Path) -> Any:
         """See `Side`."""
-        return creason_jax.rollout.Engine(config, DecoderConfig.read(model), self._mesh(config), stop_tokens=(3,))
+        return creason_jax.rollout.Engine(
+            config, DecoderConfig.read(model, longest=config.longest_sequence), self._mesh(config), stop_tokens=(3,)
+        )
 
     def _mesh(self, config: RunConfig) -> jax.sharding.Mesh:
         learner = config.learner
@@ -125,7 +128,7 @@ class TorchSide:
 
     def engine(self, config: RunConfig, model: Path) -> Any:
         """See `Side`."""
-        return make_engine(config, model, stop_tokens=(3,), device=zero.device())
+        return make_engine(config, model, stop_tokens=(EOS,), device=zero.device())
 
 
 SIDES: tuple[Side, Side] = (JaxSide(), TorchSide())
