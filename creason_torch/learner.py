@@ -157,7 +157,7 @@ class Learner:
         """The policy in `model_folder` in the compute dtype, sharded while it is read where the settings say so."""
         learner = self.config.learner
         dtype = getattr(torch, learner.compute_dtype)
-        with zero.sharded(settings, dtype):
+        with zero.sharded(settings):
             network = build_network(self.model_folder, dtype, remat=learner.remat == "layer")
             network = network.to(self.device)  # type: ignore[arg-type]
         policy = Policy(

@@ -96,13 +96,14 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> di
     return found
 
 
-def sharded(settings: Mapping[str, Any], dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+def sharded(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """While a network is built in this context under ZeRO-3, each process allocates only its own slices."""
     import deepspeed
 
     if settings["zero_optimization"]["stage"] != 3:
         return contextlib.nullcontext()
-    return deepspeed.zero.Init(config_dict_or_path=dict(settings), dtype=dtype)
+    # The dtype comes from the settings: one that is given is taken for bfloat16 on processors without float16.
+    return deepspeed.zero.Init(config_dict_or_path=dict(settings))
 
 
 def gathered(weights: Mapping[str, nn.Parameter], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
