@@ -11,6 +11,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from creason_jax import zarr
+from creason_jax.model import DecoderConfig
 from shared.errors import InputError
 
 REASON_LENGTH = 200  # characters of a library's message that are shown
@@ -33,11 +35,13 @@ class Checkpoints:
         """Return when every save begun is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(self, target: Any, step: int | None) -> tuple[Any, int, dict[str, int]] | None:
+    def restore(
+        self, target: Any, step: int | None, model: DecoderConfig | None = None
+    ) -> tuple[Any, int, dict[str, int]] | None:
         """The newest checkpoint (or `step`) as (state, step, extra), or None where there is none.
 
-        `target` holds shapes, dtypes and shardings, which may be those of another mesh. Raises InputError where the
-        checkpoint is truncated or belongs to another model.
+        `target` holds shapes, dtypes and shardings, which may be those of another mesh. It may be one of the PyTorch
+        backend where `model` is given. Raises InputError where the checkpoint is truncated or belongs to another model.
         """
         found = self._manager.latest_step() if step is None else step
         if found is None:
@@ -47,6 +51,9 @@ class Checkpoints:
             raise InputError(
                 f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
             )
+        if model is not None and zarr.written_by_torch(self.folder / str(found)):
+            arrays = zarr.ZarrArrays(self.folder / str(found))
+            return arrays.state(target, model), found, arrays.extra()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
             with _one_report():

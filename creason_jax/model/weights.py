@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -37,12 +37,24 @@ def sources_of(config: DecoderConfig) -> dict[str, Source]:
     )
 
 
+class Reader(Protocol):
+    """Opens stored tensors by their Hugging Face name."""
+
+    def open(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A tensor that slices can be read of. Raises InputError where it is missing or not of this shape."""
+        ...
+
+
 def load_params(folder: Path, config: DecoderConfig, shardings: Any) -> Params:
     """Read the parameters as float32 arrays with the given shardings (a tree like the parameters).
 
     Raises InputError for a missing, truncated or wrongly shaped tensor.
     """
-    reader = _Reader(folder)
+    return read_params(_Safetensors(folder), config, shardings)
+
+
+def read_params(reader: Reader, config: DecoderConfig, shardings: Any) -> Params:
+    """The same from any `reader`: each device's slice is read, and nothing else."""
     table = sources_of(config)
 
     def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -51,10 +63,10 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any) -> Params:
 
         def read(index: tuple[slice, ...]) -> np.ndarray:
             if not keys.startswith("layers."):
-                return reader.slice(source, leaf.shape, index)
+                return _slice(reader, source, leaf.shape, index)
             layers = range(*index[0].indices(leaf.shape[0]))
             named = [dataclasses.replace(source, name=source.name.format(layer)) for layer in layers]
-            return np.stack([reader.slice(each, leaf.shape[1:], index[1:]) for each in named])
+            return np.stack([_slice(reader, each, leaf.shape[1:], index[1:]) for each in named])
 
         return jax.make_array_from_callback(leaf.shape, sharding, read)  # type: ignore[arg-type]
 
@@ -99,7 +111,7 @@ def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tup
         yield name, np.ascontiguousarray(np.concatenate(rows) if len(rows) > 1 else rows[0])
 
 
-class _Reader:
+class _Safetensors:
     """Opens the files of a model lazily and reads slices of its tensors."""
 
     def __init__(self, folder: Path):
@@ -115,32 +127,34 @@ class _Reader:
         self.folder = folder
         self.handles: dict[Path, Any] = {}
 
-    def slice(self, source: Source, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of a kernel of the given shape, float32."""
-        if source.name not in self.files:
-            raise InputError(f"{self.folder}: tensor {source.name} is missing")
-        file = self.files[source.name]
+    def open(self, name: str, shape: tuple[int, ...]) -> Any:
+        """See `Reader`."""
+        if name not in self.files:
+            raise InputError(f"{self.folder}: tensor {name} is missing")
+        file = self.files[name]
         if file not in self.handles:
             self.handles[file] = _opened(file).__enter__()
         try:
-            tensor = self.handles[file].get_slice(source.name)
+            tensor = self.handles[file].get_slice(name)
         except SafetensorError:
-            raise InputError(f"{file}: tensor {source.name} is missing, though the index names it") from None
-        bounds = [range(*part.indices(size)) for part, size in zip(index, shape)]
+            raise InputError(f"{file}: tensor {name} is missing, though the index names it") from None
         found = tuple(tensor.get_shape())
-        if not source.inputs:
-            self._check(source.name, found == shape, found, shape)
-            return np.asarray(tensor[tuple(slice(b.start, b.stop) for b in bounds)], np.float32)
-        columns = _flat(bounds[: source.inputs], shape[: source.inputs])
-        rows = _flat(bounds[source.inputs :], shape[source.inputs :])
-        needed = (source.rows or math.prod(shape[source.inputs :]), math.prod(shape[: source.inputs]))
-        self._check(source.name, found == needed, found, needed)
-        matrix = tensor[source.row + rows.start : source.row + rows.stop, columns.start : columns.stop]
-        return np.asarray(matrix, np.float32).T.reshape([len(b) for b in bounds])
+        if found != shape:
+            raise InputError(f"{self.folder}: tensor {name} has shape {found}, config.json asks for {shape}")
+        return tensor
 
-    def _check(self, name: str, condition: bool, found: tuple[int, ...], needed: tuple[int, ...]) -> None:
-        if not condition:
-            raise InputError(f"{self.folder}: tensor {name} has shape {found}, config.json asks for {needed}")
+
+def _slice(reader: Reader, source: Source, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+    """The part `index` of a kernel of the given shape, float32."""
+    bounds = [range(*part.indices(size)) for part, size in zip(index, shape)]
+    if not source.inputs:
+        return np.asarray(reader.open(source.name, shape)[tuple(slice(b.start, b.stop) for b in bounds)], np.float32)
+    columns = _flat(bounds[: source.inputs], shape[: source.inputs])
+    rows = _flat(bounds[source.inputs :], shape[source.inputs :])
+    needed = (source.rows or math.prod(shape[source.inputs :]), math.prod(shape[: source.inputs]))
+    tensor = reader.open(source.name, needed)
+    matrix = tensor[source.row + rows.start : source.row + rows.stop, columns.start : columns.stop]
+    return np.asarray(matrix, np.float32).T.reshape([len(b) for b in bounds])
 
 
 def _opened(path: Path) -> Any:
