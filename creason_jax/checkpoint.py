@@ -24,7 +24,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with _errors_only():
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: Any, extra: dict[str, int]) -> None:
         """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole."""
@@ -67,6 +68,16 @@ class Checkpoints:
                 "folder to go on from the one before"
             ) from error
         return restored["state"], found, restored["extra"]
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Orbax warns of a checkpoint without a metadata file of its own: those of the PyTorch backend have none."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(level)
 
 
 @contextlib.contextmanager
