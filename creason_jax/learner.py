@@ -63,7 +63,7 @@ class Learner:
         self.optimizer = optimizer
         self.steps = steps
         self.mesh = mesh
-        self.model = DecoderConfig.read(model)
+        self.model = DecoderConfig.read(model, longest=config.longest_sequence)
         self.model_folder = model
         sharding.check_divisible(self.model, mesh)
         self.shardings = sharding.param_shardings(self.model, mesh)

@@ -11,8 +11,10 @@ import numpy as np
 import tensorstore
 
 from creason_jax.model import DecoderConfig, read_params
+from creason_jax.model.weights import Bounds, read_part, stored_shapes
 from shared import files
 from shared.errors import InputError
+from shared.kernels import Source
 
 FORMAT = 1
 META = "meta.json"
@@ -52,7 +54,9 @@ class ZarrArrays:
         """
 
         def tree(kind: str, like: Any) -> Any:
-            return read_params(_Kind(self.folder, kind), model, jax.tree.map(lambda leaf: leaf.sharding, like))
+            return read_params(
+                _Kind(self.folder, kind, stored_shapes(model)), model, jax.tree.map(lambda leaf: leaf.sharding, like)
+            )
 
         updates = jax.device_put(np.int32(self._noted["updates"]), target.step.sharding)
         count = jax.device_put(np.int32(self._noted["updates"]), target.moments.count.sharding)
@@ -68,12 +72,16 @@ class ZarrArrays:
 class _Kind:
     """The arrays of one kind (`creason_jax.model.weights.Reader`)."""
 
-    def __init__(self, folder: Path, kind: str):
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder: Path, kind: str, shapes: dict[str, tuple[int, ...]]):
+        self.folder, self.kind, self.shapes = folder, kind, shapes
 
-    def open(self, name: str, shape: tuple[int, ...]) -> _Flat:
-        """See `Reader`."""
+    def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+        """See `Reader`. Raises InputError where the array is missing, truncated, damaged or of another size."""
+        read_part(_Flat(self._open(name), self.shapes[name], self, name), source, shape, bounds, out)
+
+    def _open(self, name: str) -> Any:
         path = self.folder / self.kind / name
+        size = math.prod(self.shapes[name])
         # A missing chunk is an error, never zeros.
         spec = {
             "driver": "zarr3",
@@ -82,11 +90,11 @@ class _Kind:
         }
         try:
             array = tensorstore.open(spec, open=True).result()
-            if array.shape != (math.prod(shape),):
-                raise ValueError(f"{array.shape[0]} elements where the model has {math.prod(shape)}")
+            if array.shape != (size,):
+                raise ValueError(f"{array.shape[0]} elements where the model has {size}")
         except (ValueError, OSError) as error:
             raise self.broken(name, error) from error
-        return _Flat(array, shape, self, name)
+        return array
 
     def broken(self, name: str, error: Exception) -> InputError:
         """What to say of an array that cannot be read."""

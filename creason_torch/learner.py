@@ -158,7 +158,9 @@ class Learner:
         learner = self.config.learner
         dtype = getattr(torch, learner.compute_dtype)
         with zero.sharded(settings):
-            network = build_network(self.model_folder, dtype, remat=learner.remat == "layer")
+            network = build_network(
+                self.model_folder, dtype, longest=self.config.longest_sequence, remat=learner.remat == "layer"
+            )
             network = network.to(self.device)  # type: ignore[arg-type]
         policy = Policy(
             network,

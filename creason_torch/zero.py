@@ -102,7 +102,8 @@ def sharded(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[An
 
     if settings["zero_optimization"]["stage"] != 3:
         return contextlib.nullcontext()
-    # The dtype comes from the settings: one that is given is taken for bfloat16 on processors without float16.
+    # The dtype is that of the settings: given by name, DeepSpeed 0.19 ignores it on a CPU without float16, and rounds to
+    # bfloat16.
     return deepspeed.zero.Init(config_dict_or_path=dict(settings))
 
 

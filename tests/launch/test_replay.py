@@ -167,7 +167,9 @@ def altered(recording: Path, folder: Path, step: int, **changes) -> Path:
     notes = reader.notes(step)
     if "rewards" in changes:
         rewards = changes.pop("rewards")(rewards.copy())
-    batch = dataclasses.replace(batch, **{name: change(getattr(batch, name).copy()) for name, change in changes.items()})
+    batch = dataclasses.replace(
+        batch, **{name: change(getattr(batch, name).copy()) for name, change in changes.items()}
+    )
     writer = TrajectoryWriter(folder / "trajectories", rows_per_step=reader.rows_per_step, layout=reader.layout)
     writer.append(step, batch, rewards, ids, notes=notes)
     return folder
