@@ -38,9 +38,10 @@ class ZarrArrays:
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             found = meta.get("format") if isinstance(meta, dict) else None
             raise InputError(f"{folder}: written by another version (format {found}); remove it")
-        self._noted = meta.get("extra")
-        if not isinstance(self._noted, dict) or "updates" not in self._noted:
+        noted = meta.get("extra")
+        if not isinstance(noted, dict) or "updates" not in noted:
             raise InputError(f"{folder / META}: does not say how many updates were made; remove that folder")
+        self._noted: dict[str, int] = noted
 
     def extra(self) -> dict[str, int]:
         """What the run noted beside the state."""

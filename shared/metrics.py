@@ -146,7 +146,7 @@ def differences(metrics: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "relative", "step", "absolute"])
 
 
-def differences_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def differences_table(rows: Sequence[Mapping[Any, Any]]) -> str:
     """The rows of `differences` as text; None stands for infinity."""
     found = [f"{'metric':<28}{'largest relative':>17}{'at step':>9}{'largest absolute':>18}"]
     for row in rows:

@@ -10,12 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from families import tiny_variant
 from groups import MODEL, random_batch
 from small import flat, make_learner, on_host
 from tiny import tiny_phi3
 from workers import run_workers
 
 from creason_jax.model import weights as jax_weights
+from creason_torch import zero
+from creason_torch.checkpoint import Checkpoints
 from shared.errors import InputError
 
 ROWS, STEPS, HALF = 8, 20, 10
@@ -239,3 +242,25 @@ def test_moments_count_for_the_updates_after_a_move(by_torch, stayed_jax, model,
     with pytest.raises(AssertionError):
         assert_the_same(metrics, hugging_face(learner), stayed_jax[0])
     assert metrics[-1]["loss"] != pytest.approx(stayed_jax[0].metrics[-1]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["qwen2 tied", "llama biased", "qwen3"])
+def test_every_form_of_a_family_is_read(variant, tmp_path):
+    """Separate and fused matrices, biases, norms of heads, a tied head: each array comes back under its name."""
+    network = tiny_variant(variant)
+    network.save_pretrained(tmp_path / "model")
+    names = dict(network.named_parameters())
+    kinds = {"params": 1.0, "exp_avg": 0.5, "exp_avg_sq": 0.25, "reference": 2.0}
+    zero.start_processes()
+    Checkpoints(tmp_path / "checkpoints", keep=1).save(
+        3,
+        ((kind, name, value.detach() * factor) for kind, factor in kinds.items() for name, value in names.items()),
+        {"position": 5, "updates": 3},
+    )
+    learner = make_learner(tmp_path / "model", mesh=(1, 2, 2), learner=LEARNER)
+    assert learner.restore(tmp_path / "checkpoints") == (3, {"position": 5})
+    found = hugging_face(learner)
+    assert found.keys() == {f"{kind}/{name}" for kind in kinds for name in names}
+    for key, value in found.items():
+        kind, name = key.split("/")
+        assert np.array_equal(value, names[name].detach().numpy() * np.float32(kinds[kind])), key
