@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from shared.replay import Recording
 
 from configs import smoke
 from creason_jax import sharding
@@ -19,6 +18,7 @@ from parity.world import World
 from shared import replay, run
 from shared.config import RunConfig, validate
 from shared.metrics import METRICS_FILE, differences, read_metrics
+from shared.replay import Recording
 from shared.trajectories import TrajectoryReader
 
 BOUND = 1e-4  # relative, of every step of a replay
