@@ -40,14 +40,9 @@ def check_request(
         raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
 
 
-def longest_sequence(config: RunConfig) -> int:
-    """Tokens of the longest prompt and the longest completion that a run asks for."""
-    return config.rollout.max_prompt_tokens + max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens)
-
-
 def longest_scored(config: RunConfig) -> int:
     """Tokens of the longest text that an engine says the next token of."""
-    return longest_sequence(config) - 1
+    return config.longest_sequence - 1
 
 
 def check_scored(config: RunConfig, texts: Sequence[np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shared.backend import Sampling, longest_sequence
+from shared.backend import Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -65,7 +65,7 @@ def logprobs_mode(config: RunConfig) -> Literal["raw_logprobs", "processed_logpr
 
 def check_sampling(config: RunConfig, sampling: Sampling) -> None:
     """Raise InputError for what vLLM would cut short, or score otherwise than the learner does."""
-    limit = longest_sequence(config) - config.rollout.max_prompt_tokens
+    limit = config.longest_sequence - config.rollout.max_prompt_tokens
     if sampling.max_new_tokens > limit:
         raise InputError(f"{sampling.max_new_tokens} new tokens are asked for; this engine was made for {limit}")
     filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
