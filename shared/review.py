@@ -59,7 +59,7 @@ def read_replies(path: Path) -> dict[str, Reply]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            reply = Reply(*(row[name] for name in ("id", "question", "completion")), row.get("answer") or "")
+            reply = Reply(row["id"], row["question"], row["completion"], row.get("answer") or "")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}, line {number}: must be a JSON object with id, question, completion") from None
         if not all(isinstance(text, str) for text in dataclasses.astuple(reply)):
