@@ -12,6 +12,7 @@ from parity.config import ParityConfig
 from parity.faults import injected
 from parity.rungs import (
     contract,
+    exchange,
     generation,
     gradients,
     invariance,
@@ -19,6 +20,7 @@ from parity.rungs import (
     optimizer,
     precision,
     reference_policy,
+    runs,
     scoring,
     updates,
 )
@@ -39,6 +41,8 @@ RUNGS: dict[str, Callable[[World], Iterator[Check]]] = {
     "invariance": invariance.checks,
     "generation": generation.checks,
     "publishing": generation.publishing,
+    "exchange": exchange.checks,
+    "runs": runs.checks,
 }
 DTYPES = {"precision": "bfloat16"}  # all others: float32
 
