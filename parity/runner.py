@@ -47,7 +47,9 @@ RUNGS: dict[str, Callable[[World], Iterator[Check]]] = {
 DTYPES = {"precision": "bfloat16"}  # all others: float32
 
 
-def run(config: ParityConfig, folder: Path, *, inject: str = "", progress: bool = False) -> tuple[list[Check], World]:
+def run(
+    config: ParityConfig, folder: Path, *, inject: str = "", progress: bool = False, to_first_failure: bool = False
+) -> tuple[list[Check], World]:
     """All checks of the chosen rungs, lowest rung first, with the fault `inject` in the JAX side; models go to `folder`.
 
     Raises InputError for a rung, family or fault that is not known, or a device that is not there.
@@ -71,6 +73,8 @@ def run(config: ParityConfig, folder: Path, *, inject: str = "", progress: bool 
             for check in RUNGS[name](world):
                 found.append(check)
                 bar.update()
+                if to_first_failure and not check.passed:
+                    return found, world
     return found, world
 
 

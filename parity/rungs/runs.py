@@ -39,13 +39,12 @@ def checks(world: World) -> Iterator[Check]:
         replay.run(config, backends[name], workdir, Recording.open(folder / recorded), progress=False)
         metrics = {"live": folder / recorded, "replay": workdir}
         tables = {what: read_metrics(path / METRICS_FILE) for what, path in metrics.items()}
-        found = differences(tables["live"], tables["replay"]).set_index("metric")
+        rows = differences(tables["live"], tables["replay"]).to_dict("records")
         for names, bound in ((COMPARED, BOUND), (EXACT, 0.0)):
-            there = [metric for metric in names if metric in found.index]
-            worst = found.loc[there, "relative"].idxmax()
-            value, step = found.loc[worst, "relative"], found.loc[worst, "step"]
-            what = f"runs: {', '.join(there)}, {recorded} run replayed by {name}"
-            yield Check.of(what, "smoke", f"{recorded} run", (float(value), f"{worst} of step {step}"), bound)
+            worst = max((row for row in rows if row["metric"] in names), key=lambda row: row["relative"])
+            measured = (float(worst["relative"]), f"{worst['metric']} of step {worst['step']}")
+            what = f"runs: {', '.join(names)}, {recorded} run replayed by {name}"
+            yield Check.of(what, "smoke", f"{recorded} run", measured, bound)
         for metric in ("loss", "reward"):
             curves = {f"{recorded} run": tables["live"][metric], f"replayed by {name}": tables["replay"][metric]}
             world.curves[f"{metric} of the {recorded} run and of its replay"] = {
