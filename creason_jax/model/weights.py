@@ -53,8 +53,11 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any, *, progress
     a tensor that is missing, of another shape or kind, or not of this model.
     """
     table = sources_of(config)
-    hidden = not progress if progress is not None else None if 4 * config.num_params >= SHOWN_BYTES else True
-    total = _bytes_to_read(config, shardings)
+    if progress is None and 4 * config.num_params < SHOWN_BYTES:
+        progress = False
+    hidden = None if progress is None else not progress  # None: tqdm looks for a terminal
+    leaves = list(zip(jax.tree.leaves(abstract_params(config)), jax.tree.leaves(shardings), strict=True))
+    total = sum(4 * len(_by_part(leaf.shape, each)) * math.prod(each.shard_shape(leaf.shape)) for leaf, each in leaves)
     with _Reader(folder) as reader, tqdm(desc="weights", total=total, unit="B", unit_scale=True, disable=hidden) as bar:
         reader.check(_expected(config, table))
 
@@ -140,20 +143,13 @@ def _by_part(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Bo
     return found
 
 
-def _bytes_to_read(config: DecoderConfig, shardings: Any) -> int:
-    def one(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> int:
-        return 4 * len(_by_part(leaf.shape, sharding)) * math.prod(sharding.shard_shape(leaf.shape))
-
-    return sum(jax.tree.leaves(jax.tree.map(one, abstract_params(config), shardings)))
-
-
 def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Bounds], np.ndarray]) -> jax.Array:
-    """An array whose parts `read` gives: one part on the host at a time, read once however many devices hold it."""
+    """An array whose parts `read` gives: one at a time on the host, each read once however many devices hold it."""
     arrays = {}
     for bounds, devices in _by_part(shape, sharding).items():
         part = read(bounds)
         for device in devices:
-            arrays[device] = jax.device_put(part, device, may_alias=False)
+            arrays[device] = jax.device_put(part, device)
         jax.block_until_ready([arrays[device] for device in devices])
     order = sharding.addressable_devices_indices_map(shape)
     return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in order])
