@@ -127,7 +127,7 @@ class Learner:
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state
         )
-        found = self._manager(folder).restore(target, step)
+        found = self._manager(folder).restore(target, step, self.model)
         if found is None:
             return None
         self.state, at, extra = found

@@ -121,6 +121,9 @@ def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool
         network = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
         network.lm_head = ScoringHead(network.lm_head.weight)
     network.tie_weights()
+    # Transformers' embedding gives the row of the pad token no gradient. Here padding is masked, and a policy may sample that
+    # token like any other.
+    network.get_input_embeddings().padding_idx = None
     fix_rotation(network, longest)
     if remat:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -41,7 +41,8 @@ def _longrope(original: int) -> dict[str, Any]:
         "short_factor": [1.0 + step for step in steps],
         "long_factor": [1.5 + 4.0 * step for step in steps],
     }
-    return {"original_max_position_embeddings": original, "rope_parameters": rope, "tie_word_embeddings": True}
+    fields = {"original_max_position_embeddings": original, "max_position_embeddings": 8 * original}
+    return fields | {"rope_parameters": rope, "tie_word_embeddings": True}
 
 
 # Family: what Transformers calls it, and the fields in which it differs from COMMON.
@@ -50,8 +51,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-partial": ("phi3", PHI3 | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
     # Every recorded sequence is longer than 16 tokens and shorter than 4,096, so Transformers, which decides for each
     # batch by its longest sequence, takes the same factors as both backends, which decide once for a run.
-    "phi3-longrope, long": ("phi3", _longrope(16)),
-    "phi3-longrope, short": ("phi3", _longrope(4_096)),
+    "phi3-longrope": ("phi3", _longrope(16)),
+    "phi3-longrope-short": ("phi3", _longrope(4_096)),
     "llama2": ("llama", {"num_key_value_heads": HEADS}),
     "llama3": (
         "llama",

@@ -112,6 +112,18 @@ def _padding_seen() -> list[Patch]:
     return [(creason_jax.learner, "group_attention", group_attention)]
 
 
+def _frozen_pad_row() -> list[Patch]:
+    plain = creason_jax.learner.forward
+
+    def forward(params: Any, model: Any, tokens: jax.Array, *arguments: Any, **options: Any) -> Any:
+        table = params["embed"]["kernel"]
+        pad = (jnp.arange(len(table)) == 0)[:, None]
+        frozen = jnp.where(pad, jax.lax.stop_gradient(table), table)
+        return plain({**params, "embed": {"kernel": frozen}}, model, tokens, *arguments, **options)
+
+    return [(creason_jax.learner, "forward", forward)]
+
+
 def _eps_inside_root() -> list[Patch]:
     def adam(learner: Any) -> optax.GradientTransformation:
         settings = learner.optimizer
@@ -162,6 +174,7 @@ FAULTS: dict[str, Fault] = {
     "layer_swapped": Fault("layers loaded in reverse order", "scoring", _layer_swapped),
     "shift_by_one": Fault("tokens scored by the state of another position", "scoring", _shift_by_one),
     "padding_seen": Fault("padding of prompts takes part in attention", "scoring", _padding_seen),
+    "frozen_pad_row": Fault("the embedding of the pad token gets no gradient", "gradients", _frozen_pad_row),
     "eps_inside_root": Fault("Adam's epsilon inside the square root", "optimizer", _eps_inside_root),
     "rate_off_by_one": Fault("the schedule is one step ahead", "updates", _rate_off_by_one),
     "stale_reference": Fault("the reference policy is never mixed", "reference", _stale_reference),

@@ -70,4 +70,5 @@ def with_longer_prompts(batch: GroupBatch, prompt: int) -> GroupBatch:
 
 
 def _ids(rng: np.random.Generator, length: int) -> np.ndarray:
-    return rng.integers(4, VOCABULARY, length).astype(np.int32)
+    """Of the whole vocabulary: tokens that pad or end a text elsewhere are tokens like any other here."""
+    return rng.integers(0, VOCABULARY, length).astype(np.int32)

@@ -30,7 +30,10 @@ class Update(NamedTuple):
 
 def network(folder: Path) -> PreTrainedModel:
     """The model in `folder` in float64 with Transformers' plain attention."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    # Transformers gives the embedding of the pad token no gradient; a recorded completion may hold that token like any other.
+    model.get_input_embeddings().padding_idx = None
+    return model
 
 
 def weights(model: PreTrainedModel) -> dict[str, np.ndarray]:

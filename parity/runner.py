@@ -12,6 +12,7 @@ from parity.config import ParityConfig
 from parity.faults import injected
 from parity.rungs import (
     contract,
+    exchange,
     generation,
     gradients,
     invariance,
@@ -19,6 +20,7 @@ from parity.rungs import (
     optimizer,
     precision,
     reference_policy,
+    runs,
     scoring,
     updates,
 )
@@ -39,11 +41,15 @@ RUNGS: dict[str, Callable[[World], Iterator[Check]]] = {
     "invariance": invariance.checks,
     "generation": generation.checks,
     "publishing": generation.publishing,
+    "exchange": exchange.checks,
+    "runs": runs.checks,
 }
 DTYPES = {"precision": "bfloat16"}  # all others: float32
 
 
-def run(config: ParityConfig, folder: Path, *, inject: str = "", progress: bool = False) -> tuple[list[Check], World]:
+def run(
+    config: ParityConfig, folder: Path, *, inject: str = "", progress: bool = False, to_first_failure: bool = False
+) -> tuple[list[Check], World]:
     """All checks of the chosen rungs, lowest rung first, with the fault `inject` in the JAX side; models go to `folder`.
 
     Raises InputError for a rung, family or fault that is not known, or a device that is not there.
@@ -67,6 +73,8 @@ def run(config: ParityConfig, folder: Path, *, inject: str = "", progress: bool 
             for check in RUNGS[name](world):
                 found.append(check)
                 bar.update()
+                if to_first_failure and not check.passed:
+                    return found, world
     return found, world
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -52,33 +52,47 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any, *, progress
     `progress`: show a bar; None: for large models, on a terminal. Raises InputError for a missing or truncated file, and for
     a tensor that is missing, of another shape or kind, or not of this model.
     """
-    table = sources_of(config)
     if progress is None and 4 * config.num_params < SHOWN_BYTES:
         progress = False
     hidden = None if progress is None else not progress  # None: tqdm looks for a terminal
-    leaves = list(zip(jax.tree.leaves(abstract_params(config)), jax.tree.leaves(shardings), strict=True))
-    total = sum(4 * len(_by_part(leaf.shape, each)) * math.prod(each.shard_shape(leaf.shape)) for leaf, each in leaves)
+    total = _bytes_to_read(config, shardings)
     with _Reader(folder) as reader, tqdm(desc="weights", total=total, unit="B", unit_scale=True, disable=hidden) as bar:
-        reader.check(_expected(config, table))
+        reader.check(stored_shapes(config))
+        return read_params(reader, config, shardings, bar.update)
 
-        def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-            key = _key(path)
-            source, stacked = table[key], key.startswith("layers.")
 
-            def read(bounds: Bounds) -> np.ndarray:
-                shard = np.empty([len(bound) for bound in bounds], np.float32)
-                if stacked:
-                    for layer, out in zip(bounds[0], shard, strict=True):
-                        reader.read(source, source.name.format(layer), leaf.shape[1:], bounds[1:], out)
-                        bar.update(out.nbytes)
-                else:
-                    reader.read(source, source.name, leaf.shape, bounds, shard)
-                    bar.update(shard.nbytes)
-                return shard
+class Reader(Protocol):
+    """Reads parts of stored tensors."""
 
-            return _placed(leaf.shape, sharding, read)
+    def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+        """Write the part `bounds` of a kernel of the given shape, which is in the tensor `name`, into `out`."""
+        ...
 
-        return jax.tree_util.tree_map_with_path(one, abstract_params(config), shardings)
+
+def read_params(
+    reader: Reader, config: DecoderConfig, shardings: Any, count: Callable[[int], object] = lambda _: None
+) -> Params:
+    """The parameters from any `reader`, each device's part of them; `count` is told of the bytes read."""
+    table = sources_of(config)
+
+    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+        key = _key(path)
+        source, stacked = table[key], key.startswith("layers.")
+
+        def read(bounds: Bounds) -> np.ndarray:
+            shard = np.empty([len(bound) for bound in bounds], np.float32)
+            if stacked:
+                for layer, out in zip(bounds[0], shard, strict=True):
+                    reader.read(source, source.name.format(layer), leaf.shape[1:], bounds[1:], out)
+                    count(out.nbytes)
+            else:
+                reader.read(source, source.name, leaf.shape, bounds, shard)
+                count(shard.nbytes)
+            return shard
+
+        return _placed(leaf.shape, sharding, read)
+
+    return jax.tree_util.tree_map_with_path(one, abstract_params(config), shardings)
 
 
 def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
@@ -113,8 +127,9 @@ def _layer(leaf: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
 
 
-def _expected(config: DecoderConfig, table: dict[str, Source]) -> dict[str, tuple[int, ...]]:
+def stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that a model directory of this configuration holds."""
+    table = sources_of(config)
     found: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
         key = _key(path)
@@ -141,6 +156,13 @@ def _by_part(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Bo
         bounds = tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
         found.setdefault(bounds, []).append(device)
     return found
+
+
+def _bytes_to_read(config: DecoderConfig, shardings: Any) -> int:
+    def one(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> int:
+        return 4 * len(_by_part(leaf.shape, sharding)) * math.prod(sharding.shard_shape(leaf.shape))
+
+    return sum(jax.tree.leaves(jax.tree.map(one, abstract_params(config), shardings)))
 
 
 def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Bounds], np.ndarray]) -> jax.Array:
@@ -200,24 +222,28 @@ class _Reader:
             raise InputError(f"{self.folder}: tensor {min(others)} is not of the model that config.json describes")
 
     def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
-        """Write the part `bounds` of a kernel of the given shape into `out`."""
-        tensor = self._tensor(name)
-        if source.inputs == 0:
-            part = _flat(bounds, shape)
-            out.reshape(-1)[:] = tensor[part.start : part.stop]
-            return
-        inputs = source.inputs or 1
-        first, last = _flat(bounds[:inputs], shape[:inputs]), _flat(bounds[inputs:], shape[inputs:])
-        matrix = out.reshape(len(first), len(last))
-        rows, columns, target = (first, last, matrix) if source.inputs is None else (last, first, matrix.T)
-        step = max(1, CHUNK_BYTES // (4 * max(1, len(columns))))
-        for start in range(0, len(rows), step):
-            stop = min(start + step, len(rows))
-            at = source.row + rows.start
-            target[start:stop] = tensor[at + start : at + stop, columns.start : columns.stop]
+        """See `Reader`."""
+        read_part(self._tensor(name), source, shape, bounds, out)
 
     def _tensor(self, name: str) -> Any:
         return self.handles[self.files[name]].get_slice(name)
+
+
+def read_part(tensor: Any, source: Source, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+    """Write the part `bounds` of a kernel of the given shape into `out`; slices are taken of the stored `tensor`."""
+    if source.inputs == 0:
+        part = _flat(bounds, shape)
+        out.reshape(-1)[:] = tensor[part.start : part.stop]
+        return
+    inputs = source.inputs or 1
+    first, last = _flat(bounds[:inputs], shape[:inputs]), _flat(bounds[inputs:], shape[inputs:])
+    matrix = out.reshape(len(first), len(last))
+    rows, columns, target = (first, last, matrix) if source.inputs is None else (last, first, matrix.T)
+    step = max(1, CHUNK_BYTES // (4 * max(1, len(columns))))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
+        at = source.row + rows.start
+        target[start:stop] = tensor[at + start : at + stop, columns.start : columns.stop]
 
 
 def _opened(path: Path) -> Any:

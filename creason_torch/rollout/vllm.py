@@ -55,6 +55,9 @@ class VllmEngine(Engine):
                     max_num_seqs=config.rollout.slots * config.grpo.group_size,
                     gpu_memory_utilization=config.torch.gpu_memory_utilization,
                     enable_prefix_caching=True,  # the samples of a group share their prompt
+                    # A sample with a seed whose prompt is computed in parts makes vLLM set its generator back, which those
+                    # of a CPU cannot do.
+                    enable_chunked_prefill=not on_cpu,
                     logprobs_mode=vllm_options.logprobs_mode(config),
                     enforce_eager=on_cpu,
                     enable_sleep_mode=not on_cpu,

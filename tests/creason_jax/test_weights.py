@@ -54,8 +54,8 @@ def test_what_is_on_the_host_at_once_is_one_shard_of_one_parameter(tmp_path, mon
         kept, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         jax.tree.map(np.testing.assert_array_equal, params, big.params)
-        # 256 KiB: what Python and JAX remember of shapes, and the file's header.
-        assert peak - kept < largest + 2**18 < 4 * big.config.num_params / 10
+        # 512 KiB: what Python and JAX remember of shapes, and the file's header.
+        assert peak - kept < largest + 2**19 < 4 * big.config.num_params / 5
         assert peak > largest
 
 
