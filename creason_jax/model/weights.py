@@ -2,7 +2,8 @@
 
 Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped: `shared/kernels.py` says which.
 Host memory while loading: one device's shard of one parameter (all layers of it, float32), those before it that JAX has not
-let go of yet (a few at most were seen), and CHUNK_BYTES of what is read, beside the devices' own; while writing: one file (`weight_files.SHARD_BYTES`), twice.
+let go of yet (a few at most were seen), and CHUNK_BYTES of what is read, beside the devices' own; while writing: one file
+(`weight_files.SHARD_BYTES`), twice.
 """
 
 from __future__ import annotations
