@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +32,14 @@ def checks(world: World) -> Iterator[Check]:
     config = _config(world)
     folder = world.folder / "runs"
     backends = {"jax": _one_device(JaxBackend(config), config), "torch": TorchBackend(config)}
-    for name, backend in backends.items():
-        run.run(config, backend, folder / name, progress=False)
-    yield from _same_questions(config, folder)
+    run.run(config, backends["jax"], folder / "jax", progress=False)
+    same = _from_the_policy_of(config, folder / "jax")
+    run.run(same, backends["torch"], folder / "torch", progress=False)
+    yield from _same_questions(folder)
     for recorded, name in (("jax", "torch"), ("torch", "jax")):
         workdir = folder / f"{name}-replays-{recorded}"
-        replay.run(config, backends[name], workdir, Recording.open(folder / recorded), progress=False)
+        chosen = {"jax": config, "torch": same}[recorded]
+        replay.run(chosen, backends[name], workdir, Recording.open(folder / recorded), progress=False)
         metrics = {"live": folder / recorded, "replay": workdir}
         tables = {what: read_metrics(path / METRICS_FILE) for what, path in metrics.items()}
         rows = differences(tables["live"], tables["replay"]).to_dict("records")
@@ -60,13 +63,23 @@ def _config(world: World) -> RunConfig:
     return validate(config)
 
 
+def _from_the_policy_of(config: RunConfig, workdir: Path) -> RunConfig:
+    """The run on the questions of another and from its policy: two warm-ups end with weights that are not quite the same."""
+    questions = workdir / "data" / "questions"
+    data = dataclasses.replace(
+        config.data, train=str(questions / "train.parquet"), valid=str(questions / "valid.parquet")
+    )
+    model = dataclasses.replace(config.model, path=str(workdir / "policy"))
+    return dataclasses.replace(config, data=data, model=model)
+
+
 def _one_device(backend: Any, config: RunConfig) -> Any:
     """The backend on the first device only: a small run gains nothing from pretended ones."""
     backend.mesh = sharding.make_mesh(config.learner, jax.devices()[:1])
     return backend
 
 
-def _same_questions(config: RunConfig, folder: Path) -> Iterator[Check]:
+def _same_questions(folder: Path) -> Iterator[Check]:
     """Questions and rendered prompts of every step, and what both engines made of the first."""
     readers = {name: TrajectoryReader(folder / name / "trajectories") for name in ("jax", "torch")}
     asked: dict[str, dict[str, Any]] = {}
