@@ -18,11 +18,13 @@ from parity.check import Check, unequal
 from parity.world import World
 from shared import replay, run
 from shared.config import RunConfig, validate
+from shared.grpo import completion_view
 from shared.metrics import METRICS_FILE, differences, read_metrics
 from shared.replay import Recording
 from shared.trajectories import TrajectoryReader
 
 BOUND = 1e-4  # relative, of every step of a replay
+FEW = 0.05  # of the completions of a step
 COMPARED = ("loss", "grad_norm", "kl", "entropy", "mean_logprob")
 EXACT = ("reward", "learning_rate", "completion_length", "tokens")
 
@@ -80,22 +82,21 @@ def _one_device(backend: Any, config: RunConfig) -> Any:
 
 
 def _same_questions(folder: Path) -> Iterator[Check]:
-    """Questions and rendered prompts of every step, and what both engines made of the first."""
-    readers = {name: TrajectoryReader(folder / name / "trajectories") for name in ("jax", "torch")}
-    asked: dict[str, dict[str, Any]] = {}
-    answered: dict[str, dict[str, Any]] = {}
-    for name, reader in readers.items():
-        asked[name] = {}
+    """Questions and rendered prompts of every step; what both engines sampled in the first, which starts from equal weights.
+
+    A draw within rounding of a boundary between two tokens may fall on either side of it, and the completion goes on from
+    there, so a few may differ.
+    """
+    readers = [TrajectoryReader(folder / name / "trajectories") for name in ("jax", "torch")]
+    asked: list[dict[str, Any]] = [{}, {}]
+    for found, reader in zip(asked, readers):
         for step in reader.steps():
-            batch, rewards, ids = reader.read(step)
-            asked[name] |= {
-                f"questions of step {step}": ids,
-                f"prompts of step {step}": batch.tokens[:, : batch.layout.prompt],
-            }
-            if step == 0:
-                answered[name] = {"tokens of step 0": batch.tokens, "rewards of step 0": rewards}
-    yield Check.of(
-        "runs: question order and token ids of prompts", "smoke", "torch", unequal(asked["jax"], asked["torch"]), 0
-    )
-    measured = unequal(answered["jax"], answered["torch"])
-    yield Check.of("runs: sampled tokens and rewards of the first step", "smoke", "torch", measured, 0)
+            batch, _, ids = reader.read(step)
+            found[f"questions of step {step}"] = ids
+            found[f"prompts of step {step}"] = batch.tokens[:, : batch.layout.prompt]
+    yield Check.of("runs: question order and token ids of prompts", "smoke", "torch", unequal(*asked), 0)
+    firsts = [reader.read(0)[0] for reader in readers]
+    sampled = [completion_view(batch.tokens, batch.layout) for batch in firsts]
+    different = (sampled[0] != sampled[1]).any(axis=1)
+    measured = (float(different.mean()), f"completion {int(different.argmax())}" if different.any() else "")
+    yield Check.of("runs: completions of the first step that differ", "smoke", "torch", measured, FEW)
