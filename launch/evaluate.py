@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from launch import app
-from launch.backends import make_backend
+from launch import app, backends
 from shared import baselines, binary, evaluation, files, lm_eval, orders
 from shared.answering import answer_questions
+from shared.backend import Backend
 from shared.comparison import compare
 from shared.config import EvaluationConfig, GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
 from shared.errors import InputError
@@ -39,7 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "", "Hugging Face model directory, tokenizer included.")
     flags.DEFINE_list("questions", None, "Question files (Parquet), separated by commas.", required=True)
     flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which engine generates.")
+    backends.define_flags("Which engine generates.")
     flags.DEFINE_integer("max_prompt_tokens", 9_000, "Longer prompts lose their beginning.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 2_000, "Length limit of a completion.", lower_bound=1)
     flags.DEFINE_integer("slots", 64, "Questions answered at once.", lower_bound=1)
@@ -72,8 +72,14 @@ def main() -> None:
         raise InputError("--samples: greedy samples are all equal; give --temperature")
     out = Path(FLAGS.out)
     other = evaluation.read_answers(Path(FLAGS.compare)) if FLAGS.compare else None
-    asked, answers = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
-    figures = report(asked, answers, other)
+    backend, asked, answers = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
+    if backend.process == 0:
+        write(out, report(asked, answers, other), answers)
+    backend.barrier()
+
+
+def write(out: Path, figures: dict[str, Any], answers: list[Answer]) -> None:
+    """Write answers, figures and page, and say where they are."""
     evaluation.write_answers(out / "answers.parquet", answers)
     files.write_json(out / "summary.json", figures)
     write_page(out / "evaluation.html", figures, title=f"Evaluation of {Path(FLAGS.model).name}")
@@ -91,8 +97,8 @@ def read_all() -> list[Question]:
     return questions
 
 
-def answered(questions: list[Question], out: Path) -> tuple[list[Question], list[Answer]]:
-    """The questions that fit, and the model's answers."""
+def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Question], list[Answer]]:
+    """The backend, the questions that fit, and the model's answers."""
     folder = Path(FLAGS.model)
     tokenizer = load_tokenizer(folder)
     config = RunConfig(
@@ -110,10 +116,10 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
     app.make_folder("out", out)
-    backend = make_backend(FLAGS.backend, config)
+    backend = backends.make_backend(config)
     engine = backend.engine(config, folder, stop_tokens=special_tokens(tokenizer, folder).stop)
     backend.load(engine, folder)
-    if cut:
+    if cut and backend.process == 0:
         print(
             f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning", file=sys.stderr
         )
@@ -125,9 +131,9 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         prompts,
         samples=FLAGS.samples,
         temperature=FLAGS.temperature,
-        progress=FLAGS.progress,
+        progress=FLAGS.progress and backend.process == 0,
     )
-    return questions, answers
+    return backend, questions, answers
 
 
 def report(questions: list[Question], answers: list[Answer], other: list[Answer] | None) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, config_file
-from launch.backends import make_backend
+from launch import app, backends, config_file
 from shared import report, run
 from shared.config import validate
 from shared.errors import InputError
+from shared.stopping import Stopped
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +26,7 @@ def define_flags() -> None:
     """Define this program's flags."""
     config_file.define("config")
     flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner and engine run.")
+    backends.define_flags("Which learner and engine run.")
     flags.DEFINE_integer("local_rank", 0, "Given by the DeepSpeed launcher; this process's number on its machine.")
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
@@ -46,15 +46,20 @@ def main() -> None:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
     app.make_folder("workdir", workdir)
-    backend = make_backend(FLAGS.backend, config)
-    summary = run.run(
-        config,
-        backend,
-        workdir,
-        progress=FLAGS.progress,
-        show_examples=FLAGS.show_examples,
-        wandb_project=FLAGS.wandb_project,
-    )
+    backend = backends.make_backend(config)
+    try:
+        summary = run.run(
+            config,
+            backend,
+            workdir,
+            progress=FLAGS.progress,
+            show_examples=FLAGS.show_examples,
+            wandb_project=FLAGS.wandb_project,
+        )
+    except Stopped as stopped:
+        if backend.process == 0:
+            print(stopped)
+        return
     if backend.process == 0:
         print(report.terminal_summary(summary, workdir))
 

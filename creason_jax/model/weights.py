@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from creason_jax import distributed
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import Params, abstract_params
 from shared import files
@@ -83,6 +84,12 @@ def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
     files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
+def gather_params(params: Params, config: DecoderConfig) -> None:
+    """What the other processes do while one writes with `save_params`: every tensor is put together from all of them."""
+    for _ in _hugging_face_tensors(params, config):
+        pass
+
+
 def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Each Hugging Face tensor whole, fused where Hugging Face fuses."""
     table = sources_of(config)
@@ -90,7 +97,7 @@ def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tup
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = ".".join(str(part.key) for part in path)
         stacked = keys.startswith("layers.")
-        values = np.asarray(jax.device_get(leaf))
+        values = np.asarray(distributed.fetch(leaf))
         for layer, value in enumerate(values if stacked else [values]):
             source = table[keys]
             parts.setdefault(source.name.format(layer), []).append((source.row, to_rows(value, source.inputs)))
