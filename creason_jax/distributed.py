@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,13 +99,11 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def before_report(error: BaseException) -> None:
-    """Where an error may come of another process being gone, give the watch the time to find that out and to say so."""
-    links = [error]
-    while (link := links[-1].__cause__ or links[-1].__context__) is not None and link not in links:
-        links.append(link)
-    if any(isinstance(link, jax.errors.JaxRuntimeError) for link in links):
-        time.sleep(SILENCE + UNANSWERED * BEAT)
+def before_report() -> None:
+    """After an error that may come of another process being gone: return once all others have been heard since. The watch
+    ends this process where one is not."""
+    assert _watch is not None
+    _watch.hear_all()
 
 
 def leave(code: int) -> None:
@@ -123,6 +122,8 @@ class _Watch:
     processes: int
 
     def __post_init__(self) -> None:
+        others = [other for other in range(self.processes) if other != self.process]
+        self._heard: dict[int, tuple[str, float]] = dict.fromkeys(others, ("", time.monotonic()))
         self._ending = threading.Lock()
         if self.process > 0:
             # Process 0 takes the coordination service with it, and JAX aborts whoever notices, at once.
@@ -133,7 +134,7 @@ class _Watch:
     def leave(self, code: int) -> None:
         """End this process, and let the others know that it does."""
         self._ending.acquire()
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+        with contextlib.suppress(RuntimeError, ValueError):  # process 0 may be gone
             self._tell(LEFT)
         if self.process == 0:
             time.sleep(UNANSWERED * BEAT)  # the others must be able to read it
@@ -141,12 +142,17 @@ class _Watch:
         sys.stderr.flush()
         os._exit(code)
 
+    def hear_all(self) -> None:
+        """Return when every other process has counted often enough that it was there just now."""
+        for _ in range(UNANSWERED):
+            begin = time.monotonic()
+            while any(at < begin for _, at in self._heard.values()):
+                time.sleep(BEAT / 10)
+
     def _tell(self, what: str) -> None:
         self.client.key_value_set(f"{KEY}/{self.process}", what, allow_overwrite=True)
 
     def _listen(self) -> None:
-        others = [other for other in range(self.processes) if other != self.process]
-        heard: dict[int, tuple[str, float]] = dict.fromkeys(others, ("", time.monotonic()))
         unanswered = 0
         for count in itertools.count(1):
             try:
@@ -154,16 +160,18 @@ class _Watch:
                     self._tell(str(count))
                 found = dict(self.client.key_value_dir_get(KEY))
                 unanswered = 0
-            except jax.errors.JaxRuntimeError:
+            except (RuntimeError, ValueError):  # JAX raises both for what a remote call answers
                 unanswered += 1
                 if unanswered >= UNANSWERED:
                     self._end(0)
                 found = {}
-            for other in others:
-                told = found.get(f"{KEY}/{other}", heard[other][0])
-                if told != heard[other][0]:
-                    heard[other] = told, time.monotonic()
-                if told == LEFT or (found and time.monotonic() - heard[other][1] > SILENCE):
+            for other, (before, at) in list(self._heard.items()):
+                told = found.get(f"{KEY}/{other}", before)
+                if told != before:
+                    self._heard[other] = told, time.monotonic()
+                elif found and time.monotonic() - at > SILENCE:
+                    self._end(other)
+                if told == LEFT:
                     self._end(other)
             time.sleep(BEAT)
 
@@ -221,13 +229,14 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _handlers: list[Any] = []  # kept alive: C holds no reference
 
 
-def _say_before_an_abort(message: str, unless: Any = lambda: False) -> Any:
+def _say_before_an_abort(message: str, unless: Callable[[], bool] = lambda: False) -> Callable[[], Any]:
     """Print one line where this process is aborted, and end with code 1. Returns what takes that back.
 
-    JAX aborts from C++, on any thread, so that no handler of Python's `signal` ever runs.
+    JAX aborts from C++, on any thread, so that no handler of Python's `signal` would ever run.
     """
 
     def handle(_: int) -> None:
@@ -235,11 +244,11 @@ def _say_before_an_abort(message: str, unless: Any = lambda: False) -> Any:
             os.write(2, f"error: {message}\n".encode())
             os._exit(1)
 
-    function = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
-    _handlers.append(function)
-    library = ctypes.CDLL(None)
-    library.signal(int(signal.SIGABRT), function)
-    return lambda: library.signal(int(signal.SIGABRT), None)
+    _handlers.append(_Handler(handle))
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    before = set_handler(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
+    return lambda: set_handler(signal.SIGABRT, before)
 
 
 def _state() -> Any:

@@ -32,9 +32,9 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             _leave(EXIT_INTERRUPTED)
             raise
-        except Exception as error:
+        except Exception:
             for others in OTHERS:
-                others.before_report(error)
+                others.before_report()
                 traceback.print_exc()
                 others.leave(EXIT_STOPPED)
             raise
