@@ -31,6 +31,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
+    flags.DEFINE_integer(
+        "stopped_exit_code", 0, "Exit code after a SIGTERM; other than 0 for a scheduler that starts failures again."
+    )
     flags.DEFINE_string("wandb_project", "", "Send metrics to this Weights & Biases project; off when empty.")
 
 
@@ -59,7 +62,7 @@ def main() -> None:
     except Stopped as stopped:
         if backend.process == 0:
             print(stopped)
-        return
+        sys.exit(FLAGS.stopped_exit_code)
     if backend.process == 0:
         print(report.terminal_summary(summary, workdir))
 

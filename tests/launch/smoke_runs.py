@@ -64,11 +64,18 @@ def prepared(smoke: Run, workdir: Path) -> Path:
 
 
 def signal_after(
-    lines: int, workdir: Path, commands: list[list[str]], variables: dict[str, str], number: signal.Signals, *, to: int
+    lines: int,
+    workdir: Path,
+    commands: list[list[str]],
+    variables: dict[str, str],
+    number: signal.Signals,
+    *,
+    to: int,
+    of_children: bool = False,
 ) -> list[Ended]:
     """Start the processes of a run and send one of them a signal as soon as its metrics have `lines` lines.
 
-    `to` is that process's place in `commands`; with one command, that of a child of what it starts.
+    `to` is that process's place in `commands`; with `of_children`, among what the first one starts.
     """
     metrics = workdir / "metrics.jsonl"
     started = [
@@ -83,8 +90,8 @@ def signal_after(
             if metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines:
                 break
             time.sleep(0.002)
-        pid = started[to].pid if len(started) > 1 else (children(started[0].pid) or [started[0].pid])[to]
-        os.kill(pid, number)
+        pids = children(started[0].pid) if of_children else [process.pid for process in started]
+        os.kill(pids[to], number)
         told = [process.communicate(timeout=600) for process in started]
     finally:
         for process in started:

@@ -110,7 +110,7 @@ def test_processes_of_which_one_is_asked_to_stop_save_together(by_stage, smoke, 
     whole, flag = by_stage[3], "--config.torch.zero_stage=3"
     workdir = prepared(smoke, tmp_path / "run")
     started = [command(workdir, flag, processes=2)]
-    [ended] = signal_after(3, workdir, started, environment(**TORCH), signal.SIGTERM, to=1)
+    [ended] = signal_after(3, workdir, started, environment(**TORCH), signal.SIGTERM, to=1, of_children=True)
     step = stopped_after(ended)
     assert 3 <= step < STEPS and ended.out.count("stopped as asked") == 1
     again = train(workdir, flag, processes=2)
