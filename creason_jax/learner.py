@@ -63,7 +63,7 @@ class Learner:
         self.optimizer = optimizer
         self.steps = steps
         self.mesh = mesh
-        self.model = DecoderConfig.read(model)
+        self.model = DecoderConfig.read(model, longest=config.longest_sequence)
         self.model_folder = model
         sharding.check_divisible(self.model, mesh)
         self.shardings = sharding.param_shardings(self.model, mesh)
@@ -127,7 +127,7 @@ class Learner:
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state
         )
-        found = self._manager(folder).restore(target, step)
+        found = self._manager(folder).restore(target, step, self.model)
         if found is None:
             return None
         self.state, at, extra = found

@@ -72,6 +72,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     line = " ".join(message.split())
+    for others in OTHERS:
+        others.before_report()  # what looks like bad input may come of one that is gone
     print(f"error: {line}", file=sys.stderr)
     _leave(code)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m launch.train --config=configs/quickstart.py --workdir=runs/other --config.seed=1 --config.grpo.beta=0.0
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/again --backend=torch --replay=runs/quickstart
 
 Any field of the config can be set on the command line; `shared/config.py` lists them with their defaults and sources.
 """
@@ -14,9 +15,11 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends, config_file
-from shared import report, run
-from shared.config import validate
+from shared import replay, report, run
+from shared.backend import Backend
+from shared.config import RunConfig, validate
 from shared.errors import InputError
+from shared.replay import Recording
 from shared.stopping import Stopped
 
 FLAGS = flags.FLAGS
@@ -28,6 +31,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
     backends.define_flags("Which learner and engine run.")
     flags.DEFINE_integer("local_rank", 0, "Given by the DeepSpeed launcher; this process's number on its machine.")
+    flags.DEFINE_string(
+        "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
+    )
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
@@ -49,22 +55,38 @@ def main() -> None:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
     app.make_folder("workdir", workdir)
+    recording = None
+    if FLAGS.replay:
+        recording = Recording.open(Path(FLAGS.replay))
+        recording.check(config)
     backend = backends.make_backend(config)
     try:
-        summary = run.run(
-            config,
-            backend,
-            workdir,
-            progress=FLAGS.progress,
-            show_examples=FLAGS.show_examples,
-            wandb_project=FLAGS.wandb_project,
-        )
+        told = replayed(config, backend, workdir, recording) if recording else trained(config, backend, workdir)
     except Stopped as stopped:
         if backend.process == 0:
             print(stopped)
         sys.exit(FLAGS.stopped_exit_code)
     if backend.process == 0:
-        print(report.terminal_summary(summary, workdir))
+        print(told)
+
+
+def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
+    """A whole run, and what the terminal shows of it."""
+    summary = run.run(
+        config,
+        backend,
+        workdir,
+        progress=FLAGS.progress,
+        show_examples=FLAGS.show_examples,
+        wandb_project=FLAGS.wandb_project,
+    )
+    return report.terminal_summary(summary, workdir)
+
+
+def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:
+    """A run that learns from a recorded one, and what the terminal shows of it."""
+    found = replay.run(config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project)
+    return replay.terminal_summary(found, workdir)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from creason_jax.model.attention import decode_attention, group_attention
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import abstract_params, forward, head, unstacked_forward
 from creason_jax.model.stacking import stack_layers, unstack_layers
-from creason_jax.model.weights import gather_params, load_params, save_params
+from creason_jax.model.weights import gather_params, load_params, read_params, save_params
 
 __all__ = [
     "DecoderConfig",
@@ -15,6 +15,7 @@ __all__ = [
     "group_attention",
     "head",
     "load_params",
+    "read_params",
     "save_params",
     "stack_layers",
     "unstack_layers",
