@@ -125,7 +125,7 @@ class _Watch:
     def __post_init__(self) -> None:
         others = [other for other in range(self.processes) if other != self.process]
         self._heard: dict[int, tuple[str, float]] = dict.fromkeys(others, ("", time.monotonic()))
-        self._ending = threading.Lock()
+        self._ending, self._telling = threading.Lock(), threading.Lock()
         if self.process > 0:
             # Process 0 takes the coordination service with it, and JAX aborts whoever notices, at once.
             host, port = self.coordinator.rsplit(":", 1)
@@ -151,14 +151,15 @@ class _Watch:
                 time.sleep(BEAT / 10)
 
     def _tell(self, what: str) -> None:
-        self.client.key_value_set(f"{KEY}/{self.process}", what, allow_overwrite=True)
+        with self._telling:
+            if what == LEFT or not self._ending.locked():  # no count after that word
+                self.client.key_value_set(f"{KEY}/{self.process}", what, allow_overwrite=True)
 
     def _listen(self) -> None:
         unanswered = 0
         for count in itertools.count(1):
             try:
-                if not self._ending.locked():
-                    self._tell(str(count))
+                self._tell(str(count))
                 found = dict(self.client.key_value_dir_get(KEY))
                 unanswered = 0
             except (RuntimeError, ValueError):  # JAX raises both for what a remote call answers
