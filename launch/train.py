@@ -54,11 +54,10 @@ def main() -> None:
     if not FLAGS.workdir:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
-    app.make_folder("workdir", workdir)
-    recording = None
-    if FLAGS.replay:
-        recording = Recording.open(Path(FLAGS.replay))
+    recording = Recording.open(Path(FLAGS.replay)) if FLAGS.replay else None
+    if recording is not None:
         recording.check(config)
+    app.make_folder("workdir", workdir)
     backend = backends.make_backend(config)
     try:
         told = replayed(config, backend, workdir, recording) if recording else trained(config, backend, workdir)
