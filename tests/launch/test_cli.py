@@ -53,6 +53,14 @@ CASES = [
     ((*PREPARE, "--cohort=foo"), "flag --cohort=foo: value should be one of"),
     ((*PREPARE, "--patients=x"), "flag --patients=x: invalid literal for int"),
     ((*PREPARE, "--difficulty=x"), "flag --difficulty=x: could not convert string to float"),
+    # Processes.
+    ((*TRAIN, "--coordinator=host:1"), "--coordinator, --num_processes and --process_id go together"),
+    ((*TRAIN, "--process_id=-1"), "flag --process_id=-1: -1 is not a non-negative integer"),
+    ((*TRAIN, "--num_processes=0"), "flag --num_processes=0: 0 is not a positive integer"),
+    ((*TRAIN, "--num_processes=2", "--process_id=2", "--coordinator=h:1"), "--process_id=2: must be 0 to 1"),
+    ((*TRAIN, "--num_processes=2", "--process_id=0", "--coordinator=h"), "--coordinator=h: must be HOST:PORT"),
+    ((*TRAIN, "--backend=torch", "--process_id=0"), "--process_id: joins processes of --backend=jax; torchrun"),
+    ((*EXPORT, "--num_processes=2"), "--coordinator, --num_processes and --process_id go together"),
     # A flag that is missing.
     (("train",), "--config is needed, e.g. --config=configs/quickstart.py"),
     (("train", SMOKE), "--workdir is needed: the directory that this run may fill"),
