@@ -188,7 +188,7 @@ class Learner:
             self.model,
             rows["tokens"],
             rows["positions"],
-            lambda q, k, v: (group_attention(q, k, v, valid, layout), None),
+            lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
             dtype=jnp.dtype(self.config.learner.compute_dtype),
             remat=self.config.learner.remat == "layer",
             # Without these the compiler spreads the table's split along `embed` over all hidden states, and every

@@ -263,7 +263,8 @@ def _prefill(
     layout = GroupLayout(prompt=bucket, group=0, completion=0)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return group_attention(q, k, v, valid, layout), (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        attended = group_attention(q, k, v, valid, layout, mesh=engine.mesh)
+        return attended, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     hidden, (keys, values) = forward(params, engine.model, tokens, positions, attend, dtype=engine.dtype)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]

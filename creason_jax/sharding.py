@@ -9,12 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from creason_jax.axes import AXES, BATCH
 from creason_jax.model import DecoderConfig, abstract_params
 from shared.config import LearnerConfig
 from shared.errors import InputError
-
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # rows of a batch are split over both
 
 # Logical names of a parameter's dimensions, by the last two parts of its path; stacked layers have "layers" in front.
 LOGICAL: dict[str, tuple[str | None, ...]] = {
