@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from creason_jax.axes import AXES, BATCH
@@ -45,8 +46,26 @@ def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) ->
             f"{config.mesh_tensor} does not make the {len(devices)} devices that are here; "
             f"{_remedy(config, len(devices))}"
         )
-    return Mesh(
-        np.asarray(devices).reshape(config.mesh_data, fsdp, config.mesh_tensor), AXES, axis_types=(AxisType.Auto,) * 3
+    shape = (config.mesh_data, fsdp, config.mesh_tensor)
+    return Mesh(_arranged(devices, shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices `[data, fsdp, tensor]`. On a TPU neighbours along an axis are neighbours on the torus, and slices, between
+    which the network is slow, are parts of `data`."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = shape
+    if data % slices:
+        raise InputError(
+            f"learner.mesh_data = {data} is no multiple of the {slices} slices, which only `data` can span; "
+            f"nearest that is: {max(slices, round(data / slices) * slices)}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
     )
 
 

@@ -158,8 +158,7 @@ def compiled_update(folder, chunk):
         learner={"micro_batch_rows": OWN_ROWS * FSDP, "logprob_chunk": chunk, "remat": "layer"},
         rollout={"max_prompt_tokens": LONG.prompt, "max_new_tokens": LONG.completion},
     )
-    batch = random_batch(2 * OWN_ROWS * FSDP, layout=LONG, vocabulary=WIDE_VOCABULARY)
-    return learner.lower_update(batch).compile()
+    return learner.lower_update(LONG, 2 * OWN_ROWS * FSDP).compile()
 
 
 @pytest.fixture(scope="module")

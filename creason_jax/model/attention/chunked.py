@@ -42,8 +42,9 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
         def in_completion(start: jax.Array, block: jax.Array, prompt_k: jax.Array, prompt_v: jax.Array) -> jax.Array:
             causal = _causal(start, block.shape[3], length) & own_valid[:, None, None, None, None]
             there = prompt_valid[:, None, None, None, None]
-            keys = [each.astype(dtype) for each in (prompt_k, prompt_v, own_k[:, :, None], own_v[:, :, None])]
-            return over_both(block[:, :, :, None], *keys[:2], there, *keys[2:], causal)[:, :, :, 0]
+            shared_k, shared_v = prompt_k.astype(dtype), prompt_v.astype(dtype)
+            only_k, only_v = own_k[:, :, None].astype(dtype), own_v[:, :, None].astype(dtype)
+            return over_both(block[:, :, :, None], shared_k, shared_v, there, only_k, only_v, causal)[:, :, :, 0]
 
         return _by_block(in_completion, own_q, prompt_k, prompt_v)
 
