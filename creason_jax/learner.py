@@ -265,7 +265,8 @@ class Learner:
             # Without these the compiler spreads the table's split along `embed` over all hidden states, and every
             # device computes every row.
             embedded=sharding.embedded_sharding(self.mesh),
-            stream=sharding.batch_sharding(self.mesh),
+            stream=sharding.stream_sharding(self.mesh, layout.length, self.config.learner.sequence_parallel),
+            gather=functools.partial(sharding.gather_layer, self.model, self.mesh),
         )
         batch, _, width = hidden.shape
         last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)

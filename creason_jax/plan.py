@@ -293,10 +293,13 @@ def _advice(
     tight = min(steps, key=lambda step: step.headroom)
     if tight.headroom < 0:
         helps = ["a larger slice"]
-        ways = [n for n in range(mesh.shape["tensor"] + 1, mesh.size + 1)
-                if mesh.size % n == 0 and not any(d % n for d in (model.num_attention_heads, model.intermediate_size, model.vocab_size))]  # fmt: skip
+        sizes = (model.num_attention_heads, model.intermediate_size, model.vocab_size)
+        more = range(mesh.shape["tensor"] + 1, mesh.size + 1)
+        ways = [n for n in more if mesh.size % n == 0 and not any(size % n for size in sizes)]
         if ways:
             helps.append(f"learner.mesh_tensor = {ways[0]} (the engine holds 1/tensor of the weights, twice)")
+        if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
+            helps.append("learner.sequence_parallel = True")
         if tight.name == "update" and config.learner.remat == "none":
             helps.append("learner.remat = 'layer'")
         if tight.name in ("prefill", "decode"):

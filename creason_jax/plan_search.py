@@ -43,7 +43,7 @@ def search(
         devices = cores * math.prod(int(n) for n in each.split("x"))
         found = list(candidates(config, model, topology, devices, chip))
         # What arithmetic puts a little beyond the memory is left to the compiler to judge.
-        likely = sorted((c for c in found if c.bytes < 1.1 * chip.hbm), key=lambda c: c.seconds)
+        likely = sorted((c for c in found if c.bytes < 1.1 * chip.hbm), key=lambda c: (c.seconds, c.bytes))
         least = min(found, key=lambda c: c.bytes, default=None)
         if not likely and least is not None:
             say(f"{topology}: {least.bytes / GIB:.0f} GiB a chip at least, of {chip.hbm / GIB:.0f}")
@@ -76,7 +76,12 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
             width = min(-(-config.learner.micro_batch_rows // (data * fsdp)), -(-rows // (data * fsdp))) * data * fsdp
             for remat in ("layer", "none"):
                 axes = dataclasses.replace(
-                    config.learner, mesh_data=data, mesh_fsdp=fsdp, mesh_tensor=tensor, remat=remat
+                    config.learner,
+                    mesh_data=data,
+                    mesh_fsdp=fsdp,
+                    mesh_tensor=tensor,
+                    remat=remat,
+                    sequence_parallel=tensor > 1 and layout.length % tensor == 0,
                 )
                 passes = 4 if remat == "layer" else 3
                 work = passes * planning.forward_flops(model, layout) * -(-rows // width) * width
@@ -91,7 +96,7 @@ def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: L
     state = 4.0 * copies * model.num_params / (tensor * axes.mesh_fsdp)
     engine = 2 * 2.0 * model.num_params / tensor
     layer = 2.0 * tokens * (6 * model.hidden_size + (5 * model.intermediate_size + 6 * model.hidden_size) / tensor)
-    stream = 2.0 * tokens * model.hidden_size * model.num_hidden_layers
+    stream = 2.0 * tokens * model.hidden_size * model.num_hidden_layers / (tensor if axes.sequence_parallel else 1)
     kept = stream + layer if axes.remat == "layer" else layer * model.num_hidden_layers
     head = 10.0 * model.hidden_size * model.vocab_size / tensor
     return state + engine + kept + head

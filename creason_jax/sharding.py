@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,6 +120,13 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
 
 
+def stream_sharding(mesh: Mesh, length: int, sequence_parallel: bool) -> NamedSharding:
+    """Hidden states `[batch, length, model]` between layers: rows as the batch's, time over tensor if so asked and it
+    divides."""
+    split = sequence_parallel and length % mesh.shape["tensor"] == 0
+    return NamedSharding(mesh, PartitionSpec(BATCH, "tensor" if split else None, None))
+
+
 def embedded_sharding(mesh: Mesh) -> NamedSharding:
     """Hidden states `[batch, time, model]` as the embedding table gives them: split along `embed` as the table is."""
     return NamedSharding(mesh, PartitionSpec("data", None, LEARNER_RULES["embed"]))
@@ -132,3 +140,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_ways(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def gather_layer(model: DecoderConfig, mesh: Mesh, layer: Any) -> Any:
+    """One layer's parameters, each device with all that it multiplies by; their gradients go back to where they came from.
+
+    Said here and not left to the compiler: a backward pass that computes the layer again would gather some of them twice.
+    """
+
+    def of_one(stacked: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*stacked.spec[1:]))
+
+    whole = jax.tree.map(of_one, param_shardings(model, mesh, ENGINE_RULES)["layers"])
+    split = jax.tree.map(of_one, param_shardings(model, mesh)["layers"])
+    return jax.tree.map(_gathered, layer, whole, split)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gathered_forward(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
+    return jax.lax.with_sharding_constraint(x, whole), None
+
+
+def _gathered_backward(whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -87,23 +87,22 @@ def table(plan: object, config: RunConfig) -> str:
         if step.collectives
     ]
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    rows_line = (
+        f"rows: {plan.micro_batches} micro-batch(es) of {plan.micro_batch_rows}, "
+        f"{100 * plan.useful_rows:.0f} % of them hold a question"
+    )
+    time_line = (
+        f"at the roofline: {plan.seconds_per_step:.1f} s a step, {plan.tokens_per_second:,.0f} tokens/s, update at "
+        f"{100 * plan.mfu:.0f} % MFU, {config.steps:,} steps in {plan.hours:,.0f} h "
+        f"({plan.hours * plan.chips:,.0f} chip hours)"
+    )
     verdict = (
         f"fits: yes, {plan.headroom / GIB:.1f} GiB a chip to spare"
         if plan.fits
         else f"fits: no, {-plan.headroom / GIB:.1f} GiB a chip too much"
     )
-    return "\n".join(
-        [
-            f"{plan.topology}: {plan.chips} chips, {mesh}; remat {config.learner.remat}; memory in GiB a chip",
-            *lines,
-            *kinds,
-            f"rows: {plan.micro_batches} micro-batch(es) of {plan.micro_batch_rows}, {100 * plan.useful_rows:.0f} % of them hold a question",
-            f"at the roofline: {plan.seconds_per_step:.1f} s a step, {plan.tokens_per_second:,.0f} tokens/s, update at "
-            f"{100 * plan.mfu:.0f} % MFU, {config.steps:,} steps in {plan.hours:,.0f} h ({plan.hours * plan.chips:,.0f} chip hours)",
-            *plan.advice,
-            verdict,
-        ]
-    )
+    heading = f"{plan.topology}: {plan.chips} chips, {mesh}; memory in GiB a chip"
+    return "\n".join([heading, *lines, *kinds, rows_line, time_line, *plan.advice, verdict])
 
 
 def _config() -> RunConfig:
