@@ -40,7 +40,8 @@ class Backend:
 
     def engine(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int]) -> Engine:
         """See `shared.backend.Backend`."""
-        return Engine(config, DecoderConfig.read(model), self.mesh, stop_tokens=stop_tokens)
+        shape = DecoderConfig.read(model, longest=config.longest_sequence)
+        return Engine(config, shape, self.mesh, stop_tokens=stop_tokens)
 
     def load(self, engine: Engine, model: Path) -> None:
         """See `shared.backend.Backend`."""

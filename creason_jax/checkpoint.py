@@ -11,6 +11,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from creason_jax import zarr
+from creason_jax.model import DecoderConfig
 from shared.errors import InputError
 
 REASON_LENGTH = 200  # characters of a library's message that are shown
@@ -22,7 +24,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with _errors_only():
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state: Any, extra: dict[str, int]) -> None:
         """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole."""
@@ -33,11 +36,13 @@ class Checkpoints:
         """Return when every save begun is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(self, target: Any, step: int | None) -> tuple[Any, int, dict[str, int]] | None:
+    def restore(
+        self, target: Any, step: int | None, model: DecoderConfig | None = None
+    ) -> tuple[Any, int, dict[str, int]] | None:
         """The newest checkpoint (or `step`) as (state, step, extra), or None where there is none.
 
-        `target` holds shapes, dtypes and shardings, which may be those of another mesh. Raises InputError where the
-        checkpoint is truncated or belongs to another model.
+        `target` holds shapes, dtypes and shardings, which may be those of another mesh. It may be one of the PyTorch
+        backend where `model` is given. Raises InputError where the checkpoint is truncated or belongs to another model.
         """
         found = self._manager.latest_step() if step is None else step
         if found is None:
@@ -47,6 +52,9 @@ class Checkpoints:
             raise InputError(
                 f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
             )
+        if model is not None and zarr.written_by_torch(self.folder / str(found)):
+            arrays = zarr.ZarrArrays(self.folder / str(found))
+            return arrays.state(target, model), found, arrays.extra()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
             with _one_report():
@@ -60,6 +68,16 @@ class Checkpoints:
                 "folder to go on from the one before"
             ) from error
         return restored["state"], found, restored["extra"]
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Orbax warns of a checkpoint without a metadata file of its own: those of the PyTorch backend have none."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(level)
 
 
 @contextlib.contextmanager

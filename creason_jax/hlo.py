@@ -300,10 +300,12 @@ def _collectives(each: Instruction, around: Mapping[str, Instruction], in_fusion
 
 def _group_size(attributes: str) -> int:
     """Devices that take part together, in the three ways in which XLA writes groups."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", attributes)
     if mesh:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh.group(2)))
+        # An axis by its name, or a part of one by its name, what comes before the part, and the part's size.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
     if tiled:
         return int(tiled.group(2))

@@ -69,7 +69,9 @@ class Learner:
         steps: int,
         reference: bool,
     ):
-        self._define(config, DecoderConfig.read(model), mesh, optimizer, steps, reference)
+        self._define(
+            config, DecoderConfig.read(model, longest=config.longest_sequence), mesh, optimizer, steps, reference
+        )
         self.model_folder = model
         params = load_params(model, self.model, self.shardings)
         moments = jax.jit(self._adam().init, out_shardings=self._same.moments)(params)
@@ -171,7 +173,7 @@ class Learner:
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state
         )
-        found = self._manager(folder).restore(target, step)
+        found = self._manager(folder).restore(target, step, self.model)
         if found is None:
             return None
         self.state, at, extra = found

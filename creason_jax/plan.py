@@ -32,6 +32,7 @@ from shared.backend import Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from shared.initial import hugging_face_config
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
 # How the compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
@@ -90,29 +91,25 @@ def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
 
     Raises InputError where there is none of them.
     """
+    longest = config.longest_sequence
     if file:
-        path = Path(file)
-        return DecoderConfig.read(path) if path.is_dir() else _parsed(files.read_json(path), file)
+        path = Path(file) / "config.json" if Path(file).is_dir() else Path(file)
+        return DecoderConfig.from_hugging_face(files.read_json(path), str(path), longest=longest)
     if not config.model.path:
-        known = {field.name for field in dataclasses.fields(DecoderConfig)}
-        return DecoderConfig(**{k: v for k, v in dataclasses.asdict(config.model).items() if k in known})
+        values = hugging_face_config(config.model, config.model.vocab_size, bos=0, eos=0, pad=0)
+        return DecoderConfig.from_hugging_face(values, "model", longest=longest)
     if (Path(config.model.path) / "config.json").is_file():
-        return DecoderConfig.read(Path(config.model.path))
+        return DecoderConfig.read(Path(config.model.path), longest=longest)
     name = Path(config.model.path).name
-    published = resources.files("creason_jax").joinpath("shapes", f"{name}.json")
+    shapes = resources.files("creason_jax").joinpath("shapes")
+    published = shapes.joinpath(f"{name}.json")
     if not published.is_file():
-        known_names = sorted(
-            p.name.removesuffix(".json") for p in resources.files("creason_jax").joinpath("shapes").iterdir()
-        )
+        known = sorted(each.name.removesuffix(".json") for each in shapes.iterdir())
         raise InputError(
             f"model.path = {config.model.path!r} has no config.json, and no published shape is named {name!r} "
-            f"({', '.join(known_names)} are); give --model_config=FILE, a Hugging Face config.json"
+            f"(there is {', '.join(known)}); give --model_config=FILE, a Hugging Face config.json"
         )
-    return _parsed(json.loads(published.read_text(encoding="utf-8")), published.name)
-
-
-def _parsed(values: Any, source: str) -> DecoderConfig:
-    return DecoderConfig.from_hugging_face(values, source)
+    return DecoderConfig.from_hugging_face(json.loads(published.read_text("utf-8")), published.name, longest=longest)
 
 
 def check(config: RunConfig, model: DecoderConfig, name: str) -> None:

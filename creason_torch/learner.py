@@ -157,8 +157,10 @@ class Learner:
         """The policy in `model_folder` in the compute dtype, sharded while it is read where the settings say so."""
         learner = self.config.learner
         dtype = getattr(torch, learner.compute_dtype)
-        with zero.sharded(settings, dtype):
-            network = build_network(self.model_folder, dtype, remat=learner.remat == "layer")
+        with zero.sharded(settings):
+            network = build_network(
+                self.model_folder, dtype, longest=self.config.longest_sequence, remat=learner.remat == "layer"
+            )
             network = network.to(self.device)  # type: ignore[arg-type]
         policy = Policy(
             network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from creason_torch import attention, logprobs
-from shared import files
+from shared import files, weight_files
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 
 FAMILIES = ("phi3", "llama", "qwen2", "qwen3")
 NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0}
-SHARD_BYTES = 4 * 2**30  # of one safetensors file
 
 
 class ScoringHead(nn.Module):
@@ -89,11 +89,31 @@ def read_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, **NO_DROPOUT)
 
 
-def build_network(folder: Path, dtype: torch.dtype, *, remat: bool = False) -> PreTrainedModel:
+def long_factors(config: Any, longest: int) -> bool:
+    """Whether a run whose longest sequence has `longest` tokens takes longrope's long factors: in all of its sequences.
+
+    Hugging Face decides anew at each call, by the largest position in it, so a row would depend on its neighbours in a
+    micro-batch and training would rotate otherwise than the rollout did. vLLM decides as here, by `max_model_len`.
+    """
+    rope = config.rope_parameters
+    return rope["rope_type"] == "longrope" and longest > rope["original_max_position_embeddings"]
+
+
+def fix_rotation(network: PreTrainedModel, longest: int) -> None:
+    """Make a longrope network rotate every sequence alike; others do already."""
+    rotary = network.model.rotary_emb
+    if rotary.rope_type == "longrope":
+        # Called for a length, Transformers' function takes the long factors above the switch, else the short ones.
+        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](network.config, rotary.inv_freq.device, seq_len=longest)
+        rotary.inv_freq.copy_(frequencies)
+        rotary.rope_type = "default"  # which is never decided anew
+
+
+def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool = False) -> PreTrainedModel:
     """The network described in `folder/config.json`, weights undefined, attention over the group layout, a scoring head.
 
-    Inside `zero.sharded` each process allocates its own slices only. `remat`: layers are computed again in the backward
-    pass.
+    Inside `zero.sharded` each process allocates its own slices only. `longest`: see `long_factors`. `remat`: layers are
+    computed again in the backward pass.
     """
     attention.register()
     config = read_config(folder)
@@ -101,6 +121,10 @@ def build_network(folder: Path, dtype: torch.dtype, *, remat: bool = False) -> P
         network = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
         network.lm_head = ScoringHead(network.lm_head.weight)
     network.tie_weights()
+    # Transformers' embedding gives the row of the pad token no gradient. Here padding is masked, and a policy may sample that
+    # token like any other.
+    network.get_input_embeddings().padding_idx = None
+    fix_rotation(network, longest)
     if remat:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network
@@ -140,34 +164,7 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
             raise InputError(f"{path}: truncated or not safetensors ({error})") from None
 
 
-def save_params(folder: Path, weights: Any) -> None:
+def save_params(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Write a stream of (name, tensor) as safetensors, an index beside them where one file does not hold all."""
-    parts: list[dict[str, torch.Tensor]] = [{}]
-    size = total = 0
-    places: dict[str, int] = {}
-    for name, tensor in weights:
-        amount = tensor.numel() * tensor.element_size()
-        if parts[-1] and size + amount > SHARD_BYTES:
-            _write_part(folder, len(parts), parts[-1])
-            parts[-1], size = {}, 0
-            parts.append({})
-        parts[-1][name] = tensor.detach().to("cpu", copy=True).contiguous()
-        places[name] = len(parts)
-        size, total = size + amount, total + amount
-    if len(parts) == 1:
-        save_file(parts[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    _write_part(folder, len(parts), parts[-1])
-    named = {place: f"model-{place:05d}-of-{len(parts):05d}.safetensors" for place in range(1, len(parts) + 1)}
-    for place, name in named.items():
-        (folder / _part_name(place)).rename(folder / name)
-    index = {name: named[place] for name, place in places.items()}
-    files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
-
-
-def _write_part(folder: Path, place: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    save_file(dict(tensors), folder / _part_name(place), metadata={"format": "pt"})
-
-
-def _part_name(place: int) -> str:
-    return f"part-{place:05d}.safetensors"
+    on_host = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in weights)
+    weight_files.write(folder, on_host, save_file)

@@ -25,6 +25,7 @@ class OrbaxArrays:
         """`config` is the Hugging Face configuration of the model that reads."""
         self.folder = folder
         table = sources(
+            config.model_type,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,

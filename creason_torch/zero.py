@@ -96,13 +96,15 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> di
     return found
 
 
-def sharded(settings: Mapping[str, Any], dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+def sharded(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """While a network is built in this context under ZeRO-3, each process allocates only its own slices."""
     import deepspeed
 
     if settings["zero_optimization"]["stage"] != 3:
         return contextlib.nullcontext()
-    return deepspeed.zero.Init(config_dict_or_path=dict(settings), dtype=dtype)
+    # The dtype is that of the settings: given by name, DeepSpeed 0.19 ignores it on a CPU without float16, and rounds to
+    # bfloat16.
+    return deepspeed.zero.Init(config_dict_or_path=dict(settings))
 
 
 def gathered(weights: Mapping[str, nn.Parameter], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -32,26 +32,29 @@ MISTAKES = (
 class ConfigFile(flags.ArgumentParser):
     """Parses `FILE` or `FILE:ARGUMENT`; the argument is for the file's `get_config`."""
 
+    def __init__(self, sections: type | None):
+        self.sections = sections
+
     def parse(self, argument: str) -> ConfigDict:
         """The config of the file. Raises InputError saying what is wrong with the file."""
-        return load(argument)
+        return load(argument, self.sections)
 
     def flag_type(self) -> str:
         """See `flags.ArgumentParser`."""
         return "config file"
 
 
-def define(name: str) -> None:
-    """Define the flag `name` and, with each field, --name.section.field."""
+def define(name: str, sections: type | None = RunConfig) -> None:
+    """Define the flag `name` and, with each field, --name.section.field; `sections` is the dataclass that has them."""
     # Not locked: a field that the file leaves at its default can be set; `validate` refuses what is no field at all.
     config_flags.DEFINE_config_file(
         name, None, "Config file, e.g. configs/quickstart.py.", lock_config=False, accept_new_attributes=True
     )
-    flags.FLAGS[name].parser = ConfigFile()
+    flags.FLAGS[name].parser = ConfigFile(sections)
 
 
-def load(argument: str) -> ConfigDict:
-    """What `get_config` of a config file returns, with an empty section for each that it leaves out."""
+def load(argument: str, sections: type | None = RunConfig) -> ConfigDict:
+    """What `get_config` of a config file returns, with an empty section for each of `sections` that it leaves out."""
     path, colon, rest = argument.partition(":")
     if not Path(path).is_file():
         raise InputError("no such file")
@@ -69,7 +72,8 @@ def load(argument: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise InputError(f"get_config() must return a ConfigDict, not a {type(config).__name__}")
     config.unlock()
-    _add_sections(config, RunConfig)
+    if sections is not None:
+        _add_sections(config, sections)
     return config
 
 

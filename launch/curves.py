@@ -1,6 +1,10 @@
-"""Lay finished runs over each other: a figure of accuracy and learning curves, and a table.
+"""Lay runs over each other: a figure of accuracy and learning curves, and a table; or any metrics, step by step.
 
-python -m launch.curves --workdirs=runs/study-1,runs/study-2,runs/study-3 --out=runs/study.png
+    python -m launch.curves --workdirs=runs/study-1,runs/study-2,runs/study-3 --out=runs/study.png
+    python -m launch.curves --workdirs=runs/quickstart,runs/again --metrics=loss,reward,grad_norm --out=runs/again.png
+
+The second form draws the metrics of runs that may not have finished, e.g. of a run and its replays, and prints how far each
+run's metrics are from the first one's.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from absl import flags
 from launch import app
 from shared import files, plots
 from shared.errors import InputError
-from shared.metrics import METRICS_FILE, read_metrics
+from shared.metrics import METRICS_FILE, differences, differences_table, read_metrics
 from shared.report import SUMMARY_FILE, interval, percent, points
 
 FLAGS = flags.FLAGS
@@ -21,11 +25,17 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_list("workdirs", None, "Work directories of finished runs, separated by commas.", required=True)
+    flags.DEFINE_list(
+        "metrics", [], "Draw these fields of metrics.jsonl and say how far the runs are apart in each field."
+    )
     flags.DEFINE_string("out", None, "The figure, a PNG file.", required=True)
 
 
 def main() -> None:
     """Write the figure and print the table. Raises InputError for a folder that holds no finished run."""
+    if FLAGS.metrics:
+        lay_over([Path(name) for name in FLAGS.workdirs], FLAGS.metrics)
+        return
     runs = {}
     for name in FLAGS.workdirs:
         workdir = Path(name)
@@ -46,6 +56,26 @@ def main() -> None:
         known = "" if bayes is None else percent(bayes)
         print(f"{label:<16}{percent(before):>8}{percent(after):>8}{known:>8}  {change:<34}{closed:>15}")
     print(f"\nfigure   {FLAGS.out}")
+
+
+def lay_over(workdirs: list[Path], names: list[str]) -> None:
+    """Draw the metrics `names` of runs over each other, and print the differences of the others from the first.
+
+    Raises InputError for a metric that a run has not measured.
+    """
+    runs = {str(workdir): read_metrics(workdir / METRICS_FILE) for workdir in workdirs}
+    if len(runs) < 2 or len(runs) < len(workdirs):
+        raise InputError("--workdirs: give two runs or more, each once, to lay over each other")
+    for workdir, metrics in runs.items():
+        missing = [name for name in names if name not in metrics.columns]
+        if missing:
+            raise InputError(f"--metrics: {workdir} has no {missing[0]}; it has {', '.join(map(str, metrics.columns))}")
+    first, *others = runs
+    found = {label: differences(runs[first], runs[label]) for label in others}
+    plots.write_png(plots.overlay_figure(runs, names), Path(FLAGS.out))
+    for label, rows in found.items():
+        print(f"{label} against {first}\n\n{differences_table(rows.to_dict('records'))}\n")
+    print(f"figure   {FLAGS.out}")
 
 
 if __name__ == "__main__":

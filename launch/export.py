@@ -11,7 +11,7 @@ from absl import flags
 
 from launch import app
 from launch.backends import make_backend
-from shared import files
+from shared import files, run
 from shared.config import validate
 from shared.errors import InputError
 
@@ -23,7 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.", lower_bound=0)
     flags.DEFINE_string("out", None, "Directory to write; it must not exist.", required=True)
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Backend that wrote the checkpoint.")
+    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner reads the checkpoint, whichever wrote it.")
 
 
 def main() -> None:
@@ -33,11 +33,12 @@ def main() -> None:
         raise InputError(f"--out={out}: exists already; give a new directory")
     app.make_folder("out", out.parent)
     config = validate(files.read_json(workdir / "config.json"))
-    policy = (
-        Path(config.model.path) if config.model.path else workdir / ("policy" if config.warmup.steps else "initial")
-    )
     learner = make_backend(FLAGS.backend, config).learner(
-        config, policy, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
+        config,
+        run.policy_folder(config, workdir),
+        optimizer=config.optimizer,
+        steps=config.steps,
+        reference=config.grpo.beta > 0,
     )
     restored = learner.restore(workdir / "checkpoints", FLAGS.step)
     if restored is None:

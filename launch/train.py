@@ -2,6 +2,7 @@
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m launch.train --config=configs/quickstart.py --workdir=runs/other --config.seed=1 --config.grpo.beta=0.0
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/again --backend=torch --replay=runs/quickstart
 
 Any field of the config can be set on the command line; `shared/config.py` lists them with their defaults and sources.
 """
@@ -15,9 +16,10 @@ from absl import flags
 
 from launch import app, config_file
 from launch.backends import make_backend
-from shared import report, run
+from shared import replay, report, run
 from shared.config import validate
 from shared.errors import InputError
+from shared.replay import Recording
 
 FLAGS = flags.FLAGS
 
@@ -28,6 +30,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
     flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner and engine run.")
     flags.DEFINE_integer("local_rank", 0, "Given by the DeepSpeed launcher; this process's number on its machine.")
+    flags.DEFINE_string(
+        "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
+    )
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
@@ -46,6 +51,16 @@ def main() -> None:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
     app.make_folder("workdir", workdir)
+    if FLAGS.replay:
+        recording = Recording.open(Path(FLAGS.replay))
+        recording.check(config)
+        backend = make_backend(FLAGS.backend, config)
+        found = replay.run(
+            config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project
+        )
+        if backend.process == 0:
+            print(replay.terminal_summary(found, workdir))
+        return
     backend = make_backend(FLAGS.backend, config)
     summary = run.run(
         config,

@@ -329,6 +329,11 @@ class RunConfig:
             return self.grpo.steps
         return -(-self.data.train_questions // self.grpo.questions_per_step) * self.grpo.inner_steps
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt and the longest completion that the run asks for."""
+        return self.rollout.max_prompt_tokens + max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens)
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' run (spec: grpo, sections 1 and 2).

@@ -7,44 +7,64 @@ import math
 
 import numpy as np
 
+FUSED = ("phi3",)  # families that keep q, k and v in one matrix on disk, gate and up in another; none has biases
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a kernel is in a Hugging Face model: a tensor, the first of its rows, and how many dimensions are inputs.
 
-    `inputs` leading dimensions of our kernel are the columns of the matrix, the others its rows; 0 means that the tensor
-    has our own orientation (tables and norms). `rows` counts those of a fused matrix; 0: the matrix is not fused.
+    `inputs` leading dimensions of our kernel are the columns of the matrix, the others its rows; 0: the tensor is a vector
+    (norms, biases); None: a table in our own orientation. `rows` counts those of a fused matrix; 0: it is not fused.
     """
 
     name: str
     row: int = 0
-    inputs: int = 0
+    inputs: int | None = 0
     rows: int = 0
 
 
-def sources(*, heads: int, kv_heads: int, head_dim: int, intermediate_size: int) -> dict[str, Source]:
-    """Path of a parameter -> its source; `{}` in the name stands for the layer."""
+def sources(family: str, *, heads: int, kv_heads: int, head_dim: int, intermediate_size: int) -> dict[str, Source]:
+    """Path of a parameter -> its source; `{}` in the name stands for the layer.
+
+    `family` is Hugging Face's `model_type`. Biases and the norms of q and k are named whether or not the model has them.
+    """
     q_rows, kv_rows = heads * head_dim, kv_heads * head_dim
     qkv_rows, ffn = q_rows + 2 * kv_rows, intermediate_size
-    layer = "model.layers.{}."
-    return {
-        "embed.kernel": Source("model.embed_tokens.weight"),
+    layer, attention, mlp = "model.layers.{}.", "model.layers.{}.self_attn.", "model.layers.{}.mlp."
+    table = {
+        "embed.kernel": Source("model.embed_tokens.weight", inputs=None),
         "layers.input_norm.scale": Source(layer + "input_layernorm.weight"),
-        "layers.q.kernel": Source(layer + "self_attn.qkv_proj.weight", 0, 1, qkv_rows),
-        "layers.k.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows, 1, qkv_rows),
-        "layers.v.kernel": Source(layer + "self_attn.qkv_proj.weight", q_rows + kv_rows, 1, qkv_rows),
-        "layers.o.kernel": Source(layer + "self_attn.o_proj.weight", 0, 2),
+        "layers.o.kernel": Source(attention + "o_proj.weight", inputs=2),
         "layers.post_norm.scale": Source(layer + "post_attention_layernorm.weight"),
-        "layers.gate.kernel": Source(layer + "mlp.gate_up_proj.weight", 0, 1, 2 * ffn),
-        "layers.up.kernel": Source(layer + "mlp.gate_up_proj.weight", ffn, 1, 2 * ffn),
-        "layers.down.kernel": Source(layer + "mlp.down_proj.weight", 0, 1),
+        "layers.down.kernel": Source(mlp + "down_proj.weight", inputs=1),
         "norm.scale": Source("model.norm.weight"),
-        "head.kernel": Source("lm_head.weight", 0, 1),
+        "head.kernel": Source("lm_head.weight", inputs=1),
     }
+    if family in FUSED:
+        qkv, gate_up = attention + "qkv_proj.weight", mlp + "gate_up_proj.weight"
+        return table | {
+            "layers.q.kernel": Source(qkv, 0, 1, qkv_rows),
+            "layers.k.kernel": Source(qkv, q_rows, 1, qkv_rows),
+            "layers.v.kernel": Source(qkv, q_rows + kv_rows, 1, qkv_rows),
+            "layers.gate.kernel": Source(gate_up, 0, 1, 2 * ffn),
+            "layers.up.kernel": Source(gate_up, ffn, 1, 2 * ffn),
+        }
+    names = {name: f"{attention}{name}_proj" for name in "qkvo"} | {
+        name: f"{mlp}{name}_proj" for name in ("gate", "up", "down")
+    }
+    return (
+        {f"layers.{name}.kernel": Source(f"{place}.weight", inputs=1) for name, place in names.items()}
+        | {f"layers.{name}.bias": Source(f"{place}.bias") for name, place in names.items()}
+        | {f"layers.{name}_norm.scale": Source(f"{attention}{name}_norm.weight") for name in "qk"}
+        | table
+    )
 
 
-def to_rows(value: np.ndarray, inputs: int) -> np.ndarray:
-    """A kernel with `inputs` leading input dimensions as the rows of a Hugging Face matrix."""
-    if not inputs:
+def to_rows(value: np.ndarray, inputs: int | None) -> np.ndarray:
+    """A kernel with `inputs` leading input dimensions as the rows of a Hugging Face matrix, or as its vector."""
+    if inputs is None:
         return value
+    if inputs == 0:
+        return value.reshape(-1)
     return value.reshape(math.prod(value.shape[:inputs]), -1).T

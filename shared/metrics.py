@@ -6,7 +6,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -118,6 +118,41 @@ def read_metrics(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(lines)
     numbers = {name: "float64" for name in table.columns if name != "step"}
     return table.astype({"step": "int64", **numbers})
+
+
+def differences(metrics: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """How far two runs' metrics are apart: a row for each that both have, what depends on the clock left out.
+
+    Columns `relative`, the largest over the steps that both have, `step`, where that is, and `absolute`, the largest. A
+    step's relative difference is of the larger of its value in the first run and that run's root mean square over steps: on
+    policy, a loss is what is left of advantages that cancel, and where it is nearly 0 its own size is rounding. A value that
+    only one run has counts as infinite.
+    Raises InputError where no step is in both.
+    """
+    first, second = (table.set_index("step") for table in (metrics, other))
+    steps = first.index.intersection(second.index)
+    if steps.empty:
+        raise InputError("the two runs have no optimizer step in common")
+    rows = []
+    for name in first.columns.intersection(second.columns):
+        if str(name).startswith(TIMING_FIELDS):
+            continue
+        ours, theirs = first.loc[steps, name], second.loc[steps, name]
+        gap = (theirs - ours).abs().where(ours.notna() | theirs.notna(), 0.0).fillna(math.inf)
+        scale = ours.abs().clip(lower=float(np.sqrt((ours**2).mean())))
+        relative = (gap / scale).where(gap > 0, 0.0)
+        at = relative.idxmax()
+        rows.append({"metric": name, "relative": relative[at], "step": at, "absolute": gap.max()})
+    return pd.DataFrame(rows, columns=["metric", "relative", "step", "absolute"])
+
+
+def differences_table(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """The rows of `differences` as text; None stands for infinity."""
+    found = [f"{'metric':<28}{'largest relative':>17}{'at step':>9}{'largest absolute':>18}"]
+    for row in rows:
+        relative, absolute = (math.inf if row[name] is None else row[name] for name in ("relative", "absolute"))
+        found.append(f"{row['metric']:<28}{relative:>17.1e}{row['step']:>9}{absolute:>18.1e}")
+    return "\n".join(found)
 
 
 def phases(metrics: pd.DataFrame) -> pd.DataFrame:

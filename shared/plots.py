@@ -97,6 +97,44 @@ def runs_figure(runs: Mapping[str, tuple[Mapping[str, Any], pd.DataFrame]]) -> F
     return figure
 
 
+def overlay_figure(runs: Mapping[str, pd.DataFrame], names: Sequence[str]) -> Figure:
+    """Metrics of several runs by name: for each of `names` the curves over each other, and below how far they are apart.
+
+    The distance is that of a run from the first one, step by step, on a logarithmic axis.
+    """
+    first, *others = runs
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(names), 5.2), layout="constrained")
+        axes = figure.subplots(2, len(names), squeeze=False, sharex=True, height_ratios=[1.4, 1])
+        for (upper, lower), name in zip(axes.T, names):
+            upper.set_title(name)
+            for number, (label, metrics) in enumerate(runs.items()):
+                # The first one is wide and pale, so that one that covers it does not hide it.
+                style: Any = {"linewidth": 4.5, "alpha": 0.35} if label == first else {"linewidth": 1.3}
+                upper.plot(metrics["step"], metrics[name], color=PHASES[number % len(PHASES)], label=label, **style)
+            base = runs[first].set_index("step")[name]
+            for number, label in enumerate(others, 1):
+                gap = (runs[label].set_index("step")[name] - base).abs().dropna()
+                shown = gap[gap > 0]
+                lower.plot(shown.index, shown, ".", color=PHASES[number % len(PHASES)], markersize=4)
+                if shown.empty:
+                    lower.text(
+                        0.5,
+                        0.5 - 0.12 * number,
+                        f"{label}: equal",
+                        transform=lower.transAxes,
+                        ha="center",
+                        fontsize=8.5,
+                    )
+            lower.set_yscale("log")
+            lower.set_xlabel("optimizer step")
+            lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[1][0].set_ylabel("|difference from the first|")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
 def series_figure(metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> Figure:
     """One measured quantity over steps, small: every step faint, its moving average bold where `smooth`."""
     with matplotlib.rc_context(STYLE):

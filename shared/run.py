@@ -3,6 +3,7 @@
 The work directory of a run:
 
     config.json            what it was asked for; a different config in the same directory is refused
+    replay.json            of which recording it is a replay, where it is one (shared/replay.py), and how far it differs
     data/                  prepared registry and question files, where the run made them
     tokenizer/ initial/    a small policy's tokenizer and random weights, where the run made them
     warmup/ policy/        next-token training of that policy, and the policy that GRPO starts from
@@ -18,6 +19,7 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from shared.questions import Question, read_questions
 from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
 from shared.warmup import warm_up, worked_answer
 
+REPLAY_FILE = "replay.json"
 ROLES = ("system", "user", "assistant")
 # What a run may be continued with: how it is computed, not what.
 MAY_CHANGE = {
@@ -69,8 +72,10 @@ def run(
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
     if first:
-        _check_policy(config)
-        _claim(config, workdir)
+        check_policy(config)
+        if (workdir / REPLAY_FILE).is_file():
+            raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
+        claim(config, workdir)
         _make_questions(config, workdir, progress)
     backend.barrier()
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
@@ -91,10 +96,8 @@ def run(
     engine = backend.engine(config, policy, stop_tokens=stop)
     parts = (config, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, first, progress)
     _evaluate("before", *parts)
-    training.train(
-        config, learner, engine, tokenizer, train_questions, train_prompts, workdir,
-        first=first, progress=progress, wandb_project=wandb_project,
-    )  # fmt: skip
+    source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
+    training.train(config, learner, source, workdir, first=first, progress=progress, wandb_project=wandb_project)
     learner.finish_saves()
     if not (workdir / "trained").is_dir():
         learner.export(workdir / "trained")
@@ -136,30 +139,44 @@ def environment(backend: str) -> dict[str, Any]:
     return found
 
 
-def _claim(config: RunConfig, workdir: Path) -> None:
+def claim(config: RunConfig, workdir: Path) -> None:
     """Make the work directory this config's, or see that it is, but for `MAY_CHANGE`."""
-    path, wanted = workdir / "config.json", plain(dataclasses.asdict(config))
+    path = workdir / "config.json"
     if not path.is_file():
-        files.write_json(path, wanted)
+        files.write_json(path, plain(dataclasses.asdict(config)))
         return
-    try:
-        # Through the dataclasses: a field that is younger than the run has its default.
-        held = plain(dataclasses.asdict(validate(files.read_json(path))))
-    except InputError as error:
-        raise InputError(f"{path}: not the config of a run of this version ({error}); give another --workdir") from None
-    changed = [
-        f"{section}.{field}" if field else section
-        for section, value in wanted.items()
-        for field in (value if isinstance(value, dict) else [""])
-        if (held[section][field] != value[field] if field else held[section] != value)
-    ]
-    if changed and all(name in MAY_CHANGE or name.split(".")[0] in MAY_CHANGE for name in changed):
-        files.write_json(path, wanted)
+    changed = changed_fields(read_config(path), config)
+    if changed and all(may_change(name, MAY_CHANGE) for name in changed):
+        files.write_json(path, plain(dataclasses.asdict(config)))
     elif changed:
         raise InputError(
             f"{workdir}: holds a run with another config (it differs in {', '.join(changed[:5])}); give another --workdir, "
             "or remove that one"
         )
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config of a run. A field that is younger than the run has its default."""
+    try:
+        return validate(files.read_json(path))
+    except InputError as error:
+        raise InputError(f"{path}: not the config of a run of this version ({error}); give another --workdir") from None
+
+
+def changed_fields(held: RunConfig, wanted: RunConfig) -> list[str]:
+    """Names (`seed`, `grpo.beta`) of the fields in which two configs differ."""
+    before, after = plain(dataclasses.asdict(held)), plain(dataclasses.asdict(wanted))
+    return [
+        f"{section}.{field}" if field else section
+        for section, value in after.items()
+        for field in (value if isinstance(value, dict) else [""])
+        if (before[section][field] != value[field] if field else before[section] != value)
+    ]
+
+
+def may_change(name: str, allowed: AbstractSet[str]) -> bool:
+    """Whether `allowed` names this field or its whole section."""
+    return name in allowed or name.split(".")[0] in allowed
 
 
 def _question_files(config: RunConfig, workdir: Path) -> tuple[Path, Path]:
@@ -174,7 +191,7 @@ def _make_questions(config: RunConfig, workdir: Path, progress: bool) -> None:
         preparation.prepare(config.data, workdir / "data", seed=config.seed, progress=progress)
 
 
-def _check_policy(config: RunConfig) -> None:
+def check_policy(config: RunConfig) -> None:
     """Say at once that the model is not there, before anything is made."""
     if config.model.path and not (Path(config.model.path) / "config.json").is_file():
         raise InputError(
@@ -182,17 +199,23 @@ def _check_policy(config: RunConfig) -> None:
         )
 
 
-def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool) -> Path:
-    """The model directory that GRPO starts from: the one named, or a small one made here."""
+def policy_folder(config: RunConfig, workdir: Path) -> Path:
+    """The model directory that GRPO starts from in this work directory: the one named, or the small one made in it."""
     if config.model.path:
         return Path(config.model.path)
-    tokenizer, initial, policy = workdir / "tokenizer", workdir / "initial", workdir / "policy"
+    return workdir / ("policy" if config.warmup.steps else "initial")
+
+
+def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool) -> Path:
+    """The model directory that GRPO starts from, made here unless it is named."""
+    policy = policy_folder(config, workdir)
+    if config.model.path:
+        return policy
+    tokenizer, initial = workdir / "tokenizer", workdir / "initial"
     if backend.process == 0:
         _make_initial(config, questions, tokenizer, initial)
     backend.barrier()
-    if not config.warmup.steps:
-        return initial
-    if not policy.is_dir():
+    if not policy.is_dir():  # without a warm-up it is `initial`
         warm_up(config, backend, initial, load_tokenizer(tokenizer), questions, policy, workdir, progress=progress)
     return policy
 

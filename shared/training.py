@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -83,13 +84,87 @@ class Phases:
         return {**known, "seconds_total": total, "tokens_per_second": tokens / total}
 
 
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What is learned from in `inner_steps` optimizer steps, and what is noted of it.
+
+    `rewards` `[rows, layout.group]` and `question_ids` belong to the batch's rows, 0 and "" in empty ones. `described` is of all
+    that was sampled, `tokens` were read or written for it. `recorded` is the batch as another run scored it, if one did.
+    """
+
+    batch: GroupBatch
+    rewards: np.ndarray
+    question_ids: list[str]
+    described: dict[str, float]
+    tokens: int
+    position: int  # the next one in the order of questions
+    recorded: GroupBatch | None = None
+
+
+class Source(Protocol):
+    """Where the rounds of a run come from."""
+
+    gap_means: str  # what it says of a run if the learner's log-probabilities and the rollouts' part
+
+    def publish(self, learner: Learner) -> None:
+        """Later rounds are those of the learner's weights."""
+        ...
+
+    def next(self, step: int, position: int) -> Round:
+        """The round that begins with optimizer step `step`, at `position` in the order of questions."""
+        ...
+
+    def seconds(self) -> Mapping[str, float]:
+        """Time spent since the last call, by phase."""
+        ...
+
+
+class Sampled:
+    """Rounds sampled from the engine, each with the newest weights."""
+
+    gap_means = "the engine's weights or caches are stale"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: RolloutEngine,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: Sequence[Question],
+        prompts: Sequence[np.ndarray],
+    ) -> None:
+        """`prompts` are the token ids of `questions`."""
+        self._config, self._engine, self._tokenizer, self._questions = config, engine, tokenizer, questions
+        self._prompts = {question.id: prompt for question, prompt in zip(questions, prompts, strict=True)}
+
+    def publish(self, learner: Learner) -> None:
+        """See `Source`."""
+        learner.publish(self._engine)
+
+    def next(self, step: int, position: int) -> Round:
+        """See `Source`."""
+        config = self._config
+        rollouts, sampled, position = collect(
+            config, self._engine, self._tokenizer, self._questions, self._prompts, step, position
+        )
+        self._engine.sleep()
+        batch = make_batch(config, rollouts)
+        missing = config.grpo.questions_per_step - len(rollouts.questions)
+        ids = [question.id for question in rollouts.questions] + [""] * missing
+        scored = np.pad(rollouts.rewards, ((0, missing), (0, 0)))
+        if batch.layout.group == 1:
+            ids = [name for name in ids for _ in range(config.grpo.group_size)]
+            scored = scored.reshape(-1, 1)
+        return Round(batch, scored, ids, describe(sampled, config), _tokens_of(sampled), position)
+
+    def seconds(self) -> Mapping[str, float]:
+        """See `Source`."""
+        return self._engine.seconds()
+
+
 def train(
     config: RunConfig,
     learner: Learner,
-    engine: RolloutEngine,
-    tokenizer: PreTrainedTokenizerFast,
-    questions: Sequence[Question],
-    prompts: Sequence[np.ndarray],
+    source: Source,
     workdir: Path,
     *,
     first: bool = True,
@@ -98,7 +173,7 @@ def train(
 ) -> None:
     """Train `learner` from its newest checkpoint in `workdir`, or from its weights, to `config.steps` optimizer steps.
 
-    `prompts` are the token ids of `questions`. Writes metrics, checkpoints and, if the config asks for them, trajectories.
+    Writes metrics, checkpoints and, if the config asks for them, trajectories.
     With several processes each runs this loop on the whole of every batch, and so decides the same; `first` says which of
     them writes.
     Raises SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
@@ -106,7 +181,6 @@ def train(
     checkpoints = workdir / "checkpoints"
     restored = learner.restore(checkpoints)
     step, position = (restored[0], restored[1]["position"]) if restored else (0, 0)
-    by_id = {question.id: prompt for question, prompt in zip(questions, prompts, strict=True)}
     bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
@@ -116,22 +190,21 @@ def train(
                 MetricsWriter(workdir, step, wandb_project=wandb_project, run_name=config.name)
             )
         if step < config.steps:
-            learner.publish(engine)
+            source.publish(learner)
         phases = Phases()
         while step < config.steps:
-            rollouts, sampled, position = collect(config, engine, tokenizer, questions, by_id, step, position)
-            engine.sleep()
-            phases.add(engine.seconds())
-            batch = make_batch(config, rollouts)
-            batch = _scored(config, learner, batch, phases)
+            found = source.next(step, position)
+            position = found.position
+            phases.add(source.seconds())
+            batch = _scored(config, learner, found.batch, phases)
             if config.store_trajectories and first:
-                _store(config, workdir, step, batch, rollouts)
-            described = describe(sampled, config)
-            tokens = _tokens_of(sampled)
+                _store(workdir, step, batch, found)
+            described = {**found.described, **recorded_gaps(batch, found.recorded)}
+            tokens = found.tokens
             for inner in range(config.grpo.inner_steps):
                 with phases("update"):
                     metrics = learner.update(batch)
-                _check(metrics, step, config)
+                _check(metrics, step, config, source.gap_means)
                 step += 1
                 if config.grpo.ref_sync_steps and step % config.grpo.ref_sync_steps == 0:
                     learner.sync_reference()
@@ -139,7 +212,7 @@ def train(
                 last = ended or inner + 1 == config.grpo.inner_steps
                 if last:
                     with phases("publish"):
-                        learner.publish(engine)
+                        source.publish(learner)
                 if writer is not None:
                     writer.write(step - 1, {**metrics, **described, **phases.report(tokens)})
                 phases, tokens = Phases(), 0
@@ -275,6 +348,18 @@ def describe(sampled: Rollouts, config: RunConfig) -> dict[str, float]:
     }
 
 
+def recorded_gaps(batch: GroupBatch, recorded: GroupBatch | None) -> dict[str, float]:
+    """The largest |difference| of scored log-probabilities, in nats, from those that another run's learner stored."""
+    if recorded is None:
+        return {}
+    pairs = {name: (getattr(batch, name), getattr(recorded, name)) for name in ("ref_logprobs", "old_logprobs")}
+    return {
+        f"recorded_{name}_gap_max": float(np.abs(ours - theirs).max(initial=0.0, where=batch.completion_mask > 0))
+        for name, (ours, theirs) in pairs.items()
+        if ours is not None and theirs is not None
+    }
+
+
 def _next(config: RunConfig, questions: Sequence[Question], position: int) -> list[Question]:
     return [question_at(questions, config.seed, position + i) for i in range(config.grpo.questions_per_step)]
 
@@ -289,7 +374,7 @@ def _scored(config: RunConfig, learner: Learner, batch: GroupBatch, phases: Phas
     return batch
 
 
-def _check(metrics: Mapping[str, float], step: int, config: RunConfig) -> None:
+def _check(metrics: Mapping[str, float], step: int, config: RunConfig, gap_means: str) -> None:
     if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
         raise TrainingError(
             f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} are not finite; lower "
@@ -298,7 +383,7 @@ def _check(metrics: Mapping[str, float], step: int, config: RunConfig) -> None:
     if not metrics["logprob_gap"] <= config.grpo.max_logprob_gap:  # so that not-a-number is refused too
         raise SyncError(
             f"step {step}: engine and learner differ by {metrics['logprob_gap']:.3g} nats a token, more than "
-            f"grpo.max_logprob_gap = {config.grpo.max_logprob_gap}; the engine's weights or caches are stale"
+            f"grpo.max_logprob_gap = {config.grpo.max_logprob_gap}; {gap_means}"
         )
 
 
@@ -307,12 +392,7 @@ def _tokens_of(sampled: Rollouts) -> int:
     return sum(map(len, sampled.prompts)) + written
 
 
-def _store(config: RunConfig, workdir: Path, step: int, batch: GroupBatch, rollouts: Rollouts) -> None:
+def _store(workdir: Path, step: int, batch: GroupBatch, found: Round) -> None:
     writer = TrajectoryWriter(workdir / "trajectories", rows_per_step=batch.tokens.shape[0], layout=batch.layout)
-    missing = config.grpo.questions_per_step - len(rollouts.questions)
-    ids = [question.id for question in rollouts.questions] + [""] * missing
-    scored = np.pad(rollouts.rewards, ((0, missing), (0, 0)))
-    if batch.layout.group == 1:
-        ids = [name for name in ids for _ in range(config.grpo.group_size)]
-        scored = scored.reshape(-1, 1)
-    writer.append(step, batch, scored, ids)
+    notes = {"described": found.described, "position": found.position, "tokens": found.tokens}
+    writer.append(step, batch, found.rewards, found.question_ids, notes=notes)

@@ -2,7 +2,8 @@
 
 A folder holds a zarr 3 array `[steps, rows, time]` for each field of a batch, `rewards` `[steps, rows, group]`,
 `trajectories.json` (the layout, fixed when the folder is made) and `steps/N.json` for each step: what marks the step as
-whole, with its question ids and a checksum of each array. No pickle; the folder can be read by its owner only.
+whole, with its question ids, a checksum of each array and what else is noted of it. No pickle; the folder can be read by its
+owner only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,18 @@ class TrajectoryWriter:
     def _shape(self, name: str) -> tuple[int, int]:
         return (self._rows, self._layout.group if name == REWARDS else self._layout.length)
 
-    def append(self, step: int, batch: GroupBatch, rewards: np.ndarray, question_ids: Sequence[str]) -> None:
+    def append(
+        self,
+        step: int,
+        batch: GroupBatch,
+        rewards: np.ndarray,
+        question_ids: Sequence[str],
+        *,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         """Store `step` (0, 1, ...): at most `rows_per_step` rows, `rewards` `[rows, group]`, an id for each row.
 
+        `notes` are whatever JSON holds: what is known of the step beside its arrays.
         On disk when this returns; a step that was half written when the process died does not count as there.
         Raises InputError where a shape or the layout differs from the folder's.
         """
@@ -86,6 +96,7 @@ class TrajectoryWriter:
                 "question_ids": list(question_ids),
                 "absent": [name for name in OPTIONAL if name not in arrays],
                 "crc32": {name: _checksum(array) for name, array in arrays.items()},
+                "notes": dict(notes or {}),
             },
         )
 
@@ -132,8 +143,11 @@ class TrajectoryReader:
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise InputError(f"{metadata_path}: not trajectories of format {FORMAT}")
         self._folder = folder
-        self.layout = GroupLayout(**metadata["layout"])
-        self.rows_per_step: int = metadata["rows_per_step"]
+        try:
+            self.layout = GroupLayout(**metadata["layout"])
+            self.rows_per_step: int = metadata["rows_per_step"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{metadata_path}: damaged ({error}); record the run again") from None
 
     def steps(self) -> list[int]:
         """The steps that are there, in order."""
@@ -144,9 +158,7 @@ class TrajectoryReader:
 
         Raises InputError where the step is not there, or where what is stored is not what was written.
         """
-        if not _marker(self._folder, step).is_file():
-            raise InputError(f"{self._folder}: has no step {step}; it has {_ranges(self.steps())}")
-        marker = files.read_json(_marker(self._folder, step))
+        marker = self._read_marker(step)
         rows = len(marker["question_ids"])
         arrays: dict[str, np.ndarray | None] = dict.fromkeys(marker["absent"])
         for name, checksum in marker["crc32"].items():
@@ -160,6 +172,22 @@ class TrajectoryReader:
         rewards = arrays.pop(REWARDS)
         assert rewards is not None
         return GroupBatch(layout=self.layout, **arrays), rewards, marker["question_ids"]  # type: ignore[arg-type]
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """What was noted of `step`. Raises InputError where the step is not there."""
+        return self._read_marker(step).get("notes", {})
+
+    def checksums(self, step: int) -> dict[str, int]:
+        """CRC-32 of each array of `step`, as it was written. Raises InputError where the step is not there."""
+        return self._read_marker(step)["crc32"]
+
+    def _read_marker(self, step: int) -> dict[str, Any]:
+        if not _marker(self._folder, step).is_file():
+            raise InputError(f"{self._folder}: has no step {step}; it has {_ranges(self.steps())}")
+        marker = files.read_json(_marker(self._folder, step))
+        if not (isinstance(marker, dict) and {"question_ids", "absent", "crc32"} <= marker.keys()):
+            raise InputError(_damaged(_marker(self._folder, step), step))
+        return marker
 
 
 def _marker(folder: Path, step: int) -> Path:

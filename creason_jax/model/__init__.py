@@ -4,7 +4,7 @@ from creason_jax.model.attention import decode_attention, group_attention, platf
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import abstract_params, forward, head, unstacked_forward
 from creason_jax.model.stacking import stack_layers, unstack_layers
-from creason_jax.model.weights import load_params, save_params
+from creason_jax.model.weights import load_params, read_params, save_params
 
 __all__ = [
     "DecoderConfig",
@@ -15,6 +15,7 @@ __all__ = [
     "head",
     "load_params",
     "platform_of",
+    "read_params",
     "save_params",
     "stack_layers",
     "unstack_layers",

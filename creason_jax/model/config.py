@@ -1,4 +1,4 @@
-"""The decoder's shape, read from and written to a Hugging Face `config.json`."""
+"""The decoder's shape, read from a Hugging Face `config.json`: one decoder, families differ by its options."""
 
 from __future__ import annotations
 
@@ -7,72 +7,139 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from creason_jax.model.rotary import Rope
 from shared import files
 from shared.errors import InputError
+
+# Family -> the values that Hugging Face assumes where a config.json is silent.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4_096},
+    "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2_048},
+    "qwen2": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768},
+    "qwen3": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "head_dim": 128},
+}
+DEFAULTS = {"hidden_act": "silu", "tie_word_embeddings": False, "initializer_range": 0.02}
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads"),
+)
+ATTENTION = ("full_attention", "sliding_attention")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A dense decoder of the Phi-3 family. Names are those of Hugging Face's `config.json`."""
+    """A dense decoder. Names are those of Hugging Face's `config.json`; `docs/models.md` has the families."""
 
+    model_type: str = "phi3"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
+    head_dim: int = 0  # N, width of one attention head; 0: hidden_size / num_attention_heads
     rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    partial_rotary_factor: float = 1.0
+    rope: Rope = Rope()
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # a norm over each head of q and of k, before rotation
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     max_position_embeddings: int = 4_096
+    longest_sequence: int = 0  # tokens that a run may put into one sequence; 0: max_position_embeddings
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head (N)."""
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if not self.longest_sequence:
+            object.__setattr__(self, "longest_sequence", self.max_position_embeddings)
 
     @property
     def rotary_dim(self) -> int:
         """Leading part of each head that is rotated."""
-        return int(self.head_dim * self.partial_rotary_factor)
+        return self.rope.rotary_dim(self.head_dim)
 
     @property
     def num_params(self) -> int:
         """Trainable parameters."""
-        attention = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads) * self.hidden_size
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        model, ffn = self.hidden_size, self.intermediate_size
+        layer = 2 * (q + kv) * model + 3 * model * ffn + 2 * model
+        layer += self.qkv_bias * (q + 2 * kv) + self.o_bias * model + self.mlp_bias * (2 * ffn + model)
+        layer += self.qk_norm * 2 * self.head_dim
         tables = 1 if self.tie_word_embeddings else 2
-        return self.num_hidden_layers * layer + tables * self.vocab_size * self.hidden_size + self.hidden_size
+        return self.num_hidden_layers * layer + tables * self.vocab_size * model + model
 
     @classmethod
-    def from_hugging_face(cls, values: Mapping[str, Any], source: str = "config.json") -> DecoderConfig:
-        """Read a parsed `config.json`. Raises InputError for a family or an option that this decoder does not compute."""
+    def from_hugging_face(
+        cls, values: Mapping[str, Any], source: str = "config.json", *, longest: int | None = None
+    ) -> DecoderConfig:
+        """Read a parsed `config.json`.
+
+        `longest` is the number of tokens in the longest sequence that will be computed (`RunConfig.longest_sequence`;
+        without it `max_position_embeddings`): it chooses among longrope's factors, see `rotary.py`, and a sliding window
+        that it does not exceed has no effect. Raises InputError for a family or an option that is not computed.
+        """
         kind = values.get("model_type")
-        if kind != "phi3":
-            raise InputError(f"{source}: model_type is {kind!r}; this backend computes 'phi3' (Phi-3, Phi-4)")
-        if values.get("hidden_act", "silu") != "silu":
-            raise InputError(f"{source}: hidden_act is {values['hidden_act']!r}; only 'silu' is computed")
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise InputError(f"{source}: rope type {rope.get('rope_type', rope.get('type'))!r} is not computed")
-        window = values.get("sliding_window")
-        if window is not None and window < values["max_position_embeddings"]:
-            raise InputError(f"{source}: sliding_window {window} is shorter than the context; it is not computed")
-        known = {field.name for field in dataclasses.fields(cls)}
-        merged = {**values, **{name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}}
-        try:
-            config = cls(**{name: value for name, value in merged.items() if name in known})
-        except TypeError as error:
-            raise InputError(f"{source}: {error}") from None
-        head_dim = values.get("head_dim") or config.head_dim
-        if head_dim != config.head_dim:
-            raise InputError(f"{source}: head_dim {head_dim} is not hidden_size / num_attention_heads")
-        return config
+        if kind not in FAMILIES:
+            raise InputError(f"{source}: model_type is {kind!r}; this backend computes {', '.join(FAMILIES)}")
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        given = {**DEFAULTS, **FAMILIES[kind], **given}
+        if "num_key_value_heads" in values or kind in ("phi3", "llama"):  # the others have a default of their own
+            given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
+        for name in SIZES:
+            if not isinstance(given.get(name), int) or given[name] < 1:
+                raise InputError(f"{source}: {name} is {given.get(name)!r}; a whole number above 0 is needed")
+        heads, kv_heads = given["num_attention_heads"], given["num_key_value_heads"]
+        if heads % kv_heads:
+            raise InputError(f"{source}: num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+        if given["hidden_act"] != "silu":
+            raise InputError(f"{source}: hidden_act is {given['hidden_act']!r}; only 'silu' is computed")
+        if "quantization_config" in given:
+            raise InputError(f"{source}: quantized weights are not computed; give the model that it was made from")
+        positions, head_dim = given["max_position_embeddings"], given.get("head_dim") or given["hidden_size"] // heads
+        longest = longest or positions
+        window = _window(given, source)
+        if window is not None and window < longest:
+            raise InputError(
+                f"{source}: sliding_window {window} is shorter than the longest sequence ({longest} tokens): it is not "
+                "computed; set it to null, or lower rollout.max_prompt_tokens or rollout.max_new_tokens"
+            )
+        biased = bool(given.get("attention_bias")) and kind in ("llama", "qwen3")
+        return cls(
+            **{name: given[name] for name in (*SIZES, "initializer_range")},
+            model_type=kind,
+            head_dim=head_dim,
+            rms_norm_eps=given["rms_norm_eps"],
+            rope=Rope.from_hugging_face(given, source, head_dim=head_dim, positions=positions),
+            qkv_bias=biased or kind == "qwen2",
+            o_bias=biased,
+            mlp_bias=bool(given.get("mlp_bias")) and kind == "llama",
+            qk_norm=kind == "qwen3",
+            tie_word_embeddings=given["tie_word_embeddings"],
+            max_position_embeddings=positions,
+            longest_sequence=longest,
+        )
 
     @classmethod
-    def read(cls, folder: Path) -> DecoderConfig:
-        """Read `folder/config.json`."""
+    def read(cls, folder: Path, *, longest: int | None = None) -> DecoderConfig:
+        """Read `folder/config.json`; see `from_hugging_face`."""
         path = folder / "config.json"
-        return cls.from_hugging_face(files.read_json(path), str(path))
+        return cls.from_hugging_face(files.read_json(path), str(path), longest=longest)
+
+
+def _window(given: Mapping[str, Any], source: str) -> int | None:
+    """Width of the sliding window of whichever layers have one."""
+    if given["model_type"] == "llama":
+        return None
+    if given["model_type"] == "phi3":
+        return given.get("sliding_window")
+    kinds = given.get("layer_types")
+    if kinds is None:
+        kinds = [ATTENTION[given.get("max_window_layers", 28) < given["num_hidden_layers"]]]
+    other = sorted(set(kinds) - set(ATTENTION))
+    if other:
+        raise InputError(f"{source}: layer_types has {other[0]!r}; only {' and '.join(ATTENTION)} are known")
+    slides = given.get("use_sliding_window", False) and ATTENTION[1] in kinds
+    return given.get("sliding_window", 4_096) if slides else None

@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from creason_jax.model.config import DecoderConfig
+from creason_jax.model.rotary import rotary, rotate
 from creason_jax.model.stacking import stack_layers
 
 UNROLLED = 4  # layers in one turn of the scan: each turn copies what the backward pass needs into stacked arrays
@@ -26,14 +26,24 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], Any]
 
 
 class Weight(nnx.Module):
-    """One kernel or table, drawn from a normal law."""
+    """One kernel or table, drawn from a normal law; as a projection its leading `inputs` dimensions are contracted.
 
-    def __init__(self, shape: tuple[int, ...], scale: float, rngs: nnx.Rngs):
+    `biased`: a bias, 0 at first, of the dimensions that are not contracted.
+    """
+
+    def __init__(self, shape: tuple[int, ...], scale: float, rngs: nnx.Rngs, *, inputs: int = 1, biased: bool = False):
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
+        self.inputs, self.biased = inputs, biased
+        if biased:
+            self.bias = nnx.Param(jnp.zeros(shape[inputs:], jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = project(x, self.kernel[...], self.inputs)
+        return out + self.bias[...] if self.biased else out
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm: computed in float32, cast back, then scaled (the order of Hugging Face's Phi-3)."""
+    """Root-mean-square norm: computed in float32, cast back, then scaled (the order of Hugging Face's decoders)."""
 
     def __init__(self, size: int, eps: float):
         self.scale = nnx.Param(jnp.ones(size, jnp.float32))
@@ -56,27 +66,32 @@ class Layer(nnx.Module):
             config.head_dim,
         )
         scale = config.initializer_range
+        qkv = {"biased": config.qkv_bias}
         self.input_norm = RMSNorm(model, config.rms_norm_eps)
-        self.q = Weight((model, heads, size), scale, rngs)
-        self.k = Weight((model, kv_heads, size), scale, rngs)
-        self.v = Weight((model, kv_heads, size), scale, rngs)
-        self.o = Weight((heads, size, model), scale, rngs)
+        self.q = Weight((model, heads, size), scale, rngs, **qkv)
+        self.k = Weight((model, kv_heads, size), scale, rngs, **qkv)
+        self.v = Weight((model, kv_heads, size), scale, rngs, **qkv)
+        self.o = Weight((heads, size, model), scale, rngs, inputs=2, biased=config.o_bias)
         self.post_norm = RMSNorm(model, config.rms_norm_eps)
-        self.gate = Weight((model, config.intermediate_size), scale, rngs)
-        self.up = Weight((model, config.intermediate_size), scale, rngs)
-        self.down = Weight((config.intermediate_size, model), scale, rngs)
+        self.gate = Weight((model, config.intermediate_size), scale, rngs, biased=config.mlp_bias)
+        self.up = Weight((model, config.intermediate_size), scale, rngs, biased=config.mlp_bias)
+        self.down = Weight((config.intermediate_size, model), scale, rngs, biased=config.mlp_bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(size, config.rms_norm_eps)
+            self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
     def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
         """x `[..., D]`; `attend(q, k, v)` returns `[..., H, N]` and whatever it wants handed on (a cache, or None)."""
         normed = self.input_norm(x)
-        q = rotate(project(normed, self.q.kernel[...]), rotation)
-        k = rotate(project(normed, self.k.kernel[...]), rotation)
-        v = project(normed, self.v.kernel[...])
-        attended, kept = attend(q, k, v)
-        x = x + project(attended, self.o.kernel[...], inputs=2)
+        q, k, v = self.q(normed), self.k(normed), self.v(normed)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
+        x = x + self.o(attended)
         normed = self.post_norm(x)
-        hidden = jax.nn.silu(project(normed, self.gate.kernel[...])) * project(normed, self.up.kernel[...])
-        return x + project(hidden, self.down.kernel[...]), kept
+        hidden = jax.nn.silu(self.gate(normed)) * self.up(normed)
+        return x + self.down(hidden), kept
 
 
 class Decoder(nnx.Module):
@@ -118,34 +133,6 @@ def project(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
     out = kernel.shape[inputs:]
     flat = x.reshape(-1, math.prod(kernel.shape[:inputs])) @ kernel.reshape(-1, math.prod(out))
     return flat.reshape(*x.shape[: x.ndim - inputs], *out)
-
-
-def inverse_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Radians that each pair of a head's rotated part turns for each position, `[rotary_dim / 2]` float32.
-
-    Rounded as Hugging Face rounds, by NumPy: a compiled power is off by several units in the last place, which is up to
-    3e-4 radians at position 16,000.
-    """
-    exponents = np.arange(0, config.rotary_dim, 2, dtype=np.float32) / np.float32(config.rotary_dim)
-    powers = np.power(config.rope_theta, exponents, dtype=np.float64)
-    return 1 / powers.astype(np.float32)
-
-
-def rotary(positions: jax.Array, config: DecoderConfig, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine `[..., 1, rotary_dim]` of rotary position embeddings, computed in float32."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
-    angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
-
-
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the leading part of each head `[..., H, N]`, halves paired as Hugging Face pairs them."""
-    cos, sin = rotation
-    size = cos.shape[-1]
-    rotated, rest = x[..., :size], x[..., size:]
-    first, second = jnp.split(rotated, 2, axis=-1)
-    rotated = rotated * cos + jnp.concatenate([-second, first], axis=-1) * sin
-    return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
 
 
 def forward(

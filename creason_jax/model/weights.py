@@ -1,35 +1,44 @@
 """Hugging Face safetensors <-> parameters, slice by slice: no host ever holds more than its own shards.
 
-Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped: `qkv_proj` holds the rows of q,
-then k, then v; `gate_up_proj` those of gate, then up.
+Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped: `shared/kernels.py` says which.
+Host memory while loading: one device's shard of one parameter (all layers of it, float32) and CHUNK_BYTES of what is read,
+beside the devices' own; while writing: one file (`weight_files.SHARD_BYTES`), twice.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import Params, abstract_params
-from shared import files
+from shared import weight_files
 from shared.errors import InputError
 from shared.kernels import Source, sources, to_rows
 
-SHARD_BYTES = 5 * 2**30  # Hugging Face's own limit for one file
+CHUNK_BYTES = 2**26  # read at once, as stored
+SHOWN_BYTES = 2**30  # models of at least so many bytes in float32 load under a progress bar
+DTYPES = ("F32", "F16", "BF16")
+Bounds = tuple[range, ...]  # a block of an array
+
+NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
 
 
 def sources_of(config: DecoderConfig) -> dict[str, Source]:
     """Path of a parameter -> where it is in a Hugging Face model of this shape."""
     return sources(
+        config.model_type,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -37,110 +46,202 @@ def sources_of(config: DecoderConfig) -> dict[str, Source]:
     )
 
 
-def load_params(folder: Path, config: DecoderConfig, shardings: Any) -> Params:
+def load_params(folder: Path, config: DecoderConfig, shardings: Any, *, progress: bool | None = None) -> Params:
     """Read the parameters as float32 arrays with the given shardings (a tree like the parameters).
 
-    Raises InputError for a missing, truncated or wrongly shaped tensor.
+    `progress`: show a bar; None: for large models, on a terminal. Raises InputError for a missing or truncated file, and for
+    a tensor that is missing, of another shape or kind, or not of this model.
     """
-    reader = _Reader(folder)
+    hidden = not progress if progress is not None else None if 4 * config.num_params >= SHOWN_BYTES else True
+    total = _bytes_to_read(config, shardings)
+    with _Reader(folder) as reader, tqdm(desc="weights", total=total, unit="B", unit_scale=True, disable=hidden) as bar:
+        reader.check(stored_shapes(config))
+        return read_params(reader, config, shardings, bar.update)
+
+
+class Reader(Protocol):
+    """Reads parts of stored tensors."""
+
+    def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+        """Write the part `bounds` of a kernel of the given shape, which is in the tensor `name`, into `out`."""
+        ...
+
+
+def read_params(
+    reader: Reader, config: DecoderConfig, shardings: Any, count: Callable[[int], object] = lambda _: None
+) -> Params:
+    """The parameters from any `reader`, each device's part of them; `count` is told of the bytes read."""
     table = sources_of(config)
 
     def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-        keys = ".".join(str(part.key) for part in path)
-        source = table[keys]
+        key = _key(path)
+        source, stacked = table[key], key.startswith("layers.")
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            if not keys.startswith("layers."):
-                return reader.slice(source, leaf.shape, index)
-            layers = range(*index[0].indices(leaf.shape[0]))
-            named = [dataclasses.replace(source, name=source.name.format(layer)) for layer in layers]
-            return np.stack([reader.slice(each, leaf.shape[1:], index[1:]) for each in named])
+        def read(bounds: Bounds) -> np.ndarray:
+            shard = np.empty([len(bound) for bound in bounds], np.float32)
+            if stacked:
+                for layer, out in zip(bounds[0], shard, strict=True):
+                    reader.read(source, source.name.format(layer), leaf.shape[1:], bounds[1:], out)
+                    count(out.nbytes)
+            else:
+                reader.read(source, source.name, leaf.shape, bounds, shard)
+                count(shard.nbytes)
+            return shard
 
-        return jax.make_array_from_callback(leaf.shape, sharding, read)  # type: ignore[arg-type]
+        return _placed(leaf.shape, sharding, read)
 
     return jax.tree_util.tree_map_with_path(one, abstract_params(config), shardings)
 
 
 def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
-    """Write safetensors (several files and an index beyond 5 GiB) that Transformers loads."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, tensor in _hugging_face_tensors(params, config):
-        if size and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    index: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    files.write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    """Write safetensors (several files and an index beyond 4 GiB) that Transformers loads."""
+    weight_files.write(folder, _hugging_face_tensors(params, config), save_file)
 
 
 def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Each Hugging Face tensor whole, fused where Hugging Face fuses."""
+    """Each Hugging Face tensor whole, fused where Hugging Face fuses, one at a time, layer after layer."""
     table = sources_of(config)
-    parts: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        keys = ".".join(str(part.key) for part in path)
-        stacked = keys.startswith("layers.")
-        values = np.asarray(jax.device_get(leaf))
-        for layer, value in enumerate(values if stacked else [values]):
-            source = table[keys]
-            parts.setdefault(source.name.format(layer), []).append((source.row, to_rows(value, source.inputs)))
-    for name, found in parts.items():
-        rows = [value for _, value in sorted(found, key=lambda part: part[0])]
-        yield name, np.ascontiguousarray(np.concatenate(rows) if len(rows) > 1 else rows[0])
+    leaves = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    parts: dict[str, list[str]] = {}
+    for key in sorted(leaves, key=lambda key: table[key].row):
+        parts.setdefault(table[key].name, []).append(key)
+
+    def tensor(keys: list[str], layer: int | None) -> np.ndarray:
+        values = [leaves[key] if layer is None else _layer(leaves[key], layer) for key in keys]
+        rows = [to_rows(np.asarray(jax.device_get(value)), table[key].inputs) for key, value in zip(keys, values)]
+        return np.ascontiguousarray(np.concatenate(rows) if len(rows) > 1 else rows[0])
+
+    for name, keys in parts.items():
+        if "{}" not in name:
+            yield name, tensor(keys, None)
+    for layer in range(config.num_hidden_layers):
+        for name, keys in parts.items():
+            if "{}" in name:
+                yield name.format(layer), tensor(keys, layer)
+
+
+@jax.jit
+def _layer(leaf: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+
+
+def stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a model directory of this configuration holds."""
+    table = sources_of(config)
+    found: dict[str, tuple[int, ...]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        key = _key(path)
+        source, shape = table[key], leaf.shape
+        layers = range(1)
+        if key.startswith("layers."):
+            layers, shape = range(shape[0]), shape[1:]
+        if source.inputs is not None:
+            columns = [math.prod(shape[: source.inputs])] if source.inputs else []
+            shape = (source.rows or math.prod(shape[source.inputs :]), *columns)
+        found |= {source.name.format(layer): shape for layer in layers}
+    return found
+
+
+def _key(path: tuple[Any, ...]) -> str:
+    return ".".join(str(part.key) for part in path)
+
+
+def _by_part(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Bounds, list[jax.Device]]:
+    """The parts of an array that devices of this process hold, and which devices hold each."""
+    found: dict[Bounds, list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        bounds = tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+        found.setdefault(bounds, []).append(device)
+    return found
+
+
+def _bytes_to_read(config: DecoderConfig, shardings: Any) -> int:
+    def one(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> int:
+        return 4 * len(_by_part(leaf.shape, sharding)) * math.prod(sharding.shard_shape(leaf.shape))
+
+    return sum(jax.tree.leaves(jax.tree.map(one, abstract_params(config), shardings)))
+
+
+def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Bounds], np.ndarray]) -> jax.Array:
+    """An array whose parts `read` gives: one part on the host at a time, read once however many devices hold it."""
+    arrays = {}
+    for bounds, devices in _by_part(shape, sharding).items():
+        part = read(bounds)
+        for device in devices:
+            arrays[device] = jax.device_put(part, device, may_alias=False)
+        jax.block_until_ready([arrays[device] for device in devices])
+    order = sharding.addressable_devices_indices_map(shape)
+    return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in order])
 
 
 class _Reader:
-    """Opens the files of a model lazily and reads slices of its tensors."""
+    """The files of a model, opened once, and slices of their tensors."""
 
     def __init__(self, folder: Path):
-        index = folder / "model.safetensors.index.json"
-        single = folder / "model.safetensors"
-        if index.is_file():
-            self.files = {name: folder / file for name, file in files.read_json(index)["weight_map"].items()}
-        elif single.is_file():
-            with _opened(single) as handle:
-                self.files = dict.fromkeys(handle.keys(), single)
-        else:
-            raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
         self.folder = folder
+        self.stack = contextlib.ExitStack()
+        self.files: dict[str, Path] = {}
         self.handles: dict[Path, Any] = {}
 
-    def slice(self, source: Source, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of a kernel of the given shape, float32."""
-        if source.name not in self.files:
-            raise InputError(f"{self.folder}: tensor {source.name} is missing")
-        file = self.files[source.name]
-        if file not in self.handles:
-            self.handles[file] = _opened(file).__enter__()
-        try:
-            tensor = self.handles[file].get_slice(source.name)
-        except SafetensorError:
-            raise InputError(f"{file}: tensor {source.name} is missing, though the index names it") from None
-        bounds = [range(*part.indices(size)) for part, size in zip(index, shape)]
-        found = tuple(tensor.get_shape())
-        if not source.inputs:
-            self._check(source.name, found == shape, found, shape)
-            return np.asarray(tensor[tuple(slice(b.start, b.stop) for b in bounds)], np.float32)
-        columns = _flat(bounds[: source.inputs], shape[: source.inputs])
-        rows = _flat(bounds[source.inputs :], shape[source.inputs :])
-        needed = (source.rows or math.prod(shape[source.inputs :]), math.prod(shape[: source.inputs]))
-        self._check(source.name, found == needed, found, needed)
-        matrix = tensor[source.row + rows.start : source.row + rows.stop, columns.start : columns.stop]
-        return np.asarray(matrix, np.float32).T.reshape([len(b) for b in bounds])
+    def __enter__(self) -> _Reader:
+        named = weight_files.places(self.folder)
+        with contextlib.ExitStack() as stack:
+            for path in sorted(set(named.values())) if named else [self.folder / weight_files.SINGLE]:
+                self.handles[path] = stack.enter_context(_opened(path))
+            self.stack = stack.pop_all()
+        self.files = named or {name: path for path, handle in self.handles.items() for name in handle.keys()}
+        return self
 
-    def _check(self, name: str, condition: bool, found: tuple[int, ...], needed: tuple[int, ...]) -> None:
-        if not condition:
-            raise InputError(f"{self.folder}: tensor {name} has shape {found}, config.json asks for {needed}")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stack.close()
+
+    def check(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """Raise InputError unless every tensor is there with its shape, and no other one, before anything is read."""
+        for name, needed in expected.items():
+            if name not in self.files:
+                raise InputError(f"{self.folder}: tensor {name} is missing")
+            try:
+                tensor = self._tensor(name)
+            except SafetensorError:
+                raise InputError(f"{self.files[name]}: tensor {name} is missing, though the index names it") from None
+            found = tuple(tensor.get_shape())
+            if found != needed:
+                raise InputError(f"{self.folder}: tensor {name} has shape {found}, config.json asks for {needed}")
+            if tensor.get_dtype() not in DTYPES:
+                raise InputError(
+                    f"{self.folder}: tensor {name} is stored as {tensor.get_dtype()}; only {', '.join(DTYPES)} are read"
+                )
+        others = {name for name in self.files if not name.endswith(NOT_WEIGHTS)} - expected.keys()
+        others.discard("lm_head.weight")  # a tied head stored twice
+        if others:
+            raise InputError(f"{self.folder}: tensor {min(others)} is not of the model that config.json describes")
+
+    def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+        """See `Reader`."""
+        read_part(self._tensor(name), source, shape, bounds, out)
+
+    def _tensor(self, name: str) -> Any:
+        return self.handles[self.files[name]].get_slice(name)
+
+
+def read_part(tensor: Any, source: Source, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
+    """Write the part `bounds` of a kernel of the given shape into `out`; slices are taken of the stored `tensor`."""
+    if source.inputs == 0:
+        part = _flat(bounds, shape)
+        out.reshape(-1)[:] = tensor[part.start : part.stop]
+        return
+    inputs = source.inputs or 1
+    first, last = _flat(bounds[:inputs], shape[:inputs]), _flat(bounds[inputs:], shape[inputs:])
+    matrix = out.reshape(len(first), len(last))
+    rows, columns, target = (first, last, matrix) if source.inputs is None else (last, first, matrix.T)
+    step = max(1, CHUNK_BYTES // (4 * max(1, len(columns))))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
+        at = source.row + rows.start
+        target[start:stop] = tensor[at + start : at + stop, columns.start : columns.stop]
 
 
 def _opened(path: Path) -> Any:
@@ -152,7 +253,7 @@ def _opened(path: Path) -> Any:
         raise InputError(f"{path}: truncated or not safetensors ({error})") from None
 
 
-def _flat(bounds: list[range], shape: tuple[int, ...]) -> range:
+def _flat(bounds: Bounds, shape: tuple[int, ...]) -> range:
     """The range that a block covers in the flattened dimensions: only the first of them may be split."""
     if any(len(bound) != size for bound, size in zip(bounds[1:], shape[1:])):
         raise ValueError("only the leading dimension of a flattened pair can be split")

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from creason_torch.logprobs import target_logprobs
-from creason_torch.model import read_config
+from creason_torch.model import fix_rotation, read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
 from shared.backend import Sampling, scoring_temperature
@@ -124,6 +124,7 @@ class HfEngine(Engine):
                 read_config(model), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation=ATTENTION
             ).eval()
         self.network.tie_weights()  # left out together with the initial values
+        fix_rotation(self.network, config.longest_sequence)
         self.head = torch.empty(0)
 
     @torch.no_grad()

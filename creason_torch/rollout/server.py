@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch.model import read_config, save_params
+from creason_torch.model import long_factors, read_config, save_params
 from creason_torch.rollout import vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
 from shared import files
@@ -129,7 +129,13 @@ class ServerEngine(Engine):
     def _check_settings(self) -> None:
         """Raise InputError where the server was started with other settings than this run needs."""
         found = self._ask("/server_info?config_format=json", timeout=QUICK)["vllm_config"]["model_config"]
-        longest = vllm_options.longest_sequence(self.config)
+        longest = self.config.longest_sequence
+        ours = read_config(self.model)
+        if long_factors(ours, found["max_model_len"]) != long_factors(ours, longest):
+            raise InputError(
+                f"{self.url}: the server holds {found['max_model_len']} tokens, for which it takes other longrope factors "
+                f"than this run; start it with --max-model-len {longest}"
+            )
         if found["max_model_len"] < longest:
             raise InputError(
                 f"{self.url}: the server holds {found['max_model_len']} tokens; start it with --max-model-len {longest}"

@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 CPU_ENVIRONMENT = {
+    "VLLM_TARGET_DEVICE": "cpu",  # else libtpu beside it is taken for a TPU
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner's threads are in this process too
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
@@ -50,10 +51,13 @@ class VllmEngine(Engine):
                     skip_tokenizer_init=True,
                     load_format="dummy",  # the weights come with the first `load`
                     dtype=config.learner.compute_dtype,
-                    max_model_len=vllm_options.longest_sequence(config),
+                    max_model_len=config.longest_sequence,
                     max_num_seqs=config.rollout.slots * config.grpo.group_size,
                     gpu_memory_utilization=config.torch.gpu_memory_utilization,
                     enable_prefix_caching=True,  # the samples of a group share their prompt
+                    # A sample with a seed whose prompt is computed in parts makes vLLM set its generator back, which those
+                    # of a CPU cannot do.
+                    enable_chunked_prefill=not on_cpu,
                     logprobs_mode=vllm_options.logprobs_mode(config),
                     enforce_eager=on_cpu,
                     enable_sleep_mode=not on_cpu,

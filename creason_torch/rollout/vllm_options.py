@@ -43,11 +43,6 @@ def seed(uniforms: np.ndarray) -> int:
     return int.from_bytes(digest, "little") >> 1  # vLLM keeps it in a signed integer of 64 bits
 
 
-def longest_sequence(config: RunConfig) -> int:
-    """Tokens of the longest prompt and the longest completion that a run asks for."""
-    return config.rollout.max_prompt_tokens + max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens)
-
-
 def logprobs_mode(config: RunConfig) -> Literal["raw_logprobs", "processed_logprobs"]:
     """Which of vLLM's log-probabilities a run needs; see the top of this file."""
     return "processed_logprobs" if config.grpo.score_temperature == "sampling" else "raw_logprobs"
@@ -55,7 +50,7 @@ def logprobs_mode(config: RunConfig) -> Literal["raw_logprobs", "processed_logpr
 
 def check_sampling(config: RunConfig, sampling: Sampling) -> None:
     """Raise InputError for what vLLM would cut short, or score otherwise than the learner does."""
-    limit = longest_sequence(config) - config.rollout.max_prompt_tokens
+    limit = config.longest_sequence - config.rollout.max_prompt_tokens
     if sampling.max_new_tokens > limit:
         raise InputError(f"{sampling.max_new_tokens} new tokens are asked for; this engine was made for {limit}")
     filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0

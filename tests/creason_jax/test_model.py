@@ -19,8 +19,9 @@ from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm, Phi3RotaryEmbedd
 from creason_jax import model as ours
 from creason_jax import sharding
 from creason_jax.model import DecoderConfig, weights
-from creason_jax.model.decoder import RMSNorm, inverse_frequencies, rotary
-from shared import files
+from creason_jax.model.decoder import RMSNorm
+from creason_jax.model.rotary import Rope, inverse_frequencies, rotary
+from shared import files, weight_files
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
@@ -132,7 +133,9 @@ def test_inverse_frequencies_equal_hugging_face(theta, size, small):
     heads = {"hidden_size": int(size / factor) * 2, "num_attention_heads": 2}
     theirs = Phi3Config(rope_parameters=rope, pad_token_id=0, **heads)
     expected, _ = Phi3RotaryEmbedding.compute_default_rope_parameters(theirs)
-    config = dataclasses.replace(small.config, rope_theta=theta, partial_rotary_factor=factor, **heads)
+    config = dataclasses.replace(
+        small.config, rope=Rope(rope_theta=theta, partial_rotary_factor=factor), head_dim=0, **heads
+    )
     assert config.rotary_dim == size
     # One unit in the last place: the power of either library is not always rounded to the nearest number.
     np.testing.assert_array_max_ulp(inverse_frequencies(config), expected.numpy(), maxulp=1)
@@ -297,7 +300,7 @@ def flat(params: Any) -> dict[str, jax.Array]:
 
 
 def test_large_models_are_written_in_several_files(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHARD_BYTES", 2**18)
+    monkeypatch.setattr(weight_files, "SHARD_BYTES", 2**18)
     weights.save_params(tmp_path, pair.params, pair.config)
     paths = sorted(tmp_path.glob("model-*.safetensors"))
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -317,12 +320,11 @@ def test_large_models_are_written_in_several_files(pair, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "config.json: model_type is 'llama'"),
+        ({"model_type": "gemma2"}, "config.json: model_type is 'gemma2'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope type 'longrope'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 4}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "'longrope' needs short_factor"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 4}}, "rope type 'dynamic'"),
         ({"sliding_window": 2_047}, "sliding_window 2047"),
-        ({"head_dim": 64}, "head_dim 64"),
     ],
 )
 def test_models_that_are_not_computed_are_refused(folder, changes, message):
@@ -345,7 +347,7 @@ def test_incomplete_configurations_are_refused(folder):
 def test_old_style_rope_fields_are_read(folder):
     change_config(folder, rope_parameters=None, rope_theta=5e5, partial_rotary_factor=0.5, sliding_window=262_144)
     config = DecoderConfig.read(folder)
-    assert (config.rope_theta, config.partial_rotary_factor, config.rotary_dim) == (5e5, 0.5, 16)
+    assert (config.rope.rope_theta, config.rope.partial_rotary_factor, config.rotary_dim) == (5e5, 0.5, 16)
 
 
 def replace_tensor(folder: Path, name: str, value: np.ndarray | None) -> None:
@@ -395,7 +397,7 @@ def test_truncated_files_are_named(folder, kept):
 def test_missing_files_are_named(folder, small, monkeypatch):
     (folder / "model.safetensors").unlink()
     assert f"{folder}: no model.safetensors" in error_of(lambda: load_whole(folder))
-    monkeypatch.setattr(weights, "SHARD_BYTES", 2**18)
+    monkeypatch.setattr(weight_files, "SHARD_BYTES", 2**18)
     weights.save_params(folder, small.params, small.config)
     load_whole(folder)
     last = sorted(folder.glob("model-*"))[-1]

@@ -265,7 +265,7 @@ def test_a_silent_server_ends_with_one_line(world, stub, tmp_path, monkeypatch):
 
 
 def test_large_models_are_published_in_several_files(world, stub, tmp_path, monkeypatch):
-    monkeypatch.setattr("creason_torch.model.SHARD_BYTES", 2**18)
+    monkeypatch.setattr("shared.weight_files.SHARD_BYTES", 2**18)
     engine = build(stub.url, tmp_path / "published", world.folder)
     engine.load(weights(world.folder))
     index = files.read_json(engine.folder / "model.safetensors.index.json")["weight_map"]

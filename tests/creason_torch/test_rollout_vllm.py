@@ -105,6 +105,16 @@ def test_global_random_states_and_threads_are_left_alone(world):
         other.generate(world.prompts, dataclasses.replace(SAMPLED, top_k=5), world.uniforms)
 
 
+def test_more_prompts_than_vllm_computes_at_once(world):
+    """Seeded samples of long prompts, more tokens together than one step of vLLM takes."""
+    other = world.engine("vllm", rollout={"slots": 16})
+    many = [world.prompts[5]] * 16
+    uniforms = np.random.default_rng(3).random((16, rollouts.GROUP, rollouts.LIMIT), np.float32)
+    budget = other.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert sum(map(len, many)) * rollouts.GROUP > budget
+    rollouts.assert_scored(world.network, many, other.generate(many, SAMPLED, uniforms))
+
+
 def test_an_engine_that_is_gone_leaves_the_process_group_and_other_engines_alone(world, engine):
     other = world.engine("vllm")
     other.generate(world.prompts[:1], GREEDY, None)

@@ -163,7 +163,8 @@ def start(tokenizer, prompts, tmp_path):
         events: list[str] = []
         made = Run(events, Learner(events, metrics), Engine(events, tokenizer, prompts, skill), tmp_path)
         run.last = made
-        training.train(config, made.learner, made.engine, tokenizer, QUESTIONS, prompts, tmp_path, progress=False)
+        source = training.Sampled(config, made.engine, tokenizer, QUESTIONS, prompts)
+        training.train(config, made.learner, source, tmp_path, progress=False)
         return made
 
     return run

@@ -1,0 +1,69 @@
+"""Parity: run the same recorded batches through both backends and show how far they are apart, and from float64.
+
+    python -m launch.parity --config=configs/parity.py --workdir=runs/parity
+    python -m launch.parity --config=configs/parity.py --workdir=runs/fault --rungs=updates --inject=eps_inside_root
+
+Exits with 0 where every check is within its bound, else with 1, naming the worst check and the one to look at first. With
+--inject a known fault is put into the JAX side, to see that the suite finds it: the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import app, config_file
+from shared import files
+from shared.errors import InputError
+
+FLAGS = flags.FLAGS
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    config_file.define("config", sections=None)
+    flags.DEFINE_string("workdir", None, "Where models, table, parity.json and report go.")
+    flags.DEFINE_list("rungs", None, "Rungs of the ladder (default: the config's; all).")
+    flags.DEFINE_list("families", None, "Families of models (default: the config's; all).")
+    flags.DEFINE_list("dtypes", None, "float32, bfloat16 (default: the config's; both).")
+    flags.DEFINE_enum("device", None, ["cpu", "cuda"], "What both backends compute on (default: the config's).")
+    flags.DEFINE_string("inject", "", "A fault to put into the JAX side, e.g. layer_swapped; see parity/faults.py.")
+    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show a progress bar (default: on a terminal).")
+
+
+def main() -> None:
+    """Run the checks and write the report. Raises InputError for a bad flag or config."""
+    if FLAGS.config is None:
+        raise InputError("--config is needed: --config=configs/parity.py")
+    if not FLAGS.workdir:
+        raise InputError("--workdir is needed: the directory for models and report, e.g. --workdir=runs/parity")
+    chosen = ("rungs", "families", "dtypes", "device")
+    given = {name: FLAGS[name].value for name in chosen if FLAGS[name].value is not None}
+    values = FLAGS.config.to_dict() | given
+    if values.get("device") != "cuda":
+        # Before jax is imported: the CPU, pretending to be eight devices, which one rung needs.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+    workdir = Path(FLAGS.workdir)
+    app.make_folder("workdir", workdir)
+
+    from parity import report, runner
+    from parity.config import validate
+
+    config = validate(values)
+    files.remove(workdir / "models")
+    checks, world = runner.run(config, workdir, inject=FLAGS.inject, progress=FLAGS.progress)
+    report.write(workdir, checks, world, inject=FLAGS.inject)
+    print(report.table(checks))
+    print(f"\n{report.verdict(checks)}\nreport   {workdir / report.REPORT_FILE}")
+    if not all(check.passed for check in checks):
+        sys.exit(app.EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

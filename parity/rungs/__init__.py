@@ -1,0 +1,1 @@
+"""The rungs of the ladder, lowest first; each yields its checks."""

@@ -1,0 +1,46 @@
+"""Rung 7: bfloat16. Each backend is judged by its own error against float64; neither may be much worse than the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity import reference
+from parity.check import Check, largest_distance
+from parity.rungs.scoring import whole
+from parity.sides import SIDES, gradient, run_config
+from parity.world import World
+
+# How many times the other backend's error one may have. XLA's CPU backend keeps more of a bfloat16 product's bits than
+# PyTorch's, so on a CPU this is wide.
+TIMES = 3.0
+TINY_RATE = 1e-6  # the paper's: a bfloat16 weight would not move
+
+
+def checks(world: World) -> Iterator[Check]:
+    """Log-probabilities and gradients of the first family, and masters at the paper's learning rate."""
+    case = world.case()
+    sections: dict[str, Any] = {"learner": {"compute_dtype": "bfloat16"}, "torch": {"zero_stage": 1}}
+    config = run_config(**sections, optimizer={"learning_rate": TINY_RATE, "warmup_ratio": 0.0})
+    [exact] = reference.updates(case.folder, [case.batch()], config)
+    with torch.no_grad():
+        expected = whole(reference.logprobs(case.network, case.batch()).numpy(), case)
+    counted = case.batch().completion_mask > 0
+    start = {name: value.astype(np.float32) for name, value in reference.weights(case.network).items()}
+    errors: dict[str, dict[str, tuple[float, str]]] = {"logprobs": {}, "gradient": {}}
+    for side in SIDES:
+        learner = side.learner(config, case.folder, steps=2)
+        off = (learner.logprobs(case.batch(), "policy") - expected)[counted]
+        errors["logprobs"][side.name] = (float(np.sqrt(np.mean(off**2))), "root mean square of all tokens")
+        learner.update(case.batch())
+        errors["gradient"][side.name] = largest_distance(gradient(side, learner), exact.gradient)
+        stuck = {name: value for name, value in side.weights(learner).items() if np.array_equal(value, start[name])}
+        measured = (float(len(stuck)), next(iter(stuck), ""))
+        yield Check.of(f"precision: masters that did not move, {side.name}", case.family, "the file", measured, 0)
+    for what, found in errors.items():
+        for name, other in (("jax", "torch"), ("torch", "jax")):
+            bound = TIMES * found[other][0]
+            yield Check.of(f"precision: bfloat16 {what}, {name}", case.family, "float64", found[name], bound)

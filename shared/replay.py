@@ -1,0 +1,217 @@
+"""A run that learns from another run's stored rollouts in place of its own: the same learner, or the other backend's.
+
+No engine is built and nothing is sampled or evaluated. Policy, rewards, advantages and the engine's log-probabilities are the
+recorded run's; log-probabilities of the reference and the old policy are this learner's own, and each line of metrics says how
+far they are from the recorded ones. `replay.json` in the work directory says at the end how far the metrics of the two are apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared import files, grpo, report, training
+from shared.backend import Backend, Learner
+from shared.config import RunConfig
+from shared.errors import InputError
+from shared.grpo import GroupBatch, completion_view
+from shared.metrics import METRICS_FILE, differences, differences_table, plain, read_metrics
+from shared.run import (
+    MAY_CHANGE,
+    REPLAY_FILE,
+    changed_fields,
+    check_policy,
+    claim,
+    may_change,
+    policy_folder,
+    read_config,
+)
+from shared.training import Round
+from shared.trajectories import METADATA_FILE, TrajectoryReader
+
+# In what a replay may differ from the run that it replays, beside how it is computed: nothing that a batch or a learner's
+# arithmetic depends on. Fewer `grpo.steps` replay the beginning; the learning rate is scheduled as in the recorded run.
+MAY_DIFFER = MAY_CHANGE | {
+    "name",
+    "store_trajectories",
+    "evaluation",
+    "checkpoint",
+    "data.source",
+    "data.train",
+    "data.valid",
+    "model.path",
+    "grpo.steps",
+    "grpo.max_logprob_gap",
+    "rollout.slots",
+    "rollout.prefill_batch",
+    "rollout.decode_steps",
+    "learner.compute_dtype",
+    "learner.length_bucket",
+}
+ADVANTAGE_TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A run that stored its trajectories."""
+
+    workdir: Path
+    config: RunConfig
+    reader: TrajectoryReader
+
+    @classmethod
+    def open(cls, path: Path) -> Recording:
+        """The recording in a work directory, or in its folder of trajectories. Raises InputError where there is none."""
+        if not path.is_dir():
+            raise InputError(f"--replay={path}: no such directory; give the work directory of a run")
+        folder = path if (path / METADATA_FILE).is_file() else path / "trajectories"
+        reader = TrajectoryReader(folder)
+        workdir = folder.resolve().parent if folder == path else path
+        if not (workdir / "config.json").is_file():
+            raise InputError(
+                f"--replay={path}: no config.json beside the trajectories; give the work directory of the recorded run"
+            )
+        return cls(workdir, read_config(workdir / "config.json"), reader)
+
+    def check(self, config: RunConfig) -> None:
+        """Raise InputError, naming the field or the step, where a run with `config` cannot be a replay of this one."""
+        changed = [name for name in changed_fields(self.config, config) if not may_change(name, MAY_DIFFER)]
+        if changed:
+            raise InputError(
+                f"--replay={self.workdir}: recorded with another config (it differs in {', '.join(changed[:5])}); "
+                "give the recorded run's"
+            )
+        there = set(self.reader.steps())
+        needed = range(0, config.steps, config.grpo.inner_steps)
+        missing = next((step for step in needed if step not in there), None)
+        if missing is not None:
+            raise InputError(
+                f"--replay={self.workdir}: its trajectories lack step {missing} of the {config.steps} asked for; let the "
+                f"recorded run go on to its end, or replay its beginning with --config.grpo.steps={missing}"
+            )
+
+    def policy(self, config: RunConfig) -> Path:
+        """The model directory that the recorded run started from, or the one that `config` names in its place."""
+        if config.model.path:
+            check_policy(config)
+            return Path(config.model.path)
+        policy = policy_folder(self.config, self.workdir)
+        if not (policy / "config.json").is_file():
+            raise InputError(f"{policy}: the policy that the recorded run started from is not there; put it back")
+        return policy
+
+    def identity(self) -> dict[str, int]:
+        """What tells this recording from another: the checksums of its first step's arrays."""
+        return self.reader.checksums(0)
+
+
+class Recorded:
+    """Rounds as another run stored them (`shared.training.Source`)."""
+
+    gap_means = "its policy is not the one that the recording was made with, or it learns otherwise"
+
+    def __init__(self, recording: Recording) -> None:
+        self._config, self._reader = recording.config, recording.reader
+
+    def publish(self, learner: Learner) -> None:
+        """Nothing: what comes next is recorded."""
+
+    def next(self, step: int, position: int) -> Round:
+        """The recorded round of `step`. Raises InputError where it is damaged or not whole."""
+        recorded, rewards, ids = self._reader.read(step)
+        notes = self._reader.notes(step)
+        if not {"described", "position", "tokens"} <= notes.keys():
+            raise InputError(f"step {step} of the trajectories does not say what was sampled; record the run again")
+        self._check_advantages(step, recorded, rewards, ids)
+        return Round(
+            batch=dataclasses.replace(recorded, old_logprobs=None, ref_logprobs=None),
+            rewards=rewards,
+            question_ids=ids,
+            described=notes["described"],
+            tokens=notes["tokens"],
+            position=notes["position"],
+            recorded=recorded,
+        )
+
+    def seconds(self) -> Mapping[str, float]:
+        """See `shared.training.Source`."""
+        return {}
+
+    def _check_advantages(self, step: int, batch: GroupBatch, rewards: np.ndarray, ids: list[str]) -> None:
+        """Rewards and advantages are stored apart: they must belong together, or one of them is not what was recorded."""
+        group = self._config.grpo.group_size
+        real = np.array([bool(name) for name in ids])
+        mask = completion_view(batch.completion_mask, batch.layout)
+        expected = np.zeros(len(mask))
+        if real.any():
+            found = grpo.advantages(rewards[real].reshape(-1, group), self._config.grpo.advantage_scale)
+            expected[np.repeat(real, batch.layout.group)] = found.reshape(-1)
+        stored = completion_view(batch.advantages, batch.layout)
+        if not np.allclose(stored, expected[:, None] * mask, rtol=ADVANTAGE_TOLERANCE, atol=ADVANTAGE_TOLERANCE):
+            raise InputError(
+                f"step {step} of the trajectories: its rewards do not give its advantages; record it again"
+            )
+
+
+def run(
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    recording: Recording,
+    *,
+    progress: bool = True,
+    wandb_project: str = "",
+) -> dict[str, Any]:
+    """Learn from `recording` what is not learned yet, and return how far the metrics are from the recorded run's.
+
+    Every process calls it. Raises InputError for a work directory that holds something else.
+    """
+    first = backend.process == 0
+    policy = recording.policy(config)
+    if first:
+        _claim(config, workdir, recording)
+    backend.barrier()
+    learner = backend.learner(
+        config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
+    )
+    training.train(
+        config, learner, Recorded(recording), workdir,
+        first=first, progress=progress and first, wandb_project=wandb_project,
+    )  # fmt: skip
+    learner.finish_saves()
+    if not (workdir / "trained").is_dir():
+        learner.export(workdir / "trained")
+    if first:
+        found = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
+        held = files.read_json(workdir / REPLAY_FILE)
+        files.write_json(workdir / REPLAY_FILE, held | {"differences": plain(found.to_dict("records"))})
+        report.write_report(workdir, show_examples=False)
+    backend.barrier()
+    return files.read_json(workdir / REPLAY_FILE)
+
+
+def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
+    """How far each metric is from the recorded run's, for one screen."""
+    lines = [f"replay of {found['recording']}", "", differences_table(found["differences"]), ""]
+    return "\n".join([*lines, f"figures  {workdir / REPLAY_FILE}", f"report   {workdir / report.REPORT_FILE}"])
+
+
+def _claim(config: RunConfig, workdir: Path, recording: Recording) -> None:
+    """Make the work directory a replay of this recording, or see that it is."""
+    path = workdir / REPLAY_FILE
+    identity = recording.identity()
+    if path.is_file():
+        held = files.read_json(path)
+        if held.get("first_step") != identity:
+            raise InputError(
+                f"{workdir}: holds a replay of another recording ({held.get('recording')}); give another --workdir"
+            )
+    elif (workdir / "config.json").is_file():
+        raise InputError(f"{workdir}: holds a run that is no replay; give another --workdir")
+    else:
+        files.write_json(path, {"recording": str(recording.workdir), "first_step": identity})
+    claim(config, workdir)

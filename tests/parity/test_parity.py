@@ -1,0 +1,90 @@
+"""The fast rungs of the ladder on one family, and that every fault put in on purpose is found and named."""
+
+from __future__ import annotations
+
+import html
+import json
+
+import pytest
+
+from parity import report, runner
+from parity.config import ParityConfig
+from parity.faults import FAULTS
+from shared.errors import InputError
+
+FAMILY = "phi3"
+FAST = ("contract", "operations", "scoring", "gradients")
+# What the lowest rung that fails must say for each fault: part of the check's name, and part of where it is worst.
+NAMED = {
+    "ddof_0": ("contract: advantages", "right"),
+    "uncounted_eos": ("contract: masks and positions", "completion_mask"),
+    "bf16_log_softmax": ("operations: log-softmax, jax", "token"),
+    "naive_kl": ("operations: small KL, jax", "k3"),
+    "layer_swapped": ("scoring: weights as loaded, jax", "model.layers."),
+    "shift_by_one": ("scoring: logprobs, jax", "question"),
+    "padding_seen": ("scoring: logprobs, jax", "question"),
+    "frozen_pad_row": ("gradients: every parameter, paper, jax", "model.embed_tokens.weight"),
+    "eps_inside_root": ("optimizer: AdamW", ""),
+    "rate_off_by_one": ("updates: learning rate of every step, jax", "step"),
+    "stale_reference": ("reference: mixed policy, jax", "token"),
+    "mean_of_means": ("invariance: gradient, 7 x 5, jax", "model."),
+    "stale_engine": ("publishing: greedy tokens after 3 publishes, jax", "question"),
+}
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    """The fast rungs with nothing put in."""
+    folder = tmp_path_factory.mktemp("parity")
+    return folder, *runner.run(ParityConfig(rungs=FAST, families=(FAMILY,)), folder)
+
+
+def test_the_fast_rungs_are_within_their_bounds(ladder):
+    _, checks, _ = ladder
+    assert {runner.rung_of(check) for check in checks} == set(FAST)
+    assert [check.row() for check in checks if not check.passed] == []
+    assert runner.culprit(checks) is None
+    assert {"float64", "torch"} <= {check.against for check in checks}
+
+
+def test_the_report_holds_every_check(ladder):
+    folder, checks, world = ladder
+    report.write(folder, checks, world)
+    rows = json.loads((folder / "parity.json").read_text())
+    assert len(rows) == len(checks)
+    assert set(rows[0]) == {"check", "family", "against", "value", "bound", "passed", "worst"}
+    page = (folder / "parity.html").read_text()
+    assert page.count("<svg ") == len(world.curves) > 0
+    assert all(f"<td>{check.check.split(': ', 1)[1]}</td>" in page for check in checks)
+    assert f"All {len(checks)} checks are within their bounds" in report.verdict(checks)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_by_its_rung_and_named(name, tmp_path):
+    config = ParityConfig(rungs=(FAULTS[name].rung,), families=(FAMILY,), engines=("jax", "hf"), steps=3)
+    checks, world = runner.run(config, tmp_path, inject=name, to_first_failure=True)
+    first = runner.culprit(checks)
+    assert first is not None
+    what, where = NAMED[name]
+    assert what in first.check and where in first.worst
+    assert f"{first.check} ({FAMILY if first.family != 'all' else 'all'}" in report.verdict(checks)
+    report.write(tmp_path, checks, world, inject=name)
+    assert FAULTS[name].what in html.unescape((tmp_path / "parity.html").read_text())
+
+
+def test_every_fault_is_named():
+    assert set(NAMED) == set(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("config", "inject", "message"),
+    [
+        ({"rungs": ("nothing",)}, "", "unknown rung 'nothing'"),
+        ({"families": ("gpt2",)}, "", "unknown family 'gpt2'"),
+        ({"rungs": ("precision",), "dtypes": ("float32",)}, "", "computes in float32"),
+        ({"rungs": ("contract",)}, "gremlins", "unknown fault"),
+    ],
+)
+def test_what_is_not_known_is_refused(config, inject, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        runner.run(ParityConfig(**config), tmp_path, inject=inject)
