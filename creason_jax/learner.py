@@ -268,7 +268,6 @@ class Learner:
             # device computes every row.
             embedded=sharding.embedded_sharding(self.mesh),
             stream=sharding.stream_sharding(self.mesh, layout.length, self.config.learner.sequence_parallel),
-            gather=functools.partial(sharding.gather_layer, self.model, self.mesh),
         )
         batch, _, width = hidden.shape
         last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,33 +148,3 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_ways(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def gather_layer(model: DecoderConfig, mesh: Mesh, layer: Any) -> Any:
-    """One layer's parameters, each device with all that it multiplies by; their gradients go back to where they came from.
-
-    Said here and not left to the compiler: a backward pass that computes the layer again would gather some of them twice.
-    """
-
-    def of_one(stacked: NamedSharding) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*stacked.spec[1:]))
-
-    whole = jax.tree.map(of_one, param_shardings(model, mesh, ENGINE_RULES)["layers"])
-    split = jax.tree.map(of_one, param_shardings(model, mesh)["layers"])
-    return jax.tree.map(_gathered, layer, whole, split)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, whole)
-
-
-def _gathered_forward(x: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
-    return jax.lax.with_sharding_constraint(x, whole), None
-
-
-def _gathered_backward(whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, split),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -146,13 +146,12 @@ def forward(
     remat: bool = False,
     embedded: jax.sharding.Sharding | None = None,
     stream: jax.sharding.Sharding | None = None,
-    gather: Callable[[Params], Params] = lambda layer: layer,
 ) -> tuple[jax.Array, Any]:
     """Hidden states `[B, T, D]` after the final norm, and what `attend` kept, stacked over layers.
 
     tokens and positions `[B, T]`. Layers are scanned; with `remat` only their inputs are stored for the backward pass.
     `embedded` and `stream` are how the hidden states are laid out on their way out of the embedding table and between
-    layers (default: as the compiler likes); `gather` collects the parameters of a layer before they are used.
+    layers (default: as the compiler likes).
     """
     layer_graph, norm_graph = _modules(config)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -162,7 +161,7 @@ def forward(
         return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
-        x, kept = nnx.merge(layer_graph, gather(layer))(x, rotation, attend)
+        x, kept = nnx.merge(layer_graph, layer)(x, rotation, attend)
         return laid_out(x, stream), kept
 
     if remat:
