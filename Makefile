@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BACKEND ?= jax
+TEST_JOBS ?= 2
 # Work directories of the JAX backend have no suffix: runs/quickstart, and runs/quickstart-torch.
 SUFFIX = $(if $(filter jax,$(BACKEND)),,-$(BACKEND))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -57,8 +58,9 @@ study: env
 	$(BIN)/python -m launch.curves --workdirs=runs/study$(SUFFIX)-1,runs/study$(SUFFIX)-2,runs/study$(SUFFIX)-3 \
 	  --out=runs/study$(SUFFIX).png
 
+# Whole files side by side: fixtures of a file are expensive. Each of these processes computes with one thread.
 test: env-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 lint: env-dev
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,12 @@ from shared.cohorts.mimic3.stages import Done, Stages
 from shared.preparation_mimic3 import GIGABYTE, Options, Settings
 
 FLAGS = flags.FLAGS
+ROWS = "rows.json"  # of each table, beside them
 REAL_STAYS, REAL_CHARTED = 61_532, 330_712_483
 BY_CHARTED = ("charted", *FROM_CHARTED)  # stages whose work is set by CHARTEVENTS; all others go by stays
+
+GROWING = ("charted", "ce", "labs_le", "uo", "fluid_mv", "mechvent", "first_windows", "stays", "second_windows",
+           "cohort", "measurement", "mortality")  # fmt: skip
 
 
 def define_flags() -> None:
@@ -56,17 +61,21 @@ class Watched(Stages):
         return done
 
 
+def draw(folder: Path, multiple: int) -> None:
+    """Draw one size's tables, unless they are there."""
+    source = folder / f"tables_{multiple}"
+    if not (source / ROWS).is_file():
+        files.write_json(source / ROWS, mimic3_tables.write(source, mimic3_tables.STAYS * multiple))
+
+
 def measure(folder: Path, multiple: int, memory: int, threads: int, ties: str) -> dict[str, dict[str, float]]:
     """Prepare one size from nothing; figures by stage."""
     source, out = folder / f"tables_{multiple}", folder / f"out_{multiple}"
-    note = source / "rows.json"
-    if not note.is_file():
-        files.write_json(note, mimic3_tables.write(source, mimic3_tables.STAYS * multiple))
     files.remove(out)
     settings = Settings(options=Options(ties=ties), salt="s", memory=memory, threads=threads)
     preparation_mimic3.prepare(source, out, settings, progress=False, make_stages=Watched)
     shutil.rmtree(out)
-    return Watched.figures | {"tables": files.read_json(note)}
+    return Watched.figures | {"tables": files.read_json(source / ROWS)}
 
 
 def main(_: list[str]) -> None:
@@ -76,39 +85,49 @@ def main(_: list[str]) -> None:
     memory = int(FLAGS.memory_limit * GIGABYTE)
     found = {}
     for multiple in multiples:
-        # A fresh process for each: memory once taken is rarely given back.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found[multiple] = pool.submit(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties).result()
-        report(multiple, found[multiple])
+        apart(draw, folder, multiple)
+        found[multiple] = apart(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties)
+        report(multiple, found[multiple], memory)
     growth(found)
 
 
-def report(multiple: int, figures: dict[str, dict[str, float]]) -> None:
+def apart(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The call in a fresh process: memory once taken is rarely given back, and a peak would be an earlier one's."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
+
+
+def report(multiple: int, figures: dict[str, dict[str, float]], memory: int) -> None:
     """One line for each stage of one size, and the real tables' CPU time in proportion."""
     rows = figures["tables"]
     by_charted, by_stays = REAL_CHARTED / rows["chartevents"], REAL_STAYS / rows["icustays"]
     print(f"\nmultiple {multiple}: {rows['icustays']:,} stays, {rows['chartevents']:,} rows of CHARTEVENTS")
     print(f"{'stage':<16}{'rows':>12}{'CPU s':>9}{'wall s':>9}{'rows/CPU s':>13}{'peak MB':>9}{'real, CPU min':>15}")
+    stages = {name: stage for name, stage in figures.items() if name != "tables"}
     total, real = 0.0, 0.0
-    for name, stage in figures.items():
-        if name == "tables":
-            continue
+    for name, stage in stages.items():
         scaled = stage["cpu"] * (by_charted if name in BY_CHARTED else by_stays)
-        read = rows["chartevents"] if name == "charted" else stage["rows"]
+        worked = worked_on(name, figures)
         total, real = total + stage["cpu"], real + scaled
-        print(f"{name:<16}{read:>12,}{stage['cpu']:>9.2f}{stage['wall']:>9.2f}{read / max(stage['cpu'], 1e-3):>13,.0f}"
+        print(f"{name:<16}{worked:>12,}{stage['cpu']:>9.2f}{stage['wall']:>9.2f}{worked / max(stage['cpu'], 1e-3):>13,.0f}"
               f"{stage['peak'] / 1e6:>9.0f}{scaled / 60:>15.1f}")  # fmt: skip
-    print(f"{'all':<16}{'':>12}{total:>9.2f}{'':>31}{real / 60:>15.1f}")
+    peak = max(stage["peak"] for stage in stages.values())
+    print(f"{'all':<16}{'':>12}{total:>9.2f}{'':>22}{peak / 1e6:>9.0f}{real / 60:>15.1f}")
+    print(f"peak memory {peak / 1e9:.2f} GB, limit {memory / 1e9:.2f} GB", flush=True)
+
+
+def worked_on(name: str, figures: dict[str, dict[str, float]]) -> int:
+    """Rows that a stage's work is in proportion to: those it makes, unless it makes something else of what it reads."""
+    read = {"charted": figures["tables"]["chartevents"], "stays": figures["first_windows"]["rows"]}
+    return int(read.get(name, figures[name]["rows"]))
 
 
 def growth(found: dict[int, dict[str, dict[str, float]]]) -> None:
-    """CPU seconds for each multiple of the smallest size's rows: constant where cost is linear."""
-    print("\nCPU milliseconds for each 1,000 rows made")
+    """CPU seconds for each thousand rows of every size: constant where cost is linear."""
+    print("\nCPU milliseconds for each 1,000 rows")
     print(f"{'stage':<16}" + "".join(f"{multiple:>10}" for multiple in found))
-    for name in ("ce", "labs_le", "first_windows", "stays", "second_windows", "cohort", "measurement"):
-        costs = [1e6 * figures[name]["cpu"] / max(figures[name]["rows"], 1) for figures in found.values()]
-        if name == "stays":  # its rows are stays, its work is rows of the first pass
-            costs = [1e6 * f[name]["cpu"] / max(f["first_windows"]["rows"], 1) for f in found.values()]
+    for name in GROWING:
+        costs = [1e6 * figures[name]["cpu"] / max(worked_on(name, figures), 1) for figures in found.values()]
         print(f"{name:<16}" + "".join(f"{cost:>10.2f}" for cost in costs))
 
 

@@ -32,7 +32,7 @@ from creason_jax.model import (
 )
 from creason_jax.model import abstract_params as parameter_shapes
 from creason_jax.sampling import draw
-from shared.backend import Completion, Sampling, check_request, scoring_temperature
+from shared.backend import Completion, Sampling, check_request, check_scored, longest_scored, scoring_temperature
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
@@ -169,6 +169,23 @@ class Engine:
             _slot_shardings(self, slots),
         )
 
+    def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
+        """See `shared.backend.RolloutEngine`."""
+        if self.params is None:
+            raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
+        check_scored(self.config, texts)
+        begin = time.perf_counter()
+        asked = tuple(int(token) for token in tokens)
+        scored = np.zeros((len(texts), len(asked)), np.float32)
+        width = self.prefill_width()
+        for start in range(0, len(texts), width):
+            part = texts[start : start + width]
+            rows = sharding.batch_sharding(self.mesh)
+            placed = jax.device_put(self._padded(part, width, longest_scored(self.config)), (rows, rows))
+            scored[start : start + width] = np.asarray(_score(self, asked, self.params, *placed))[: len(part)]
+        self._count("prefill", begin)
+        return scored
+
     def _completions(self, place: int, out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[Completion]:
         found = []
         for tokens, logprobs, length in zip(*(array[place] for array in out)):
@@ -205,18 +222,10 @@ class Engine:
         """Compute prompts, put their caches in `places`, draw the first token of each sample."""
         begin = time.perf_counter()
         width = self.prefill_width()
-        longest = max(len(prompt) for prompt in prompts)
-        bucket = SMALLEST_BUCKET
-        while bucket < longest:
-            bucket *= 2
-        bucket = min(bucket, self.config.rollout.max_prompt_tokens)
-        tokens = np.zeros((width, bucket), np.int32)
-        lengths = np.zeros(width, np.int32)
+        tokens, lengths = self._padded(prompts, width, self.config.rollout.max_prompt_tokens)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
         target = np.full(width, slots.drawn.shape[0], np.int32)  # past the end: dropped when written
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-            lengths[row] = len(prompt)
+        for row in range(len(prompts)):
             target[row] = places[row]
             if uniforms is not None:
                 numbers[row] = uniforms[taken[row]]
@@ -225,6 +234,17 @@ class Engine:
         slots = jax.block_until_ready(_prefill(self, sampling, self.params, slots, *placed))
         self._count("prefill", begin)
         return slots
+
+    def _padded(self, texts: Sequence[np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
+        bucket = SMALLEST_BUCKET
+        while bucket < max(len(text) for text in texts):
+            bucket *= 2
+        tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = text
+            lengths[row] = len(text)
+        return tokens, lengths
 
     def _advance(self, slots: Slots, sampling: Sampling) -> Slots:
         begin = time.perf_counter()
@@ -322,17 +342,7 @@ def _prefill(
     """tokens `[F, bucket]`, lengths `[F]`, uniforms `[F, G, C]`, places `[F]` (a slot each; past the end: no slot)."""
     width, bucket = tokens.shape
     group = sampling.group_size
-    positions = jnp.broadcast_to(jnp.arange(bucket, dtype=jnp.int32), tokens.shape)
-    valid = positions < lengths[:, None]
-    layout = GroupLayout(prompt=bucket, group=0, completion=0)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        attended = group_attention(q, k, v, valid, layout, mesh=engine.mesh)
-        return attended, (k.swapaxes(1, 2), v.swapaxes(1, 2))
-
-    hidden, (keys, values) = forward(params, engine.model, tokens, positions, attend, dtype=engine.dtype)
-    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    logits = jnp.einsum("fd,dv->fv", last, head(params), preferred_element_type=jnp.float32)
+    logits, (keys, values) = _next_logits(engine, params, tokens, lengths)
     logits = jnp.broadcast_to(logits[:, None], (width, group, logits.shape[-1]))
     first, logprobs = engine.draw(logits, uniforms[:, :, 0], sampling)
     blank = jnp.zeros(uniforms.shape[:3], jnp.int32)
@@ -356,6 +366,30 @@ def _prefill(
         lengths=put(slots.lengths, jnp.ones((width, group), jnp.int32)),
     )
     return _laid_out(engine, filled)
+
+
+def _next_logits(
+    engine: Engine, params: Any, tokens: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Float32 logits `[F, V]` of what comes after texts `[F, bucket]`, with their keys and values `[L, F, K, bucket, N]`."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    valid = positions < lengths[:, None]
+    layout = GroupLayout(prompt=tokens.shape[1], group=0, completion=0)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        attended = group_attention(q, k, v, valid, layout, mesh=engine.mesh)
+        return attended, (k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+    hidden, kept = forward(params, engine.model, tokens, positions, attend, dtype=engine.dtype)
+    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.einsum("fd,dv->fv", last, head(params), preferred_element_type=jnp.float32), kept
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(engine: Engine, asked: tuple[int, ...], params: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Log-probabilities `[F, asked]` of the tokens `asked` after texts `[F, bucket]`."""
+    logits, _ = _next_logits(engine, params, tokens, lengths)
+    return target_logprobs(logits[:, None], jnp.broadcast_to(jnp.array(asked), (len(tokens), len(asked))))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)

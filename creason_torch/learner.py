@@ -37,8 +37,6 @@ class Learner:
         steps: int,
         reference: bool,
     ):
-        import deepspeed
-
         self.config = config
         self.optimizer = optimizer
         self.steps = steps
@@ -49,7 +47,7 @@ class Learner:
         self._checkpoints: Checkpoints | None = None
         settings = zero.deepspeed_config(config, optimizer)
         policy = self._load(settings)
-        self.engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=settings)
+        self.engine, *_ = zero.initialize(model=policy, model_parameters=policy.parameters(), config=settings)
         self.weights = policy.named_weights()
         if self.engine.bfloat16_enabled():
             # The masters were made from rounded weights: set them from what is stored.
@@ -62,7 +60,7 @@ class Learner:
             self.reference_weights = held.named_weights()
             self.reference = held.to(device)
             if settings["zero_optimization"]["stage"] == 3:
-                self.reference, *_ = deepspeed.initialize(model=held, config=settings)
+                self.reference, *_ = zero.initialize(model=held, config=settings)
         self.reference_masters = zero.Slices(self.reference_weights)
         for name in self.reference_weights:
             self.reference_masters.set(name, zero.master(self.weights[name]))

@@ -17,9 +17,17 @@ from absl import flags
 from launch import app
 from launch.backends import make_backend
 from shared import baselines, binary, evaluation, files, lm_eval, orders
-from shared.answering import answer_questions
+from shared.answering import answer_questions, force_answers
 from shared.comparison import compare
-from shared.config import EvaluationConfig, GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig
+from shared.config import (
+    EvaluationConfig,
+    GrpoConfig,
+    LearnerConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+    TorchConfig,
+)
 from shared.errors import InputError
 from shared.evaluation import Answer
 from shared.evaluation_page import write_page
@@ -40,16 +48,24 @@ def define_flags() -> None:
     flags.DEFINE_list("questions", None, "Question files (Parquet), separated by commas.", required=True)
     flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
     flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which engine generates.")
+    flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
     flags.DEFINE_integer("max_prompt_tokens", 9_000, "Longer prompts lose their beginning.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 2_000, "Length limit of a completion.", lower_bound=1)
     flags.DEFINE_integer("slots", 64, "Questions answered at once.", lower_bound=1)
     flags.DEFINE_integer("limit", 0, "Only the first questions; 0: all.", lower_bound=0)
+    flags.DEFINE_enum(
+        "protocol", "boxed", ["boxed", "forced_choice"],
+        "The letter that the model boxes; or, as in the paper, the likelier letter after its reasoning and a phrase.",
+    )  # fmt: skip
     flags.DEFINE_integer("samples", 1, "Answers to each question; the most frequent letter counts.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "Of the samples; 0 is greedy.", lower_bound=0.0)
     flags.DEFINE_bool("cyclic", False, "Ask each question with its options in every cyclic order.")
     flags.DEFINE_string("patients", "", "patients.parquet beside the questions: accuracy by age band, sex and site.")
     flags.DEFINE_string("compare", "", "answers.parquet of another model on the same questions.")
     flags.DEFINE_string("registry", "", "Prepared registry of the questions: adds boosted trees to the baselines.")
+    flags.DEFINE_bool(
+        "completions", False, "Also write completions.jsonl, records and answers as text, for launch.review."
+    )
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
@@ -70,11 +86,20 @@ def main() -> None:
             raise InputError(f"--{name}: is needed to evaluate")
     if FLAGS.samples > 1 and FLAGS.temperature == 0:
         raise InputError("--samples: greedy samples are all equal; give --temperature")
+    if FLAGS.protocol == "forced_choice":
+        if FLAGS.samples > 1 or FLAGS.temperature > 0:
+            raise InputError(
+                "--protocol=forced_choice follows one greedy reasoning; leave --samples and --temperature out"
+            )
+        if FLAGS.completions:
+            raise InputError("--completions: only with --protocol=boxed")
     out = Path(FLAGS.out)
     other = evaluation.read_answers(Path(FLAGS.compare)) if FLAGS.compare else None
-    asked, answers = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
-    figures = report(asked, answers, other)
+    asked, answers, boxed = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
+    figures = report(asked, answers, boxed, other)
     evaluation.write_answers(out / "answers.parquet", answers)
+    if boxed is not None:
+        evaluation.write_answers(out / "boxed.parquet", boxed)
     files.write_json(out / "summary.json", figures)
     write_page(out / "evaluation.html", figures, title=f"Evaluation of {Path(FLAGS.model).name}")
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
@@ -91,8 +116,8 @@ def read_all() -> list[Question]:
     return questions
 
 
-def answered(questions: list[Question], out: Path) -> tuple[list[Question], list[Answer]]:
-    """The questions that fit, and the model's answers."""
+def answered(questions: list[Question], out: Path) -> tuple[list[Question], list[Answer], list[Answer] | None]:
+    """The questions that fit, and the model's answers; those that it boxed, where others were forced."""
     folder = Path(FLAGS.model)
     tokenizer = load_tokenizer(folder)
     config = RunConfig(
@@ -104,20 +129,25 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
             max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=FLAGS.slots
         ),
         learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
-        evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=0),
+        torch=TorchConfig(rollout_engine=FLAGS.engine),
+        evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=len(questions) if FLAGS.completions else 0),
     )
     questions, prompts, cut = prompt_tokens(
         tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
     app.make_folder("out", out)
     backend = make_backend(FLAGS.backend, config)
-    engine = backend.engine(config, folder, stop_tokens=special_tokens(tokenizer, folder).stop)
+    stop = special_tokens(tokenizer, folder).stop
+    engine = backend.engine(config, folder, stop_tokens=stop)
     backend.load(engine, folder)
     if cut:
         print(
             f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning", file=sys.stderr
         )
-    answers, _ = answer_questions(
+    if FLAGS.protocol == "forced_choice":
+        forced, boxed = force_answers(config, engine, tokenizer, questions, prompts, stop=stop, progress=FLAGS.progress)
+        return questions, forced, boxed
+    answers, completions = answer_questions(
         config,
         engine,
         tokenizer,
@@ -127,19 +157,24 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         temperature=FLAGS.temperature,
         progress=FLAGS.progress,
     )
-    return questions, answers
+    if FLAGS.completions:
+        files.write_json_lines(out / "completions.jsonl", completions)
+    return questions, answers, None
 
 
-def report(questions: list[Question], answers: list[Answer], other: list[Answer] | None) -> dict[str, Any]:
+def report(
+    questions: list[Question], answers: list[Answer], boxed: list[Answer] | None, other: list[Answer] | None
+) -> dict[str, Any]:
     """Everything that goes into summary.json."""
     resampling = {"bootstrap": FLAGS.bootstrap, "seed": FLAGS.seed}
     figures = evaluation.summarise(questions, answers, **resampling) | evaluation.ceilings(questions)
     figures |= evaluation.details(questions, answers)
+    figures |= {"protocol": FLAGS.protocol, "boxed": None if boxed is None else _accuracy(questions, boxed, resampling)}
     figures |= {"subgroups": None, "comparison": None, "binary": None, "orders": None}
-    figures["baselines"] = {"most frequent value": _baseline(questions, baselines.majority(questions), resampling)}
+    figures["baselines"] = {"most frequent value": _accuracy(questions, baselines.majority(questions), resampling)}
     if FLAGS.registry:
         trees = baselines.boosted_trees(store.load(Path(FLAGS.registry)), questions)
-        figures["baselines"]["boosted trees"] = _baseline(questions, trees, resampling)
+        figures["baselines"]["boosted trees"] = _accuracy(questions, trees, resampling)
     if FLAGS.patients:
         figures["subgroups"] = subgroups(answers, read_patients(Path(FLAGS.patients)), **resampling)
     if other is not None:
@@ -152,9 +187,9 @@ def report(questions: list[Question], answers: list[Answer], other: list[Answer]
     return figures
 
 
-def _baseline(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:
+def _accuracy(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:
     found = evaluation.summarise(questions, answers, **resampling)
-    return {"accuracy": found["accuracy"], "ci": found["ci"], "macro_f1": found["macro_f1"]}
+    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered")}
 
 
 if __name__ == "__main__":

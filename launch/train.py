@@ -50,10 +50,11 @@ def main() -> None:
     if not FLAGS.workdir:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
     workdir = Path(FLAGS.workdir)
-    app.make_folder("workdir", workdir)
-    if FLAGS.replay:
-        recording = Recording.open(Path(FLAGS.replay))
+    recording = Recording.open(Path(FLAGS.replay)) if FLAGS.replay else None
+    if recording is not None:
         recording.check(config)
+    app.make_folder("workdir", workdir)
+    if recording is not None:
         backend = make_backend(FLAGS.backend, config)
         found = replay.run(
             config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project

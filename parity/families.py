@@ -86,6 +86,8 @@ def write_family(family: str, folder: Path, *, seed: int = 0) -> None:
         torch.manual_seed(seed)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
+            # Transformers makes the pad token's row 0, which the gradient of the first norm would divide by.
+            network.get_input_embeddings().weight[COMMON["pad_token_id"]].normal_(0, COMMON["initializer_range"])
             for name, weight in network.named_parameters():
                 if "norm" in name or name.endswith("bias"):
                     weight.add_(0.2 * torch.randn_like(weight))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from parity.check import Check
 from parity.config import ParityConfig
@@ -59,6 +60,7 @@ def run(
         raise InputError(f"unknown rung {unknown[0]!r}; there are {', '.join(RUNGS)}")
     world = World(config, folder)
     pin_precision(config.device)
+    transformers_logging.disable_progress_bar()
     chosen = [
         name for name in RUNGS if name in (config.rungs or RUNGS) and DTYPES.get(name, "float32") in config.dtypes
     ]

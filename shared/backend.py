@@ -40,6 +40,18 @@ def check_request(
         raise InputError(f"random numbers of shape {uniforms.shape} were given for {needed} draws")
 
 
+def longest_scored(config: RunConfig) -> int:
+    """Tokens of the longest text that an engine says the next token of."""
+    return config.longest_sequence - 1
+
+
+def check_scored(config: RunConfig, texts: Sequence[np.ndarray]) -> None:
+    """Raise InputError for a text whose next token no engine can score."""
+    for index, text in enumerate(texts):
+        if not 1 <= len(text) <= longest_scored(config):
+            raise InputError(f"text {index} has {len(text)} tokens; at most {longest_scored(config)} can be scored")
+
+
 def scoring_temperature(config: GrpoConfig, temperature: float) -> float:
     """What logits are divided by when tokens drawn at `temperature` (0: greedy) are scored, on every side alike."""
     return temperature if config.score_temperature == "sampling" and temperature > 0 else 1.0
@@ -68,6 +80,14 @@ class RolloutEngine(Protocol):
         Every process calls it with all prompts and gets all completions; which process makes which is the engine's affair.
         `uniforms` `[prompts, group_size, max_new_tokens]` decide every draw, so a completion depends on its prompt and
         its own numbers alone; None where sampling is greedy. Raises InputError for a prompt longer than the engine holds.
+        """
+        ...
+
+    def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
+        """`[texts, tokens]` float32: the log-probability of each of `tokens` `[tokens]` to come next after each text.
+
+        Of the whole vocabulary's distribution at temperature 1, whatever the run samples and scores with. Called like
+        `generate`. A text may be a prompt and its completion (`longest_scored`); InputError for a longer one.
         """
         ...
 

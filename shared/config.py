@@ -89,7 +89,8 @@ class ModelConfig:
     """The policy: a Hugging Face directory, or a small architecture that starts from random weights."""
 
     path: str = ""  # Hugging Face directory with config.json, safetensors and tokenizer
-    vocab_size: int = 1_024  # the rest only without `path`; the vocabulary is the tokenizer's upper bound
+    family: Literal["phi3", "llama", "qwen2", "qwen3"] = "phi3"  # this and the rest only without `path`
+    vocab_size: int = 1_024  # the tokenizer's upper bound
     hidden_size: int = 128
     intermediate_size: int = 384
     num_hidden_layers: int = 4

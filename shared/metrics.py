@@ -139,7 +139,7 @@ def differences(metrics: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
             continue
         ours, theirs = first.loc[steps, name], second.loc[steps, name]
         gap = (theirs - ours).abs().where(ours.notna() | theirs.notna(), 0.0).fillna(math.inf)
-        scale = ours.abs().clip(lower=float(np.sqrt((ours**2).mean())))
+        scale = ours.abs().fillna(0.0).clip(lower=float(np.sqrt((ours**2).mean())))
         relative = (gap / scale).where(gap > 0, 0.0)
         at = relative.idxmax()
         rows.append({"metric": name, "relative": relative[at], "step": at, "absolute": gap.max()})

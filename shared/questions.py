@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shared import files
 from shared.errors import InputError
@@ -55,15 +58,18 @@ class Question:
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Question)]
+KINDS = {"choices": pa.list_(pa.string()), "bayes_accuracy": pa.float64()}
+SCHEMA = pa.schema([(name, KINDS.get(name, pa.string())) for name in COLUMNS])
+ROWS_AT_ONCE = 2_048  # written together: questions may share a context in memory, but not on their way to the file
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """Write a question store (Parquet, readable by its owner only); replaces `path` atomically."""
-    table = pd.DataFrame([dataclasses.asdict(q) for q in questions], columns=COLUMNS)
-    table["choices"] = table["choices"].map(list)
-    table = table.astype({"bayes_accuracy": "float64", "bayes_answer": "string"})
-    with files.replacing(path) as temporary:
-        table.to_parquet(temporary, index=False)
+    waiting = iter(questions)
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        while part := list(itertools.islice(waiting, ROWS_AT_ONCE)):
+            columns = {name: [getattr(question, name) for question in part] for name in COLUMNS}
+            writer.write_table(pa.table(columns, schema=SCHEMA))
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -71,10 +71,11 @@ class Recording:
         folder = path if (path / METADATA_FILE).is_file() else path / "trajectories"
         reader = TrajectoryReader(folder)
         workdir = folder.resolve().parent if folder == path else path
-        if not (workdir / "config.json").is_file():
-            raise InputError(
-                f"--replay={path}: no config.json beside the trajectories; give the work directory of the recorded run"
-            )
+        for name in ("config.json", METRICS_FILE):
+            if not (workdir / name).is_file():
+                raise InputError(
+                    f"--replay={path}: no {name} beside the trajectories; give the work directory of the recorded run"
+                )
         return cls(workdir, read_config(workdir / "config.json"), reader)
 
     def check(self, config: RunConfig) -> None:

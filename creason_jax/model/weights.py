@@ -1,8 +1,9 @@
 """Hugging Face safetensors <-> parameters, slice by slice: no host ever holds more than its own shards.
 
 Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped: `shared/kernels.py` says which.
-Host memory while loading: one device's shard of one parameter (all layers of it, float32) and CHUNK_BYTES of what is read,
-beside the devices' own; while writing: one file (`weight_files.SHARD_BYTES`), twice.
+Host memory while loading: one device's shard of one parameter (all layers of it, float32), those before it that JAX has not
+let go of yet (a few at most were seen), and CHUNK_BYTES of what is read, beside the devices' own; while writing: one file
+(`weight_files.SHARD_BYTES`), twice.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def load_params(folder: Path, config: DecoderConfig, shardings: Any, *, progress
     `progress`: show a bar; None: for large models, on a terminal. Raises InputError for a missing or truncated file, and for
     a tensor that is missing, of another shape or kind, or not of this model.
     """
-    hidden = not progress if progress is not None else None if 4 * config.num_params >= SHOWN_BYTES else True
+    if progress is None and 4 * config.num_params < SHOWN_BYTES:
+        progress = False
+    hidden = None if progress is None else not progress  # None: tqdm looks for a terminal
     total = _bytes_to_read(config, shardings)
     with _Reader(folder) as reader, tqdm(desc="weights", total=total, unit="B", unit_scale=True, disable=hidden) as bar:
         reader.check(stored_shapes(config))
@@ -164,12 +167,12 @@ def _bytes_to_read(config: DecoderConfig, shardings: Any) -> int:
 
 
 def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Bounds], np.ndarray]) -> jax.Array:
-    """An array whose parts `read` gives: one part on the host at a time, read once however many devices hold it."""
+    """An array whose parts `read` gives: one at a time on the host, each read once however many devices hold it."""
     arrays = {}
     for bounds, devices in _by_part(shape, sharding).items():
         part = read(bounds)
         for device in devices:
-            arrays[device] = jax.device_put(part, device, may_alias=False)
+            arrays[device] = jax.device_put(part, device)
         jax.block_until_ready([arrays[device] for device in devices])
     order = sharding.addressable_devices_indices_map(shape)
     return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in order])

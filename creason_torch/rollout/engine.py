@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from creason_torch.model import read_config
-from shared.backend import Completion, Sampling, check_request
+from shared.backend import Completion, Sampling, check_request, check_scored
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -82,6 +82,16 @@ class Engine(abc.ABC):
         drawn = self._draw(prompts[own], sampling, None if uniforms is None else uniforms[own])
         return self._completions(_from_all(drawn, len(prompts), self.device))
 
+    def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
+        """See `shared.backend.RolloutEngine`."""
+        if not self.loaded:
+            raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
+        check_scored(self.config, texts)
+        begin = time.perf_counter()
+        scored = self._score(texts[_own_part(len(texts))], [int(token) for token in tokens])
+        self._count("prefill", begin)
+        return _gathered(scored, len(texts), self.device)
+
     @abc.abstractmethod
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Take weights that are known to be whole and right, and reset every cache."""
@@ -89,6 +99,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
         """Draw for this process's own part of a request that is known to be right; it may be empty."""
+
+    @abc.abstractmethod
+    def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
+        """`[texts, tokens]` float32 for this process's own part of `next_token_logprobs`; it may be empty."""
 
     def _completions(self, drawn: Drawn) -> list[list[Completion]]:
         last = np.take_along_axis(drawn.tokens, np.maximum(drawn.lengths - 1, 0)[:, :, None], axis=2)[:, :, 0]
@@ -143,18 +157,19 @@ def _own_part(count: int) -> slice:
 
 def _from_all(own: Drawn, count: int, device: torch.device) -> Drawn:
     """What every process drew, in the order of the prompts."""
+    return Drawn(*(_gathered(array, count, device) for array in own))
+
+
+def _gathered(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
+    """The rows of every process, `count` in all."""
     _, ways = processes()
     if ways == 1:
         return own
     width = -(-count // ways)
     place = torch.device("cpu") if dist.get_backend() == "gloo" else device
-
-    def gathered(array: np.ndarray) -> np.ndarray:
-        part = np.zeros((width, *array.shape[1:]), array.dtype)
-        part[: len(array)] = array
-        sent = torch.from_numpy(part).to(place)
-        received = sent.new_empty((ways * width, *part.shape[1:]))
-        dist.all_gather_into_tensor(received, sent)
-        return received[:count].cpu().numpy()
-
-    return Drawn(*map(gathered, own))
+    part = np.zeros((width, *own.shape[1:]), own.dtype)
+    part[: len(own)] = own
+    sent = torch.from_numpy(part).to(place)
+    received = sent.new_empty((ways * width, *part.shape[1:]))
+    dist.all_gather_into_tensor(received, sent)
+    return received[:count].cpu().numpy()

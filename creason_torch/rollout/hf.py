@@ -22,6 +22,7 @@ from shared.config import RunConfig
 from shared.errors import InputError
 
 ATTENTION = "creason_rollout"
+NOTHING_DRAWN = Sampling(group_size=1, temperature=0.0, max_new_tokens=1)  # caches of texts alone
 
 
 class Caches:
@@ -147,6 +148,18 @@ class HfEngine(Engine):
             for array, values in zip(drawn, self._slots(prompts[part], sampling, _tensor(numbers).to(self.device))):
                 array[part] = values.cpu().numpy()
         return drawn
+
+    @torch.inference_mode()
+    def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
+        scored = np.zeros((len(texts), len(tokens)), np.float32)
+        width = self.config.rollout.prefill_batch
+        for start in range(0, len(texts), width):
+            part = texts[start : start + width]
+            lengths = torch.tensor([len(text) for text in part], device=self.device)
+            caches = Caches(self.network, lengths, max(map(len, part)), NOTHING_DRAWN)
+            logprobs = self._prefill(part, caches).log_softmax(dim=-1)
+            scored[start : start + width] = logprobs[:, list(tokens)].cpu().numpy()
+        return scored
 
     def _slots(
         self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: torch.Tensor

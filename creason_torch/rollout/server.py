@@ -126,6 +126,25 @@ class ServerEngine(Engine):
         self._count("decode", begin)
         return drawn
 
+    def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
+        scored = np.zeros((len(texts), len(tokens)), np.float32)
+
+        def one(row: int) -> None:
+            body = {
+                "model": self._name,
+                "prompt": texts[row].tolist(),
+                **vllm_options.scoring_options(tokens),
+                "return_tokens_as_token_ids": True,
+            }
+            found = self._ask("/v1/completions", body, timeout=GENERATING)["choices"][0]["logprobs"]["top_logprobs"][0]
+            scored[row] = [found[f"token_id:{token}"] for token in tokens]
+
+        if texts:
+            with ThreadPoolExecutor(min(self.config.rollout.slots, len(texts))) as pool:
+                for _ in pool.map(one, range(len(texts))):
+                    pass
+        return scored
+
     def _check_settings(self) -> None:
         """Raise InputError where the server was started with other settings than this run needs."""
         found = self._ask("/server_info?config_format=json", timeout=QUICK)["vllm_config"]["model_config"]

@@ -120,6 +120,19 @@ class VllmEngine(Engine):
         self._count("decode", begin)
         return drawn
 
+    def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
+        from vllm import SamplingParams
+
+        scored = np.zeros((len(texts), len(tokens)), np.float32)
+        if not texts:
+            return scored
+        prompted: list[Any] = [{"prompt_token_ids": text.tolist()} for text in texts]
+        params = SamplingParams(**vllm_options.scoring_options(tokens), detokenize=False)
+        for row, output in enumerate(self.llm.generate(prompted, params, use_tqdm=False)):
+            found: Any = output.outputs[0].logprobs
+            scored[row] = [found[0][token].logprob for token in tokens]
+        return scored
+
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:

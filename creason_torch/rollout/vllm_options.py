@@ -43,6 +43,21 @@ def seed(uniforms: np.ndarray) -> int:
     return int.from_bytes(digest, "little") >> 1  # vLLM keeps it in a signed integer of 64 bits
 
 
+def scoring_options(tokens: Sequence[int]) -> dict[str, Any]:
+    """Options of a text whose next token is scored, under the same names: `tokens` are those asked about.
+
+    Greedy, because then no mode of vLLM's divides by a temperature; the token that it draws is thrown away.
+    """
+    return {
+        "n": 1,
+        "temperature": 0.0,
+        "max_tokens": 1,
+        "ignore_eos": True,
+        "logprob_token_ids": list(tokens),
+        "logprobs": len(tokens),
+    }
+
+
 def logprobs_mode(config: RunConfig) -> Literal["raw_logprobs", "processed_logprobs"]:
     """Which of vLLM's log-probabilities a run needs; see the top of this file."""
     return "processed_logprobs" if config.grpo.score_temperature == "sampling" else "raw_logprobs"

@@ -40,7 +40,11 @@ def _small_gradients(case: Case) -> Iterator[Check]:
             found = {name: value - start[name] for name, value in side.weights(learner).items()}
             measured = _largest_step_error(found, moved, config.optimizer.learning_rate)
             yield Check.of(
-                f"optimizer: AdamW, gradients times {scale:g}, {side.name}", case.family, "float64", measured, 1e-3
+                f"optimizer: AdamW, gradients times {scale:g}, {side.name}",
+                case.family,
+                "float64",
+                measured,
+                STEP_BOUND,
             )
 
 

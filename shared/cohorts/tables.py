@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,18 @@ from shared import files
 from shared.errors import InputError
 from shared.registry.store import read_parquet
 
+CODE = re.compile(r"[A-Za-z]?[\d., -]{1,12}|nan|NA")
+# What openpyxl raises for files that are no workbooks, or damaged ones.
+UNREADABLE = (
+    OSError,
+    KeyError,
+    ValueError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    InvalidFileException,
+)
 MAX_CELL = 32_767  # characters; what a workbook's cell can hold
 
 
@@ -119,7 +132,7 @@ def _workbook_rows(path: Path) -> list[list[Any]]:
         book.close()
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, IndexError, TypeError, zipfile.BadZipFile, InvalidFileException) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a readable Excel workbook ({reason})") from None
     return rows
@@ -135,6 +148,12 @@ def _csv_rows(path: Path) -> list[list[Any]]:
             return [list(row) for row in csv.reader(stream)]
     except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
         raise InputError(f"{path}: not a readable CSV file in UTF-8 ({error})") from None
+
+
+def shown_code(value: Any) -> str:
+    """A cell as a message may repeat it: codes as they are, of any other text nothing but its length."""
+    text = str(value)
+    return repr(text) if CODE.fullmatch(text) else f"a text of {len(text)} characters"
 
 
 def _cell(value: Any) -> Any:

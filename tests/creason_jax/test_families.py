@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import SWITCH, VARIANTS, tiny_variant
+from families import SWITCH, VARIANTS
+from pairs import Pair, error_of, variant_pair
 from safetensors.numpy import load_file
 from tiny import run_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -28,35 +27,17 @@ from creason_jax.rollout import Engine
 from shared import files
 from shared.backend import Sampling
 from shared.config import LearnerConfig, OptimizerConfig
-from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
 
 LIMIT = 8
 GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LIMIT)
 LONGROPE = ("phi3 longrope", "phi4 mini")
-ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 MESHES = [(1, 4, 2), (2, 1, 4)]  # two key-value heads do not divide by 4: they are replicated
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One model twice: Transformers' and ours, from the same folder."""
-
-    name: str
-    folder: Path
-    torch: PreTrainedModel
-    config: DecoderConfig
-    params: Any
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request, tmp_path_factory) -> Pair:
-    folder = tmp_path_factory.mktemp("model")
-    network = tiny_variant(request.param).eval()
-    network.save_pretrained(folder)
-    config = DecoderConfig.read(folder)
-    params = ours.load_params(folder, config, jax.tree.map(lambda _: ONE, ours.abstract_params(config)))
-    return Pair(request.param, folder, network, config, params)
+    return variant_pair(tmp_path_factory.mktemp("model"), request.param)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -350,9 +331,8 @@ def test_old_and_new_rope_fields_are_read_as_transformers_reads_them(name, tmp_p
     ],
 )  # fmt: skip
 def test_what_is_not_computed_is_refused(family, changes, message):
-    with pytest.raises(InputError) as caught:
-        DecoderConfig.from_hugging_face(SHAPE | {"model_type": family} | changes, longest=100)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    values = SHAPE | {"model_type": family} | changes
+    assert message in error_of(lambda: DecoderConfig.from_hugging_face(values, longest=100))
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-from tiny import change_config, tiny_phi3
+from pairs import Pair, error_of, phi3_pair
+from tiny import change_config
 from transformers import Phi3Config, Phi3ForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm, Phi3RotaryEmbedding
 
 from creason_jax import model as ours
-from creason_jax import sharding
-from creason_jax.model import DecoderConfig, weights
+from creason_jax.model import DecoderConfig
 from creason_jax.model.decoder import RMSNorm
 from creason_jax.model.rotary import Rope, inverse_frequencies, rotary
-from shared import files, weight_files
-from shared.config import LearnerConfig
-from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
 
 PARTIAL = {"rope_type": "default", "rope_theta": 250_000.0, "partial_rotary_factor": 0.75}
@@ -32,37 +28,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 1e-2},
     "partial_rotary": {"rope_parameters": PARTIAL, "num_key_value_heads": 1},
 }
-ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One model twice: Transformers' and ours, from the same folder."""
-
-    folder: Path
-    torch: Phi3ForCausalLM
-    config: DecoderConfig
-    params: Any
-
-
-def load_whole(folder: Path) -> tuple[DecoderConfig, Any]:
-    config = DecoderConfig.read(folder)
-    return config, ours.load_params(folder, config, jax.tree.map(lambda _: ONE, ours.abstract_params(config)))
-
-
-def make_pair(folder: Path, **overrides: Any) -> Pair:
-    model = tiny_phi3(folder, **overrides)
-    return Pair(folder, model, *load_whole(folder))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request, tmp_path_factory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("model"), **FAMILIES[request.param])
+    return phi3_pair(tmp_path_factory.mktemp("model"), **FAMILIES[request.param])
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("model"), num_hidden_layers=1)
+    return phi3_pair(tmp_path_factory.mktemp("model"), num_hidden_layers=1)
 
 
 @pytest.fixture
@@ -102,27 +77,9 @@ def some_tokens(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(4, 320, shape).astype(np.int32)
 
 
-def error_of(action) -> str:
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 def test_float32_products_are_computed_in_float32():
     assert jax.config.jax_default_matmul_precision == "highest"
     assert jax.device_count() == 8 and jax.default_backend() == "cpu"
-
-
-@pytest.mark.parametrize("start", [0, 16_000])
-def test_logits_equal_hugging_face(pair, start):
-    tokens = some_tokens(2, 21)
-    positions = np.broadcast_to(start + np.arange(21), tokens.shape)
-    expected = torch_logits(pair.torch, tokens, positions)
-    assert expected.std() > 0.3
-    found = logits(pair.params, pair.config, tokens, positions)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("theta", [1e4, 2.5e5, 1e6])
@@ -167,29 +124,6 @@ def test_group_layout_gives_each_completion_its_own_logits_whatever_the_padding(
             np.testing.assert_allclose(own, expected[len(prompt) :], rtol=0, atol=1e-5)
 
 
-def test_gradient_of_every_parameter_equals_hugging_face(pair, tmp_path):
-    """A tied table gets the gradient of both its uses, a fused matrix that of all its parts."""
-    remat = not pair.config.tie_word_embeddings
-    tokens = some_tokens(2, 12)
-    pair.torch.zero_grad()
-    out = pair.torch(torch.tensor(tokens)).logits[:, :-1].log_softmax(-1)
-    out.gather(-1, torch.tensor(tokens[:, 1:, None]).long()).sum().backward()
-
-    def loss(params):
-        found = logits(params, pair.config, tokens, np.broadcast_to(np.arange(12), tokens.shape), remat=remat)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), tokens[:, 1:, None], axis=-1)
-        return chosen.sum()
-
-    weights.save_params(tmp_path, jax.jit(jax.grad(loss))(pair.params), pair.config)
-    found = load_file(tmp_path / "model.safetensors")
-    expected = {name: weight.grad.numpy() for name, weight in pair.torch.named_parameters()}
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        size = np.abs(expected[name]).max()
-        assert size > 0.01, name
-        np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=2e-5 * size, err_msg=name)
-
-
 def test_layers_as_a_list_give_the_same_as_the_scan(pair):
     tokens, positions = some_tokens(2, 7), np.broadcast_to(np.arange(7), (2, 7))
     valid, layout = jnp.ones((2, 7), bool), GroupLayout(prompt=7, group=0, completion=0)
@@ -211,7 +145,7 @@ def test_layers_as_a_list_give_the_same_as_the_scan(pair):
 
 
 def test_more_layers_than_a_turn_of_the_scan_holds(tmp_path):
-    deep = make_pair(tmp_path, num_hidden_layers=5, hidden_size=32, intermediate_size=48)
+    deep = phi3_pair(tmp_path, num_hidden_layers=5, hidden_size=32, intermediate_size=48)
     tokens = some_tokens(1, 6)
     found = logits(deep.params, deep.config, tokens, np.arange(6)[None])
     np.testing.assert_allclose(found, torch_logits(deep.torch, tokens), rtol=0, atol=1e-5)
@@ -236,31 +170,6 @@ def test_norm_in_bfloat16_casts_before_the_scale():
     np.testing.assert_array_equal(found, norm(torch.tensor(x).bfloat16()).detach().float().numpy())
 
 
-def test_import_then_export_keeps_every_bit(pair, tmp_path):
-    weights.save_params(tmp_path, pair.params, pair.config)
-    found, expected = (load_file(each / "model.safetensors") for each in (tmp_path, pair.folder))
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype == np.float32
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
-
-
-def test_export_loads_in_transformers(pair, tmp_path):
-    weights.save_params(tmp_path, pair.params, pair.config)
-    files.copy_companions(pair.folder, tmp_path)
-    model, report = Phi3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
-    assert not any(report.values()), report
-    tokens = some_tokens(1, 9)
-    np.testing.assert_array_equal(torch_logits(model.eval(), tokens), torch_logits(pair.torch, tokens))
-    assert DecoderConfig.read(tmp_path) == pair.config
-
-
-def test_parameters_are_counted(pair):
-    assert (
-        pair.config.num_params == pair.torch.num_parameters() == sum(leaf.size for leaf in jax.tree.leaves(pair.params))
-    )
-
-
 def test_stacking_and_unstacking_are_inverse():
     layers = [{"a": jnp.arange(6.0).reshape(2, 3) + n, "b": {"c": jnp.full(4, n)}} for n in range(3)]
     stacked = ours.stack_layers(layers)
@@ -268,53 +177,6 @@ def test_stacking_and_unstacking_are_inverse():
     for found, expected in zip(ours.unstack_layers(stacked), layers, strict=True):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     jax.tree.map(np.testing.assert_array_equal, ours.stack_layers(ours.unstack_layers(stacked)), stacked)
-
-
-def test_bfloat16_checkpoint_loads_as_float32(tmp_path):
-    model = tiny_phi3(tmp_path / "in", dtype=torch.bfloat16, num_hidden_layers=2)
-    config, params = load_whole(tmp_path / "in")
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    weights.save_params(tmp_path, params, config)
-    found = load_file(tmp_path / "model.safetensors")
-    for name, weight in model.named_parameters():
-        assert weight.dtype == torch.bfloat16
-        np.testing.assert_array_equal(found[name], weight.detach().float().numpy(), err_msg=name)
-
-
-@pytest.mark.parametrize("rules", [sharding.LEARNER_RULES, sharding.ENGINE_RULES])
-def test_each_device_loads_its_own_part(pair, rules):
-    config = pair.config
-    mesh = sharding.make_mesh(LearnerConfig(mesh_data=1, mesh_fsdp=4, mesh_tensor=2))
-    params = ours.load_params(pair.folder, config, sharding.param_shardings(config, mesh, rules))
-    jax.tree.map(np.testing.assert_array_equal, params, pair.params)
-    ways = {name: leaf.size // leaf.addressable_shards[0].data.size for name, leaf in flat(params).items()}
-    over_embed = 4 if rules is sharding.LEARNER_RULES else 1
-    assert ways["layers.q.kernel"] == ways["layers.o.kernel"] == ways["layers.down.kernel"] == 2 * over_embed
-    assert ways["layers.k.kernel"] == over_embed * (1 if config.num_key_value_heads == 1 else 2)
-    assert ways["embed.kernel"] == 2 * over_embed and ways["norm.scale"] == 1
-
-
-def flat(params: Any) -> dict[str, jax.Array]:
-    found = jax.tree_util.tree_leaves_with_path(params)
-    return {".".join(part.key for part in path): leaf for path, leaf in found}
-
-
-def test_large_models_are_written_in_several_files(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "SHARD_BYTES", 2**18)
-    weights.save_params(tmp_path, pair.params, pair.config)
-    paths = sorted(tmp_path.glob("model-*.safetensors"))
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    held = {name: path.name for path in paths for name in load_file(path)}
-    assert len(paths) > 2 and index["weight_map"] == held
-    assert paths[0].name == f"model-00001-of-{len(paths):05d}.safetensors"
-    assert index["metadata"]["total_size"] == 4 * pair.config.num_params
-    sizes = [sum(tensor.nbytes for tensor in load_file(path).values()) for path in paths]
-    assert all(size <= 2**18 or len(load_file(path)) == 1 for size, path in zip(sizes, paths))
-    shutil.copy(pair.folder / "config.json", tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, load_whole(tmp_path)[1], pair.params)
-    reloaded = Phi3ForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").state_dict()
-    for name, tensor in pair.torch.state_dict().items():
-        assert torch.equal(reloaded[name], tensor), name
 
 
 @pytest.mark.parametrize(
@@ -348,62 +210,3 @@ def test_old_style_rope_fields_are_read(folder):
     change_config(folder, rope_parameters=None, rope_theta=5e5, partial_rotary_factor=0.5, sliding_window=262_144)
     config = DecoderConfig.read(folder)
     assert (config.rope.rope_theta, config.rope.partial_rotary_factor, config.rotary_dim) == (5e5, 0.5, 16)
-
-
-def replace_tensor(folder: Path, name: str, value: np.ndarray | None) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors[name]
-    save_file(tensors | ({} if value is None else {name: value}), folder / "model.safetensors")
-
-
-ALL_TENSORS = [
-    "model.embed_tokens.weight",
-    "model.layers.0.input_layernorm.weight",
-    "model.layers.0.self_attn.qkv_proj.weight",
-    "model.layers.0.self_attn.o_proj.weight",
-    "model.layers.0.post_attention_layernorm.weight",
-    "model.layers.0.mlp.gate_up_proj.weight",
-    "model.layers.0.mlp.down_proj.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-]
-
-
-@pytest.mark.parametrize("name", ALL_TENSORS)
-def test_missing_and_misshapen_tensors_are_named(folder, name):
-    tensor = load_file(folder / "model.safetensors")[name]
-    wrong = [np.concatenate([tensor, tensor[:1]]), tensor[:-1], tensor[None]]
-    wrong += [tensor[:, :-1], np.concatenate([tensor, tensor[:, :1]], axis=1)] if tensor.ndim == 2 else []
-    for value in wrong:
-        replace_tensor(folder, name, np.ascontiguousarray(value))
-        found = error_of(lambda: load_whole(folder))
-        assert f"tensor {name} has shape {value.shape}" in found and str(tensor.shape) in found
-    replace_tensor(folder, name, None)
-    assert f"tensor {name} is missing" in error_of(lambda: load_whole(folder))
-
-
-def test_more_key_value_heads_than_the_config_says_are_refused(folder):
-    change_config(folder, num_key_value_heads=1)
-    assert "qkv_proj.weight has shape (256, 128)" in error_of(lambda: load_whole(folder))
-
-
-@pytest.mark.parametrize("kept", [0, 5, 1_000, -1])
-def test_truncated_files_are_named(folder, kept):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    assert f"{path}: truncated" in error_of(lambda: load_whole(folder))
-
-
-def test_missing_files_are_named(folder, small, monkeypatch):
-    (folder / "model.safetensors").unlink()
-    assert f"{folder}: no model.safetensors" in error_of(lambda: load_whole(folder))
-    monkeypatch.setattr(weight_files, "SHARD_BYTES", 2**18)
-    weights.save_params(folder, small.params, small.config)
-    load_whole(folder)
-    last = sorted(folder.glob("model-*"))[-1]
-    tensors = load_file(last)
-    save_file({"other": tensors.popitem()[1], **tensors}, last)
-    found = error_of(lambda: load_whole(folder))
-    assert found.startswith(f"{last}: tensor model.") and "is missing, though the index names it" in found
-    last.unlink()
-    assert f"{last}: no such file" in error_of(lambda: load_whole(folder))

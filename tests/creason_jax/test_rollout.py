@@ -219,6 +219,8 @@ def test_numbers_of_later_tokens_do_not_move_earlier_ones(world, engine, short, 
 def test_eight_devices_give_the_same(world, short, sampled, axes):
     mesh = sharding.make_mesh(LearnerConfig(**dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), axes))))
     engine = world.engine(mesh)
+    scored = engine.next_token_logprobs(world.prompts[:2], ASKED)
+    np.testing.assert_allclose(scored, scored_by_hand(world, world.prompts[:2], ASKED), rtol=0, atol=1e-5)
     assert len(engine.layers[0]["q"]["kernel"].addressable_shards) == 8
     found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
     assert_same(found, sampled)
@@ -269,6 +271,29 @@ def test_filters_narrow_the_draw_and_leave_the_score(world, engine):
         np.testing.assert_allclose(logprobs, logs.max(-1), rtol=0, atol=1e-5)
 
 
+def scored_by_hand(world: World, texts: list[np.ndarray], asked: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        logits = [world.torch(torch.tensor(text[None])).logits[0, -1].double() for text in texts]
+    return torch.stack(logits).log_softmax(-1)[:, asked.tolist()].numpy()
+
+
+ASKED = np.array([7, 300, 5, 44, 9], np.int32)
+
+
+def test_next_tokens_are_scored(world, engine):
+    """Chosen tokens after texts as long as a prompt and its completion, against Hugging Face; in any company."""
+    longest = np.random.default_rng(5).integers(4, 320, 40 + LIMIT - 1).astype(np.int32)
+    texts = [*world.prompts, longest]
+    expected = scored_by_hand(world, texts, ASKED)
+    found = engine.next_token_logprobs(texts, ASKED)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(engine.next_token_logprobs(texts[::-1], ASKED)[::-1], expected, rtol=0, atol=1e-5)
+    assert engine.next_token_logprobs([], ASKED).shape == (0, len(ASKED))
+    with pytest.raises(InputError, match="text 1 has 52 tokens; at most 51 can be scored"):
+        engine.next_token_logprobs([longest, np.ones(52, np.int32)], ASKED)
+
+
 def test_time_is_counted_by_phase(world, engine):
     engine.seconds()
     engine.generate(world.prompts[:1], GREEDY, None)
@@ -295,3 +320,5 @@ def test_unusable_requests_are_refused(world, engine):
         Engine(config, world.config, world.mesh, stop_tokens=[])
     bare = Engine(config, world.config, world.mesh, stop_tokens=[3])
     assert "no weights yet" in message(world.prompts, GREEDY, None, of=bare)
+    with pytest.raises(InputError, match="no weights yet"):
+        bare.next_token_logprobs(world.prompts, ASKED)

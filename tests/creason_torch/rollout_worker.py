@@ -29,6 +29,7 @@ def main(kind: str, models: Path, out: Path, torch_options: dict[str, Any] | Non
     found = engine.generate(world.prompts, rollouts.SAMPLED, world.uniforms)
     single = engine.generate(world.prompts[:1], rollouts.SAMPLED, world.uniforms[:1])  # fewer than processes
     rollouts.assert_same(single, found[:1])
+    rollouts.check_next_tokens(world, engine)
     total = torch.ones(1)
     dist.all_reduce(total)
     assert total.item() == dist.get_world_size()

@@ -230,6 +230,24 @@ def check_filters(world: World, engine: Engine) -> None:
         assert_same(found, [group * GROUP for group in greedy])
 
 
+def check_next_tokens(world: World, engine: Engine) -> None:
+    """Of chosen tokens after texts as long as a prompt and its completion, against a plain pass; in any company."""
+    rng = np.random.default_rng(5)
+    texts = [*world.prompts, rng.integers(4, 320, LONGEST + LIMIT - 1).astype(np.int32)]
+    asked = np.array([7, 300, 5, 44, 9], np.int32)
+    found = engine.next_token_logprobs(texts, asked)
+    assert found.shape == (len(texts), len(asked)) and found.dtype == np.float32
+    for text, row in zip(texts, found, strict=True):
+        with torch.no_grad():
+            logits = world.network(torch.tensor(text[None]).long()).logits[0, -1].double()
+        np.testing.assert_allclose(row, logits.log_softmax(-1)[asked.tolist()].numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(engine.next_token_logprobs(texts[::-1], asked)[::-1], found, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(engine.next_token_logprobs(texts[2:3], asked[:2]), found[2:3, :2], rtol=0, atol=1e-5)
+    assert engine.next_token_logprobs([], asked).shape == (0, len(asked))
+    with pytest.raises(InputError, match=f"text 0 has {LONGEST + LIMIT} tokens; at most {LONGEST + LIMIT - 1}"):
+        engine.next_token_logprobs([np.ones(LONGEST + LIMIT, np.int32)], asked)
+
+
 def check_refusals(world: World, engine: Engine) -> None:
     """Requests that cannot be answered end with one line."""
 
@@ -277,6 +295,7 @@ every_check = pytest.mark.parametrize(
         check_new_weights,
         check_stale_weights_show,
         check_filters,
+        check_next_tokens,
         check_refusals,
         check_wrong_weights,
     ],

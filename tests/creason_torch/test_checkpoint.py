@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
 from groups import MODEL, random_batch
+from pairs import variant_pair
 from small import make_learner
 from tiny import tiny_phi3
 from workers import run_workers
 
+from creason_jax import checkpoint as jax_checkpoint
 from creason_jax.model import weights as jax_weights
 from creason_torch import zero
 from creason_torch.checkpoint import META, Checkpoints
@@ -134,6 +137,18 @@ def jax_stored(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("variant", ["phi4 mini", "llama biased", "qwen2", "qwen3"])
+def test_tensors_of_every_family_come_out_of_a_checkpoint_of_the_jax_backend(tmp_path, variant):
+    pair = variant_pair(tmp_path / "model", variant)
+    writer = jax_checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)
+    writer.save(1, {"params": pair.params, "step": jax.numpy.int32(4)}, {"position": 8})
+    writer.wait()
+    step, extra, arrays = Checkpoints(tmp_path / "checkpoints", keep=2).open(None, read_config(pair.folder))
+    assert (step, extra) == (1, {"position": 8, "updates": 4})
+    for name, weight in pair.torch.named_parameters():
+        assert torch.equal(arrays.read("params", name, weight.shape), weight), name
 
 
 def test_a_damaged_checkpoint_of_the_jax_backend_is_one_clear_line(tmp_path):

@@ -101,6 +101,7 @@ def test_global_random_states_and_threads_are_left_alone(world):
             expected = rollouts.plain_logprobs(world.network, prompt, completion.tokens, temperature=0.9)
             np.testing.assert_allclose(completion.logprobs, expected, rtol=0, atol=CLOSE)
     rollouts.check_greedy(world, other)
+    rollouts.check_next_tokens(world, other)  # at temperature 1 here too
     with pytest.raises(InputError, match="score_temperature = 'sampling' with top_k"):
         other.generate(world.prompts, dataclasses.replace(SAMPLED, top_k=5), world.uniforms)
 

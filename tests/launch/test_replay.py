@@ -25,6 +25,7 @@ from shared.replay import Recording
 from shared.trajectories import TrajectoryReader, TrajectoryWriter
 
 LOSS = 1e-4  # relative, at every step
+ROUNDING = 1e-7  # of float32, in a sum of advantages of about 1 that cancel: all that a loss may be
 FIELDS = {
     "store_trajectories": True,
     "data.patients": 80,
@@ -54,6 +55,7 @@ KINDS = {
     },
     "dropped": {
         "grpo.steps": 3,
+        "grpo.loss": "bnpo",
         "grpo.uniform_groups": "drop",
         "grpo.advantage_scale": "batch",
         "learner.group_layout": False,
@@ -147,8 +149,7 @@ def test_the_other_backend_gives_the_same_curves(recorded, first, second, kind, 
     recording = recorded(first, kind)
     workdir = replayed(second, kind, recording, tmp_path / "again")
     relative, absolute = apart_by(recording, workdir)
-    print(kind, relative[["loss", "grad_norm", "kl", "entropy"]].to_dict())
-    assert relative["loss"] <= LOSS and relative["grad_norm"] <= LOSS
+    assert (relative["loss"] <= LOSS or absolute["loss"] <= ROUNDING) and relative["grad_norm"] <= 1e-5
     assert relative["entropy"] <= 1e-5 and relative["mean_logprob"] <= 1e-5
     assert absolute["logprob_gap"] <= 1e-4
     for name in ("learning_rate", "reward", "reward_std", "reward_answer", "truncated", "questions", "tokens"):
@@ -186,7 +187,7 @@ def test_one_other_token_shows(recorded, tmp_path):
     copy = altered(recording, tmp_path / "copy", 1, tokens=one_token)
     workdir = replayed("jax", "paper", copy, tmp_path / "again")
     relative, absolute = apart_by(recording, workdir)
-    assert relative["loss"] > 10 * LOSS and relative["grad_norm"] > 10 * LOSS
+    assert relative["loss"] > 10 * LOSS and absolute["loss"] > ROUNDING and relative["grad_norm"] > 1e-3
     assert absolute["logprob_gap_max"] > 0.1
     ours, theirs = lines(workdir), lines(recording)
     assert ours[0]["loss"] == theirs[0]["loss"] and ours[1]["grad_norm"] != theirs[1]["grad_norm"]
@@ -298,8 +299,8 @@ def test_a_replay_moves_between_backends_and_the_curves_show_it(recorded, tmp_pa
     assert moved.code == 0, moved.err[-3_000:]
     assert [line["step"] for line in lines(workdir)] == [0, 1, 2, 3]
     assert (workdir / "checkpoints" / "4" / "state").is_dir() and (workdir / "checkpoints" / "2" / "params").is_dir()
-    relative, _ = apart_by(recording, workdir)
-    assert relative["loss"] <= LOSS and relative["grad_norm"] <= LOSS
+    relative, absolute = apart_by(recording, workdir)
+    assert (relative["loss"] <= LOSS or absolute["loss"] <= ROUNDING) and relative["grad_norm"] <= 1e-5
     assert (workdir / "trained" / "model.safetensors").is_file() and (workdir / "report.html").is_file()
 
     def curves(*arguments: str):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import REPOSITORY, apart, environment
 from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared
 from workers import free_port
 
 from shared import files
+from shared.evaluation import read_answers
 from shared.metrics import without_timings
-from shared.questions import read_questions
+from shared.questions import LETTERS, read_questions
 
 TORCH = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 HF = "--config.torch.rollout_engine=hf"
@@ -132,24 +135,47 @@ def test_an_engine_with_stale_weights_ends_the_run(smoke, tmp_path):
     assert not (workdir / "trained").exists()
 
 
-def test_evaluating_the_trained_model_gives_the_same_answers_on_either_backend(smoke, tmp_path):
+def evaluate(smoke, out, *flags):
     rollout = smoke.config.rollout
-    answers = []
-    for backend in ("jax", "torch"):
-        out = tmp_path / backend
-        ended = apart(
-            "evaluate",
-            f"--model={smoke.workdir / 'trained'}",
-            f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}",
-            f"--out={out}",
-            f"--backend={backend}",
-            "--compute_dtype=float32",
-            f"--max_prompt_tokens={rollout.max_prompt_tokens}",
-            f"--max_new_tokens={rollout.max_new_tokens}",
-            "--slots=16",
-            "--bootstrap=200",
-            **TORCH,
-        )
-        assert ended.code == 0, ended.err[-3_000:]
-        answers.append((out / "answers.parquet").read_bytes())
+    ended = apart(
+        "evaluate",
+        f"--model={smoke.workdir / 'trained'}",
+        f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}",
+        f"--out={out}",
+        "--compute_dtype=float32",
+        f"--max_prompt_tokens={rollout.max_prompt_tokens}",
+        f"--max_new_tokens={rollout.max_new_tokens}",
+        "--slots=16",
+        "--bootstrap=200",
+        *flags,
+        **TORCH,
+    )
+    assert ended.code == 0, ended.err[-3_000:]
+    return out
+
+
+def test_evaluating_the_trained_model_gives_the_same_answers_on_either_backend(smoke, tmp_path):
+    answers = [
+        (evaluate(smoke, tmp_path / backend, f"--backend={backend}") / "answers.parquet").read_bytes()
+        for backend in ("jax", "torch")
+    ]
     assert answers[0] == answers[1] == (smoke.workdir / "evaluation" / "after.parquet").read_bytes()
+
+
+def test_a_forced_choice_is_the_same_on_either_backend(smoke, tmp_path):
+    """The same letters and, up to rounding, probabilities; and what was boxed on the way is what `boxed` counts."""
+    forced = ["--protocol=forced_choice"]
+    folders = [
+        evaluate(smoke, tmp_path / "jax", "--backend=jax", *forced),
+        evaluate(smoke, tmp_path / "torch", "--backend=torch", "--engine=hf", *forced),
+    ]
+    jax, torch = (read_answers(folder / "answers.parquet") for folder in folders)
+    for ours, theirs in zip(jax, torch, strict=True):
+        assert dataclasses.replace(ours, probabilities=()) == dataclasses.replace(theirs, probabilities=())
+        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=0, atol=1e-5)
+        assert ours.predicted == LETTERS[int(np.argmax(ours.probabilities))]
+    after = (smoke.workdir / "evaluation" / "after.parquet").read_bytes()
+    assert all((folder / "boxed.parquet").read_bytes() == after for folder in folders)
+    summary = files.read_json(folders[0] / "summary.json")
+    assert summary["boxed"]["accuracy"] == smoke.summary["after"]["accuracy"] and summary["answered"] == 1
+    assert len({answer.predicted for answer in jax}) > 1

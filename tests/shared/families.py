@@ -25,10 +25,12 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 
-# What is left out of config.json is what a model of that name leaves to its family.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "phi3": ("phi3", {"hidden_act": "silu"}),
-    "phi3 partial": ("phi3", {"rope_parameters": {"rope_theta": 250_000.0, "partial_rotary_factor": 0.75}}),
+    "phi3": ("phi3", {}),
+    "phi3 partial": (
+        "phi3",
+        {"rope_parameters": {"rope_theta": 250_000.0, "partial_rotary_factor": 0.75}, "rms_norm_eps": 1e-2},
+    ),
     "phi3 longrope": ("phi3", LONG | {"rope_parameters": LONGROPE}),
     # Phi-4-mini: a part of each head is rotated, and the tables are tied.
     "phi4 mini": (
@@ -50,7 +52,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"rope_parameters": {"rope_theta": 1_000_000.0}}),
     "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2 yarn": ("qwen2", {"rope_parameters": YARN}),
-    "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True, "rms_norm_eps": 1e-2}),
     "qwen3 biased": ("qwen3", {"head_dim": 8, "attention_bias": True}),
 }
 

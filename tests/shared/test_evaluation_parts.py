@@ -129,25 +129,36 @@ def test_a_vote_of_samples_and_its_shares(tmp_path):
 def test_forced_choice_lets_the_options_shown_compete(tmp_path):
     tokenizer = exam_tokenizer(tmp_path)
     questions = exam(4)
-    letters = forced_choice.letter_tokens(tokenizer)
+    phrase, letters = forced_choice.phrase_and_letters(tokenizer)
     assert len(set(letters.tolist())) == 5
+    for letter, token in zip(LETTERS, letters.tolist(), strict=True):
+        assert tokenizer.decode([*phrase, token]) == f"{forced_choice.PHRASE} {letter}"
 
     class Scorer:
-        def next_token_logprobs(self, prompts, candidates):
-            self.texts = [tokenizer.decode(prompt) for prompt in prompts]
-            return [np.arange(len(tokens), dtype=np.float32) for tokens in candidates]
+        def next_token_logprobs(self, texts, tokens):
+            self.texts = texts
+            return np.tile(np.arange(len(tokens), dtype=np.float32), (len(texts), 1))
 
     scorer = Scorer()
     prompts = [encode(tokenizer, f"question {i}") for i in range(4)]
-    completions = [np.append(encode(tokenizer, "thinking"), 7).astype(np.int32)] * 4
-    answers = forced_choice.forced_answers(
-        scorer, tokenizer, questions, prompts, completions, [False] * 4, max_tokens=200, stop=[7]
-    )
+    thought = encode(tokenizer, "thinking")
+    ended = Completion(np.append(thought, 7).astype(np.int32), np.zeros(len(thought) + 1, np.float32), truncated=False)
+    asked = {"longest": 200, "stop": [7]}
+    answers = forced_choice.forced_answers(scorer, tokenizer, questions, prompts, [ended] * 4, **asked)
     assert [answer.predicted for answer in answers] == [LETTERS[len(q.choices) - 1] for q in questions]
-    assert all(sum(answer.probabilities) == pytest.approx(1) for answer in answers)
-    assert all(text.endswith("thinking" + forced_choice.PHRASE) for text in scorer.texts)
-    short = forced_choice.forced_prompt(tokenizer, prompts[0], completions[0], max_tokens=len(prompts[0]) + 30, stop=[])
-    assert tokenizer.decode(short).endswith(forced_choice.PHRASE)
+    for question, answer in zip(questions, answers, strict=True):
+        weights = np.exp(np.arange(len(question.choices)))
+        np.testing.assert_allclose(answer.probabilities, weights / weights.sum())
+    for prompt, text in zip(prompts, scorer.texts, strict=True):
+        assert text.tolist() == [*prompt, *thought, *phrase]  # the end of the completion is taken off
+    # What does not fit is taken from the end of the reasoning, and only then from the beginning of the prompt.
+    long = np.arange(100, dtype=np.int32)
+    room = len(prompts[0]) + len(phrase)
+    cut = forced_choice.forced_text(prompts[0], long, phrase, longest=room + 3, stop=[])
+    assert cut.tolist() == [*prompts[0], 0, 1, 2, *phrase]
+    assert forced_choice.forced_text(prompts[0], long, phrase, longest=room - 2, stop=[]).tolist() == [
+        *prompts[0][2:], *phrase,
+    ]  # fmt: skip
 
 
 def test_the_harness_folder_holds_every_question_for_its_owner_alone(tmp_path):
@@ -171,11 +182,12 @@ def test_the_page_shows_every_part_and_no_text_of_a_patient(tmp_path):
     found = summarise(questions, answers, **options) | details(questions, answers)
     assert found["per_options"][0]["options"] == 2 and sum(found["right_letters"].values()) == pytest.approx(1)
     found |= {"chance_accuracy": 0.5, "majority_accuracy": 0.7, "orders": None}
+    found["boxed"] = {"accuracy": 0.613, "ci": [0.5, 0.7], "macro_f1": 0.4, "answered": 0.9}
     found["binary"] = binary.figures(*binary.labels_and_scores(questions, given), **options)
     found["comparison"] = compare(answers, answers, **options)
     found["baselines"] = {"most frequent value": {"accuracy": 0.7, "ci": [0.6, 0.8], "macro_f1": 0.4}}
     found["subgroups"] = [{"by": "sex", "group": "<b>", "suppressed": True}]
     write_page(tmp_path / "page.html", found, title="A model")
     html = (tmp_path / "page.html").read_text()
-    assert "suppressed" in html and "<svg" in html and "auroc" in html and "&lt;b&gt;" in html
+    assert "61.3" in html and "suppressed" in html and "<svg" in html and "auroc" in html and "&lt;b&gt;" in html
     assert not any(line in html for question in questions for line in question.context.split("\n") if ":" in line)

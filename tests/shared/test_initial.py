@@ -14,21 +14,24 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("family", ["phi3", "llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_transformers_loads_what_is_written(tmp_path, tied):
+def test_transformers_loads_what_is_written(tmp_path, family, tied):
     model = ModelConfig(
         hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=tied, family=family,
     )  # fmt: skip
     write_model(model, tmp_path, vocab_size=310, bos=1, eos=3, pad=0, seed=5)
     network, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(report.values()), report
     config = network.config
+    assert config.model_type == family
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id, config.vocab_size) == (1, 3, 0, 310)
     assert (network.lm_head.weight is network.model.embed_tokens.weight) == tied
     stored = random_weights(model, 310, 5)
     for name, weight in network.named_parameters():
         np.testing.assert_array_equal(weight.detach().numpy(), stored[name])
+        assert not name.endswith("bias") or (stored[name] == 0).all()
 
 
 def test_weights_have_the_spread_of_the_config_and_depend_on_seed_and_name_alone():

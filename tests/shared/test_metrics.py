@@ -9,12 +9,13 @@ import types
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from shared import metrics
 from shared.errors import InputError
-from shared.metrics import MetricsWriter, read_metrics
+from shared.metrics import MetricsWriter, differences, differences_table, read_metrics
 
 
 def lines(folder):
@@ -189,3 +190,39 @@ def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
     first, second = (call[1] for call in calls if call[0] == "init")
     assert first == second and first["resume"] == "allow" and first["project"] == "reasoning"
     assert first["settings"]["console"] == "off"  # nothing printed is uploaded
+
+
+class TestDifferences:
+    """How far two runs' metrics are apart."""
+
+    @staticmethod
+    def table(**columns) -> pd.DataFrame:
+        return pd.DataFrame({"step": range(len(next(iter(columns.values())))), **columns})
+
+    def test_relative_to_the_value_or_to_the_runs_size(self):
+        first = self.table(loss=[3.0, -4.0, 0.0], seconds_total=[1.0, 1.0, 1.0], only=[1.0, 1.0, 1.0])
+        second = self.table(loss=[3.0, -4.4, 0.1], seconds_total=[9.0, 9.0, 9.0])
+        found = differences(first, second)
+        assert list(found["metric"]) == ["loss"]
+        [row] = found.to_dict("records")
+        assert (row["step"], row["relative"]) == (1, pytest.approx(0.1))
+        assert row["absolute"] == pytest.approx(0.4)
+        [row] = differences(self.table(loss=[3.0, -4.0, 0.0]), self.table(loss=[3.0, -4.0, 0.1])).to_dict("records")
+        assert (row["step"], row["relative"]) == (2, pytest.approx(0.1 / np.sqrt(25 / 3)))
+
+    def test_equal_is_exactly_nothing(self):
+        table = self.table(loss=[0.0, 0.0], kl=[1e-300, np.nan])
+        assert differences(table, table)[["relative", "absolute"]].to_numpy().tolist() == [[0, 0], [0, 0]]
+
+    def test_a_value_that_only_one_has_is_no_small_difference(self):
+        first, second = self.table(loss=[1.0, 2.0]), self.table(loss=[1.0, np.nan])
+        for pair in ((first, second), (second, first)):
+            [row] = differences(*pair).to_dict("records")
+            assert row["relative"] == np.inf and row["step"] == 1
+        assert "inf" in differences_table([row]) and "loss" in differences_table([row])
+
+    def test_only_steps_that_both_have(self):
+        first, second = self.table(loss=[1.0, 2.0, 3.0]), self.table(loss=[1.0, 2.0])
+        assert differences(first, second)["relative"].tolist() == [0]
+        with pytest.raises(InputError, match="no optimizer step in common"):
+            differences(first, second.assign(step=[7, 8]))

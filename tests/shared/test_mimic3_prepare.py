@@ -90,6 +90,22 @@ def test_no_identifier_is_in_a_question(prepared):
         assert question.patient not in stays and not any(stay in question.id for stay in stays)
 
 
+def test_tables_in_the_shape_of_the_public_demo(source, prepared, tmp_path):
+    """Not packed, lower-case names, a number for each row, columns that nobody reads, a table that nobody reads."""
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    for path in source.glob("*.csv.gz"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = table.rename(columns=str.lower).drop(columns="row_id", errors="ignore")
+        table.insert(0, "row_id", [str(number) for number in range(1, len(table) + 1)])
+        table["error"] = "not read, so it may hold anything"
+        table.to_csv(demo / path.name.removesuffix(".gz"), index=False, lineterminator="\r\n")
+    (demo / "NOTEEVENTS.csv").write_text("row_id\n")
+    summary = run(demo, tmp_path / "out")
+    assert "as in the public demo: too few for results" in summary
+    assert_same(prepared[0], tmp_path / "out")
+
+
 def test_the_order_of_work_does_not_matter(source, prepared, tmp_path, monkeypatch):
     """Other batches of stays, more threads, other blocks of rows: the same cohort."""
     monkeypatch.setattr("shared.cohorts.mimic3.reading.Extracts.batches", _by_sevens)

@@ -120,11 +120,11 @@ def test_a_wrong_delimiter(source, tmp_path):
     assert "OUTPUTEVENTS.csv.gz" in message and "commas" in message
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
 def test_a_file_cut_off(source, tmp_path, share):
     path = source / "CHARTEVENTS.csv.gz"
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int((len(content) - 1) * share)])  # at 1.0 the last byte of its checksum is missing
     message = refusal(source, tmp_path)
     assert "CHARTEVENTS.csv.gz" in message and "again" in message
 
@@ -153,6 +153,27 @@ def test_a_cell_of_the_wrong_kind(source, tmp_path, name, line, column, value, w
     message = refusal(source, tmp_path)
     assert f"{name}.csv.gz, line {line}" in message and words in message
     assert value not in message  # what stands in a patient's record is not repeated
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "1e999"])
+@pytest.mark.parametrize(("name", "column"), [("CHARTEVENTS", 6), ("LABEVENTS", 3)])
+def test_a_number_that_is_not_finite(source, tmp_path, name, column, value):
+    def edit(text):
+        cells = text.split(",")
+        cells[column] = value
+        return ",".join(cells)
+
+    change(source, name, 7, edit)
+    assert f"{name}.csv.gz: VALUENUM holds a number that is not finite" in refusal(source, tmp_path)
+
+
+def test_a_text_in_another_encoding(source, tmp_path):
+    path = source / "CHARTEVENTS.csv.gz"
+    content = gzip.decompress(path.read_bytes()).splitlines()
+    cells = content[300].split(b",")
+    content[300] = b",".join([*cells[:5], b"caf\xe9", *cells[6:]])
+    path.write_bytes(gzip.compress(b"\n".join(content) + b"\n"))
+    assert "CHARTEVENTS.csv.gz, line 301: a text is not in UTF-8" in refusal(source, tmp_path)
 
 
 def test_a_row_that_is_too_short_or_open(source, tmp_path):

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout
@@ -190,3 +193,54 @@ def test_nothing_on_disk_is_a_pickle(folder):
     for path in folder.rglob("*"):
         if path.is_file():
             assert not path.read_bytes().startswith(b"\x80\x04")
+
+
+def test_notes_come_back_and_a_step_may_have_none(folder):
+    writer = TrajectoryWriter(folder, rows_per_step=2, layout=LAYOUT)
+    notes = {"described": {"reward": 0.1 + 0.2, "truncated": 1 / 3}, "position": 7}
+    writer.append(0, batch(0), rewards(0), ["a", "b"], notes=notes)
+    writer.append(1, batch(1), rewards(1), ["a", "b"])
+    reader = TrajectoryReader(folder)
+    assert reader.notes(0) == notes and reader.notes(1) == {}
+    assert reader.checksums(0).keys() == reader.checksums(1).keys() and reader.checksums(0) != reader.checksums(1)
+    (folder / "steps" / "00000001.json").write_text('{"step": 1}')
+    with pytest.raises(InputError, match="00000001.json: step 1 is damaged"):
+        reader.notes(1)
+    (folder / "trajectories.json").write_text('{"format": 1, "layout": {"prompt": 5}}')
+    with pytest.raises(InputError, match="trajectories.json: damaged"):
+        TrajectoryReader(folder)
+
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+IDS = st.integers(-(2**31), 2**31 - 1)
+
+
+@st.composite
+def any_step(draw):
+    """A batch of any layout and content, its rewards and the names of its questions."""
+    layout = GroupLayout(**{name: draw(st.integers(1, 4)) for name in ("prompt", "group", "completion")})
+    rows = draw(st.integers(1, 3))
+    shape = (rows, layout.length)
+    fields: dict[str, Any] = {
+        name: draw(arrays(np.int32, shape, elements=IDS)) for name in ("tokens", "positions", "groups", "segments")
+    }
+    fields |= {name: draw(arrays(np.float32, shape, elements=FLOATS)) for name in ("completion_mask", "advantages")}
+    for name in ("rollout_logprobs", "old_logprobs", "ref_logprobs"):
+        fields[name] = draw(st.none() | arrays(np.float32, shape, elements=FLOATS))
+    totals = draw(arrays(np.float64, (rows, layout.group), elements=st.floats(allow_nan=False)))
+    return GroupBatch(layout=layout, **fields), totals, draw(st.lists(st.text(), min_size=rows, max_size=rows))
+
+
+@given(any_step(), st.integers(0, 3), st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_any_batch_comes_back_bit_for_bit(tmp_path_factory, item, step, spare):
+    given_batch, given_rewards, ids = item
+    folder = tmp_path_factory.mktemp("any")
+    writer = TrajectoryWriter(folder, rows_per_step=len(ids) + spare, layout=given_batch.layout)
+    writer.append(step, given_batch, given_rewards, ids)
+    found, found_rewards, found_ids = TrajectoryReader(folder).read(step)
+    assert same(found, given_batch) and found_ids == ids
+    assert found_rewards.tobytes() == given_rewards.tobytes()
+    for field in ("advantages", "rollout_logprobs", "tokens"):
+        one, two = getattr(found, field), getattr(given_batch, field)
+        assert (one is None and two is None) or one.tobytes() == two.tobytes()

@@ -197,7 +197,7 @@ def paper_frame(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _texts(name: str, values: pd.Series, coded: Mapping[int, str]) -> list[str | None]:
-    unknown = [str(value) for value in values.dropna().unique() if value not in coded]
+    unknown = [tables.shown_code(value) for value in values.dropna().unique() if value not in coded]
     if unknown:
         raise InputError(f"data column {name}: {', '.join(unknown[:5])} is neither 1 nor 0")
     return [None if value != value else coded[int(value)] for value in values.tolist()]

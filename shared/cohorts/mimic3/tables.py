@@ -43,6 +43,7 @@ UNIQUE = {"patients": "subject_id", "admissions": "hadm_id", "icustays": "icusta
 DEMO_PATIENTS = 100  # the public demo of MIMIC-III has exactly this many
 MIMIC_IV_COLUMNS = {"stay_id", "anchor_age", "anchor_year"}
 MIMIC_IV_FILES = {"hosp", "icu", "inputevents.csv", "inputevents.csv.gz"}
+NOT_FINITE = "holds a number that is not finite"
 FIX = "download it again from PhysioNet"
 
 
@@ -129,17 +130,26 @@ def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False
 def make_views(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table]) -> None:
     """One view for each table, of the columns used, under lower-case names.
 
-    A quoted empty text is a text, an empty cell is missing. Columns that no query asks for are never converted.
+    A quoted empty text is a text, an empty cell is missing. Columns that no query asks for are never converted. DuckDB takes
+    `nan` and `inf` for numbers; here they end the query.
     """
     for table in tables.values():
         used = TABLES[table.name]
         types = ", ".join(f"{_quoted(column)}: '{used.get(column.lower(), 'VARCHAR')}'" for column in table.header)
-        names = ", ".join(f'"{column}" AS {column.lower()}' for column in table.header if column.lower() in used)
+        names = ", ".join(_read_as(table, column) for column in table.header if column.lower() in used)
         connection.execute(
             f"CREATE VIEW {table.name} AS SELECT {names} FROM read_csv({_quoted(str(table.path))}, header = true, "
             f"auto_detect = false, delim = ',', quote = '\"', escape = '\"', allow_quoted_nulls = false, "
             f"compression = '{'gzip' if table.path.suffix.lower() == '.gz' else 'none'}', columns = {{{types}}})"
         )
+
+
+def _read_as(table: Table, column: str) -> str:
+    name = column.lower()
+    if TABLES[table.name][name] != "DOUBLE":
+        return f'"{column}" AS {name}'
+    message = _quoted(f"{table.path}: {name.upper()} {NOT_FINITE}")
+    return f'CASE WHEN isfinite("{column}") IS NOT false THEN "{column}" ELSE error({message}) END AS {name}'
 
 
 def _quoted(text: str) -> str:
@@ -195,6 +205,8 @@ class reading:
 
 
 def _explained(message: str) -> str:
+    if NOT_FINITE in message:
+        return f": {message.partition(NOT_FINITE)[0].split()[-1]} {NOT_FINITE}; correct it or {FIX}"
     line = re.search(r"CSV Error on Line: (\d+)", message)
     where = f", line {line[1]}" if line else ""
     column = re.search(r'Error when converting column "(\w+)".*? to \'(\w+)\'', message, re.DOTALL)
@@ -206,6 +218,8 @@ def _explained(message: str) -> str:
         return f"{where}: {columns[2]} columns in place of {columns[1]}; {FIX}"
     if "unterminated quote" in message:
         return f"{where}: a quote is opened and not closed; {FIX}"
+    if "unicode" in message.lower() or "utf-8" in message.lower():
+        return f"{where}: a text is not in UTF-8; {FIX}"
     if "GZIP" in message or "gzip" in message:
         return f": the compressed file is cut off or damaged; {FIX}"
     return f"{where}: not a readable CSV file ({message.splitlines()[0][:120]}); {FIX}"

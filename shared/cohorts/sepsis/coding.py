@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.cohorts.tables import shown_code
 from shared.errors import InputError
 
 Code = int | str
@@ -127,7 +128,7 @@ def decode_column(name: str, values: Sequence[Any], coding: Coding) -> list[str 
         try:
             decoded[value] = decode(value, coding)
         except KeyError as error:
-            unknown.append(repr(error.args[0]))
+            unknown.append(shown_code(error.args[0]))
     if unknown:
         known = ", ".join(str(code) for code in coding if isinstance(code, str))
         raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known})")

@@ -11,7 +11,7 @@ from typing import Any
 from shared.cohorts.stroke import coding
 from shared.cohorts.stroke.coding import NOT_AVAILABLE
 from shared.cohorts.stroke.metadata import Field
-from shared.cohorts.tables import RawTable
+from shared.cohorts.tables import RawTable, shown_code
 from shared.errors import InputError
 
 ID, ADDITIONAL_ID = "고유번호", "uni_num"
@@ -127,7 +127,7 @@ def _education(levels: Values, years: Values, paper: bool) -> Column:
     try:
         values = [coding.education(level, year) for level, year in zip(levels, years, strict=True)]
     except coding.UnknownCode as error:
-        raise InputError(f"data columns edu1, edu2: codes {error} have no meaning") from None
+        raise InputError(f"data columns edu1, edu2: codes {shown_code(error)} have no meaning") from None
     if not paper:
         values = [None if value == NOT_AVAILABLE else value for value in values]
     coded = ("illiterate/uneducated", "uneducated", *coding.EDUCATION.values())

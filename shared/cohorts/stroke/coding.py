@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.cohorts.tables import shown_code
 from shared.errors import InputError
 
 Code = int | str
@@ -129,7 +130,7 @@ def decode_column(
         try:
             found = decode(name, value[1], coding, paper=paper)
         except UnknownCode as error:
-            unknown.append(str(error))
+            unknown.append(shown_code(error))
             continue
         decoded[value] = dictionary.get(found, found) if isinstance(found, str) else found
     if unknown:
