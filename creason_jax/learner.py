@@ -15,7 +15,17 @@ import optax
 from creason_jax import distributed, loss, sharding
 from creason_jax.checkpoint import Checkpoints
 from creason_jax.logprobs import token_logprobs
-from creason_jax.model import DecoderConfig, forward, gather_params, group_attention, head, load_params, save_params
+from creason_jax.model import (
+    DecoderConfig,
+    abstract_params,
+    forward,
+    gather_params,
+    group_attention,
+    head,
+    load_params,
+    platform_of,
+    save_params,
+)
 from creason_jax.rollout import Engine
 from shared import files
 from shared.backend import scoring_temperature
@@ -35,6 +45,7 @@ from shared.schedule import learning_rate
 # What one update needs of a batch, as arrays [micro-batches, rows, time].
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
 OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
+INTEGER_ARRAYS = ("tokens", "positions", "groups")
 
 
 class State(NamedTuple):
@@ -59,28 +70,64 @@ class Learner:
         steps: int,
         reference: bool,
     ):
-        self.config = config
-        self.optimizer = optimizer
-        self.steps = steps
-        self.mesh = mesh
-        self.model = DecoderConfig.read(model, longest=config.longest_sequence)
+        self._define(
+            config, DecoderConfig.read(model, longest=config.longest_sequence), mesh, optimizer, steps, reference
+        )
         self.model_folder = model
-        sharding.check_divisible(self.model, mesh)
-        self.shardings = sharding.param_shardings(self.model, mesh)
-        self.whole = sharding.replicated(mesh)
         params = load_params(model, self.model, self.shardings)
-        moment_shardings = optax.ScaleByAdamState(count=self.whole, mu=self.shardings, nu=self.shardings)
-        moments = jax.jit(self._adam().init, out_shardings=moment_shardings)(params)
+        moments = jax.jit(self._adam().init, out_shardings=self._same.moments)(params)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings)
         self.state = State(
             params, moments, copy(params) if reference else None, distributed.place(np.int32(0), self.whole)
         )
+
+    @classmethod
+    def without_weights(
+        cls,
+        config: RunConfig,
+        model: DecoderConfig,
+        mesh: jax.sharding.Mesh,
+        *,
+        optimizer: OptimizerConfig,
+        steps: int,
+        reference: bool,
+    ) -> Learner:
+        """A learner to compile and not to run: its state is shapes and shardings, for devices that need not be here."""
+        learner = cls.__new__(cls)
+        learner._define(config, model, mesh, optimizer, steps, reference)
+        params = abstract_params(model)
+        moments = jax.eval_shape(learner._adam().init, params)
+        state = State(params, moments, params if reference else None, jax.ShapeDtypeStruct((), jnp.int32))
+        learner.state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, learner._same
+        )
+        return learner
+
+    def _define(
+        self,
+        config: RunConfig,
+        model: DecoderConfig,
+        mesh: jax.sharding.Mesh,
+        optimizer: OptimizerConfig,
+        steps: int,
+        reference: bool,
+    ) -> None:
+        """Everything but the weights: shardings, and the programs to be compiled."""
+        self.config = config
+        self.optimizer = optimizer
+        self.steps = steps
+        self.mesh = mesh
+        self.model = model
+        sharding.check_divisible(model, mesh)
+        self.shardings = sharding.param_shardings(model, mesh)
+        self.whole = sharding.replicated(mesh)
         self.step = 0
         self._checkpoints: Checkpoints | None = None
+        moments = optax.ScaleByAdamState(count=self.whole, mu=self.shardings, nu=self.shardings)
         # The state leaves an update laid out as it came in, so that the second call finds the first one's program.
-        same = State(self.shardings, moment_shardings, self.shardings if reference else None, self.whole)
+        self._same = State(self.shardings, moments, self.shardings if reference else None, self.whole)
         self._update = jax.jit(
-            self._update_step, static_argnames="layout", donate_argnums=0, out_shardings=(same, self.whole)
+            self._update_step, static_argnames="layout", donate_argnums=0, out_shardings=(self._same, self.whole)
         )
         self._score = jax.jit(self._score_rows, static_argnames="layout")
         self._mix = jax.jit(_mix, donate_argnums=0, out_shardings=self.shardings)
@@ -154,10 +201,40 @@ class Learner:
         """How many versions of the update were compiled: 1 in a run with one layout."""
         return self._update._cache_size()  # type: ignore[attr-defined]
 
-    def lower_update(self, batch: GroupBatch) -> Any:
-        """The update lowered for this batch's shapes, to look at its compiled text and memory."""
-        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
-        return self._update.lower(self.state, self._micro_batches(batch, names), self._scalar(0), layout=batch.layout)
+    def lower_update(self, layout: GroupLayout, rows: int) -> Any:
+        """The update lowered for a batch of so many rows as training makes it, to look at its compiled text and memory."""
+        wanted = {
+            "rollout_logprobs": True,
+            "old_logprobs": self.config.grpo.inner_steps > 1,
+            "ref_logprobs": self.config.grpo.beta > 0,
+        }
+        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if wanted[name])
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.whole)
+        traced = self._update.trace(self.state, self._abstract_batch(layout, rows, names), rate, layout=layout)
+        return traced.lower(lowering_platforms=(platform_of(self.mesh),))
+
+    def lower_scoring(self, layout: GroupLayout, rows: int) -> Any:
+        """The scoring of a batch of so many rows by the policy, lowered."""
+        batch = self._abstract_batch(layout, rows, ARRAYS)
+        traced = self._score.trace(self.state.params, batch, layout=layout)
+        return traced.lower(lowering_platforms=(platform_of(self.mesh),))
+
+    def micro_batches(self, rows: int) -> tuple[int, int]:
+        """How many micro-batches a batch of so many rows makes, and the rows of each, a multiple of the devices' share."""
+        ways = sharding.batch_ways(self.mesh)
+        width = -(-self.config.learner.micro_batch_rows // ways) * ways
+        width = min(width, -(-rows // ways) * ways)
+        return -(-rows // width), width
+
+    def _abstract_batch(self, layout: GroupLayout, rows: int, names: tuple[str, ...]) -> dict[str, Any]:
+        count, width = self.micro_batches(rows)
+        split = sharding.batch_sharding(self.mesh, leading=1)
+
+        def one(name: str) -> jax.ShapeDtypeStruct:
+            dtype = jnp.int32 if name in INTEGER_ARRAYS else jnp.float32
+            return jax.ShapeDtypeStruct((count, width, layout.length), dtype, sharding=split)
+
+        return {name: one(name) for name in names}
 
     def _manager(self, folder: Path) -> Checkpoints:
         if self._checkpoints is None or self._checkpoints.folder != folder:
@@ -172,11 +249,8 @@ class Learner:
 
     def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> dict[str, jax.Array]:
         """Arrays `[micro-batches, rows, time]`; empty rows fill the last micro-batch."""
-        ways = sharding.batch_ways(self.mesh)
-        width = -(-self.config.learner.micro_batch_rows // ways) * ways
-        rows = batch.tokens.shape[0]
-        width = min(width, -(-rows // ways) * ways)
-        batch = pad_rows(batch, -(-rows // width) * width)
+        count, width = self.micro_batches(batch.tokens.shape[0])
+        batch = pad_rows(batch, count * width)
         split = sharding.batch_sharding(self.mesh, leading=1)
         return {
             name: distributed.place(getattr(batch, name).reshape(-1, width, batch.layout.length), split)
@@ -193,13 +267,13 @@ class Learner:
             self.model,
             rows["tokens"],
             rows["positions"],
-            lambda q, k, v: (group_attention(q, k, v, valid, layout), None),
+            lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
             dtype=jnp.dtype(self.config.learner.compute_dtype),
             remat=self.config.learner.remat == "layer",
             # Without these the compiler spreads the table's split along `embed` over all hidden states, and every
             # device computes every row.
             embedded=sharding.embedded_sharding(self.mesh),
-            stream=sharding.batch_sharding(self.mesh),
+            stream=sharding.stream_sharding(self.mesh, layout.length, self.config.learner.sequence_parallel),
         )
         batch, _, width = hidden.shape
         last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)

@@ -26,9 +26,11 @@ from creason_jax.model import (
     forward,
     group_attention,
     head,
+    platform_of,
     unstack_layers,
     unstacked_forward,
 )
+from creason_jax.model import abstract_params as parameter_shapes
 from creason_jax.sampling import draw
 from shared.backend import Completion, Sampling, check_request, check_scored, longest_scored, scoring_temperature
 from shared.config import RunConfig
@@ -81,6 +83,7 @@ class Engine:
     def load(self, params: Any) -> None:
         """Take the learner's parameters: cast, laid out for decoding, layers unstacked. Caches start empty at each call of
         `generate`, so nothing computed with older weights is left."""
+        self.params, self.layers = None, []  # freed before their successors are made
         self.params = self._publish(params)
         self.layers = self._unstack(self.params["layers"])
 
@@ -99,7 +102,7 @@ class Engine:
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
         check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
-        slots = self._empty(sampling)
+        slots = _empty_slots(self, self._shape(sampling))
         count = slots.drawn.shape[0]
         waiting = deque(range(len(prompts)))
         free = deque(range(count))
@@ -107,7 +110,7 @@ class Engine:
         results: list[list[Completion]] = [[] for _ in prompts]
         while waiting or held:
             while waiting and free:
-                taken = [waiting.popleft() for _ in range(min(len(waiting), len(free), self._prefill_width()))]
+                taken = [waiting.popleft() for _ in range(min(len(waiting), len(free), self.prefill_width()))]
                 places = [free.popleft() for _ in taken]
                 slots = self._fill(slots, places, [prompts[i] for i in taken], sampling, uniforms, taken)
                 held.update(zip(places, taken))
@@ -121,6 +124,51 @@ class Engine:
                     free.append(place)
         return results
 
+    def lower_publish(self, params: Any) -> Any:
+        """Casting and laying out the learner's parameters (arrays or shapes with shardings) for decoding, lowered."""
+        return self._publish.trace(params).lower(lowering_platforms=(platform_of(self.mesh),))
+
+    def lower_prefill(self, sampling: Sampling) -> Any:
+        """The computation of `rollout.prefill_batch` prompts of the greatest length, lowered."""
+        width, longest = self.prefill_width(), self.config.rollout.max_prompt_tokens
+        rows = sharding.batch_sharding(self.mesh)
+        placed = (
+            jax.ShapeDtypeStruct((width, longest), jnp.int32, sharding=rows),
+            jax.ShapeDtypeStruct((width,), jnp.int32, sharding=rows),
+            jax.ShapeDtypeStruct((width, sampling.group_size, sampling.max_new_tokens), jnp.float32, sharding=rows),
+            jax.ShapeDtypeStruct((width,), jnp.int32, sharding=sharding.replicated(self.mesh)),
+        )
+        traced = _prefill.trace(self, sampling, self.abstract_params()[0], self._abstract_slots(sampling), *placed)
+        return traced.lower(lowering_platforms=(platform_of(self.mesh),))
+
+    def lower_decode(self, sampling: Sampling) -> Any:
+        """The `rollout.decode_steps` tokens between two looks of the host, lowered."""
+        traced = _decode.trace(self, sampling, *self.abstract_params(), self._abstract_slots(sampling))
+        return traced.lower(lowering_platforms=(platform_of(self.mesh),))
+
+    def abstract_params(self) -> tuple[Any, list[Any]]:
+        """Shapes of the parameters as they are published, and of the unstacked layers."""
+        shardings = sharding.param_shardings(self.model, self.mesh, sharding.ENGINE_RULES)
+        params = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, self.dtype, sharding=sharding),
+            parameter_shapes(self.model),
+            shardings,
+        )
+
+        def one_layer(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            split = NamedSharding(self.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=split)
+
+        return params, [jax.tree.map(one_layer, params["layers"])] * self.model.num_hidden_layers
+
+    def _abstract_slots(self, sampling: Sampling) -> Slots:
+        slots = jax.eval_shape(lambda: _empty_slots(self, self._shape(sampling)))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            slots,
+            _slot_shardings(self, slots),
+        )
+
     def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
         """See `shared.backend.RolloutEngine`."""
         if self.params is None:
@@ -129,7 +177,7 @@ class Engine:
         begin = time.perf_counter()
         asked = tuple(int(token) for token in tokens)
         scored = np.zeros((len(texts), len(asked)), np.float32)
-        width = self._prefill_width()
+        width = self.prefill_width()
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
             rows = sharding.batch_sharding(self.mesh)
@@ -146,18 +194,22 @@ class Engine:
             found.append(Completion(tokens[:length].copy(), logprobs[:length].copy(), truncated=not stopped))
         return found
 
-    def _prefill_width(self) -> int:
+    def prefill_width(self) -> int:
+        """Prompts that are computed in one call."""
         ways = sharding.batch_ways(self.mesh)
         return -(-self.config.rollout.prefill_batch // ways) * ways
 
-    def _empty(self, sampling: Sampling) -> Slots:
+    def slots(self, sampling: Sampling) -> int:
+        """Groups that decode at once."""
+        return self._shape(sampling).slots
+
+    def _shape(self, sampling: Sampling) -> _Shape:
         ways = sharding.batch_ways(self.mesh)
         wanted = self.config.rollout.slots
         if sampling.temperature == 0 and self.config.evaluation.slots:
             wanted = self.config.evaluation.slots
         count = -(-wanted // ways) * ways
-        shape = _Shape(count, sampling.group_size, sampling.max_new_tokens, self.config.rollout.max_prompt_tokens)
-        return _empty_slots(self, shape)
+        return _Shape(count, sampling.group_size, sampling.max_new_tokens, self.config.rollout.max_prompt_tokens)
 
     def _fill(
         self,
@@ -170,7 +222,7 @@ class Engine:
     ) -> Slots:
         """Compute prompts, put their caches in `places`, draw the first token of each sample."""
         begin = time.perf_counter()
-        width = self._prefill_width()
+        width = self.prefill_width()
         tokens, lengths = self._padded(prompts, width, self.config.rollout.max_prompt_tokens)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
         target = np.full(width, slots.drawn.shape[0], np.int32)  # past the end: dropped when written
@@ -232,26 +284,21 @@ class _Shape:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _empty_slots(engine: Engine, shape: _Shape) -> Slots:
-    """Slots with nothing running, split over the mesh: slots over data and fsdp, KV heads over tensor if they divide."""
-    model, mesh = engine.model, engine.mesh
-    heads = "tensor" if model.num_key_value_heads % mesh.shape["tensor"] == 0 else None
-
-    def zeros(sizes: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...] = ()) -> jax.Array:
-        array = jnp.zeros((shape.slots, *sizes), dtype)
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(sharding.BATCH, *axes)))
-
+    """Slots with nothing running, laid out as `_slot_shardings` says."""
+    model = engine.model
     layers = range(model.num_hidden_layers)
     samples = (shape.group, shape.completion)
 
+    def zeros(sizes: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jnp.zeros((shape.slots, *sizes), dtype)
+
     def prompts() -> list[jax.Array]:
-        sizes = (model.num_key_value_heads, shape.prompt, model.head_dim)
-        return [zeros(sizes, engine.dtype, (heads,)) for _ in layers]
+        return [zeros((model.num_key_value_heads, shape.prompt, model.head_dim), engine.dtype) for _ in layers]
 
     def own() -> list[jax.Array]:
-        sizes = (model.num_key_value_heads, *samples, model.head_dim)
-        return [zeros(sizes, engine.dtype, (heads,)) for _ in layers]
+        return [zeros((model.num_key_value_heads, *samples, model.head_dim), engine.dtype) for _ in layers]
 
-    return Slots(
+    slots = Slots(
         prompt_k=prompts(),
         prompt_v=prompts(),
         own_k=own(),
@@ -264,6 +311,23 @@ def _empty_slots(engine: Engine, shape: _Shape) -> Slots:
         logprobs=zeros(samples, jnp.float32),
         lengths=zeros((shape.group,), jnp.int32),
     )
+    return _laid_out(engine, slots)
+
+
+def _slot_shardings(engine: Engine, slots: Slots) -> Slots:
+    """Slots over data and fsdp, KV heads of the caches over tensor if they divide."""
+    mesh = engine.mesh
+    heads = "tensor" if engine.model.num_key_value_heads % mesh.shape["tensor"] == 0 else None
+    caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH, heads))
+    rest = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
+    return Slots(
+        *([caches] * engine.model.num_hidden_layers if isinstance(leaf, list) else rest for leaf in slots)  # type: ignore[arg-type]
+    )
+
+
+def _laid_out(engine: Engine, slots: Slots) -> Slots:
+    """The slots leave every program laid out as they came in: nothing is compiled twice, and caches are written in place."""
+    return jax.tree.map(jax.lax.with_sharding_constraint, slots, _slot_shardings(engine, slots))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -292,7 +356,7 @@ def _prefill(
     def put_prompt(array: jax.Array, value: jax.Array) -> jax.Array:
         return array.at[places, :, :bucket].set(value, mode="drop")
 
-    return slots._replace(
+    filled = slots._replace(
         prompt_k=[put_prompt(cache, keys[index]) for index, cache in enumerate(slots.prompt_k)],
         prompt_v=[put_prompt(cache, values[index]) for index, cache in enumerate(slots.prompt_v)],
         prompt_length=put(slots.prompt_length, lengths),
@@ -303,6 +367,7 @@ def _prefill(
         logprobs=put(slots.logprobs, blank.astype(jnp.float32).at[:, :, 0].set(logprobs)),
         lengths=put(slots.lengths, jnp.ones((width, group), jnp.int32)),
     )
+    return _laid_out(engine, filled)
 
 
 def _next_logits(
@@ -314,7 +379,8 @@ def _next_logits(
     layout = GroupLayout(prompt=tokens.shape[1], group=0, completion=0)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return group_attention(q, k, v, valid, layout), (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        attended = group_attention(q, k, v, valid, layout, mesh=engine.mesh)
+        return attended, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     hidden, kept = forward(params, engine.model, tokens, positions, attend, dtype=engine.dtype)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -331,30 +397,29 @@ def _score(engine: Engine, asked: tuple[int, ...], params: Any, tokens: jax.Arra
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
 def _decode(engine: Engine, sampling: Sampling, params: Any, layers: list[Any], slots: Slots) -> Slots:
     """Up to `rollout.decode_steps` tokens for every running sample; ends early when none runs."""
-    count, _, limit = slots.tokens.shape
-    row = jnp.arange(count)
+    limit = slots.tokens.shape[2]
 
     def one(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         turn, slots = carry
         # A slot whose samples have all ended repeats its last place without effect until the host takes it.
         place = jnp.minimum(slots.drawn, limit - 1)
-        previous = jnp.take_along_axis(slots.tokens, (place - 1)[:, None, None], axis=2)[:, :, 0]
+        previous = _get(slots.tokens, place - 1, axis=1)
         positions = jnp.broadcast_to((slots.prompt_length + place - 1)[:, None], previous.shape)
 
         def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            own_k = slots.own_k[index].at[row, :, :, place - 1].set(k.swapaxes(1, 2))
-            own_v = slots.own_v[index].at[row, :, :, place - 1].set(v.swapaxes(1, 2))
+            own_k = _put(slots.own_k[index], k.swapaxes(1, 2), place - 1, axis=2)
+            own_v = _put(slots.own_v[index], v.swapaxes(1, 2), place - 1, axis=2)
             prompt = slots.prompt_k[index], slots.prompt_v[index], slots.prompt_length
             return decode_attention(q, *prompt, own_k, own_v, place), (own_k, own_v)
 
         hidden, kept = unstacked_forward(params, layers, engine.model, previous, positions, attend)
         logits = jnp.einsum("sgd,dv->sgv", hidden, head(params), preferred_element_type=jnp.float32)
-        numbers = jnp.take_along_axis(slots.uniforms, place[:, None, None], axis=2)[:, :, 0]
+        numbers = _get(slots.uniforms, place, axis=1)
         token, logprobs = engine.draw(logits, numbers, sampling)
         running = slots.running
 
         def put(array: jax.Array, value: jax.Array) -> jax.Array:
-            return array.at[row, :, place].set(jnp.where(running, value, array[row, :, place]))
+            return _put(array, jnp.where(running, value, _get(array, place, axis=1)), place, axis=1)
 
         return turn + 1, slots._replace(
             own_k=[keys for keys, _ in kept],
@@ -370,4 +435,17 @@ def _decode(engine: Engine, sampling: Sampling, params: Any, layers: list[Any], 
         turn, slots = carry
         return (turn < engine.config.rollout.decode_steps) & slots.running.any()
 
-    return jax.lax.while_loop(more, one, (jnp.int32(0), slots))[1]
+    return _laid_out(engine, jax.lax.while_loop(more, one, (jnp.int32(0), slots))[1])
+
+
+def _get(array: jax.Array, places: jax.Array, axis: int) -> jax.Array:
+    """Of each slot what is at its place along `axis` (of the slot's own dimensions). Slot by slot, so that a device looks
+    at its own slots only: indexing by slot and place would gather all of them."""
+    return jax.vmap(lambda own, place: jax.lax.dynamic_index_in_dim(own, place, axis, keepdims=False))(array, places)
+
+
+def _put(array: jax.Array, values: jax.Array, places: jax.Array, axis: int) -> jax.Array:
+    """The array with each slot's values written at its place along `axis`."""
+    return jax.vmap(lambda own, value, place: jax.lax.dynamic_update_index_in_dim(own, value, place, axis))(
+        array, values, places
+    )

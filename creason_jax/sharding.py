@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from creason_jax.axes import AXES, BATCH
 from creason_jax.model import DecoderConfig, abstract_params
 from shared.config import LearnerConfig
 from shared.errors import InputError
-
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # rows of a batch are split over both
 
 # Logical names of a parameter's dimensions, by the last two parts of its path; stacked layers have "layers" in front.
 LOGICAL: dict[str, tuple[str | None, ...]] = {
@@ -56,8 +55,26 @@ def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) ->
             f"{config.mesh_tensor} does not make the {len(devices)} devices that are here; "
             f"{_remedy(config, len(devices))}"
         )
-    return Mesh(
-        np.asarray(devices).reshape(config.mesh_data, fsdp, config.mesh_tensor), AXES, axis_types=(AxisType.Auto,) * 3
+    shape = (config.mesh_data, fsdp, config.mesh_tensor)
+    return Mesh(_arranged(devices, shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices `[data, fsdp, tensor]`. On a TPU neighbours along an axis are neighbours on the torus, and slices, between
+    which the network is slow, are parts of `data`."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = shape
+    if data % slices:
+        raise InputError(
+            f"learner.mesh_data = {data} is no multiple of the {slices} slices, which only `data` can span; "
+            f"nearest that is: {max(slices, round(data / slices) * slices)}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
     )
 
 
@@ -109,6 +126,13 @@ def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Rows over data and fsdp; `leading` unsplit dimensions (micro-batches) come before them."""
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
+
+
+def stream_sharding(mesh: Mesh, length: int, sequence_parallel: bool) -> NamedSharding:
+    """Hidden states `[batch, length, model]` between layers: rows as the batch's, time over tensor if so asked and it
+    divides."""
+    split = sequence_parallel and length % mesh.shape["tensor"] == 0
+    return NamedSharding(mesh, PartitionSpec(BATCH, "tensor" if split else None, None))
 
 
 def embedded_sharding(mesh: Mesh) -> NamedSharding:

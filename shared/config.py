@@ -237,6 +237,8 @@ class LearnerConfig:
     mesh_data: int = 1
     mesh_fsdp: int = -1  # -1: all remaining devices
     mesh_tensor: int = 1
+    # Hidden states between layers split along time over mesh_tensor: the backward pass keeps 1 / mesh_tensor of them.
+    sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "micro_batch_rows", "logprob_chunk", "mesh_data", "mesh_tensor")

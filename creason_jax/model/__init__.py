@@ -1,6 +1,6 @@
 """The policy network: a dense decoder, and its Hugging Face form on disk."""
 
-from creason_jax.model.attention import decode_attention, group_attention
+from creason_jax.model.attention import decode_attention, group_attention, platform_of
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import abstract_params, forward, head, unstacked_forward
 from creason_jax.model.stacking import stack_layers, unstack_layers
@@ -15,6 +15,7 @@ __all__ = [
     "group_attention",
     "head",
     "load_params",
+    "platform_of",
     "read_params",
     "save_params",
     "stack_layers",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from small import MODEL, distance, flat, gradients, make_learner, random_batch
+from small import LAYOUT, MODEL, distance, flat, gradients, make_learner, random_batch
 from tiny import tiny_phi3
 
 from creason_jax import sharding
@@ -28,8 +28,9 @@ def model(tmp_path_factory):
     return folder
 
 
-def one_update(model, mesh):
-    learner = make_learner(model, mesh=mesh, learner={"micro_batch_rows": 8, "logprob_chunk": 4, "remat": "none"})
+def one_update(model, mesh, **options):
+    fields = {"micro_batch_rows": 8, "logprob_chunk": 4, "remat": "none"} | options
+    learner = make_learner(model, mesh=mesh, learner=fields)
     batch = random_batch(ROWS)
     logprobs = learner.logprobs(batch, "policy")
     metrics = learner.update(batch)
@@ -52,6 +53,13 @@ def test_every_mesh_makes_the_same_update(model, expected, mesh):
         assert metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     assert distance(gradients(learner), expected[0]) < 1e-5
     assert distance(flat(learner.state.params), expected[1]) < 1e-5
+
+
+def test_hidden_states_split_along_time_change_nothing(model, expected):
+    learner, logprobs, _ = one_update(model, (1, 4, 2), sequence_parallel=True, remat="layer")
+    assert sharding.stream_sharding(learner.mesh, LAYOUT.length, True).spec[1] == "tensor"
+    np.testing.assert_allclose(logprobs, expected[2], rtol=0, atol=1e-5)
+    assert distance(gradients(learner), expected[0]) < 1e-5
 
 
 def test_table_splits_every_parameter(model):
@@ -158,8 +166,7 @@ def compiled_update(folder, chunk):
         learner={"micro_batch_rows": OWN_ROWS * FSDP, "logprob_chunk": chunk, "remat": "layer"},
         rollout={"max_prompt_tokens": LONG.prompt, "max_new_tokens": LONG.completion},
     )
-    batch = random_batch(2 * OWN_ROWS * FSDP, layout=LONG, vocabulary=WIDE_VOCABULARY)
-    return learner.lower_update(batch).compile()
+    return learner.lower_update(LONG, 2 * OWN_ROWS * FSDP).compile()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Attention over the group layout (training, prefill) and over the caches of a group (decoding).
+"""Plain attention over the group layout (training, prefill) and over the caches of a group (decoding).
 
 Shape letters: B rows or slots, T time, P prompt, G completions of a group, C completion length, Q queries of each
 completion, H heads, K key-value heads, R = H / K heads for each key-value head, N head size.
@@ -31,7 +31,7 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, N]
     prompt_k, prompt_v, prompt_valid = k[:, :, :prompt], v[:, :, :prompt], valid[:, :prompt]
     causal = jnp.tril(jnp.ones((prompt, prompt), bool)) & prompt_valid[:, None, None, None]
-    out = _over_prompt(q[:, :, :, :prompt], prompt_k, prompt_v, causal)
+    out = over_prompt(q[:, :, :, :prompt], prompt_k, prompt_v, causal)
     if group:
         own_q = q[:, :, :, prompt:].reshape(batch, kv_heads, shared, group, length, size)
         own_k = k[:, :, prompt:].reshape(batch, kv_heads, group, length, size)
@@ -39,7 +39,7 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
         own_valid = valid[:, prompt:].reshape(batch, 1, 1, group, 1, length)
         causal = jnp.tril(jnp.ones((length, length), bool)) & own_valid
         prompt_there = prompt_valid[:, None, None, None, None]
-        completions = _over_both(own_q, prompt_k, prompt_v, prompt_there, own_k, own_v, causal)
+        completions = over_both(own_q, prompt_k, prompt_v, prompt_there, own_k, own_v, causal)
         out = jnp.concatenate([out, completions.reshape(batch, kv_heads, shared, group * length, size)], axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
 
@@ -63,11 +63,11 @@ def decode_attention(
     q = q.reshape(slots, group, kv_heads, heads // kv_heads, 1, size).transpose(0, 2, 3, 1, 4, 5)
     prompt_there = jnp.arange(prompt_k.shape[2]) < prompt_length[:, None, None, None, None, None]
     own_there = jnp.arange(own_k.shape[3]) < own_length[:, None, None, None, None, None]
-    out = _over_both(q, prompt_k, prompt_v, prompt_there, own_k, own_v, own_there)[:, :, :, :, 0]
+    out = over_both(q, prompt_k, prompt_v, prompt_there, own_k, own_v, own_there)[:, :, :, :, 0]
     return out.transpose(0, 3, 1, 2, 4).reshape(slots, group, heads, size)
 
 
-def _over_prompt(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+def over_prompt(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """q `[B, K, R, Q, N]`, k and v `[B, K, P, N]`, visible to broadcast to `[B, K, R, Q, P]`."""
     batch, kv_heads, shared, queries, size = q.shape
     scores = _product(q.reshape(batch, kv_heads, -1, size) * size**-0.5, k.swapaxes(-1, -2))
@@ -76,7 +76,7 @@ def _over_prompt(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -
     return (weights.reshape(batch, kv_heads, shared * queries, -1) @ v).reshape(q.shape)
 
 
-def _over_both(
+def over_both(
     q: jax.Array,
     prompt_k: jax.Array,
     prompt_v: jax.Array,

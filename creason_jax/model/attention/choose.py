@@ -1,0 +1,100 @@
+"""Which kernel computes attention over the group layout, and how it is spread over a mesh."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from creason_jax.axes import BATCH, TENSOR
+from creason_jax.model.attention import chunked, flash, reference, splash
+from shared.grpo import GroupLayout
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, GroupLayout], jax.Array]
+KERNELS: dict[str, Attention] = {
+    "reference": reference.group_attention,
+    "chunked": chunked.group_attention,
+    "flash": flash.group_attention,
+    "splash": splash.group_attention,
+}
+BY_DEVICE = {"flash", "splash"}  # kernels that the compiler cannot split: each device is given its rows and heads
+LARGE_SCORES = 2**26  # elements of one device's largest array of scores, beyond which none may exist (256 MiB)
+SHORT_ROW = 1_024  # a TPU kernel works in blocks of 128 at least: a row of short parts would be mostly padding
+
+
+def group_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array,
+    layout: GroupLayout,
+    *,
+    mesh: Mesh | None = None,
+    kernel: str | None = None,
+) -> jax.Array:
+    """Causal attention in which a completion sees its prompt and itself, never its siblings.
+
+    q `[B, T, H, N]`, k and v `[B, T, K, N]`, valid `[B, T]` (False: padding, which lies behind the prompt and behind each
+    completion); returns `[B, T, H, N]`, arbitrary but finite at padding. `mesh` says over which devices rows and heads are
+    split (none: one device), and `kernel` takes one of `KERNELS` in place of the choice.
+    """
+    if kernel is None:
+        kernel, reason = choose(platform_of(mesh), q.dtype, q.shape, k.shape[2], layout, mesh)
+        _say(kernel, reason)
+    attend = KERNELS[kernel]
+    if kernel not in BY_DEVICE or mesh is None or mesh.size == 1:
+        return attend(q, k, v, valid, layout)
+    k, v = (_split_evenly(each, q.shape[2], mesh.shape[TENSOR]) for each in (k, v))
+    split = PartitionSpec(BATCH, None, TENSOR, None)
+    by_device = jax.shard_map(
+        lambda q, k, v, valid: attend(q, k, v, valid, layout),
+        mesh=mesh,
+        in_specs=(split, split, split, PartitionSpec(BATCH, None)),
+        out_specs=split,
+        check_vma=False,  # the kernels say nothing about how their results vary
+    )
+    return by_device(q, k, v, valid)
+
+
+def choose(
+    platform: str, dtype: jnp.dtype, shape: tuple[int, ...], kv_heads: int, layout: GroupLayout, mesh: Mesh | None
+) -> tuple[str, str]:
+    """The kernel for queries `[B, T, H, N]` of this shape, and why."""
+    batch, _, heads, size = shape
+    ways = 1 if mesh is None else mesh.size  # rows and heads are split over all devices
+    scores = batch * heads * max(layout.prompt**2, layout.group * layout.completion * layout.prompt) // ways
+    if platform == "tpu" and layout.length >= SHORT_ROW:
+        return "splash", "a TPU, and a row of more than a few blocks"
+    if platform in ("gpu", "cuda") and layout.length >= SHORT_ROW:
+        refused = flash.refusal(dtype, size, layout)
+        if refused is None:
+            return "flash", f"a GPU, {jnp.dtype(dtype).name}, heads of {size}"
+        return "chunked", f"a GPU, but cuDNN's flash attention {refused}"
+    if scores > LARGE_SCORES:
+        return "chunked", f"no kernel for {platform}, and {scores:,} scores at once would be too many"
+    return "reference", f"short rows on {platform}"
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """The platform that will compute: of the mesh's devices, which need not be here, or JAX's default."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def _split_evenly(x: jax.Array, heads: int, ways: int) -> jax.Array:
+    """Keys or values `[B, T, K, N]`, each head repeated until the heads split over `ways` devices.
+
+    10 heads over 4 devices: each twice, so that a device holds the five that its ten queries read. Nothing is repeated
+    where they split already.
+    """
+    kv_heads = x.shape[2]
+    return jnp.repeat(x, math.lcm(kv_heads, ways) // kv_heads, axis=2)
+
+
+@functools.cache
+def _say(kernel: str, reason: str) -> None:
+    logging.getLogger(__name__).info("attention: %s (%s)", kernel, reason)

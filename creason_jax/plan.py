@@ -1,0 +1,356 @@
+"""Plan a run on a TPU slice that is not here: its own programs, compiled by the TPU compiler, without weights.
+
+Memory is what the compiler reserves. Times are a roofline: what the program computes, reads and sends (`creason_jax.hlo`) over
+what a chip can do; a real step takes longer. MFU counts 6 FLOPs for each weight and token that a matrix product meets, and
+attention at what is visible, for the update alone: neither recomputation nor padded rows count as useful.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from creason_jax import sharding, topology
+from creason_jax.chips import GIB, Chip, chip_of
+from creason_jax.hlo import Cost, Program
+from creason_jax.learner import Learner
+from creason_jax.model import DecoderConfig
+from creason_jax.rollout import Engine
+from shared import files
+from shared.backend import Sampling
+from shared.config import RunConfig
+from shared.errors import InputError
+from shared.grpo import GroupLayout
+from shared.initial import hugging_face_config
+
+STEPS = ("update", "scoring", "prefill", "decode", "publish")
+# How the compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
+REFUSED = re.compile(
+    r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One program of a run, on one chip of the slice; bytes and seconds."""
+
+    name: str
+    fits: bool
+    arguments: int = 0
+    outputs: int = 0  # beside those written over arguments
+    temporaries: int = 0
+    code: int = 0
+    beside: int = 0  # what of the run is in memory meanwhile and no argument
+    headroom: int = 0  # negative: missing
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0  # of one call, at the roofline
+    bound: str = ""
+    calls: int = 1  # in one optimizer step
+    compile_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs of a slice, and what it would do there."""
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    micro_batches: int
+    micro_batch_rows: int
+    useful_rows: float  # of the rows computed, those that hold a question
+    steps: list[Step]
+    fits: bool
+    headroom: int
+    seconds_per_step: float
+    tokens_per_second: float
+    mfu: float
+    hours: float
+    advice: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `files.write_json`."""
+        return dataclasses.asdict(self)
+
+
+def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
+    """The model's shape: from `file`, from the model's own folder, from the published shape of that name, or from the config.
+
+    Raises InputError where there is none of them.
+    """
+    longest = config.longest_sequence
+    if file:
+        path = Path(file) / "config.json" if Path(file).is_dir() else Path(file)
+        return DecoderConfig.from_hugging_face(files.read_json(path), str(path), longest=longest)
+    if not config.model.path:
+        values = hugging_face_config(config.model, config.model.vocab_size, bos=0, eos=0, pad=0)
+        return DecoderConfig.from_hugging_face(values, "model", longest=longest)
+    if (Path(config.model.path) / "config.json").is_file():
+        return DecoderConfig.read(Path(config.model.path), longest=longest)
+    name = Path(config.model.path).name
+    shapes = resources.files("creason_jax").joinpath("shapes")
+    published = shapes.joinpath(f"{name}.json")
+    if not published.is_file():
+        known = sorted(each.name.removesuffix(".json") for each in shapes.iterdir())
+        raise InputError(
+            f"model.path = {config.model.path!r} has no config.json, and no published shape is named {name!r} "
+            f"(there is {', '.join(known)}); give --model_config=FILE, a Hugging Face config.json"
+        )
+    return DecoderConfig.from_hugging_face(json.loads(published.read_text("utf-8")), published.name, longest=longest)
+
+
+def check(config: RunConfig, model: DecoderConfig, name: str) -> None:
+    """Raise InputError for what a slice would refuse: axes that do not make its devices, dimensions they do not divide."""
+    chip_of(name)
+    mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
+    sharding.check_divisible(model, mesh)
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    if longest > model.max_position_embeddings:
+        raise InputError(
+            f"rollout.max_prompt_tokens + max_new_tokens = {longest} is beyond the model's {model.max_position_embeddings} "
+            "positions (max_position_embeddings)"
+        )
+
+
+def plan(
+    config: RunConfig,
+    model: DecoderConfig,
+    name: str,
+    *,
+    steps: tuple[str, ...] = STEPS,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Compile the programs of a run for the slice `name` and describe them; `say` is told of each as it begins.
+
+    Raises InputError for what the slice would refuse.
+    """
+    check(config, model, name)
+    chip = chip_of(name)
+    mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
+    if config.learner.compute_dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")  # as the backend does
+    learner = Learner.without_weights(
+        config, model, mesh, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
+    )
+    engine = Engine(config, model, mesh, stop_tokens=(0,))
+    layout = GroupLayout(
+        prompt=config.rollout.max_prompt_tokens, group=config.grpo.group_size, completion=config.rollout.max_new_tokens
+    )
+    sampling = Sampling(
+        group_size=config.grpo.group_size,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        top_k=config.rollout.top_k,
+        top_p=config.rollout.top_p,
+        min_p=config.rollout.min_p,
+    )
+    questions = config.grpo.questions_per_step
+    rows = questions if config.learner.group_layout else questions * config.grpo.group_size
+    row = layout if config.learner.group_layout else dataclasses.replace(layout, group=1)
+    state, published = _bytes(learner.state), _bytes(engine.abstract_params()[0])
+    layers = _bytes(engine.abstract_params()[1])
+    params = _bytes(learner.state.params)
+    waves = -(-questions // engine.slots(sampling))
+    lowered: dict[str, Callable[[], Any]] = {
+        "update": lambda: learner.lower_update(row, rows),
+        "scoring": lambda: learner.lower_scoring(row, rows),
+        "prefill": lambda: engine.lower_prefill(sampling),
+        "decode": lambda: engine.lower_decode(sampling),
+        "publish": lambda: engine.lower_publish(learner.state.params),
+    }
+    # What each leaves untouched in memory: the engine's two forms of the weights, the learner's state.
+    beside = {
+        "update": published + layers,
+        "scoring": state - params + published + layers,
+        "prefill": state + layers,
+        "decode": state + _bytes(engine.abstract_params()[0]["layers"]),
+        "publish": state - params,
+    }
+    scorings = (config.grpo.beta > 0) + (config.grpo.inner_steps > 1)
+    calls = {
+        "update": config.grpo.inner_steps,
+        "scoring": scorings,
+        "prefill": -(-questions // engine.prefill_width()),
+        "decode": waves * -(-config.rollout.max_new_tokens // config.rollout.decode_steps),
+        "publish": 1,
+    }
+    flops = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1], config)
+    found = []
+    for step in steps:
+        if calls[step]:
+            say(f"{name}: compiling {step} ({model.num_hidden_layers} layers)")
+            kernels = flops(engine.prefill_width(), GroupLayout(layout.prompt, 0, 0)) if step == "prefill" else flops()
+            found.append(_compiled(step, lowered[step], chip, kernels, beside[step], calls[step]))
+    return _summary(config, model, name, mesh, learner, layout, found, rows)
+
+
+def _compiled(
+    name: str, lower: Callable[[], Any], chip: Chip, kernels: Mapping[str, float], beside: int, calls: int
+) -> Step:
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        # The text is read from the compiler's own dump: this version of jaxlib cannot parse all that libtpu writes.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lower().compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            refused = REFUSED.search(str(error))
+            if not refused:
+                raise
+            number, unit, limit, limit_unit = (group for group in refused.groups() if group is not None)
+            used = _size(number, unit)
+            headroom = round(_size(limit, limit_unit) - used - beside)
+            took = time.perf_counter() - begin
+            return Step(name=name, fits=False, temporaries=round(used), beside=beside, headroom=headroom, calls=calls,
+                        bound="memory", compile_seconds=took)  # fmt: skip
+        cost = Cost()
+        for text in sorted(Path(folder).glob("*after_optimizations.txt")):
+            cost = cost.plus(Program(text.read_text(encoding="utf-8")).cost(kernels))
+    memory = compiled.memory_analysis()
+    outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    own = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    headroom = round(chip.hbm - own - beside)
+    times = {
+        "compute": cost.flops / chip.flops,
+        "HBM": cost.bytes / chip.hbm_bandwidth,
+        "ICI": cost.collective_bytes / chip.ici_bandwidth,
+    }
+    bound = max(times, key=lambda key: times[key])
+    return Step(
+        name=name,
+        fits=headroom >= 0,
+        arguments=memory.argument_size_in_bytes,
+        outputs=outputs,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        beside=beside,
+        headroom=headroom,
+        flops=cost.flops,
+        bytes=cost.bytes,
+        collectives={kind: (each.count, each.bytes) for kind, each in cost.collectives.items()},
+        seconds=times[bound],
+        bound=bound,
+        calls=calls,
+        compile_seconds=time.perf_counter() - begin,
+    )
+
+
+def _summary(
+    config: RunConfig,
+    model: DecoderConfig,
+    name: str,
+    mesh: jax.sharding.Mesh,
+    learner: Learner,
+    layout: GroupLayout,
+    steps: list[Step],
+    rows: int,
+) -> Plan:
+    count, width = learner.micro_batches(rows)
+    seconds = sum(step.seconds * step.calls for step in steps)
+    questions = config.grpo.questions_per_step
+    updates = [step for step in steps if step.name == "update" and step.seconds]
+    flops = 3 * forward_flops(model, layout) * questions
+    mfu = flops / (updates[0].seconds * mesh.size * chip_of(name).flops) if updates else 0.0
+    return Plan(
+        topology=name,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        micro_batches=count,
+        micro_batch_rows=width,
+        useful_rows=rows / (count * width),
+        steps=steps,
+        fits=all(step.fits for step in steps),
+        headroom=min(step.headroom for step in steps),
+        seconds_per_step=seconds,
+        tokens_per_second=questions * layout.length / seconds if seconds else 0.0,
+        mfu=mfu,
+        hours=config.steps / config.grpo.inner_steps * seconds / 3_600,
+        advice=_advice(config, model, mesh, steps, rows / (count * width)),
+    )
+
+
+def _advice(
+    config: RunConfig, model: DecoderConfig, mesh: jax.sharding.Mesh, steps: list[Step], useful: float
+) -> list[str]:
+    """What would help a run that does not fit, or that wastes most of its slice."""
+    advice = []
+    tight = min(steps, key=lambda step: step.headroom)
+    if tight.headroom < 0:
+        helps = ["a larger slice"]
+        sizes = (model.num_attention_heads, model.intermediate_size, model.vocab_size)
+        more = range(mesh.shape["tensor"] + 1, mesh.size + 1)
+        ways = [n for n in more if mesh.size % n == 0 and not any(size % n for size in sizes)]
+        if ways:
+            helps.append(f"learner.mesh_tensor = {ways[0]} (the engine holds 1/tensor of the weights, twice)")
+        if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
+            helps.append("learner.sequence_parallel = True")
+        if tight.name == "update" and config.learner.remat == "none":
+            helps.append("learner.remat = 'layer'")
+        if tight.name in ("prefill", "decode"):
+            helps.append("fewer rollout.slots or a smaller rollout.prefill_batch")
+        if tight.name in ("update", "scoring"):
+            helps.append("a smaller learner.logprob_chunk, fewer learner.micro_batch_rows")
+        advice.append(f"{tight.name} lacks {-tight.headroom / GIB:.1f} GiB a chip; what helps: {'; '.join(helps)}")
+    if useful < 0.5:
+        advice.append(
+            f"{100 * (1 - useful):.0f} % of the update's rows are empty: more grpo.questions_per_step, or more of the "
+            "devices along learner.mesh_tensor"
+        )
+    return advice
+
+
+def forward_flops(model: DecoderConfig, layout: GroupLayout) -> float:
+    """Useful FLOPs of one group's forward pass: products with weights, attention over what is visible, the head where a
+    completion is scored."""
+    layer = model.head_dim * 2 * (model.num_attention_heads + model.num_key_value_heads) * model.hidden_size
+    layer += 3 * model.hidden_size * model.intermediate_size
+    scored = layout.group * layout.completion
+    products = (
+        2.0 * layout.length * layer * model.num_hidden_layers + 2.0 * scored * model.hidden_size * model.vocab_size
+    )
+    return products + 4.0 * visible_pairs(layout) * model.num_attention_heads * model.head_dim * model.num_hidden_layers
+
+
+def visible_pairs(layout: GroupLayout) -> float:
+    """Pairs of a query and a key that it sees, in one row."""
+    prompt, completion = layout.prompt, layout.completion
+    return prompt * (prompt + 1) / 2 + layout.group * completion * (prompt + (completion + 1) / 2)
+
+
+def _kernel_flops(
+    model: DecoderConfig, mesh: jax.sharding.Mesh, layout: GroupLayout, width: int, config: RunConfig
+) -> Callable[..., dict[str, float]]:
+    """FLOPs of one call of splash attention's kernels on one device: products of `[query, head]` with `[key, head]`, two
+    forwards, three for the queries' gradient, four for the keys' and values'."""
+    heads = model.num_attention_heads / mesh.shape["tensor"]
+
+    def of(rows: int = width, layout: GroupLayout = layout) -> dict[str, float]:
+        product = 2.0 * visible_pairs(layout) * model.head_dim * heads * rows / sharding.batch_ways(mesh)
+        return {"splash_mha_fwd": 2 * product, "splash_mha_dq": 3 * product, "splash_mha_dkv": 4 * product}
+
+    return of
+
+
+def _bytes(tree: Any) -> int:
+    """Of a tree of shapes with shardings, on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _size(number: str, unit: str) -> float:
+    return float(number) * {"M": 2**20, "G": GIB, "T": 1_024 * GIB}[unit]

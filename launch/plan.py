@@ -1,0 +1,122 @@
+"""Plan a run on a TPU slice without one: compile what it would run there, say what fits and how fast it could be.
+
+    python -m launch.plan --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --json=plan.json
+    python -m launch.plan --config=configs/phi4_sepsis.py --topology=v6e --search
+
+Needs libtpu, not a TPU. Ends with exit code 0 where the run fits, 1 where it does not, 2 where the question is wrong.
+docs/tpu_plan.md says how to read the table.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import app, config_file
+from shared import files
+from shared.config import RunConfig, validate
+from shared.errors import InputError
+
+FLAGS = flags.FLAGS
+GIB = 2**30
+HEADER = ("step", "calls", "fits", "arguments", "outputs", "temporaries", "code", "beside", "headroom", "TFLOP", "HBM GB",
+          "ICI GB", "ms", "bound")  # fmt: skip
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    config_file.define("config")
+    flags.DEFINE_string("topology", None, "Slice such as v5p:4x4x4; with --search a generation such as v6e will do.")
+    flags.DEFINE_string(
+        "model_config", "", "Hugging Face config.json with the model's shape, where model.path is not here."
+    )
+    flags.DEFINE_string("json", "", "Write the plan to this file too.")
+    flags.DEFINE_bool("search", False, "Look for the mesh, and the smallest slice, on which the run fits.")
+    flags.DEFINE_list("steps", [], "Compile only these of update, scoring, prefill, decode, publish.")
+
+
+def main() -> None:
+    """Compile, print, write. Raises InputError for a bad flag, config, shape or slice."""
+    for name in ("config", "topology"):
+        if getattr(FLAGS, name) is None:
+            raise InputError(f"--{name} is needed, e.g. --config=configs/phi4_sepsis.py --topology=v5p:4x4x4")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no device is used, and none that is here should be taken
+    from creason_jax import plan as planning
+    from creason_jax import plan_search
+
+    config = _config()
+    unknown = [name for name in FLAGS.steps if name not in planning.STEPS]
+    if unknown:
+        raise InputError(f"--steps={','.join(unknown)}: there are {', '.join(planning.STEPS)}")
+    model = planning.model_shape(config, FLAGS.model_config)
+    found: planning.Plan | None
+    if FLAGS.search:
+        found = plan_search.search(config, model, FLAGS.topology, say=_say)
+    else:
+        steps = tuple(name for name in planning.STEPS if not FLAGS.steps or name in FLAGS.steps)
+        found = planning.plan(config, model, FLAGS.topology, steps=steps, say=_say)
+    if FLAGS.json:
+        with files.replacing(Path(FLAGS.json)) as temporary:
+            files.write_json(temporary, {"fits": False} if found is None else found.to_json())
+    print("nothing that was tried fits" if found is None else table(found, config))
+    if found is None or not found.fits:
+        sys.exit(app.EXIT_STOPPED)
+
+
+def table(plan: object, config: RunConfig) -> str:
+    """The plan for the terminal."""
+    from creason_jax.plan import Plan
+
+    assert isinstance(plan, Plan)
+    rows = [HEADER]
+    for step in plan.steps:
+        sizes = (step.arguments, step.outputs, step.temporaries, step.code, step.beside, step.headroom)
+        sent = sum(moved for _, moved in step.collectives.values())
+        rows.append((step.name, str(step.calls), "yes" if step.fits else "no", *(f"{size / GIB:.2f}" for size in sizes),
+                     f"{step.flops / 1e12:.2f}", f"{step.bytes / 1e9:.1f}", f"{sent / 1e9:.2f}",
+                     f"{1e3 * step.seconds:.1f}", step.bound))  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    kinds = [
+        f"{step.name}: "
+        + ", ".join(f"{kind} x {count} {moved / 1e9:.2f} GB" for kind, (count, moved) in step.collectives.items())
+        for step in plan.steps
+        if step.collectives
+    ]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    rows_line = (
+        f"rows: {plan.micro_batches} micro-batch(es) of {plan.micro_batch_rows}, "
+        f"{100 * plan.useful_rows:.0f} % of them hold a question"
+    )
+    time_line = (
+        f"at the roofline: {plan.seconds_per_step:.1f} s a step, {plan.tokens_per_second:,.0f} tokens/s, update at "
+        f"{100 * plan.mfu:.0f} % MFU, {config.steps:,} steps in {plan.hours:,.0f} h "
+        f"({plan.hours * plan.chips:,.0f} chip hours)"
+    )
+    verdict = (
+        f"fits: yes, {plan.headroom / GIB:.1f} GiB a chip to spare"
+        if plan.fits
+        else f"fits: no, {-plan.headroom / GIB:.1f} GiB a chip too much"
+    )
+    heading = f"{plan.topology}: {plan.chips} chips, {mesh}; memory in GiB a chip"
+    return "\n".join([heading, *lines, *kinds, rows_line, time_line, *plan.advice, verdict])
+
+
+def _config() -> RunConfig:
+    values = FLAGS.config
+    # Which registry the questions come from changes nothing here, and need not be said.
+    if values.data.get("cohort", "synthetic") != "synthetic" and not values.data.get("source"):
+        values.data.source = "none"
+    return validate(values)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,240 @@
+"""Plans: what the text of a compiled program says, and steps compiled for a TPU that is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny import run_config
+
+from creason_jax import plan as planning
+from creason_jax import plan_search, sharding, topology
+from creason_jax.chips import CHIPS, GIB, SHAPES
+from creason_jax.hlo import Program
+from creason_jax.learner import Learner
+from creason_jax.model import DecoderConfig, abstract_params
+from creason_jax.rollout import Engine
+from shared.backend import Sampling
+from shared.config import LearnerConfig
+from shared.errors import InputError
+from shared.grpo import GroupLayout
+
+MODEL = DecoderConfig(
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+needs_libtpu = pytest.mark.skipif(not topology.installed(), reason="libtpu, the TPU compiler, is not installed")
+
+
+def test_flops_of_a_product_equal_xlas_own_count():
+    args = (jax.ShapeDtypeStruct((32, 48), jnp.float32), jax.ShapeDtypeStruct((48, 16), jnp.float32))
+    compiled = jax.jit(lambda a, b: a @ b).lower(*args).compile()
+    assert Program(compiled.as_text()).cost().flops == compiled.cost_analysis()["flops"] == 2 * 32 * 48 * 16
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+    def powers(a):
+        return jax.lax.fori_loop(0, 7, lambda _, x: x @ a, a)
+
+    text = jax.jit(powers).lower(jax.ShapeDtypeStruct((16, 16), jnp.float32)).compile().as_text()
+    assert Program(text).cost().flops == 7 * 2 * 16**3
+
+
+def test_collectives_are_counted_with_the_bytes_that_a_device_moves():
+    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=4), jax.devices())
+    split = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
+    whole = jax.jit(lambda x: x * 2, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    found = Program(whole.lower(split).compile().as_text()).cost().collectives
+    assert {kind: (each.count, each.bytes) for kind, each in found.items()} == {"all-gather": (1, 64 * 8 * 4 * 3 / 4)}
+    total = jax.jit(lambda x: x.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    found = Program(total.lower(split).compile().as_text()).cost().collectives
+    assert {kind: (each.count, each.bytes) for kind, each in found.items()} == {"all-reduce": (1, 2 * 8 * 4 * 3 / 4)}
+
+
+# A matrix product of 8 heads as the TPU compiler writes it: heads are a spatial dimension of one place, with padding.
+TPU_TEXT = """HloModule m
+
+ENTRY %main (a: bf16[1,1024,1,1024], b: bf16[1,8,128,1024]) -> bf16[1,1024,8,128] {
+  %a = bf16[1,1024,1,1024]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[1,8,128,1024]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %c = bf16[1,1024,8,128]{3,2,1,0} convolution(%a, %b), window={size=1x8 pad=0_0x7_7}, dim_labels=0b1f_01oi->0b1f
+}
+"""
+
+
+def test_padding_of_a_convolution_is_no_work():
+    cost = Program(TPU_TEXT).cost()
+    assert cost.flops == 2 * 1024 * 1024 * 8 * 128
+    assert cost.bytes == 2 * (1024 * 1024 + 1024 * 8 * 128)  # b lies in the chip's own memory
+
+
+@pytest.mark.parametrize(
+    "layout", [GroupLayout(prompt=9, group=3, completion=4), GroupLayout(prompt=5, group=0, completion=0)]
+)
+def test_visible_pairs_equal_the_mask(layout):
+    position = np.arange(layout.length)
+    segment = np.maximum(0, (position - layout.prompt) // max(1, layout.completion) + 1)
+    sees = (position[:, None] >= position) & ((segment[:, None] == segment) | (segment == 0))
+    assert planning.visible_pairs(layout) == sees.sum()
+
+
+def test_useful_flops_are_those_of_the_compiled_forward_pass():
+    """Against what the compiler counts for separate pieces: with one layer, every product of the model."""
+    layout = GroupLayout(prompt=16, group=2, completion=8)
+    weights = abstract_params(dataclasses.replace(MODEL, num_hidden_layers=1))["layers"]
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(weights) if leaf.ndim > 2)
+    head = 2 * 16 * MODEL.hidden_size * MODEL.vocab_size
+    pairs = 4 * planning.visible_pairs(layout) * MODEL.num_attention_heads * MODEL.head_dim
+    expected = 3 * (2 * layout.length * kernels + pairs) + head
+    assert planning.forward_flops(MODEL, layout) == pytest.approx(expected, rel=1e-12)
+
+
+def abstract_and_real(mesh_axes):
+    config = run_config(learner=mesh_axes | {"micro_batch_rows": 4, "sequence_parallel": True})
+    return config, sharding.make_mesh(config.learner)
+
+
+def test_a_learner_without_weights_compiles_what_a_learner_runs():
+    config, mesh = abstract_and_real({"mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2})
+    learner = Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    layout = GroupLayout(prompt=16, group=2, completion=8)
+    compiled = learner.lower_update(layout, 4).compile()
+    per_device = planning._bytes(learner.state)
+    assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(per_device, rel=0.05)
+    assert learner.lower_scoring(layout, 4).compile().as_text()
+
+
+# No accidental communication.
+
+
+def decode_text(mesh_axes):
+    config, mesh = abstract_and_real(mesh_axes)
+    engine = Engine(config, MODEL, mesh, stop_tokens=(1,))
+    return engine.lower_decode(Sampling(group_size=2, temperature=0.9, max_new_tokens=12)).compile().as_text()
+
+
+def test_decoding_over_data_alone_moves_nothing_but_whether_to_go_on():
+    text = decode_text({"mesh_data": 2, "mesh_fsdp": 4})
+    program = Program(text)
+    assert not program.cost().collectives
+    everywhere = [each for lines in program.computations.values() for each in lines.values()]
+    kinds = [each for each in everywhere if each.opcode.startswith(("all-", "reduce-scatter", "collective"))]
+    assert all(each.opcode == "all-reduce" and each.arrays[0].bytes <= 4 for each in kinds)
+
+
+def test_decoding_over_tensor_gathers_no_weights_and_no_cache():
+    program = Program(decode_text({"mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2}))
+    smallest_weight = MODEL.hidden_size * MODEL.num_key_value_heads * MODEL.head_dim // 2
+    gathers = [each for _, each in program.inside_loops() if each.opcode.startswith("all-gather")]
+    assert all(int(np.prod(array.shape)) < smallest_weight for each in gathers for array in each.arrays)
+
+
+def test_a_layers_parameters_are_gathered_once_in_each_pass():
+    config, mesh = abstract_and_real({"mesh_fsdp": 8})
+    learner = Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    layout = GroupLayout(prompt=24, group=2, completion=20)  # no dimension of the model's
+    cost = Program(learner.lower_update(layout, 8).compile().as_text()).cost()
+    kernels = 7  # q, k, v, o, gate, up, down
+    gathers = cost.collectives["all-gather"].count
+    outside = 6  # the head, the embedding's tokens
+    passes = 2  # forward, and backward with the layer computed again
+    assert kernels * passes * MODEL.num_hidden_layers <= gathers
+    assert gathers <= kernels * passes * MODEL.num_hidden_layers + outside
+
+
+# Questions that are refused, shapes that are found.
+
+
+def test_published_shape_of_phi_4():
+    config = run_config(model={"path": "models/phi-4"})
+    model = planning.model_shape(config)
+    assert model.num_params == 14_659_507_200
+    assert (model.num_key_value_heads, model.head_dim, model.vocab_size) == (10, 128, 100_352)
+
+
+def test_a_shape_from_a_file(tmp_path):
+    values = {"model_type": "phi3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 320,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = run_config(model={"path": "models/none"})
+    assert planning.model_shape(config, str(tmp_path)).hidden_size == 64
+    assert planning.model_shape(config, str(tmp_path / "config.json")).hidden_size == 64
+    assert planning.model_shape(run_config()).num_hidden_layers == run_config().model.num_hidden_layers
+    with pytest.raises(InputError, match=r"no published shape is named 'none' \(there is phi-4\); give --model_config"):
+        planning.model_shape(config)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("axes", "name", "message"),
+    [
+        (
+            {"mesh_tensor": 8, "mesh_fsdp": 1},
+            "v5e:2x4",
+            "learner.mesh_tensor = 8 does not divide num_attention_heads = 4",
+        ),
+        ({"mesh_data": 3, "mesh_fsdp": -1}, "v5e:2x2", "nearest learner.mesh_data: 2"),
+        ({}, "v3:2x2", "no figures for 'v3'; there are v4, v5e, v5p, v6e"),
+    ],
+)
+def test_what_a_slice_would_refuse_is_refused_before_compiling(axes, name, message):
+    with pytest.raises(InputError, match=message):
+        planning.check(run_config(learner=axes), MODEL, name)
+
+
+def test_the_search_goes_from_the_least_memory_and_splits_what_divides():
+    config = run_config(model={"path": "models/phi-4"}, learner={"micro_batch_rows": 5},
+                        grpo={"group_size": 7, "questions_per_step": 5},
+                        rollout={"max_prompt_tokens": 9_000, "max_new_tokens": 2_000})  # fmt: skip
+    model = planning.model_shape(config)
+    found = list(plan_search.candidates(config, model, "v5e:8x16", 128, CHIPS["v5e"]))
+    assert {c.learner.mesh_tensor for c in found} == {1, 2, 4, 8}  # 40 heads, 16 does not divide
+    assert all(c.learner.mesh_data * c.learner.mesh_fsdp * c.learner.mesh_tensor == 128 for c in found)
+    assert any(c.bytes < CHIPS["v5e"].hbm for c in found)
+    small = list(plan_search.candidates(config, model, "v5e:4x4", 16, CHIPS["v5e"]))
+    assert min(c.bytes for c in small) > 1.1 * CHIPS["v5e"].hbm
+    assert set(SHAPES) == set(CHIPS)
+
+
+# Compiled for a TPU.
+
+
+@needs_libtpu
+def test_a_step_too_large_says_by_how_much():
+    """Refused by the compiler within seconds: the state alone is larger than the chips' memory."""
+    config = run_config(
+        model={"path": "models/phi-4"},
+        grpo={"beta": 0.0, "group_size": 2, "questions_per_step": 4},
+        learner={"mesh_fsdp": -1, "compute_dtype": "bfloat16"},
+    )
+    model = planning.model_shape(config)
+    found = planning.plan(config, model, "v5e:2x2", steps=("publish",))
+    assert not found.fits
+    lacks = -found.headroom / GIB
+    published = 2 * model.num_params / GIB  # whole on every chip
+    assert lacks > published + 4 * model.num_params / 4 / GIB - 15.75
+    wanted = f"publish lacks {lacks:.1f} GiB a chip; what helps: a larger slice; learner.mesh_tensor = 2"
+    assert any(line.startswith(wanted) for line in found.advice)
+
+
+@needs_libtpu
+def test_decoding_compiled_for_a_tpu_gathers_nothing():
+    config = run_config(learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1}, rollout={"slots": 8})
+    with jax.default_matmul_precision("default"):
+        found = planning.plan(config, MODEL, "v5e:2x2", steps=("decode",))
+    (step,) = found.steps
+    assert found.fits and step.headroom > 15 * GIB
+    assert not step.collectives
+    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(MODEL)))
+    per_token = 2.0 * (weights - MODEL.vocab_size * MODEL.hidden_size)
+    samples = 8 / 4 * config.grpo.group_size * config.rollout.decode_steps
+    assert 0.9 * per_token * samples < step.flops < 1.5 * per_token * samples
