@@ -11,8 +11,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from launch import app
-from launch.backends import make_backend
+from launch import app, backends
 from shared import files
 from shared.backend import Sampling
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
@@ -29,7 +28,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Hugging Face model directory, tokenizer included.", required=True)
     flags.DEFINE_string("notes", None, "Table of notes: id, note and, in some, header (docs/review.md).", required=True)
     flags.DEFINE_string("out", None, "Directory for completions.jsonl.", required=True)
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which engine generates.")
+    backends.define_flags("Which engine generates.")
     flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
     flags.DEFINE_integer("max_prompt_tokens", 9_000, "Notes with longer prompts are left out.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 4_000, "Length limit of a recommendation.", lower_bound=1)
@@ -59,7 +58,7 @@ def main() -> None:
         torch=TorchConfig(rollout_engine=FLAGS.engine),
     )
     app.make_folder("out", out)
-    backend = make_backend(FLAGS.backend, config)
+    backend = backends.make_backend(config)
     engine = backend.engine(config, folder, stop_tokens=special_tokens(tokenizer, folder).stop)
     backend.load(engine, folder)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
@@ -75,6 +74,8 @@ def main() -> None:
                 rows.append(texts_of | {"answer": note.recommendation})
                 cut_off += found.truncated
             bar.update(len(part))
+    if backend.process > 0:
+        return
     files.write_json_lines(out / "completions.jsonl", rows)
     print(f"notes    {len(rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
           f"{len(notes) - len(asked)} too long\nanswers  {out / 'completions.jsonl'}")  # fmt: skip
