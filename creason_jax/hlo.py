@@ -190,7 +190,7 @@ class Program:
         parameters = {int(line.argument): line for line in inside.values() if line.opcode == "parameter"}
         read = 0.0
         for index, source in enumerate(sources):
-            whole = _hbm(source)
+            whole: float = _hbm(source)
             parameter = parameters.get(index)
             users = [line for line in inside.values() if parameter and parameter.name in line.operands]
             if whole and users and all(line.opcode in ("dynamic-slice", "gather") for line in users):
@@ -199,7 +199,7 @@ class Program:
                 whole = 0.0  # written in place
             read += whole
         updates = [line for line in inside.values() if line.opcode == "dynamic-update-slice"]
-        written = _hbm(each)
+        written: float = _hbm(each)
         if updates:
             small = sum(
                 a.bytes for line in updates if line.operands[1] in inside for a in inside[line.operands[1]].arrays

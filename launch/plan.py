@@ -71,7 +71,7 @@ def table(plan: object, config: RunConfig) -> str:
     from creason_jax.plan import Plan
 
     assert isinstance(plan, Plan)
-    rows = [HEADER]
+    rows: list[tuple[str, ...]] = [HEADER]
     for step in plan.steps:
         sizes = (step.arguments, step.outputs, step.temporaries, step.code, step.beside, step.headroom)
         sent = sum(moved for _, moved in step.collectives.values())
