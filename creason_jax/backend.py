@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
-from creason_jax import sharding
+from creason_jax import distributed, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine
@@ -29,8 +28,11 @@ class Backend:
 
     def barrier(self) -> None:
         """See `shared.backend.Backend`."""
-        if self.processes > 1:
-            multihost_utils.sync_global_devices("barrier")
+        distributed.barrier()
+
+    def agreed(self, flag: bool) -> bool:
+        """See `shared.backend.Backend`."""
+        return distributed.agreed(flag)
 
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import loss, sharding
+from creason_jax import distributed, loss, sharding
 from creason_jax.checkpoint import Checkpoints
 from creason_jax.logprobs import token_logprobs
 from creason_jax.model import (
     DecoderConfig,
     abstract_params,
     forward,
+    gather_params,
     group_attention,
     head,
     load_params,
@@ -77,7 +78,7 @@ class Learner:
         moments = jax.jit(self._adam().init, out_shardings=self._same.moments)(params)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings)
         self.state = State(
-            params, moments, copy(params) if reference else None, jax.device_put(np.int32(0), self.whole)
+            params, moments, copy(params) if reference else None, distributed.place(np.int32(0), self.whole)
         )
 
     @classmethod
@@ -136,7 +137,7 @@ class Learner:
         params = self.state.params if which == "policy" else self.state.reference
         rows = batch.tokens.shape[0]
         arrays = self._micro_batches(batch, ARRAYS)
-        scored = jax.device_get(self._score(params, arrays, layout=batch.layout))
+        scored = distributed.fetch(self._score(params, arrays, layout=batch.layout))
         flat = scored.reshape(-1, batch.layout.completion)
         whole = from_completion_view(flat, batch.layout)[:rows].astype(np.float32)
         return np.where(batch.completion_mask > 0, whole, np.float32(0))
@@ -187,10 +188,14 @@ class Learner:
 
     def export(self, folder: Path) -> None:
         """See `shared.backend.Learner`."""
-        with files.replacing(folder) as temporary:
-            temporary.mkdir()
-            save_params(temporary, self.state.params, self.model)
-            files.copy_companions(self.model_folder, temporary)
+        if jax.process_index() > 0:
+            gather_params(self.state.params, self.model)
+        else:
+            with files.replacing(folder) as temporary:
+                temporary.mkdir()
+                save_params(temporary, self.state.params, self.model)
+                files.copy_companions(self.model_folder, temporary)
+        distributed.barrier()
 
     def compiled_updates(self) -> int:
         """How many versions of the update were compiled: 1 in a run with one layout."""
@@ -237,7 +242,7 @@ class Learner:
         return self._checkpoints
 
     def _scalar(self, value: float) -> jax.Array:
-        return jax.device_put(np.float32(value), self.whole)
+        return distributed.place(np.float32(value), self.whole)
 
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1=self.optimizer.b1, b2=self.optimizer.b2, eps=self.optimizer.eps)
@@ -248,7 +253,8 @@ class Learner:
         batch = pad_rows(batch, count * width)
         split = sharding.batch_sharding(self.mesh, leading=1)
         return {
-            name: jax.device_put(getattr(batch, name).reshape(-1, width, batch.layout.length), split) for name in names
+            name: distributed.place(getattr(batch, name).reshape(-1, width, batch.layout.length), split)
+            for name in names
         }
 
     def _completion_logprobs(

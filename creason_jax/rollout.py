@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import sharding
+from creason_jax import distributed, sharding
 from creason_jax.logprobs import target_logprobs
 from creason_jax.model import (
     DecoderConfig,
@@ -115,10 +115,10 @@ class Engine:
                 slots = self._fill(slots, places, [prompts[i] for i in taken], sampling, uniforms, taken)
                 held.update(zip(places, taken))
             slots = self._advance(slots, sampling)
-            running = np.asarray(slots.running).max(axis=1)
+            running = distributed.fetch(slots.running).max(axis=1)
             finished = [place for place in held if not running[place]]
             if finished:
-                out = jax.device_get((slots.tokens, slots.logprobs, slots.lengths))
+                out = distributed.fetch((slots.tokens, slots.logprobs, slots.lengths))
                 for place in finished:
                     results[held.pop(place)] = self._completions(place, out)
                     free.append(place)
@@ -181,8 +181,9 @@ class Engine:
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
             rows = sharding.batch_sharding(self.mesh)
-            placed = jax.device_put(self._padded(part, width, longest_scored(self.config)), (rows, rows))
-            scored[start : start + width] = np.asarray(_score(self, asked, self.params, *placed))[: len(part)]
+            padded = self._padded(part, width, longest_scored(self.config))
+            placed = [distributed.place(values, rows) for values in padded]
+            scored[start : start + width] = distributed.fetch(_score(self, asked, self.params, *placed))[: len(part)]
         self._count("prefill", begin)
         return scored
 
@@ -230,7 +231,8 @@ class Engine:
             if uniforms is not None:
                 numbers[row] = uniforms[taken[row]]
         rows = sharding.batch_sharding(self.mesh)
-        placed = jax.device_put((tokens, lengths, numbers, target), (rows, rows, rows, sharding.replicated(self.mesh)))
+        placed = [distributed.place(values, rows) for values in (tokens, lengths, numbers)]
+        placed.append(distributed.place(target, sharding.replicated(self.mesh)))
         slots = jax.block_until_ready(_prefill(self, sampling, self.params, slots, *placed))
         self._count("prefill", begin)
         return slots

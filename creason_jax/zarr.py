@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tensorstore
 
+from creason_jax import distributed
 from creason_jax.model import DecoderConfig, read_params
 from creason_jax.model.weights import Bounds, read_part, stored_shapes
 from shared import files
@@ -59,8 +60,8 @@ class ZarrArrays:
                 _Kind(self.folder, kind, stored_shapes(model)), model, jax.tree.map(lambda leaf: leaf.sharding, like)
             )
 
-        updates = jax.device_put(np.int32(self._noted["updates"]), target.step.sharding)
-        count = jax.device_put(np.int32(self._noted["updates"]), target.moments.count.sharding)
+        updates = distributed.place(np.int32(self._noted["updates"]), target.step.sharding)
+        count = distributed.place(np.int32(self._noted["updates"]), target.moments.count.sharding)
         mu, nu = tree("exp_avg", target.moments.mu), tree("exp_avg_sq", target.moments.nu)
         return target._replace(
             params=tree(PARAMS, target.params),

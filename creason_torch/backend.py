@@ -33,6 +33,12 @@ class Backend:
         """See `shared.backend.Backend`."""
         dist.barrier()
 
+    def agreed(self, flag: bool) -> bool:
+        """See `shared.backend.Backend`."""
+        found = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found)
+
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -13,6 +14,9 @@ from shared.errors import InputError, TrainingError
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1  # a run that must not go on
+EXIT_INTERRUPTED = 130
+
+OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,6 +29,15 @@ def run(main: Callable[[], None]) -> None:
             _fail(str(error))
         except TrainingError as error:
             _fail(str(error), EXIT_STOPPED)
+        except KeyboardInterrupt:
+            _leave(EXIT_INTERRUPTED)
+            raise
+        except Exception:
+            for others in OTHERS:
+                others.before_report()
+                traceback.print_exc()
+                others.leave(EXIT_STOPPED)
+            raise
 
     app.run(checked, flags_parser=_parse)
 
@@ -59,5 +72,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     line = " ".join(message.split())
+    for others in OTHERS:
+        others.before_report()  # what looks like bad input may come of one that is gone
     print(f"error: {line}", file=sys.stderr)
+    _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """Where there are other processes, end without waiting for them, as an ordinary exit would."""
+    for others in OTHERS:
+        others.leave(code)

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
+from absl import flags
+
+from launch import app
 from shared.backend import Backend
 from shared.config import RunConfig
 from shared.errors import InputError
 
+FLAGS = flags.FLAGS
 
-def make_backend(name: str, config: RunConfig) -> Backend:
-    """Build backend `name` for `config`. Raises InputError where its packages are not installed."""
+
+def define_flags(what: str) -> None:
+    """Define `--backend`, explained by `what`, and how the processes of a JAX run find each other."""
+    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], what)
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT at which process 0 of several listens (or JAX_COORDINATOR_ADDRESS). Not needed on TPU and Slurm.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes the run has (or JAX_NUM_PROCESSES).", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 (or JAX_PROCESS_ID).", lower_bound=0)
+
+
+def make_backend(config: RunConfig) -> Backend:
+    """Build the backend that the flags name, joined with the other processes of the run.
+
+    Raises InputError where its packages are not installed, or where the processes cannot be joined.
+    """
+    name = FLAGS.backend
     needed = {"jax": ("jax", "flax"), "torch": ("torch", "deepspeed")}[name]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -18,9 +40,28 @@ def make_backend(name: str, config: RunConfig) -> Backend:
             f"--backend={name}: {' and '.join(missing)} not installed; `make env BACKEND={name}` installs what it needs"
         )
     if name == "torch":
+        for flag in ("coordinator", "num_processes", "process_id"):
+            if FLAGS[flag].present:
+                raise InputError(f"--{flag}: joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's")
         from creason_torch.backend import Backend as TorchBackend
 
         return TorchBackend(config)
+    from creason_jax import distributed
     from creason_jax.backend import Backend as JaxBackend
 
+    if distributed.start(
+        FLAGS.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+        _number("num_processes", "JAX_NUM_PROCESSES"),
+        _number("process_id", "JAX_PROCESS_ID"),
+    ):
+        app.OTHERS.append(distributed)
     return JaxBackend(config)
+
+
+def _number(flag: str, variable: str) -> int | None:
+    given, found = FLAGS[flag].value, os.environ.get(variable)
+    if given is not None or not found:
+        return given
+    if not found.isdecimal():
+        raise InputError(f"{variable}={found}: must be a whole number")
+    return int(found)

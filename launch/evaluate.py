@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from launch import app
-from launch.backends import make_backend
+from launch import app, backends
 from shared import baselines, binary, evaluation, files, lm_eval, orders
 from shared.answering import answer_questions, force_answers
+from shared.backend import Backend
 from shared.comparison import compare
 from shared.config import (
     EvaluationConfig,
@@ -47,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "", "Hugging Face model directory, tokenizer included.")
     flags.DEFINE_list("questions", None, "Question files (Parquet), separated by commas.", required=True)
     flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which engine generates.")
+    backends.define_flags("Which engine generates.")
     flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
     flags.DEFINE_integer("max_prompt_tokens", 9_000, "Longer prompts lose their beginning.", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 2_000, "Length limit of a completion.", lower_bound=1)
@@ -95,8 +95,14 @@ def main() -> None:
             raise InputError("--completions: only with --protocol=boxed")
     out = Path(FLAGS.out)
     other = evaluation.read_answers(Path(FLAGS.compare)) if FLAGS.compare else None
-    asked, answers, boxed = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
-    figures = report(asked, answers, boxed, other)
+    backend, asked, answers, boxed = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
+    if backend.process == 0:
+        write(out, report(asked, answers, boxed, other), answers, boxed)
+    backend.barrier()
+
+
+def write(out: Path, figures: dict[str, Any], answers: list[Answer], boxed: list[Answer] | None) -> None:
+    """Write answers, figures and page, and say where they are."""
     evaluation.write_answers(out / "answers.parquet", answers)
     if boxed is not None:
         evaluation.write_answers(out / "boxed.parquet", boxed)
@@ -116,8 +122,8 @@ def read_all() -> list[Question]:
     return questions
 
 
-def answered(questions: list[Question], out: Path) -> tuple[list[Question], list[Answer], list[Answer] | None]:
-    """The questions that fit, and the model's answers; those that it boxed, where others were forced."""
+def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Question], list[Answer], list[Answer] | None]:
+    """The backend, the questions that fit, and the model's answers; those that it boxed, where others were forced."""
     folder = Path(FLAGS.model)
     tokenizer = load_tokenizer(folder)
     config = RunConfig(
@@ -136,17 +142,18 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
     app.make_folder("out", out)
-    backend = make_backend(FLAGS.backend, config)
+    backend = backends.make_backend(config)
     stop = special_tokens(tokenizer, folder).stop
     engine = backend.engine(config, folder, stop_tokens=stop)
     backend.load(engine, folder)
-    if cut:
+    progress = FLAGS.progress and backend.process == 0
+    if cut and backend.process == 0:
         print(
             f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning", file=sys.stderr
         )
     if FLAGS.protocol == "forced_choice":
-        forced, boxed = force_answers(config, engine, tokenizer, questions, prompts, stop=stop, progress=FLAGS.progress)
-        return questions, forced, boxed
+        forced, boxed = force_answers(config, engine, tokenizer, questions, prompts, stop=stop, progress=progress)
+        return backend, questions, forced, boxed
     answers, completions = answer_questions(
         config,
         engine,
@@ -155,11 +162,11 @@ def answered(questions: list[Question], out: Path) -> tuple[list[Question], list
         prompts,
         samples=FLAGS.samples,
         temperature=FLAGS.temperature,
-        progress=FLAGS.progress,
+        progress=progress,
     )
-    if FLAGS.completions:
+    if FLAGS.completions and backend.process == 0:
         files.write_json_lines(out / "completions.jsonl", completions)
-    return questions, answers, None
+    return backend, questions, answers, None
 
 
 def report(

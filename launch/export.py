@@ -9,8 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app
-from launch.backends import make_backend
+from launch import app, backends
 from shared import files, run
 from shared.config import validate
 from shared.errors import InputError
@@ -23,7 +22,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.", lower_bound=0)
     flags.DEFINE_string("out", None, "Directory to write; it must not exist.", required=True)
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner reads the checkpoint, whichever wrote it.")
+    backends.define_flags("Which learner reads the checkpoint, whichever wrote it.")
 
 
 def main() -> None:
@@ -33,7 +32,8 @@ def main() -> None:
         raise InputError(f"--out={out}: exists already; give a new directory")
     app.make_folder("out", out.parent)
     config = validate(files.read_json(workdir / "config.json"))
-    learner = make_backend(FLAGS.backend, config).learner(
+    backend = backends.make_backend(config)
+    learner = backend.learner(
         config,
         run.policy_folder(config, workdir),
         optimizer=config.optimizer,
@@ -46,7 +46,8 @@ def main() -> None:
             f"{workdir / 'checkpoints'}: no checkpoint yet; the trained policy of an ended run is in trained/"
         )
     learner.export(out)
-    print(f"step {restored[0]} of {config.name} written to {out}")
+    if backend.process == 0:
+        print(f"step {restored[0]} of {config.name} written to {out}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Define this program's flags."""
-    flags.DEFINE_string("first", "", "Answers of one model (completions.jsonl of launch.evaluate --completions).")
+    flags.DEFINE_string(
+        "first", "", "Answers of one model (completions.jsonl of launch.evaluate --completions or launch.consult)."
+    )
     flags.DEFINE_string("second", "", "Answers of the other model to the same questions.")
     flags.DEFINE_list("names", ["first", "second"], "What the two are called in the key and the summary.")
     flags.DEFINE_list("raters", [], "Names of the raters, separated by commas; pseudonyms will do.")

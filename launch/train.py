@@ -14,12 +14,13 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, config_file
-from launch.backends import make_backend
+from launch import app, backends, config_file
 from shared import replay, report, run
-from shared.config import validate
+from shared.backend import Backend
+from shared.config import RunConfig, validate
 from shared.errors import InputError
 from shared.replay import Recording
+from shared.stopping import Stopped
 
 FLAGS = flags.FLAGS
 
@@ -28,7 +29,7 @@ def define_flags() -> None:
     """Define this program's flags."""
     config_file.define("config")
     flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
-    flags.DEFINE_enum("backend", "jax", ["jax", "torch"], "Which learner and engine run.")
+    backends.define_flags("Which learner and engine run.")
     flags.DEFINE_integer("local_rank", 0, "Given by the DeepSpeed launcher; this process's number on its machine.")
     flags.DEFINE_string(
         "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
@@ -36,6 +37,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
+    flags.DEFINE_integer(
+        "stopped_exit_code", 0, "Exit code after a SIGTERM; other than 0 for a scheduler that starts failures again."
+    )
     flags.DEFINE_string("wandb_project", "", "Send metrics to this Weights & Biases project; off when empty.")
 
 
@@ -54,15 +58,19 @@ def main() -> None:
     if recording is not None:
         recording.check(config)
     app.make_folder("workdir", workdir)
-    if recording is not None:
-        backend = make_backend(FLAGS.backend, config)
-        found = replay.run(
-            config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project
-        )
+    backend = backends.make_backend(config)
+    try:
+        told = replayed(config, backend, workdir, recording) if recording else trained(config, backend, workdir)
+    except Stopped as stopped:
         if backend.process == 0:
-            print(replay.terminal_summary(found, workdir))
-        return
-    backend = make_backend(FLAGS.backend, config)
+            print(stopped)
+        sys.exit(FLAGS.stopped_exit_code)
+    if backend.process == 0:
+        print(told)
+
+
+def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
+    """A whole run, and what the terminal shows of it."""
     summary = run.run(
         config,
         backend,
@@ -71,8 +79,13 @@ def main() -> None:
         show_examples=FLAGS.show_examples,
         wandb_project=FLAGS.wandb_project,
     )
-    if backend.process == 0:
-        print(report.terminal_summary(summary, workdir))
+    return report.terminal_summary(summary, workdir)
+
+
+def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:
+    """A run that learns from a recorded one, and what the terminal shows of it."""
+    found = replay.run(config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project)
+    return replay.terminal_summary(found, workdir)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from parity.check import Check
 from parity.faults import FAULTS
+from parity.rungs.gradients import GRADIENT_BOUND
 from parity.runner import culprit, rung_of, worst
 from parity.world import World
 from shared import files, plots
@@ -118,10 +119,16 @@ def _figure(name: str, curves: Mapping[str, Any]) -> Figure:
         if name == GRADIENTS:
             axes.set_xticks(range(len(curves)), list(curves), rotation=60, ha="right", fontsize=7.5)
             axes.set_ylabel("relative L2 error")
+            axes.axhline(GRADIENT_BOUND, color="#57606a", linestyle="--", linewidth=1.2)
+            axes.text(
+                len(curves) - 0.6, GRADIENT_BOUND, "bound", va="bottom", ha="right", color="#57606a", fontsize=8.5
+            )
         else:
             axes.set_xlabel("optimizer step")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
         if logarithmic:
             axes.set_yscale("log")
+        if name.startswith("drift"):
+            axes.set_ylabel("relative L2 distance")
     return figure

@@ -150,6 +150,10 @@ class Backend(Protocol):
         """Return when every process has come here."""
         ...
 
+    def agreed(self, flag: bool) -> bool:
+        """True in every process where it was true in any. Every process calls it."""
+        ...
+
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:

@@ -169,7 +169,8 @@ def run(
 ) -> dict[str, Any]:
     """Learn from `recording` what is not learned yet, and return how far the metrics are from the recorded run's.
 
-    Every process calls it. Raises InputError for a work directory that holds something else.
+    Every process calls it. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
+    ends training early.
     """
     first = backend.process == 0
     policy = recording.policy(config)
@@ -181,10 +182,10 @@ def run(
     )
     training.train(
         config, learner, Recorded(recording), workdir,
-        first=first, progress=progress and first, wandb_project=wandb_project,
+        first=first, agreed=backend.agreed, progress=progress and first, wandb_project=wandb_project,
     )  # fmt: skip
     learner.finish_saves()
-    if not (workdir / "trained").is_dir():
+    if not backend.agreed((workdir / "trained").is_dir()):
         learner.export(workdir / "trained")
     if first:
         found = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))

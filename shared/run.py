@@ -66,7 +66,7 @@ def run(
     """Do what is not done yet and return the summary. Raises InputError for a work directory of another config.
 
     Every process of a run calls it. Process 0 writes the files; the others wait where they need them, and get the
-    summary too.
+    summary too. Raises Stopped where a SIGTERM ends training early.
     """
     first = backend.process == 0
     progress = progress and first
@@ -87,19 +87,22 @@ def run(
     valid_questions, valid_prompts, cut_valid = prompt_tokens(
         tokenizer, valid_questions, max_tokens=limit, overlong=overlong
     )
-    if cut or cut_valid:
+    if first and (cut or cut_valid):
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"
         tqdm.write(f"{cut} training and {cut_valid} held-out prompts were too long and {what}")
 
     optimizer, reference = config.optimizer, config.grpo.beta > 0
     learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)
     engine = backend.engine(config, policy, stop_tokens=stop)
-    parts = (config, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, first, progress)
+    parts = (config, backend, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
     _evaluate("before", *parts)
     source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
-    training.train(config, learner, source, workdir, first=first, progress=progress, wandb_project=wandb_project)
+    training.train(
+        config, learner, source, workdir,
+        first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
+    )  # fmt: skip
     learner.finish_saves()
-    if not (workdir / "trained").is_dir():
+    if not backend.agreed((workdir / "trained").is_dir()):
         learner.export(workdir / "trained")
     _evaluate("after", *parts)
     if first:
@@ -215,7 +218,7 @@ def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Seque
     if backend.process == 0:
         _make_initial(config, questions, tokenizer, initial)
     backend.barrier()
-    if not policy.is_dir():  # without a warm-up it is `initial`
+    if not backend.agreed(policy.is_dir()):  # without a warm-up it is `initial`
         warm_up(config, backend, initial, load_tokenizer(tokenizer), questions, policy, workdir, progress=progress)
     return policy
 
@@ -246,24 +249,25 @@ def _answers(workdir: Path, when: str) -> Path:
 def _evaluate(
     when: str,
     config: RunConfig,
+    backend: Backend,
     learner: Learner,
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerFast,
     workdir: Path,
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],
-    first: bool,
     progress: bool,
 ) -> None:
     path = _answers(workdir, when)
-    if path.is_file():
+    # Agreed: a shared file system may show a file to one process earlier than to another.
+    if backend.agreed(path.is_file()):
         return
     learner.publish(engine)
     answers, examples = answer_questions(
         config, engine, tokenizer, questions, prompts, progress=progress, description=f"evaluation {when}"
     )
     engine.seconds()
-    if not first:
+    if backend.process > 0:
         return
     shown = workdir / "evaluation" / "examples.json"
     earlier = files.read_json(shown) if shown.is_file() else []

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from shared.metrics import MetricsWriter
 from shared.prompts import decode
 from shared.questions import Question, question_at
 from shared.randomness import uniforms
+from shared.stopping import Stopped, StopRequest
 from shared.trajectories import TrajectoryWriter
 
 REFILL_ROUNDS = 3  # further batches of questions asked for when groups have equal rewards
@@ -168,6 +169,7 @@ def train(
     workdir: Path,
     *,
     first: bool = True,
+    agreed: Callable[[bool], bool] = bool,
     progress: bool = True,
     wandb_project: str = "",
 ) -> None:
@@ -175,8 +177,8 @@ def train(
 
     Writes metrics, checkpoints and, if the config asks for them, trajectories.
     With several processes each runs this loop on the whole of every batch, and so decides the same; `first` says which of
-    them writes.
-    Raises SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
+    them writes, and by `agreed` they stop together. Raises Stopped after the step in which any of them gets a SIGTERM,
+    SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
     """
     checkpoints = workdir / "checkpoints"
     restored = learner.restore(checkpoints)
@@ -184,6 +186,7 @@ def train(
     bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
+        request = stack.enter_context(StopRequest())
         writer = None
         if first:
             writer = stack.enter_context(
@@ -219,10 +222,17 @@ def train(
                 bar.update()
                 bar.set_postfix(reward=f"{described['reward']:.3f}", refresh=False)
                 due = step // config.checkpoint.every > (step - inner - 1) // config.checkpoint.every
-                if last and (due or ended):
+                stop = last and agreed(request.made)
+                if last and (due or ended or stop):
                     # After the step's line: a run killed in between writes that line twice, never not at all.
                     with phases("checkpoint"):
                         learner.save(checkpoints, step, {"position": position})
+                if stop:
+                    learner.finish_saves()
+                    raise Stopped(
+                        f"stopped as asked after step {step} of {config.steps}, which is saved; the same command goes on "
+                        "from there"
+                    )
                 if ended:
                     break
 

@@ -4,13 +4,14 @@ from creason_jax.model.attention import decode_attention, group_attention, platf
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import abstract_params, forward, head, unstacked_forward
 from creason_jax.model.stacking import stack_layers, unstack_layers
-from creason_jax.model.weights import load_params, read_params, save_params
+from creason_jax.model.weights import gather_params, load_params, read_params, save_params
 
 __all__ = [
     "DecoderConfig",
     "abstract_params",
     "decode_attention",
     "forward",
+    "gather_params",
     "group_attention",
     "head",
     "load_params",

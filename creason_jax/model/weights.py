@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from creason_jax import distributed
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import Params, abstract_params
 from shared import weight_files
@@ -101,6 +102,12 @@ def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
     weight_files.write(folder, _hugging_face_tensors(params, config), save_file)
 
 
+def gather_params(params: Params, config: DecoderConfig) -> None:
+    """What the other processes do while one writes with `save_params`: every tensor is put together from all of them."""
+    for _ in _hugging_face_tensors(params, config):
+        pass
+
+
 def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Each Hugging Face tensor whole, fused where Hugging Face fuses, one at a time, layer after layer."""
     table = sources_of(config)
@@ -111,7 +118,7 @@ def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tup
 
     def tensor(keys: list[str], layer: int | None) -> np.ndarray:
         values = [leaves[key] if layer is None else _layer(leaves[key], layer) for key in keys]
-        rows = [to_rows(np.asarray(jax.device_get(value)), table[key].inputs) for key, value in zip(keys, values)]
+        rows = [to_rows(np.asarray(distributed.fetch(value)), table[key].inputs) for key, value in zip(keys, values)]
         return np.ascontiguousarray(np.concatenate(rows) if len(rows) > 1 else rows[0])
 
     for name, keys in parts.items():

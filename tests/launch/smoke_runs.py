@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,59 @@ def prepared(smoke: Run, workdir: Path) -> Path:
         else:
             shutil.copy2(source, target)
     return workdir
+
+
+def signal_after(
+    lines: int,
+    workdir: Path,
+    commands: list[list[str]],
+    variables: dict[str, str],
+    number: signal.Signals,
+    *,
+    to: int,
+    of_children: bool = False,
+) -> list[Ended]:
+    """Start the processes of a run and send one of them a signal as soon as its metrics have `lines` lines.
+
+    `to` is that process's place in `commands`; with `of_children`, among what the first one starts.
+    """
+    metrics = workdir / "metrics.jsonl"
+    started = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
+    try:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and all(process.poll() is None for process in started):
+            if metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines:
+                break
+            time.sleep(0.002)
+        pids = children(started[0].pid) if of_children else [process.pid for process in started]
+        os.kill(pids[to], number)
+        told = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Ended(process.returncode, out, err) for process, (out, err) in zip(started, told)]
+
+
+def stopped_after(ended: Ended) -> int:
+    """The step after which a run says that it stopped as asked."""
+    assert ended.code == 0, ended.err[-3_000:]
+    found = re.search(
+        rf"^stopped as asked after step (\d+) of {STEPS}, which is saved; the same command goes on from there$",
+        ended.out,
+        re.MULTILINE,
+    )
+    assert found and "Traceback" not in ended.err, ended
+    return int(found.group(1))
+
+
+def children(pid: int) -> list[int]:
+    """Processes that process `pid` has started, as Linux tells it."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def kill_after(lines: int, workdir: Path, command: list[str], variables: dict[str, str]) -> None:

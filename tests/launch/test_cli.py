@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ CASES = [
     ((*PREPARE, "--cohort=foo"), "flag --cohort=foo: value should be one of"),
     ((*PREPARE, "--patients=x"), "flag --patients=x: invalid literal for int"),
     ((*PREPARE, "--difficulty=x"), "flag --difficulty=x: could not convert string to float"),
+    # Processes.
+    ((*TRAIN, "--coordinator=host:1"), "--coordinator, --num_processes and --process_id go together"),
+    ((*TRAIN, "--process_id=-1"), "flag --process_id=-1: -1 is not a non-negative integer"),
+    ((*TRAIN, "--num_processes=0"), "flag --num_processes=0: 0 is not a positive integer"),
+    ((*TRAIN, "--num_processes=2", "--process_id=2", "--coordinator=h:1"), "--process_id=2: must be 0 to 1"),
+    ((*TRAIN, "--num_processes=2", "--process_id=0", "--coordinator=h"), "--coordinator=h: must be HOST:PORT"),
+    ((*TRAIN, "--backend=torch", "--process_id=0"), "--process_id: joins processes of --backend=jax; torchrun"),
+    ((*EXPORT, "--num_processes=2"), "--coordinator, --num_processes and --process_id go together"),
     # A flag that is missing.
     (("train",), "--config is needed, e.g. --config=configs/quickstart.py"),
     (("train", SMOKE), "--workdir is needed: the directory that this run may fill"),
@@ -281,7 +290,7 @@ def test_what_was_there_is_still_there(places, call):
         assert len(list((root / name).iterdir())) == 1
 
 
-@pytest.mark.parametrize("program", ["train", "prepare", "evaluate", "export", "report"])
+@pytest.mark.parametrize("program", ["train", "prepare", "evaluate", "export", "report", "review", "consult"])
 def test_help(program, call):
     ended = call(program, "--help")
     assert ended.code == 0
@@ -362,6 +371,42 @@ def test_what_works_says_what_it_made(places, call, tmp_path):
     assert ended.code == 0
     assert ended.err == "3 prompts were longer than 64 tokens and lost their beginning\n"
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 3
+
+
+def test_answers_as_texts_go_to_a_review(places, call, tmp_path):
+    """Recommendations on notes, and completions of questions, by the same model twice."""
+    notes = tmp_path / "notes.csv"
+    notes.write_text("id,note,header\n7,Fever. Opinion: less.,Opinion\n8,Cough.,\n9,Pain.,Opinion\n")
+    small = ["--max_prompt_tokens=600", *SMALL[1:]]
+    ended = call("consult", *small, f"--model={places['model']}", f"--notes={notes}", f"--out={tmp_path / 'consult'}")
+    assert ended.code == 0, ended
+    assert "2 answered" in ended.out and "left out: 1 without their header, 0 too long" in ended.out
+    rows = [json.loads(line) for line in (tmp_path / "consult" / "completions.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["question"], row["answer"]) for row in rows] == [
+        ("7", "Fever.", "Opinion: less."),
+        ("8", "Cough.", ""),
+    ]
+    refused = call(
+        "consult", "--max_prompt_tokens=3", f"--model={places['model']}", f"--notes={notes}", f"--out={tmp_path / 'x'}"
+    )
+    assert "all notes are longer than 3 tokens" in refused.refusal and not (tmp_path / "x").exists()
+
+    evaluation = [
+        "evaluate",
+        *small,
+        f"--model={places['model']}",
+        f"--questions={places['questions']}",
+        "--completions",
+    ]
+    ended = call(*evaluation, f"--out={tmp_path / 'out'}")
+    assert ended.code == 0, ended
+    answers = tmp_path / "out" / "completions.jsonl"
+    assert stat.S_IMODE(answers.stat().st_mode) == 0o600 and len(answers.read_text().splitlines()) == 4
+    made = call("review", f"--first={answers}", f"--second={answers}", "--raters=r1", f"--out={tmp_path / 'cases'}",
+                f"--key={tmp_path / 'key.json'}")  # fmt: skip
+    assert made.code == 0 and (tmp_path / "cases" / "r1" / "ratings.xlsx").is_file(), made
+    forced = call(*evaluation, f"--out={tmp_path / 'y'}", "--protocol=forced_choice")
+    assert "--completions: only with --protocol=boxed" in forced.refusal
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import stat
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import apart, environment, here
-from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared
+from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared, signal_after, stopped_after
 
 from shared import files
 from shared.evaluation import read_answers
@@ -194,6 +195,20 @@ def test_a_killed_run_ends_as_one_that_never_was(name, lines, request, smoke, co
     assert first == 0
     # A save goes on while the next steps run, and ends before the next save begins.
     assert second in ((0, 2) if lines < 5 else (2, 4))
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_ends_as_one_that_never_was(smoke, compiled, tmp_path):
+    workdir = prepared(smoke, tmp_path / "run")
+    command = [sys.executable, "-m", "launch.train", CONFIG, *WARM, f"--workdir={workdir}"]
+    [ended] = signal_after(3, workdir, [command], environment(**compiled), signal.SIGTERM, to=0)
+    step = stopped_after(ended)
+    assert 3 <= step < STEPS
+    assert (workdir / "checkpoints" / str(step)).is_dir() and not (workdir / "trained").exists()
+    again = train(workdir, **compiled)
+    assert started_at(workdir) == [0, step]
+    assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in smoke.lines]
+    weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, smoke)]
+    assert weights[0] == weights[1]
 
 
 class TestAfterwards:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import REPOSITORY, apart, environment
-from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared
+from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared, signal_after, stopped_after
 from workers import free_port
 
 from shared import files
@@ -102,6 +103,19 @@ def test_a_killed_run_ends_as_one_that_never_was(by_stage, smoke, tmp_path, stag
     workdir = prepared(smoke, tmp_path / "run")
     flag = f"--config.torch.zero_stage={stage}"
     kill_after(lines, workdir, command(workdir, flag, processes=2), environment(**TORCH))
+    again = train(workdir, flag, processes=2)
+    assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
+    weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]
+    assert weights[0] == weights[1]
+
+
+def test_processes_of_which_one_is_asked_to_stop_save_together(by_stage, smoke, tmp_path):
+    whole, flag = by_stage[3], "--config.torch.zero_stage=3"
+    workdir = prepared(smoke, tmp_path / "run")
+    started = [command(workdir, flag, processes=2)]
+    [ended] = signal_after(3, workdir, started, environment(**TORCH), signal.SIGTERM, to=1, of_children=True)
+    step = stopped_after(ended)
+    assert 3 <= step < STEPS and ended.out.count("stopped as asked") == 1
     again = train(workdir, flag, processes=2)
     assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
     weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]

@@ -86,7 +86,7 @@ def test_raters_see_pairs_and_no_names(written):
             number = int(place["id"][1:])
             one, other = page.index(f"alpha answers {number}<"), page.index(f"omega answers {number}<")
             assert (other < one) == place["second_is_a"]
-        assert page.count("Right answer") == CASES / 2
+        assert page.count("Reference answer") == CASES / 2
         shown = sorted(places, key=lambda place: page.index(f"alpha answers {int(place['id'][1:])}<"))
         assert shown == places
         orders.append([(place["id"], place["second_is_a"]) for place in places])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from shared.grpo import GroupLayout, completion_view
 from shared.prompts import encode, prompt_tokens
 from shared.questions import question_at
 from shared.randomness import uniforms
+from shared.stopping import Stopped, StopRequest
 from shared.trajectories import TrajectoryReader
 
 QUESTIONS = exam(11)
@@ -115,6 +118,9 @@ class Learner:
         (folder / "latest.json").write_text(json.dumps([step, extra]))
         self.saved[step] = dict(extra)
 
+    def finish_saves(self):
+        self.events.append("finish saves")
+
     def restore(self, folder, step=None):
         path = folder / "latest.json"
         if not path.is_file():
@@ -159,12 +165,12 @@ def a_config(*, every: int = 1_000, **changes) -> RunConfig:
 def start(tokenizer, prompts, tmp_path):
     """Run the loop in one work directory; what goes wrong is for the test to see."""
 
-    def run(config: RunConfig, *, skill=lambda question: 0.5, metrics=lambda update: {}) -> Run:
+    def run(config: RunConfig, *, skill=lambda question: 0.5, metrics=lambda update: {}, agreed=bool) -> Run:
         events: list[str] = []
         made = Run(events, Learner(events, metrics), Engine(events, tokenizer, prompts, skill), tmp_path)
         run.last = made
         source = training.Sampled(config, made.engine, tokenizer, QUESTIONS, prompts)
-        training.train(config, made.learner, source, tmp_path, progress=False)
+        training.train(config, made.learner, source, tmp_path, agreed=agreed, progress=False)
         return made
 
     return run
@@ -440,6 +446,55 @@ class TestStopping:
             start(a_config(every=1), metrics=lambda update: {name: value} if update == 2 else {})
         assert list(start.last.learner.saved) == [1]
         assert [line["step"] for line in start.last.lines] == [0]
+
+
+class TestAskedToStop:
+    """SIGTERM: the step is ended and saved, and the run says how it goes on."""
+
+    @pytest.mark.parametrize(("inner", "asked", "wanted"), [(1, 2, 2), (2, 1, 2), (2, 2, 2), (2, 3, 4), (1, 6, 6)])
+    def test_the_step_is_ended_and_saved(self, start, inner, asked, wanted):
+        """Between two updates on the same rollouts there is nothing to go on from."""
+        config = a_config(steps=6, inner_steps=inner)
+        before = signal.getsignal(signal.SIGTERM)
+
+        def ask(update: int) -> dict[str, float]:
+            if update == asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+        with pytest.raises(
+            Stopped, match=f"^stopped as asked after step {wanted} of 6, which is saved; the same command"
+        ):
+            start(config, metrics=ask)
+        assert list(start.last.learner.saved) == [wanted]
+        assert len(start.last.lines) == wanted and start.last.events[-1] == "finish saves"
+        assert signal.getsignal(signal.SIGTERM) == before
+        rest = start(config)
+        assert rest.learner.updates == 6 and [line["step"] for line in rest.lines] == list(range(6))
+        assert rest.asked == in_order(config, 2 * (6 - wanted) // inner, 2 * wanted // inner)
+
+    def test_processes_stop_together(self, start):
+        told: list[bool] = []
+
+        def another_was_asked(flag: bool) -> bool:
+            told.append(flag)
+            return len(told) == 3
+
+        with pytest.raises(Stopped, match="after step 3 of 6"):
+            start(a_config(steps=6), agreed=another_was_asked)
+        assert told == [False] * 3  # and each was asked once a step
+
+    def test_a_second_request_does_what_it_would_have_done(self):
+        seen = []
+        before = signal.signal(signal.SIGTERM, lambda *_: seen.append("before"))
+        try:
+            with StopRequest() as request:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert request.made and seen == []
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert seen == ["before"]
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 class TestResume:

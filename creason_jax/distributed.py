@@ -1,0 +1,260 @@
+"""Several processes: their start, arrays that span them, and a clear end in bounded time where one of them is gone.
+
+JAX's own answer to a process that is gone is to abort the others with a stack trace. So each process counts aloud in the
+key-value store of JAX's coordination service, which process 0 keeps, and a thread of each listens to the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import glob
+import importlib.util
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from shared.errors import InputError
+
+# Seconds.
+START_LIMIT = 300  # for all processes to come
+BEAT = 1.0  # between two counts
+SILENCE = 40.0  # after which a process that does not count is gone
+UNANSWERED = 3  # counts that the coordination service may leave unanswered
+SHUTDOWN_LIMIT = 60  # for all processes to end
+JAX_SILENCE = 600  # JAX's own bound, which ends all processes with a stack trace: long, for the one below comes first
+BARRIER_LIMIT = 7 * 24 * 3_600  # a process may wait for the first one to prepare data; one that is gone is seen anyway
+
+KEY = "creason/alive"
+LEFT = "left"  # in place of a count: a process that cannot go on and has said why
+GO_ON = "start all processes again with the same command, the run goes on from its last checkpoint"
+
+_barriers = itertools.count()
+_watch: _Watch | None = None
+
+
+def start(coordinator: str = "", num_processes: int | None = None, process_id: int | None = None) -> bool:
+    """Join the other processes of the run, before anything touches a device; True where there are any.
+
+    Without arguments a TPU slice, Slurm and Open MPI are recognised by what they set. `coordinator` is HOST:PORT of process
+    0, which listens there. Raises InputError where the arguments are no whole, or where process 0 does not answer.
+    """
+    global _watch
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
+    given = _given(coordinator, num_processes, process_id)
+    if (given is None and not (_by_scheduler() or _on_tpu())) or (given is not None and given[1] == 1):
+        return False
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is shared/stopping.py's
+    if given is None:
+        limits: dict[str, Any] = {}
+    else:
+        limits = dict(zip(("coordinator_address", "num_processes", "process_id"), given))
+        limits["cluster_detection_method"] = "deactivate"
+        if given[2] > 0:
+            _wait_for(*given)
+    restore = _say_before_an_abort(f"not all processes came within {START_LIMIT} s; {GO_ON}")
+    jax.distributed.initialize(**limits, initialization_timeout=START_LIMIT, shutdown_timeout_seconds=SHUTDOWN_LIMIT)
+    restore()
+    if jax.process_count() > 1:
+        _watch = _Watch(_state().client, _state().coordinator_address, jax.process_index(), jax.process_count())
+    return jax.process_count() > 1
+
+
+def barrier() -> None:
+    """Return when every process has come here, however long that takes."""
+    if jax.process_count() > 1:
+        _state().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
+
+
+def agreed(flag: bool) -> bool:
+    """True in every process where it was true in any; every process must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def place(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A NumPy array that every process holds whole, as an array with this sharding; each process gives its own part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def fetch(tree: Any) -> Any:
+    """The values of a tree of arrays, whole, in every process; every process must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def before_report() -> None:
+    """After an error that may come of another process being gone: return once all others have been heard since. The watch
+    ends this process where one is not."""
+    assert _watch is not None
+    _watch.hear_all()
+
+
+def leave(code: int) -> None:
+    """End this process, whose error has been reported, and let the others know."""
+    assert _watch is not None
+    _watch.leave(code)
+
+
+@dataclasses.dataclass
+class _Watch:
+    """Counts, and listens to the other processes; where one is gone, says so and ends this process."""
+
+    client: Any
+    coordinator: str
+    process: int
+    processes: int
+
+    def __post_init__(self) -> None:
+        others = [other for other in range(self.processes) if other != self.process]
+        self._heard: dict[int, tuple[str, float]] = dict.fromkeys(others, ("", time.monotonic()))
+        self._ending, self._telling = threading.Lock(), threading.Lock()
+        if self.process > 0:
+            # Process 0 takes the coordination service with it, and JAX aborts whoever notices, at once.
+            host, port = self.coordinator.rsplit(":", 1)
+            _say_before_an_abort(self._gone(0), unless=lambda: _answers(host, int(port)))
+        threading.Thread(target=self._listen, name="watch", daemon=True).start()
+
+    def leave(self, code: int) -> None:
+        """End this process, and let the others know that it does."""
+        self._ending.acquire()
+        with contextlib.suppress(RuntimeError, ValueError):  # process 0 may be gone
+            self._tell(LEFT)
+        if self.process == 0:
+            time.sleep(UNANSWERED * BEAT)  # the others must be able to read it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def hear_all(self) -> None:
+        """Return when every other process has counted often enough that it was there just now."""
+        for _ in range(UNANSWERED):
+            begin = time.monotonic()
+            while any(at < begin for _, at in self._heard.values()):
+                time.sleep(BEAT / 10)
+
+    def _tell(self, what: str) -> None:
+        with self._telling:
+            if what == LEFT or not self._ending.locked():  # no count after that word
+                self.client.key_value_set(f"{KEY}/{self.process}", what, allow_overwrite=True)
+
+    def _listen(self) -> None:
+        unanswered = 0
+        for count in itertools.count(1):
+            try:
+                self._tell(str(count))
+                found = dict(self.client.key_value_dir_get(KEY))
+                unanswered = 0
+            except (RuntimeError, ValueError):  # JAX raises both for what a remote call answers
+                unanswered += 1
+                if unanswered >= UNANSWERED:
+                    self._end(0)
+                found = {}
+            for other, (before, at) in list(self._heard.items()):
+                told = found.get(f"{KEY}/{other}", before)
+                if told != before:
+                    self._heard[other] = told, time.monotonic()
+                elif found and time.monotonic() - at > SILENCE:
+                    self._end(other)
+                if told == LEFT:
+                    self._end(other)
+            time.sleep(BEAT)
+
+    def _end(self, other: int) -> None:
+        if self._ending.acquire(blocking=False):
+            print(f"error: {self._gone(other)}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _gone(self, other: int) -> str:
+        return f"process {other} of {self.processes} ended; {GO_ON}"
+
+
+def _given(coordinator: str, num_processes: int | None, process_id: int | None) -> tuple[str, int, int] | None:
+    if not coordinator and num_processes is None and process_id is None:
+        return None
+    if not coordinator or num_processes is None or process_id is None:
+        raise InputError("--coordinator, --num_processes and --process_id go together; give all three, or none")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--coordinator={coordinator}: must be HOST:PORT, process 0's address and a free port there")
+    if not 0 <= process_id < num_processes:
+        raise InputError(f"--process_id={process_id}: must be 0 to {num_processes - 1}, --num_processes less 1")
+    return coordinator, num_processes, process_id
+
+
+def _by_scheduler() -> bool:
+    """Whether Slurm's srun or Open MPI's mpirun has started this process as one of several."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+
+
+def _on_tpu() -> bool:
+    """Whether this is a TPU VM or a pod with TPUs, perhaps one of several of a slice."""
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def _wait_for(coordinator: str, processes: int, process: int) -> None:
+    host, port = coordinator.rsplit(":", 1)
+    deadline = time.monotonic() + START_LIMIT
+    while not _answers(host, int(port)):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--coordinator={coordinator}: no answer within {START_LIMIT} s; start all {processes} processes, and see "
+                f"that process {process} can reach that port"
+            )
+        time.sleep(BEAT)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5 * BEAT).close()
+    except OSError:
+        return False
+    return True
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_handlers: list[Any] = []  # kept alive: C holds no reference
+
+
+def _say_before_an_abort(message: str, unless: Callable[[], bool] = lambda: False) -> Callable[[], Any]:
+    """Print one line where this process is aborted, and end with code 1. Returns what takes that back.
+
+    JAX aborts from C++, on any thread, so that no handler of Python's `signal` would ever run.
+    """
+
+    def handle(_: int) -> None:
+        if not unless():
+            os.write(2, f"error: {message}\n".encode())
+            os._exit(1)
+
+    _handlers.append(_Handler(handle))
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    before = set_handler(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
+    return lambda: set_handler(signal.SIGABRT, before)
+
+
+def _state() -> Any:
+    """JAX's own record of the processes: the one way to its key-value store and its barriers without devices."""
+    from jax._src import distributed
+
+    return distributed.global_state

@@ -1,0 +1,134 @@
+"""Print a Kubernetes JobSet that trains on one or several TPU slices of a GKE cluster; apply it with kubectl.
+
+python -m launch.jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
+    --claim=creason-work --workdir=/work/runs/phi4 > jobset.yaml
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from typing import Any, NamedTuple
+
+import yaml
+from absl import flags
+
+from launch import app
+from shared.errors import InputError
+
+FLAGS = flags.FLAGS
+STOPPED = 75  # a run that was asked to stop has not succeeded: JobSet starts it again
+PORTS = {"tpu": 8471, "megascale": 8080, "coordinator": 8482}
+
+
+class Accelerator(NamedTuple):
+    """What GKE calls a TPU generation, how many dimensions its topologies have, and chips on one host."""
+
+    label: str
+    dimensions: int
+    chips: int
+    most_on_one_host: int  # a slice of so many chips may be a single host
+
+
+ACCELERATORS = {
+    "v4": Accelerator("tpu-v4-podslice", 3, 4, 4),
+    "v5p": Accelerator("tpu-v5p-slice", 3, 4, 4),
+    "v5e": Accelerator("tpu-v5-lite-podslice", 2, 4, 8),
+    "v6e": Accelerator("tpu-v6e-slice", 2, 4, 8),
+}
+
+
+def define_flags() -> None:
+    """Define this program's flags."""
+    flags.DEFINE_string("config", None, "Config file, as it is called inside the image.", required=True)
+    flags.DEFINE_string("topology", None, "A slice: generation and chips, e.g. v5p:4x4x4 or v6e:4x4.", required=True)
+    flags.DEFINE_string("image", None, "Container image with this repository as its working directory.", required=True)
+    flags.DEFINE_string("claim", None, "PersistentVolumeClaim (ReadWriteMany) that all hosts mount.", required=True)
+    flags.DEFINE_string("mount", "/work", "Where the claim is mounted.")
+    flags.DEFINE_string("workdir", "/work/run", "Work directory of the run, on that mount.")
+    flags.DEFINE_string("name", "creason", "Name of the JobSet, and of its headless service.")
+    flags.DEFINE_integer(
+        "slices", 1, "Slices that train together; give --train=--config.learner.mesh_data=SLICES.", lower_bound=1
+    )
+    flags.DEFINE_multi_string("train", [], "A further flag of launch.train; may come several times.")
+    flags.DEFINE_integer("max_restarts", 100, "How often all is started again where a process ends.", lower_bound=0)
+    flags.DEFINE_integer("grace_seconds", 300, "Time between the request to stop and the end.", lower_bound=1)
+
+
+def main() -> None:
+    """Print the manifest. Raises InputError for a topology or a name that GKE does not have."""
+    yaml.safe_dump(manifest(), sys.stdout, sort_keys=False)
+
+
+def manifest() -> dict[str, Any]:
+    """The JobSet that the flags describe."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?", FLAGS.name):
+        raise InputError(f"--name={FLAGS.name}: must be small letters, digits and dashes, at most 42")
+    if not f"{FLAGS.workdir}/".startswith(f"{FLAGS.mount.rstrip('/')}/"):
+        raise InputError(f"--workdir={FLAGS.workdir}: must be under --mount={FLAGS.mount}, which all hosts see")
+    accelerator, topology, hosts, chips = slice_of(FLAGS.topology)
+    command = ["python", "-m", "launch.train", f"--config={FLAGS.config}", f"--workdir={FLAGS.workdir}"]
+    container = {
+        "name": "train",
+        "image": FLAGS.image,
+        "command": [*command, f"--stopped_exit_code={STOPPED}", *FLAGS.train],
+        "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+        "ports": [{"name": name, "containerPort": port} for name, port in PORTS.items()],
+        "resources": {part: {"google.com/tpu": chips} for part in ("requests", "limits")},
+        "volumeMounts": [{"name": "work", "mountPath": FLAGS.mount}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": FLAGS.grace_seconds,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": accelerator,
+            "cloud.google.com/gke-tpu-topology": topology,
+        },
+        "containers": [container],
+        "volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": FLAGS.claim}}],
+    }
+    job = {
+        "backoffLimit": 0,  # one process gone: JobSet starts all of them again
+        "completions": hosts,
+        "parallelism": hosts,
+        "completionMode": "Indexed",
+        "template": {"spec": pod},
+    }
+    # One slice is one node pool: all pods of a job go to the same one.
+    exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": FLAGS.name, "annotations": exclusive},
+        "spec": {
+            "failurePolicy": {"maxRestarts": FLAGS.max_restarts},
+            # JobSet makes the headless service by which pods know each other's names.
+            "network": {"enableDNSHostnames": True, "subdomain": FLAGS.name, "publishNotReadyAddresses": True},
+            "replicatedJobs": [{"name": "slice", "replicas": FLAGS.slices, "template": {"spec": job}}],
+        },
+    }
+
+
+def slice_of(text: str) -> tuple[str, str, int, int]:
+    """GKE's names of accelerator and topology, hosts of a slice, and chips on each, for text such as `v5p:4x4x4`."""
+    generation, _, topology = text.partition(":")
+    if generation not in ACCELERATORS:
+        raise InputError(f"--topology={text}: {generation!r} is none of {', '.join(ACCELERATORS)}")
+    known = ACCELERATORS[generation]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology) or topology.count("x") != known.dimensions - 1:
+        example = "x".join(["4"] * known.dimensions)
+        raise InputError(
+            f"--topology={text}: {generation} has {known.dimensions} dimensions, e.g. {generation}:{example}"
+        )
+    chips = math.prod(int(size) for size in topology.split("x"))
+    if chips <= known.most_on_one_host:
+        return known.label, topology, 1, chips
+    if chips % known.chips:
+        raise InputError(f"--topology={text}: {chips} chips do not fill hosts of {known.chips}")
+    return known.label, topology, chips // known.chips, known.chips
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

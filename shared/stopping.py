@@ -1,0 +1,32 @@
+"""Asked to stop (SIGTERM: a preempted TPU or spot machine, Slurm, Kubernetes), a run ends its step, saves and ends well."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, and has saved. The message says where it is and how it goes on."""
+
+
+class StopRequest:
+    """Notes a SIGTERM while it is entered, in the main thread; a second one acts as it would without."""
+
+    def __init__(self) -> None:
+        self.made = False
+        self._before: Any = signal.SIG_DFL
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.made = True
+        signal.signal(signal.SIGTERM, self._before)
+
+    def __enter__(self) -> StopRequest:
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._before)
