@@ -39,6 +39,7 @@ def start_processes() -> None:
     version = importlib.metadata.version("deepspeed")
     if not torch.cuda.is_available() and version.startswith(KNOWN_DEEPSPEED):
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
@@ -46,7 +47,6 @@ def start_processes() -> None:
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
         else:
-            os.environ.setdefault("LOCAL_RANK", "0")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_init_required=False, verbose=False)

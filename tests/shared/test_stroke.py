@@ -65,7 +65,7 @@ def test_what_is_mended(name, value, paper, mended):
 
 
 def test_an_unknown_code_is_an_error_that_names_column_and_code():
-    with pytest.raises(InputError, match="column toast: code 8 is not in its coding"):
+    with pytest.raises(InputError, match="column toast: code '8' is not in its coding"):
         coding.decode_column("toast", [1, 8], {1: "LAA", 2: "SVO"}, {}, paper=False)
     assert coding.decode_column("toast", [1, 8, 0], {1: "LAA", 2: "SVO"}, {}, paper=True) == ["LAA", None, None]
 

@@ -206,6 +206,9 @@ class Backend:
     def barrier(self):
         pass
 
+    def agreed(self, flag):
+        return flag
+
 
 class TestWarmUp:
     """The loop around the updates."""
