@@ -60,7 +60,7 @@ study: env
 
 # Whole files side by side: fixtures of a file are expensive. Each of these processes computes with one thread.
 test: env-dev
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations=20
 
 lint: env-dev
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from creason_jax.model.rotary import Rope
+from creason_jax.model.rope import Rope
 from shared import files
 from shared.errors import InputError
 

@@ -19,7 +19,8 @@ from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm, Phi3RotaryEmbedd
 from creason_jax import model as ours
 from creason_jax.model import DecoderConfig
 from creason_jax.model.decoder import RMSNorm
-from creason_jax.model.rotary import Rope, inverse_frequencies, rotary
+from creason_jax.model.rope import Rope
+from creason_jax.model.rotary import inverse_frequencies, rotary
 from shared.grpo import GroupLayout, pack
 
 PARTIAL = {"rope_type": "default", "rope_theta": 250_000.0, "partial_rotary_factor": 0.75}
