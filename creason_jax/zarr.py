@@ -30,7 +30,7 @@ def written_by_torch(folder: Path) -> bool:
 
 
 class ZarrArrays:
-    """Twin of `creason_torch.orbax.OrbaxArrays` over flat float32 arrays with Hugging Face names."""
+    """What the PyTorch backend saved: flat float32 arrays with Hugging Face names."""
 
     def __init__(self, folder: Path):
         """Raises InputError where the checkpoint is of another version, or does not say what it holds."""

@@ -33,6 +33,7 @@ def run(main: Callable[[], None]) -> None:
             _leave(EXIT_INTERRUPTED)
             raise
         except Exception:
+            # Nothing is swallowed: whatever it is, the other processes must learn of it, or they would wait for ever.
             for others in OTHERS:
                 others.before_report()
                 traceback.print_exc()

@@ -11,10 +11,9 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from launch import app, backends
+from launch import app, generation
 from shared import files
 from shared.backend import Sampling
-from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
 from shared.errors import InputError
 from shared.prompts import chat_text, decode, encode, opens_reasoning, prefill_for
 from shared.tasks.consult import read_notes
@@ -28,12 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Hugging Face model directory, tokenizer included.", required=True)
     flags.DEFINE_string("notes", None, "Table of notes: id, note and, in some, header (docs/review.md).", required=True)
     flags.DEFINE_string("out", None, "Directory for completions.jsonl.", required=True)
-    backends.define_flags("Which engine generates.")
-    flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
-    flags.DEFINE_integer("max_prompt_tokens", 9_000, "Notes with longer prompts are left out.", lower_bound=1)
-    flags.DEFINE_integer("max_new_tokens", 4_000, "Length limit of a recommendation.", lower_bound=1)
-    flags.DEFINE_integer("slots", 64, "Notes answered at once.", lower_bound=1)
-    flags.DEFINE_enum("compute_dtype", "bfloat16", ["bfloat16", "float32"], "Number format of the computation.")
+    generation.define_flags(long_prompts="Notes with longer prompts are left out.", max_new_tokens=4_000)
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show a progress bar (default: on a terminal).")
 
 
@@ -47,20 +41,9 @@ def main() -> None:
     asked = [(note, text) for note, text in zip(notes, texts, strict=True) if len(text) <= FLAGS.max_prompt_tokens]
     if not asked:
         raise InputError(f"all notes are longer than {FLAGS.max_prompt_tokens} tokens; raise --max_prompt_tokens")
-    config = RunConfig(
-        name=folder.name,
-        model=ModelConfig(path=str(folder)),
-        grpo=GrpoConfig(beta=0.0),
-        rollout=RolloutConfig(
-            max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=FLAGS.slots
-        ),
-        learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
-        torch=TorchConfig(rollout_engine=FLAGS.engine),
-    )
     app.make_folder("out", out)
-    backend = backends.make_backend(config)
-    engine = backend.engine(config, folder, stop_tokens=special_tokens(tokenizer, folder).stop)
-    backend.load(engine, folder)
+    config = generation.config_of(folder)
+    backend, engine = generation.engine_of(config, folder, stop=special_tokens(tokenizer, folder).stop)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     rows = []
     cut_off = 0

@@ -14,20 +14,12 @@ from typing import Any
 
 from absl import flags
 
-from launch import app, backends
+from launch import app, generation
 from shared import baselines, binary, evaluation, files, lm_eval, orders
 from shared.answering import answer_questions, force_answers
 from shared.backend import Backend
 from shared.comparison import compare
-from shared.config import (
-    EvaluationConfig,
-    GrpoConfig,
-    LearnerConfig,
-    ModelConfig,
-    RolloutConfig,
-    RunConfig,
-    TorchConfig,
-)
+from shared.config import EvaluationConfig
 from shared.errors import InputError
 from shared.evaluation import Answer
 from shared.evaluation_page import write_page
@@ -47,11 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "", "Hugging Face model directory, tokenizer included.")
     flags.DEFINE_list("questions", None, "Question files (Parquet), separated by commas.", required=True)
     flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
-    backends.define_flags("Which engine generates.")
-    flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
-    flags.DEFINE_integer("max_prompt_tokens", 9_000, "Longer prompts lose their beginning.", lower_bound=1)
-    flags.DEFINE_integer("max_new_tokens", 2_000, "Length limit of a completion.", lower_bound=1)
-    flags.DEFINE_integer("slots", 64, "Questions answered at once.", lower_bound=1)
+    generation.define_flags(long_prompts="Longer prompts lose their beginning.", max_new_tokens=2_000)
     flags.DEFINE_integer("limit", 0, "Only the first questions; 0: all.", lower_bound=0)
     flags.DEFINE_enum(
         "protocol", "boxed", ["boxed", "forced_choice"],
@@ -70,7 +58,6 @@ def define_flags() -> None:
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
     flags.DEFINE_integer("seed", 42, "Seed of the resampling and of the samples.")
-    flags.DEFINE_enum("compute_dtype", "bfloat16", ["bfloat16", "float32"], "Number format of the computation.")
     flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show a progress bar (default: on a terminal).")
 
 
@@ -126,26 +113,17 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Questi
     """The backend, the questions that fit, and the model's answers; those that it boxed, where others were forced."""
     folder = Path(FLAGS.model)
     tokenizer = load_tokenizer(folder)
-    config = RunConfig(
-        name=folder.name,
+    config = generation.config_of(
+        folder,
         seed=FLAGS.seed,
-        model=ModelConfig(path=str(folder)),
-        grpo=GrpoConfig(beta=0.0),
-        rollout=RolloutConfig(
-            max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=FLAGS.slots
-        ),
-        learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
-        torch=TorchConfig(rollout_engine=FLAGS.engine),
         evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=len(questions) if FLAGS.completions else 0),
     )
     questions, prompts, cut = prompt_tokens(
         tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
     app.make_folder("out", out)
-    backend = backends.make_backend(config)
     stop = special_tokens(tokenizer, folder).stop
-    engine = backend.engine(config, folder, stop_tokens=stop)
-    backend.load(engine, folder)
+    backend, engine = generation.engine_of(config, folder, stop=stop)
     progress = FLAGS.progress and backend.process == 0
     if cut and backend.process == 0:
         print(

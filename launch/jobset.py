@@ -1,7 +1,7 @@
 """Print a Kubernetes JobSet that trains on one or several TPU slices of a GKE cluster; apply it with kubectl.
 
 python -m launch.jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
-    --claim=creason-work --workdir=/work/runs/phi4 > jobset.yaml
+    --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "A slice: generation and chips, e.g. v5p:4x4x4 or v6e:4x4.", required=True)
     flags.DEFINE_string("image", None, "Container image with this repository as its working directory.", required=True)
     flags.DEFINE_string("claim", None, "PersistentVolumeClaim (ReadWriteMany) that all hosts mount.", required=True)
-    flags.DEFINE_string("mount", "/work", "Where the claim is mounted.")
-    flags.DEFINE_string("workdir", "/work/run", "Work directory of the run, on that mount.")
+    flags.DEFINE_string("mount", "/mnt/runs", "Where the claim is mounted.")
+    flags.DEFINE_string("workdir", "/mnt/runs/run", "Work directory of the run, on that mount.")
     flags.DEFINE_string("name", "creason", "Name of the JobSet, and of its headless service.")
     flags.DEFINE_integer(
         "slices", 1, "Slices that train together; give --train=--config.learner.mesh_data=SLICES.", lower_bound=1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from shared.errors import InputError
 
@@ -26,6 +27,14 @@ COMMON: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": EOS,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }
 PHI3: dict[str, Any] = {"original_max_position_embeddings": 32_768}
 
@@ -54,19 +63,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": ("phi3", _longrope(16)),
     "phi3-longrope-short": ("phi3", _longrope(4_096)),
     "llama2": ("llama", {"num_key_value_heads": HEADS}),
-    "llama3": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500_000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
+    "llama3": ("llama", {"rope_parameters": LLAMA3}),
     "qwen2": ("qwen2", {"rope_theta": 1_000_000.0}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 2 * SIZE, "rope_theta": 1_000_000.0}),
@@ -74,21 +71,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def write_family(family: str, folder: Path, *, seed: int = 0) -> None:
-    """Write a model of `family` into `folder`. Biases and norm scales are random too, so that one left out shows.
-
-    Raises InputError for a family that is not known.
-    """
+    """Write a model of `family` into `folder`. Raises InputError for a family that is not known."""
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     kind, fields = FAMILIES[family]
-    config = AutoConfig.for_model(kind, **(COMMON | fields))
+    random_network(kind, COMMON | fields, seed=seed).save_pretrained(folder)
+
+
+def random_network(kind: str, fields: Mapping[str, Any], *, seed: int, attention: str = "sdpa") -> PreTrainedModel:
+    """A float32 network of Transformers' family `kind`. Biases and norm scales are random too, so that one left out shows."""
+    config = AutoConfig.for_model(kind, **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
         with torch.no_grad():
             # Transformers makes the pad token's row 0, which the gradient of the first norm would divide by.
-            network.get_input_embeddings().weight[COMMON["pad_token_id"]].normal_(0, COMMON["initializer_range"])
+            network.get_input_embeddings().weight[fields["pad_token_id"]].normal_(0, fields["initializer_range"])
             for name, weight in network.named_parameters():
                 if "norm" in name or name.endswith("bias"):
                     weight.add_(0.2 * torch.randn_like(weight))
-    network.save_pretrained(folder)
+    return network

@@ -21,6 +21,7 @@ import creason_jax.learner
 import creason_jax.logprobs
 import creason_jax.loss
 import shared.grpo
+from parity.recorded import LAYOUT
 from shared.errors import InputError
 
 Patch = tuple[Any, str, Any]  # an object, an attribute of it, and what stands there while the fault is in
@@ -143,11 +144,10 @@ def _stale_reference() -> list[Patch]:
 
 def _mean_of_means() -> list[Patch]:
     """Each micro-batch divides by its own count, and the micro-batches are averaged."""
-    longest = 24
 
     def objective(logprobs: Any, advantages: Any, mask: Any, config: Any, **options: Any) -> Any:
         sums = creason_jax.loss.objective(logprobs, advantages, mask, config, **options)
-        own = creason_jax.loss.denominator(sums, config, longest)
+        own = creason_jax.loss.denominator(sums, config, LAYOUT.completion)
         return sums._replace(loss=sums.loss / own, completions=jnp.ones(()), tokens=jnp.ones(()))
 
     loss = types.SimpleNamespace(

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,3 +20,14 @@ if EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
 for folder in sorted(Path(__file__).parent.iterdir()):
     if folder.is_dir() and not folder.name.startswith(("_", ".")):
         sys.path.insert(0, str(folder))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small Phi-3 on which learners are tested; nobody writes into it."""
+    from groups import MODEL
+    from tiny import tiny_phi3
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny_phi3(folder, **MODEL)
+    return folder

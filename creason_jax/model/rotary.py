@@ -5,7 +5,7 @@ sequences of up to `original_max_position_embeddings` tokens, long ones beyond. 
 largest position in it: a row would depend on its neighbours in a micro-batch, and a token scored in training on another table
 than the one it was drawn with. Here one table serves a whole run: the long one where the longest sequence that the run may make
 (`rollout.max_prompt_tokens` and the largest `max_new_tokens`) is above `original_max_position_embeddings`, else the short one.
-That is vLLM's rule too, whose `max_model_len` is the same number; the PyTorch backend follows it (`creason_torch.model`).
+That is vLLM's rule too, whose `max_model_len` is the same number; the PyTorch backend follows it.
 Hugging Face agrees wherever the run uses short factors, and for sequences above the switch wherever it uses long ones.
 """
 

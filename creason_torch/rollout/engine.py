@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
+from creason_torch import zero
 from creason_torch.model import read_config
 from shared.backend import Completion, Sampling, check_request, check_scored
 from shared.config import RunConfig
@@ -169,7 +170,4 @@ def _gathered(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
     place = torch.device("cpu") if dist.get_backend() == "gloo" else device
     part = np.zeros((width, *own.shape[1:]), own.dtype)
     part[: len(own)] = own
-    sent = torch.from_numpy(part).to(place)
-    received = sent.new_empty((ways * width, *part.shape[1:]))
-    dist.all_gather_into_tensor(received, sent)
-    return received[:count].cpu().numpy()
+    return zero.from_all(torch.from_numpy(part).to(place))[:count].cpu().numpy()

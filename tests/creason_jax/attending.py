@@ -21,7 +21,7 @@ class Shape:
     layout: GroupLayout
 
 
-def random_batch(shape: Shape, prompt_lengths: list[int], lengths: list[list[int]]) -> GroupBatch:
+def random_groups(shape: Shape, prompt_lengths: list[int], lengths: list[list[int]]) -> GroupBatch:
     prompts = [np.ones(n, np.int32) for n in prompt_lengths]
     completions = [[np.ones(n, np.int32) for n in row] for row in lengths]
     return pack(prompts, completions, shape.layout, advantages=np.zeros((shape.rows, shape.layout.group)))
@@ -63,3 +63,23 @@ def naive(q, k, v, cotangent, mask):
         np.einsum("bhts,bthn->bshn", back, q).reshape(*k.shape[:2], k.shape[2], shared, SIZE).sum(3),
         np.einsum("bhts,bthn->bshn", weights, cotangent).reshape(narrow).sum(3),
     )
+
+
+def random_case(
+    shape: Shape, prompts: list[int], lengths: list[list[int]], seed: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """q, k, v and a cotangent, which positions are no padding `[B, T]`, and who sees whom `[B, T, T]`.
+
+    Keys and values of padding are garbage, of which nothing may reach a result.
+    """
+    if shape.layout.group:
+        batch = random_groups(shape, prompts, lengths)
+        groups, segments = batch.groups, batch.segments
+    else:
+        groups = np.where(np.arange(shape.layout.prompt) < np.array(prompts)[:, None], 0, -1)
+        segments = np.zeros_like(groups)
+    valid = groups >= 0
+    q, k, v, cotangent = random_arrays(shape, shape.layout.length, seed)
+    cotangent = np.where(valid[..., None, None], cotangent, 0)
+    k, v = (np.where(valid[..., None, None], each, 1e3) for each in (k, v))
+    return [q, k, v, cotangent], valid, full_mask(groups, segments)

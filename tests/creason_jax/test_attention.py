@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import SIZE, Shape, full_mask, naive, random_arrays, random_batch
+from attending import SIZE, Shape, full_mask, naive, random_arrays, random_case, random_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,19 +40,9 @@ def cases(draw):
 @given(cases())
 def test_values_and_gradients_equal_a_naive_attention_with_a_mask(case):
     shape, prompts, lengths, seed = case
-    if shape.layout.group:
-        batch = random_batch(shape, prompts, lengths)
-        groups, segments = batch.groups, batch.segments
-    else:
-        groups = np.where(np.arange(shape.layout.prompt) < np.array(prompts)[:, None], 0, -1)
-        segments = np.zeros_like(groups)
-    valid = groups >= 0
-    q, k, v, cotangent = random_arrays(shape, shape.layout.length, seed)
-    cotangent = np.where(valid[..., None, None], cotangent, 0)
-    # Keys and values of padding are garbage: none of it may reach a result.
-    k, v = (np.where(valid[..., None, None], each, 1e3) for each in (k, v))
+    (q, k, v, cotangent), valid, mask = random_case(shape, prompts, lengths, seed)
     found = value_and_gradients(q, k, v, cotangent, valid, shape.layout)
-    expected = naive(q, k, v, cotangent, full_mask(groups, segments))
+    expected = naive(q, k, v, cotangent, mask)
     for name, ours, reference in zip(("out", "q", "k", "v"), found, expected, strict=True):
         assert np.isfinite(ours).all()
         where = valid if name == "out" else np.ones_like(valid)
@@ -79,7 +69,7 @@ def test_rows_of_padding_are_finite_and_reach_no_gradient(shape):
 def test_a_completion_is_unmoved_by_its_siblings_and_moved_by_its_prompt():
     shape = SHAPES[1]
     layout = shape.layout
-    batch = random_batch(shape, [3, 2], [[5, 3, 0], [1, 4, 5]])
+    batch = random_groups(shape, [3, 2], [[5, 3, 0], [1, 4, 5]])
     q, k, v, cotangent = random_arrays(shape, layout.length, seed=5)
     start, end = layout.prompt + layout.completion, layout.prompt + 2 * layout.completion  # the second completion
 
@@ -103,7 +93,7 @@ def test_decoding_equals_the_last_position_of_the_whole(shape):
     layout, rng = shape.layout, np.random.default_rng(11)
     prompt_lengths = rng.integers(1, layout.prompt + 1, shape.rows)
     own_lengths = rng.integers(1, layout.completion + 1, shape.rows)
-    batch = random_batch(shape, list(prompt_lengths), [[n] * layout.group for n in own_lengths])
+    batch = random_groups(shape, list(prompt_lengths), [[n] * layout.group for n in own_lengths])
     q, k, v, cotangent = random_arrays(shape, layout.length, seed=7)
     whole, *_ = value_and_gradients(q, k, v, cotangent, batch.groups >= 0, layout)
     last = layout.prompt + np.arange(layout.group) * layout.completion + own_lengths[:, None] - 1  # [B, G]

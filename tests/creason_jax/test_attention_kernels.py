@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import Shape, full_mask, naive, random_arrays, random_batch
+from attending import Shape, full_mask, naive, random_arrays, random_case, random_groups
 from jax.sharding import NamedSharding, PartitionSpec
 
 from creason_jax import sharding, topology
@@ -54,19 +54,9 @@ def value_and_gradients(attend, q, k, v, cotangent, valid, layout):
     ids=["groups of three with padding", "whole blocks", "prompts alone"],
 )
 def test_kernel_equals_a_naive_attention(kernel, shape, prompts, lengths):
-    if shape.layout.group:
-        batch = random_batch(shape, prompts, lengths)
-        groups, segments = batch.groups, batch.segments
-    else:
-        groups = np.where(np.arange(shape.layout.prompt) < np.array(prompts)[:, None], 0, -1)
-        segments = np.zeros_like(groups)
-    valid = groups >= 0
-    q, k, v, cotangent = random_arrays(shape, shape.layout.length, seed=1)
-    cotangent = np.where(valid[..., None, None], cotangent, 0)
-    # Keys and values of padding are garbage: none of it may reach a result.
-    k, v = (np.where(valid[..., None, None], each, 1e3) for each in (k, v))
+    (q, k, v, cotangent), valid, mask = random_case(shape, prompts, lengths, seed=1)
     found = value_and_gradients(KERNELS[kernel], q, k, v, cotangent, valid, shape.layout)
-    expected = naive(q, k, v, cotangent, full_mask(groups, segments))
+    expected = naive(q, k, v, cotangent, mask)
     for name, ours, wanted in zip(("out", "q", "k", "v"), found, expected, strict=True):
         assert np.isfinite(ours).all()
         where = valid if name == "out" else np.ones_like(valid)
@@ -92,7 +82,7 @@ def test_a_kernel_on_a_mesh_equals_one_on_a_device(monkeypatch, tensor, kv_heads
     shape = Shape(
         shared=8 // kv_heads, kv_heads=kv_heads, rows=2, layout=GroupLayout(prompt=100, group=2, completion=60)
     )
-    batch = random_batch(shape, [100, 37], [[60, 1], [20, 44]])
+    batch = random_groups(shape, [100, 37], [[60, 1], [20, 44]])
     valid = batch.groups >= 0
     arrays = random_arrays(shape, shape.layout.length, seed=4)
     arrays[-1] = np.where(valid[..., None, None], arrays[-1], 0)

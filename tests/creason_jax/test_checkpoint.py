@@ -20,13 +20,6 @@ OPTIONS = {"learner": {"micro_batch_rows": 4, "remat": "none"}}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_phi3(folder, **MODEL)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(model, tmp_path_factory):
     """A run saved after its second update, and gone on to its fourth: its folder, and the states then."""
     learner = make_learner(model, **OPTIONS)

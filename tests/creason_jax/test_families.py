@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import SWITCH, VARIANTS
+from families import SHAPE, SWITCH, VARIANTS
 from pairs import Pair, error_of, variant_pair
 from safetensors.numpy import load_file
 from tiny import run_config
@@ -280,17 +280,6 @@ OLD_AND_NEW = {
         "qwen3",
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "rope_theta": 1e6}},
     ),
-}
-SHAPE = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
 }
 
 

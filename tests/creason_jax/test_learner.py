@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small import LAYOUT, MODEL, VOCABULARY, distance, flat, gradients, make_learner, on_host, put_back, random_batch
-from tiny import hugging_face_logprobs, tiny_phi3
+from tiny import hugging_face_logprobs
 from transformers import Phi3ForCausalLM, get_cosine_schedule_with_warmup
 
 from creason_jax.model import DecoderConfig, abstract_params, forward, load_params
@@ -21,13 +21,6 @@ from shared.schedule import learning_rate
 
 NO_CLIP = {"max_grad_norm": 1e9}
 GROUPS = GroupLayout(prompt=10, group=7, completion=6)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_phi3(folder, **MODEL)
-    return folder
 
 
 @pytest.fixture(scope="module")

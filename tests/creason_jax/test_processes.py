@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,9 @@ import jax
 import numpy as np
 import processes_worker
 import pytest
-from groups import MODEL, random_batch
+from groups import random_batch
 from small import flat
-from tiny import tiny_phi3
+from workers import free_port
 
 from creason_jax import distributed
 from creason_jax.backend import Backend
@@ -24,20 +23,6 @@ from shared.config import validate
 from shared.errors import InputError
 
 WORKER = Path(processes_worker.__file__)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_phi3(folder, **MODEL)
-    return folder
 
 
 @pytest.fixture(scope="module")

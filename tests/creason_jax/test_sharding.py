@@ -21,13 +21,6 @@ MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 4)]
 ROWS = 5  # no multiple of 8 devices: empty rows fill the last device
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_phi3(folder, **MODEL)
-    return folder
-
-
 def one_update(model, mesh, **options):
     fields = {"micro_batch_rows": 8, "logprob_chunk": 4, "remat": "none"} | options
     learner = make_learner(model, mesh=mesh, learner=fields)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
+from attending import Shape, random_groups
 from families import tiny_network
 from groups import random_batch
 from hypothesis import given, settings
@@ -20,21 +20,11 @@ from creason_torch import attention
 from creason_torch.attention import flex_group_attention, group_attention
 from creason_torch.model import FAMILIES
 from shared.errors import InputError
-from shared.grpo import GroupBatch, GroupLayout, completion_view, pack, pad_rows, separate_rows
+from shared.grpo import GroupBatch, GroupLayout, completion_view, pad_rows, separate_rows
 
 SIZE = 16  # of a head
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Heads for each key-value head, key-value heads, rows, layout."""
-
-    shared: int
-    kv_heads: int
-    rows: int
-    layout: GroupLayout
 
 
 SHAPES = [
@@ -50,12 +40,6 @@ PROMPT_ONLY = Shape(shared=2, kv_heads=3, rows=2, layout=GroupLayout(prompt=7, g
 def flex_gradients_on_a_cpu(monkeypatch):
     """PyTorch refuses them there, though the uncompiled form computes them."""
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
-
-
-def random_groups(shape: Shape, prompt_lengths: list[int], lengths: list[list[int]]) -> GroupBatch:
-    prompts = [np.ones(n, np.int32) for n in prompt_lengths]
-    completions = [[np.ones(n, np.int32) for n in row] for row in lengths]
-    return pack(prompts, completions, shape.layout, advantages=np.zeros((shape.rows, shape.layout.group)))
 
 
 def random_tensors(shape: Shape, seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from groups import LAYOUT, MODEL, OPTIMIZER, random_batch
+from groups import LAYOUT, OPTIMIZER, random_batch
 from safetensors.torch import load_file
-from tiny import hugging_face_logprobs, run_config, tiny_phi3
+from tiny import hugging_face_logprobs, run_config
 from transformers import Phi3ForCausalLM
 from workers import Found, distance, run_workers
 
@@ -23,13 +23,6 @@ ROWS, STEPS = 8, 20
 STAGES, PROCESSES, MICRO = (0, 1, 2, 3), (1, 2), (8, 2)  # micro-batches of 8 rows: no accumulation; of 2: four or two
 STATE = ("params", "exp_avg", "exp_avg_sq", "reference")
 CLIP = {"max_grad_norm": 2.0}  # some of the updates are clipped, some are not
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_phi3(folder, **MODEL)
-    return folder
 
 
 @pytest.fixture(scope="module")

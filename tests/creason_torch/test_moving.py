@@ -71,13 +71,6 @@ def hugging_face(learner) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_phi3(folder, **MODEL)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def stayed_jax(model, tmp_path_factory):
     """Twenty updates of the JAX backend, and its checkpoint after ten of them."""
     learner = make_learner(model, steps=STEPS, learner=LEARNER)

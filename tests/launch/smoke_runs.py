@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from commands import REPOSITORY, Ended
+from commands import REPOSITORY, Ended, apart
 
 from shared import files
 from shared.config import RunConfig, validate
@@ -49,6 +49,26 @@ class Run:
     @property
     def lines(self) -> list[dict]:
         return [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluate(smoke: Run, out: Path, *flags: str, **variables: str) -> Ended:
+    """Evaluate the trained model of a run on its held-out questions, as the run did."""
+    rollout = smoke.config.rollout
+    ended = apart(
+        "evaluate",
+        f"--model={smoke.workdir / 'trained'}",
+        f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}",
+        f"--out={out}",
+        "--compute_dtype=float32",
+        f"--max_prompt_tokens={rollout.max_prompt_tokens}",
+        f"--max_new_tokens={rollout.max_new_tokens}",
+        "--slots=16",
+        "--bootstrap=200",
+        *flags,
+        **variables,
+    )
+    assert ended.code == 0, ended.err[-3_000:]
+    return ended
 
 
 def prepared(smoke: Run, workdir: Path) -> Path:

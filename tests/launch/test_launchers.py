@@ -171,7 +171,7 @@ def test_a_jobset_has_a_pod_for_each_host_of_its_slices(topology, label, hosts, 
         (("--topology=v6e:4xx",), "--topology=v6e:4xx: v6e has 2 dimensions, e.g. v6e:4x4"),
         (("--topology=v5p:3x3x1",), "--topology=v5p:3x3x1: 9 chips do not fill hosts of 4"),
         (("--topology=v5p:4x4x4", "--name=A_b"), "--name=A_b: must be small letters, digits and dashes"),
-        (("--topology=v5p:4x4x4", "--workdir=/tmp/x"), "--workdir=/tmp/x: must be under --mount=/work"),
+        (("--topology=v5p:4x4x4", "--workdir=/tmp/x"), "--workdir=/tmp/x: must be under --mount=/mnt/runs"),
     ],
 )
 def test_what_a_cluster_does_not_have_is_refused(flags, message, monkeypatch, capfd):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import apart, environment, here
-from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared, signal_after, stopped_after
+from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared, signal_after, stopped_after
 
 from shared import files
 from shared.evaluation import read_answers
@@ -215,20 +215,7 @@ class TestAfterwards:
     """What can be done with a run that has ended."""
 
     def test_evaluating_the_trained_model_gives_the_same_answers(self, smoke, compiled, tmp_path):
-        rollout = smoke.config.rollout
-        ended = apart(
-            "evaluate",
-            f"--model={smoke.workdir / 'trained'}",
-            f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}",
-            f"--out={tmp_path / 'out'}",
-            "--compute_dtype=float32",
-            f"--max_prompt_tokens={rollout.max_prompt_tokens}",
-            f"--max_new_tokens={rollout.max_new_tokens}",
-            "--slots=16",
-            "--bootstrap=200",
-            **compiled,
-        )
-        assert ended.code == 0, ended.err[-3_000:]
+        ended = evaluate(smoke, tmp_path / "out", **compiled)
         found, wanted = files.read_json(tmp_path / "out" / "summary.json"), smoke.summary["after"]
         assert {name: found[name] for name in wanted} == wanted
         assert found["bayes_accuracy"] == smoke.summary["bayes_accuracy"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import REPOSITORY, apart, environment
-from smoke_runs import CONFIG, STEPS, WARM, Run, kill_after, prepared, signal_after, stopped_after
+from commands import REPOSITORY, environment
+from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared, signal_after, stopped_after
 from workers import free_port
 
 from shared import files
@@ -149,40 +149,20 @@ def test_an_engine_with_stale_weights_ends_the_run(smoke, tmp_path):
     assert not (workdir / "trained").exists()
 
 
-def evaluate(smoke, out, *flags):
-    rollout = smoke.config.rollout
-    ended = apart(
-        "evaluate",
-        f"--model={smoke.workdir / 'trained'}",
-        f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}",
-        f"--out={out}",
-        "--compute_dtype=float32",
-        f"--max_prompt_tokens={rollout.max_prompt_tokens}",
-        f"--max_new_tokens={rollout.max_new_tokens}",
-        "--slots=16",
-        "--bootstrap=200",
-        *flags,
-        **TORCH,
-    )
-    assert ended.code == 0, ended.err[-3_000:]
-    return out
-
-
 def test_evaluating_the_trained_model_gives_the_same_answers_on_either_backend(smoke, tmp_path):
-    answers = [
-        (evaluate(smoke, tmp_path / backend, f"--backend={backend}") / "answers.parquet").read_bytes()
-        for backend in ("jax", "torch")
-    ]
+    answers = []
+    for backend in ("jax", "torch"):
+        evaluate(smoke, tmp_path / backend, f"--backend={backend}", **TORCH)
+        answers.append((tmp_path / backend / "answers.parquet").read_bytes())
     assert answers[0] == answers[1] == (smoke.workdir / "evaluation" / "after.parquet").read_bytes()
 
 
 def test_a_forced_choice_is_the_same_on_either_backend(smoke, tmp_path):
     """The same letters and, up to rounding, probabilities; and what was boxed on the way is what `boxed` counts."""
     forced = ["--protocol=forced_choice"]
-    folders = [
-        evaluate(smoke, tmp_path / "jax", "--backend=jax", *forced),
-        evaluate(smoke, tmp_path / "torch", "--backend=torch", "--engine=hf", *forced),
-    ]
+    folders = [tmp_path / "jax", tmp_path / "torch"]
+    evaluate(smoke, folders[0], "--backend=jax", *forced, **TORCH)
+    evaluate(smoke, folders[1], "--backend=torch", "--engine=hf", *forced, **TORCH)
     jax, torch = (read_answers(folder / "answers.parquet") for folder in folders)
     for ours, theirs in zip(jax, torch, strict=True):
         assert dataclasses.replace(ours, probabilities=()) == dataclasses.replace(theirs, probabilities=())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+
+from parity.families import LLAMA3, random_network
 
 SWITCH = 48  # tokens up to which the longrope variants use their short factors
 FACTORS = {
@@ -14,17 +15,24 @@ FACTORS = {
 }
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10_000.0, **FACTORS}
 LONG = {"original_max_position_embeddings": SWITCH, "max_position_embeddings": 32 * SWITCH}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 YARN = {"rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.08,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 3,
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {}),
     "phi3 partial": (
@@ -59,32 +67,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny_network(family: str, *, attention: str = "eager", seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Two layers, 4 heads over 2 key-value heads, 320 tokens, float32; biases and norm scales are random too."""
-    fields = {
-        "vocab_size": 320,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.08,
-        "tie_word_embeddings": False,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 3,
-    }
-    if family == "phi3":
-        fields["original_max_position_embeddings"] = 512
-    config = AutoConfig.for_model(family, **(fields | overrides))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-        with torch.no_grad():
-            for name, weight in network.named_parameters():
-                if "norm" in name or name.endswith("bias"):
-                    weight.add_(0.2 * torch.randn_like(weight))
-    return network
+    longrope = {"original_max_position_embeddings": SHAPE["max_position_embeddings"]} if family == "phi3" else {}
+    return random_network(family, SHAPE | longrope | overrides, seed=seed, attention=attention)
 
 
 def tiny_variant(variant: str, **overrides: Any) -> PreTrainedModel:
