@@ -135,12 +135,13 @@ def load_weights(
 ) -> None:
     """Give each parameter its stored tensor through `put`, one at a time: no process ever holds the whole model.
 
-    Raises InputError for a missing, truncated or wrongly shaped tensor.
+    Raises InputError for a missing, truncated or wrongly shaped tensor, and for one that is not of this model.
     """
     missing = set(weights)
     for name, value in stored_weights(folder):
+        weight_files.check_known(folder, [name], weights)
         if name not in weights:
-            continue  # a tied head stored twice
+            continue
         found, needed = tuple(value.shape), tuple(getattr(weights[name], "ds_shape", weights[name].shape))
         if found != needed:
             raise InputError(f"{folder}: tensor {name} has shape {found}, config.json asks for {needed}")
@@ -151,15 +152,15 @@ def load_weights(
 
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a model directory, one at a time, as it is stored. Raises InputError for a truncated file."""
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise InputError(f"{folder}: no safetensors file; give a Hugging Face model directory")
-    for path in paths:
+    """Every tensor of a model directory, one at a time, as it is stored. Raises InputError for a missing or truncated file."""
+    named = weight_files.places(folder)
+    for path in sorted(set(named.values())) if named else [folder / weight_files.SINGLE]:
         try:
             with safe_open(path, framework="pt") as stored:
                 for name in stored.keys():
                     yield name, stored.get_tensor(name)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file, though the index names it") from None
         except SafetensorError as error:
             raise InputError(f"{path}: truncated or not safetensors ({error})") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from shared import files
 from shared.errors import InputError
 
 SHARD_BYTES = 4 * 2**30  # of one file
+NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
+TIED = "lm_head.weight"  # in some it is stored though it is the embedding
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -61,6 +63,13 @@ def places(folder: Path) -> dict[str, Path] | None:
     if not (folder / SINGLE).is_file():
         raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; give a Hugging Face model directory")
     return None
+
+
+def check_known(folder: Path, stored: Iterable[str], expected: Collection[str]) -> None:
+    """Raise InputError for a stored tensor that is none of the model's: another model's weights would go unnoticed."""
+    others = [name for name in stored if name not in expected and name != TIED and not name.endswith(NOT_WEIGHTS)]
+    if others:
+        raise InputError(f"{folder}: tensor {min(others)} is not of the model that config.json describes")
 
 
 def _part(place: int) -> str:

@@ -34,8 +34,6 @@ SHOWN_BYTES = 2**30  # models of at least so many bytes in float32 load under a 
 DTYPES = ("F32", "F16", "BF16")
 Bounds = tuple[range, ...]  # a block of an array
 
-NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
-
 
 def sources_of(config: DecoderConfig) -> dict[str, Source]:
     """Path of a parameter -> where it is in a Hugging Face model of this shape."""
@@ -224,10 +222,7 @@ class _Reader:
                 raise InputError(
                     f"{self.folder}: tensor {name} is stored as {tensor.get_dtype()}; only {', '.join(DTYPES)} are read"
                 )
-        others = {name for name in self.files if not name.endswith(NOT_WEIGHTS)} - expected.keys()
-        others.discard("lm_head.weight")  # a tied head stored twice
-        if others:
-            raise InputError(f"{self.folder}: tensor {min(others)} is not of the model that config.json describes")
+        weight_files.check_known(self.folder, self.files, expected)
 
     def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
         """See `Reader`."""
