@@ -87,6 +87,16 @@ def largest_angle(found: Arrays, expected: Arrays) -> tuple[float, str]:
     return _worst((angle(a, b), name) for name, a, b in _pairs(found, expected))
 
 
+def largest_step_error(found: Arrays, expected: Arrays, start: Arrays, rate: float) -> tuple[float, str]:
+    """The largest root mean square error of an array's movement from `start`, in units of the learning rate.
+
+    An array that does not move where Adam's first step moves it is at distance 1.
+    """
+    moved = {name: np.asarray(expected[name], np.float64) - np.asarray(start[name], np.float64) for name in start}
+    made = {name: np.asarray(found[name], np.float64) - np.asarray(start[name], np.float64) for name in found}
+    return _worst((float(np.sqrt(np.mean((a - b) ** 2)) / rate), name) for name, a, b in _pairs(made, moved))
+
+
 def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[float, str]:
     """How many things of these names are not exactly equal, and the first of them."""
     different = [name for name in expected if name not in found or not _equal(found[name], expected[name])]

@@ -20,6 +20,8 @@ import optax
 import creason_jax.learner
 import creason_jax.logprobs
 import creason_jax.loss
+import creason_jax.rollout
+import creason_jax.zarr
 import shared.grpo
 from parity.recorded import LAYOUT
 from shared.errors import InputError
@@ -156,6 +158,37 @@ def _mean_of_means() -> list[Patch]:
     return [(creason_jax.learner, "loss", loss)]
 
 
+def _bf16_masters() -> list[Patch]:
+    plain = creason_jax.learner.Learner.update
+
+    def update(learner: Any, batch: Any) -> dict[str, float]:
+        metrics = plain(learner, batch)
+        rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), learner.state.params)
+        learner.state = learner.state._replace(params=rounded)
+        return metrics
+
+    return [(creason_jax.learner.Learner, "update", update)]
+
+
+def _own_key_unseen() -> list[Patch]:
+    plain = creason_jax.rollout.decode_attention
+
+    def decode_attention(q: Any, k: Any, v: Any, length: Any, own_k: Any, own_v: Any, own_length: Any) -> jax.Array:
+        return plain(q, k, v, length, own_k, own_v, own_length - 1)
+
+    return [(creason_jax.rollout, "decode_attention", decode_attention)]
+
+
+def _lost_moments() -> list[Patch]:
+    plain = creason_jax.zarr.ZarrArrays.state
+
+    def state(arrays: Any, target: Any, model: Any) -> Any:
+        found = plain(arrays, target, model)
+        return found._replace(moments=jax.tree.map(jnp.zeros_like, found.moments))
+
+    return [(creason_jax.zarr.ZarrArrays, "state", state)]
+
+
 def _stale_engine() -> list[Patch]:
     plain = creason_jax.learner.Learner.publish
 
@@ -178,6 +211,9 @@ FAULTS: dict[str, Fault] = {
     "eps_inside_root": Fault("Adam's epsilon inside the square root", "optimizer", _eps_inside_root),
     "rate_off_by_one": Fault("the schedule is one step ahead", "updates", _rate_off_by_one),
     "stale_reference": Fault("the reference policy is never mixed", "reference", _stale_reference),
+    "bf16_masters": Fault("weights kept in bfloat16", "precision", _bf16_masters),
     "mean_of_means": Fault("a mean of micro-batches' means", "invariance", _mean_of_means),
+    "own_key_unseen": Fault("a token does not attend to itself in decoding", "generation", _own_key_unseen),
     "stale_engine": Fault("new weights do not reach the engine", "publishing", _stale_engine),
+    "lost_moments": Fault("Adam's moments do not come along to the other backend", "exchange", _lost_moments),
 }

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 
 from parity import reference
-from parity.check import Check, largest_distance, largest_relative
+from parity.check import Check, largest_distance, largest_relative, largest_step_error
 from parity.sides import SIDES, gradient, run_config
 from parity.world import Case, World
 
@@ -32,13 +29,11 @@ def _small_gradients(case: Case) -> Iterator[Check]:
         batches = [case.batch(number, scale=scale) for number in range(3)]
         expected = reference.updates(case.folder, batches, config)[-1].weights
         start = reference.weights(case.network)
-        moved = {name: expected[name] - start[name] for name in start}
         for side in SIDES:
             learner = side.learner(config, case.folder, steps=len(batches))
             for batch in batches:
                 learner.update(batch)
-            found = {name: value - start[name] for name, value in side.weights(learner).items()}
-            measured = _largest_step_error(found, moved, config.optimizer.learning_rate)
+            measured = largest_step_error(side.weights(learner), expected, start, config.optimizer.learning_rate)
             yield Check.of(
                 f"optimizer: AdamW, gradients times {scale:g}, {side.name}",
                 case.family,
@@ -46,13 +41,6 @@ def _small_gradients(case: Case) -> Iterator[Check]:
                 measured,
                 STEP_BOUND,
             )
-
-
-def _largest_step_error(found: dict[str, Any], expected: dict[str, Any], rate: float) -> tuple[float, str]:
-    """Root mean square error of a parameter's movement in units of the learning rate."""
-    errors = {name: float(np.sqrt(np.mean((found[name] - expected[name]) ** 2)) / rate) for name in expected}
-    worst = max(errors, key=errors.__getitem__)
-    return errors[worst], worst
 
 
 def _clipping(case: Case) -> Iterator[Check]:

@@ -11,6 +11,7 @@ from parity.check import (
     largest_difference,
     largest_distance,
     largest_relative,
+    largest_step_error,
     unequal,
 )
 
@@ -62,3 +63,12 @@ def test_excess_orders_checks():
     assert [check.excess for check in checks] == [0, 0.5, 3, np.inf]
     assert [check.passed for check in checks] == [True, True, False, False]
     assert Check.of("r: x", "f", "y", (np.nan, ""), 1.0).excess == np.inf
+
+
+def test_movement_is_measured_in_learning_rates():
+    start = {"a": np.ones(2), "b": np.zeros(2)}
+    expected = {"a": np.array([1.1, 0.9]), "b": np.zeros(2)}
+    assert largest_step_error(expected, expected, start, 0.1) == (0, "a")
+    assert largest_step_error(start, expected, start, 0.1) == (pytest.approx(1), "a")
+    value, name = largest_step_error(expected | {"b": np.full(2, 0.3)}, expected, start, 0.1)
+    assert (value, name) == (pytest.approx(3), "b")
