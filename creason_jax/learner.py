@@ -27,7 +27,7 @@ from creason_jax.model import (
     save_params,
 )
 from creason_jax.rollout import Engine
-from shared import files
+from shared import files, grpo
 from shared.backend import scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
@@ -145,13 +145,15 @@ class Learner:
     def update(self, batch: GroupBatch) -> dict[str, float]:
         """See `shared.backend.Learner`."""
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
+        longest = self.config.rollout.max_new_tokens
+        divisor = grpo.denominator(grpo.counts(batch), self.config.grpo, longest)
         arrays = self._micro_batches(batch, names)
         rate = learning_rate(self.step, self.optimizer, self.steps)
-        self.state, found = self._update(self.state, arrays, self._scalar(rate), layout=batch.layout)
+        scalars = self._scalar(divisor), self._scalar(rate)
+        self.state, found = self._update(self.state, arrays, *scalars, layout=batch.layout)
         self.step += 1
         sums, extra = jax.device_get(found)
         entropy, logprob, norm = (float(extra[name]) for name in ("entropy", "logprob", "grad_norm"))
-        longest = self.config.rollout.max_new_tokens
         described = metrics(sums, self.config.grpo, longest, entropy=entropy, logprob=logprob)
         return {**described, "grad_norm": norm, "learning_rate": rate}
 
@@ -209,8 +211,9 @@ class Learner:
             "ref_logprobs": self.config.grpo.beta > 0,
         }
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if wanted[name])
-        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.whole)
-        traced = self._update.trace(self.state, self._abstract_batch(layout, rows, names), rate, layout=layout)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.whole)
+        batch = self._abstract_batch(layout, rows, names)
+        traced = self._update.trace(self.state, batch, scalar, scalar, layout=layout)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_scoring(self, layout: GroupLayout, rows: int) -> Any:
@@ -341,7 +344,7 @@ class Learner:
         return sums.loss, (sums, extra)
 
     def _update_step(
-        self, state: State, batch: dict[str, jax.Array], rate: jax.Array, layout: GroupLayout
+        self, state: State, batch: dict[str, jax.Array], divisor: jax.Array, rate: jax.Array, layout: GroupLayout
     ) -> tuple[State, tuple[Sums, dict[str, jax.Array]]]:
         """One optimizer step: gradients summed over micro-batches, divided once by the whole batch's count."""
         gradient = jax.grad(functools.partial(self._micro_loss, layout=layout), has_aux=True)
@@ -359,7 +362,6 @@ class Learner:
             jax.eval_shape(functools.partial(self._micro_loss, layout=layout), state.params, rows)[1],
         )
         (grads, (sums, extra)), _ = jax.lax.scan(add, (zeros, no_sums), batch)
-        divisor = loss.denominator(sums, self.config.grpo, self.config.rollout.max_new_tokens)
         grads = jax.tree.map(lambda leaf: leaf / divisor, grads)
         norm = optax.global_norm(grads)
         # Scaled by limit / norm itself, nothing added to the norm (PyTorch adds 1e-6, DeepSpeed another amount).

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from shared.config import GrpoConfig
-from shared.grpo import ROW_MEAN, TOKEN_NORMALISED, Sums
+from shared.grpo import ROW_MEAN, Sums
 from shared.grpo.objective import check_inputs
 
 
@@ -46,7 +46,7 @@ def objective(
 
     `logprobs`, `mask` and the optional log-probabilities are `[completions, time]`, `advantages` `[completions]` or
     `[completions, time]`, `row_mask` `[completions]` with 0 for rows that are padding; `config` is static. Nothing is
-    divided by the batch's counts here: see `denominator`.
+    divided by the batch's counts here: see `shared.grpo.denominator`.
 
     Raises InputError where the config needs reference or rollout log-probabilities that are not given.
     """
@@ -104,14 +104,6 @@ def objective(
         gap=total(gap),
         gap_max=jnp.where(counted, gap, 0.0).max(initial=0.0),
     )
-
-
-def denominator(sums: Sums, config: GrpoConfig, max_completion_length: int) -> jax.Array:
-    """What the accumulated loss and gradients are divided by, once, from the `sums` of the whole optimizer batch."""
-    if config.loss in TOKEN_NORMALISED:
-        return jnp.maximum(1.0, sums.tokens)
-    completions = jnp.maximum(1.0, sums.completions)
-    return completions * max_completion_length if config.loss == "dr_grpo" else completions
 
 
 def add(first: Sums, second: Sums) -> Sums:

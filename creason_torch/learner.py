@@ -16,7 +16,7 @@ from creason_torch.model import Policy, build_network, load_weights, read_config
 from shared import files, grpo
 from shared.backend import scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
-from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows, real_completions
+from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
 from shared.schedule import learning_rate
 
 # What one update needs of a batch, as tensors [rows, time].
@@ -79,7 +79,7 @@ class Learner:
         """See `shared.backend.Learner`."""
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
         longest = self.config.rollout.max_new_tokens
-        divisor = grpo.denominator(counts(batch), self.config.grpo, longest)
+        divisor = grpo.denominator(grpo.counts(batch), self.config.grpo, longest)
         # The one division: by the whole batch's counts. DeepSpeed averages over processes, where a sum is meant.
         scale = dist.get_world_size() / divisor
         parts = list(self._micro_batches(batch, names))
@@ -236,10 +236,3 @@ class Learner:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         *found, entropy, logprob = values.tolist()
         return Sums._make(found)._replace(gap_max=float(largest)), entropy, logprob
-
-
-def counts(batch: GroupBatch) -> Sums:
-    """The counts that an update is divided by, of the whole batch; every other sum is 0."""
-    real = real_completions(batch.groups, batch.layout)
-    counted = (completion_view(batch.completion_mask, batch.layout) > 0) & (real > 0)[:, None]
-    return Sums._make(0.0 for _ in Sums._fields)._replace(completions=float(real.sum()), tokens=float(counted.sum()))

@@ -45,7 +45,7 @@ def objective(
 
     `logprobs`, `mask` and the optional log-probabilities are `[completions, time]`, `advantages` `[completions]` or
     `[completions, time]`, `row_mask` `[completions]` with 0 for rows that are padding. Only `.loss` carries a gradient.
-    Nothing is divided by the batch's counts here: see `denominator`.
+    Nothing is divided by the batch's counts here: see `shared.grpo.denominator`.
 
     Raises InputError where the config needs reference or rollout log-probabilities that are not given.
     """

@@ -23,7 +23,6 @@ import creason_jax.loss
 import creason_jax.rollout
 import creason_jax.zarr
 import shared.grpo
-from parity.recorded import LAYOUT
 from shared.errors import InputError
 
 Patch = tuple[Any, str, Any]  # an object, an attribute of it, and what stands there while the fault is in
@@ -145,17 +144,22 @@ def _stale_reference() -> list[Patch]:
 
 
 def _mean_of_means() -> list[Patch]:
-    """Each micro-batch divides by its own count, and the micro-batches are averaged."""
+    """Each micro-batch divides by its own count of tokens, and the micro-batches are averaged."""
+    plain = creason_jax.learner.Learner.update
+    count = [1]
 
-    def objective(logprobs: Any, advantages: Any, mask: Any, config: Any, **options: Any) -> Any:
-        sums = creason_jax.loss.objective(logprobs, advantages, mask, config, **options)
-        own = creason_jax.loss.denominator(sums, config, LAYOUT.completion)
-        return sums._replace(loss=sums.loss / own, completions=jnp.ones(()), tokens=jnp.ones(()))
+    def objective(*arguments: Any, **options: Any) -> Any:
+        sums = creason_jax.loss.objective(*arguments, **options)
+        return sums._replace(loss=sums.loss / jnp.maximum(1.0, sums.tokens))
 
-    loss = types.SimpleNamespace(
-        objective=objective, denominator=creason_jax.loss.denominator, add=creason_jax.loss.add
-    )
-    return [(creason_jax.learner, "loss", loss)]
+    def update(learner: Any, batch: Any) -> dict[str, float]:
+        count[0] = learner.micro_batches(batch.tokens.shape[0])[0]
+        return plain(learner, batch)
+
+    loss = types.SimpleNamespace(objective=objective, add=creason_jax.loss.add)
+    grpo = types.SimpleNamespace(counts=shared.grpo.counts, denominator=lambda *_: count[0])
+    learner = creason_jax.learner
+    return [(learner, "loss", loss), (learner, "grpo", grpo), (learner.Learner, "update", update)]
 
 
 def _bf16_masters() -> list[Patch]:

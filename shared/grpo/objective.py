@@ -34,6 +34,7 @@ import numpy as np
 
 from shared.config import GrpoConfig
 from shared.errors import InputError
+from shared.grpo.batch import GroupBatch, completion_view, real_completions
 
 ROW_MEAN = frozenset({"grpo", "gspo", "sapo"})  # losses that average over each completion's own tokens
 TOKEN_NORMALISED = frozenset({"bnpo", "dapo", "cispo", "vespo"})  # losses divided by the batch's tokens
@@ -144,6 +145,13 @@ def objective(
         gap=total(gap),
         gap_max=float(np.where(counted, gap, 0.0).max(initial=0.0)),
     )
+
+
+def counts(batch: GroupBatch) -> Sums:
+    """The counts that the whole `batch` is divided by; every other sum is 0."""
+    real = real_completions(batch.groups, batch.layout)
+    counted = (completion_view(batch.completion_mask, batch.layout) > 0) & (real > 0)[:, None]
+    return Sums()._replace(completions=float(real.sum()), tokens=float(counted.sum()))
 
 
 def denominator(sums: Sums, config: GrpoConfig, max_completion_length: int) -> float:

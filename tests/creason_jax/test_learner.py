@@ -325,7 +325,8 @@ def shared_linear(model, trees):
     def micro_loss(params: Any, rows: dict[str, jax.Array], layout: GroupLayout) -> tuple[jax.Array, Any]:
         a, b = rows["advantages"][0, 0], rows["advantages"][0, 1]
         leaves = zip(*map(jax.tree.leaves, (params, *trees)), strict=True)
-        value = sum((leaf * (a * x + b * y)).sum() for leaf, x, y in leaves)
+        # The update divides by the completions of the batch.
+        value = layout.group * sum((leaf * (a * x + b * y)).sum() for leaf, x, y in leaves)
         one, none = jnp.float32(1), jnp.float32(0)
         sums = Sums(*[none] * len(Sums._fields))._replace(loss=value, completions=one, tokens=one)
         return value, (sums, {"entropy": none, "logprob": none})

@@ -42,7 +42,7 @@ def value_and_gradient(config: GrpoConfig, tensors: dict[str, torch.Tensor]) -> 
 def golden_loss_and_gradient(case: dict, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     config, tensors = golden_config(case), as_tensors(golden_inputs(case), dtype)
     sums = twin.objective(config=config, **tensors)
-    value = sums.loss / golden_denominator(case, sums, config, grpo.denominator)
+    value = sums.loss / golden_denominator(case, sums, config)
     (gradient,) = torch.autograd.grad(value, tensors["logprobs"])
     assert value.dtype == gradient.dtype == dtype
     rows, time = golden_arrays(case)["completion_mask"].shape

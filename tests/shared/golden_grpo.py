@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +78,13 @@ def golden_inputs(case: dict) -> dict[str, np.ndarray]:
     }
 
 
-def golden_denominator(case: dict, sums: grpo.Sums, config: GrpoConfig, denominator: Callable[..., Any]) -> Any:
-    """A backend's `denominator` of the whole optimizer batch that a case implies: equal micro-batches, the case is one."""
+def golden_denominator(case: dict, sums: grpo.Sums, config: GrpoConfig) -> Any:
+    """The denominator of the whole optimizer batch that a case implies: equal micro-batches, the case is one."""
     steps = case["gradient_accumulation_steps"]
     window = sums._replace(completions=sums.completions * steps, tokens=sums.tokens * steps)
     if case["loss_type"] in ("dapo", "cispo", "vespo"):
         window = window._replace(tokens=case["num_items_in_batch"] * steps / case["steps_per_generation"])
-    return denominator(window, config, case["max_completion_length"])
+    return grpo.denominator(window, config, case["max_completion_length"])
 
 
 def float64_bound(case: dict) -> float:

@@ -15,6 +15,7 @@ from golden_grpo import (
     golden_config,
     golden_denominator,
 )
+from groups import random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -34,7 +35,7 @@ def golden_loss(case: dict, arrays: dict, config: GrpoConfig, logprobs: np.ndarr
         ref_logprobs=arrays["ref_logps"],
         **options,
     )
-    return sums.loss / golden_denominator(case, sums, config, grpo.denominator)
+    return sums.loss / golden_denominator(case, sums, config)
 
 
 @pytest.mark.golden
@@ -428,3 +429,12 @@ def test_padding_rows_are_empty():
         grpo.pad_rows(batch, 2)
     with pytest.raises(InputError, match="micro-batches of 2"):
         grpo.split_rows(batch, 2)
+
+
+def test_counts_are_those_of_the_objective_over_real_completions():
+    """A completion that is masked out counts, a row that is padding does not, and no token of either."""
+    batch = random_batch(4, seed=3, masked=(1, 0))
+    padded = grpo.pad_rows(batch, 6)
+    tokens = float(batch.completion_mask.sum())
+    assert grpo.counts(padded) == grpo.counts(batch) == grpo.Sums(completions=8.0, tokens=tokens)
+    assert 0 < tokens < 4 * batch.layout.group * batch.layout.completion
