@@ -117,6 +117,7 @@ def check(config: RunConfig, model: DecoderConfig, name: str) -> None:
     chip_of(name)
     mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
     sharding.check_divisible(model, mesh)
+    sharding.check_divisible(model, sharding.engine_mesh(mesh, config.rollout.mesh_tensor), "rollout")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if longest > model.max_position_embeddings:
         raise InputError(
@@ -160,8 +161,7 @@ def plan(
     questions = config.grpo.questions_per_step
     rows = questions if config.learner.group_layout else questions * config.grpo.group_size
     row = layout if config.learner.group_layout else dataclasses.replace(layout, group=1)
-    state, published = _bytes(learner.state), _bytes(engine.abstract_params()[0])
-    layers = _bytes(engine.abstract_params()[1])
+    state, published = _bytes(learner.state), _bytes(engine.abstract_params())
     params = _bytes(learner.state.params)
     waves = -(-questions // engine.slots(sampling))
     lowered: dict[str, Callable[[], Any]] = {
@@ -171,12 +171,12 @@ def plan(
         "decode": lambda: engine.lower_decode(sampling),
         "publish": lambda: engine.lower_publish(learner.state.params),
     }
-    # What each leaves untouched in memory: the engine's two forms of the weights, the learner's state.
+    # What each leaves untouched in memory: the engine's weights, the learner's state.
     beside = {
-        "update": published + layers,
-        "scoring": state - params + published + layers,
-        "prefill": state + layers,
-        "decode": state + _bytes(engine.abstract_params()[0]["layers"]),
+        "update": published,
+        "scoring": state - params + published,
+        "prefill": state,
+        "decode": state,
         "publish": state - params,
     }
     scorings = (config.grpo.beta > 0) + (config.grpo.inner_steps > 1)
@@ -187,12 +187,13 @@ def plan(
         "decode": waves * -(-config.rollout.max_new_tokens // config.rollout.decode_steps),
         "publish": 1,
     }
-    flops = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1], config)
+    learners = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1])
+    engines = _kernel_flops(model, engine.mesh, GroupLayout(layout.prompt, 0, 0), engine.prefill_width())
     found = []
     for step in steps:
         if calls[step]:
             say(f"{name}: compiling {step} ({model.num_hidden_layers} layers)")
-            kernels = flops(engine.prefill_width(), GroupLayout(layout.prompt, 0, 0)) if step == "prefill" else flops()
+            kernels = engines if step == "prefill" else learners
             found.append(_compiled(step, lowered[step], chip, kernels, beside[step], calls[step]))
     return _summary(config, model, name, mesh, learner, layout, found, rows)
 
@@ -330,18 +331,12 @@ def visible_pairs(layout: GroupLayout) -> float:
     return prompt * (prompt + 1) / 2 + layout.group * completion * (prompt + (completion + 1) / 2)
 
 
-def _kernel_flops(
-    model: DecoderConfig, mesh: jax.sharding.Mesh, layout: GroupLayout, width: int, config: RunConfig
-) -> Callable[..., dict[str, float]]:
+def _kernel_flops(model: DecoderConfig, mesh: jax.sharding.Mesh, layout: GroupLayout, rows: int) -> dict[str, float]:
     """FLOPs of one call of splash attention's kernels on one device: products of `[query, head]` with `[key, head]`, two
     forwards, three for the queries' gradient, four for the keys' and values'."""
     heads = model.num_attention_heads / mesh.shape["tensor"]
-
-    def of(rows: int = width, layout: GroupLayout = layout) -> dict[str, float]:
-        product = 2.0 * visible_pairs(layout) * model.head_dim * heads * rows / sharding.batch_ways(mesh)
-        return {"splash_mha_fwd": 2 * product, "splash_mha_dq": 3 * product, "splash_mha_dkv": 4 * product}
-
-    return of
+    product = 2.0 * visible_pairs(layout) * model.head_dim * heads * rows / sharding.batch_ways(mesh)
+    return {"splash_mha_fwd": 2 * product, "splash_mha_dq": 3 * product, "splash_mha_dkv": 4 * product}
 
 
 def _bytes(tree: Any) -> int:

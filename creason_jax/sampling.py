@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from creason_jax.model.attention import MASKED
 
+BLOCK = 128  # tokens of the vocabulary that are summed before sums are added up
 BELOW_ONE = 1.0 - 2.0**-20  # a draw at the very top must still fall on a token with weight
 
 
@@ -28,11 +29,27 @@ def draw(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = filtered(logits / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    # Sums of a parallel scan change by a rounding, up or down, even where a weight is zero: no such token may be drawn.
-    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-    threshold = jnp.minimum(uniforms, BELOW_ONE)[..., None] * cumulative.max(axis=-1, keepdims=True)
-    tokens = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    return jnp.where(cumulative > threshold, tokens, tokens[-1]).min(axis=-1)
+    # The vocabulary by blocks: first the block that the number falls into, then the token in it. One long cumulative sum
+    # takes as long as everything else of the draw, and over a vocabulary split over devices it gathers all weights.
+    blocks = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)])
+    blocks = blocks.reshape(*weights.shape[:-1], -1, BLOCK)
+    sums = blocks.sum(axis=-1)
+    ends = jnp.cumsum(sums, axis=-1)
+    threshold = jnp.minimum(uniforms, BELOW_ONE)[..., None] * ends[..., -1:]
+    block = _first_beyond(ends, sums, threshold)
+    there = jnp.arange(sums.shape[-1]) == block[..., None]
+    inside = jnp.where(there[..., None], blocks, 0.0).sum(axis=-2)
+    before = jnp.where(there, ends - sums, 0.0).sum(axis=-1, keepdims=True)
+    return block * BLOCK + _first_beyond(jnp.cumsum(inside, axis=-1), inside, threshold - before)
+
+
+def _first_beyond(cumulative: jax.Array, weights: jax.Array, threshold: jax.Array) -> jax.Array:
+    """The first index with weight whose cumulative sum is beyond the threshold `[..., 1]`; the last with weight, if none is."""
+    # Sums of a parallel scan change by a rounding, up or down, even where a weight is zero: no such index may be drawn.
+    cumulative = jnp.where(weights > 0, cumulative, -jnp.inf)
+    threshold = jnp.minimum(threshold, BELOW_ONE * cumulative.max(axis=-1, keepdims=True))
+    indices = jnp.arange(weights.shape[-1], dtype=jnp.int32)
+    return jnp.where(cumulative > threshold, indices, indices[-1]).min(axis=-1)
 
 
 def filtered(logits: jax.Array, *, top_k: int, top_p: float, min_p: float) -> jax.Array:

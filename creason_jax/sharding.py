@@ -59,6 +59,22 @@ def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) ->
     return Mesh(_arranged(devices, shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def engine_mesh(mesh: Mesh, tensor: int) -> Mesh:
+    """The learner's devices, in its order, with `tensor` neighbours along the tensor axis and the rest along data; 0: its
+    own mesh. Decoding reads all weights for every token, so it splits them where the learner would rather gather them.
+
+    Raises InputError where `tensor` does not divide the devices.
+    """
+    if not tensor:
+        return mesh
+    if mesh.size % tensor:
+        raise InputError(
+            f"rollout.mesh_tensor = {tensor} does not divide the {mesh.size} devices; nearest that does: "
+            f"{_nearest_divisor(mesh.size, tensor)}"
+        )
+    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
     """Devices `[data, fsdp, tensor]`. On a TPU neighbours along an axis are neighbours on the torus, and slices, between
     which the network is slow, are parts of `data`."""
@@ -92,8 +108,9 @@ def _nearest_divisor(number: int, wanted: int) -> int:
     return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - wanted))
 
 
-def check_divisible(model: DecoderConfig, mesh: Mesh) -> None:
-    """Raise InputError, naming the axis, where a dimension cannot be split evenly (KV heads are replicated instead)."""
+def check_divisible(model: DecoderConfig, mesh: Mesh, section: str = "learner") -> None:
+    """Raise InputError, naming the axis of `section`, where a dimension cannot be split evenly (KV heads are replicated
+    instead)."""
     for name, size, axis in (
         ("num_attention_heads", model.num_attention_heads, "tensor"),
         ("intermediate_size", model.intermediate_size, "tensor"),
@@ -104,7 +121,7 @@ def check_divisible(model: DecoderConfig, mesh: Mesh) -> None:
         if size % ways:
             nearest = _nearest_divisor(size, ways)
             raise InputError(
-                f"learner.mesh_{axis} = {ways} does not divide {name} = {size}; nearest that does: {nearest}"
+                f"{section}.mesh_{axis} = {ways} does not divide {name} = {size}; nearest that does: {nearest}"
             )
 
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import creason_jax.decoding
 import creason_jax.learner
 import creason_jax.logprobs
 import creason_jax.loss
-import creason_jax.rollout
 import creason_jax.zarr
 import shared.grpo
 from shared.errors import InputError
@@ -174,13 +174,15 @@ def _bf16_masters() -> list[Patch]:
     return [(creason_jax.learner.Learner, "update", update)]
 
 
-def _own_key_unseen() -> list[Patch]:
-    plain = creason_jax.rollout.decode_attention
+def _previous_key_unseen() -> list[Patch]:
+    plain: Any = creason_jax.decoding.decode_attention
 
-    def decode_attention(q: Any, k: Any, v: Any, length: Any, own_k: Any, own_v: Any, own_length: Any) -> jax.Array:
-        return plain(q, k, v, length, own_k, own_v, own_length - 1)
+    def decode_attention(*arrays: jax.Array) -> jax.Array:
+        *others, there = arrays
+        newest = there.sum(axis=1, keepdims=True) - 1  # of slots that began together
+        return plain(*others, there & (jnp.arange(there.shape[1]) != newest))
 
-    return [(creason_jax.rollout, "decode_attention", decode_attention)]
+    return [(creason_jax.decoding, "decode_attention", decode_attention)]
 
 
 def _lost_moments() -> list[Patch]:
@@ -217,7 +219,9 @@ FAULTS: dict[str, Fault] = {
     "stale_reference": Fault("the reference policy is never mixed", "reference", _stale_reference),
     "bf16_masters": Fault("weights kept in bfloat16", "precision", _bf16_masters),
     "mean_of_means": Fault("a mean of micro-batches' means", "invariance", _mean_of_means),
-    "own_key_unseen": Fault("a token does not attend to itself in decoding", "generation", _own_key_unseen),
+    "previous_key_unseen": Fault(
+        "a token does not attend to the one before it in decoding", "generation", _previous_key_unseen
+    ),
     "stale_engine": Fault("new weights do not reach the engine", "publishing", _stale_engine),
     "lost_moments": Fault("Adam's moments do not come along to the other backend", "exchange", _lost_moments),
 }

@@ -216,9 +216,10 @@ class RolloutConfig:
     slots: int = 64  # groups that decode at once
     prefill_batch: int = 16  # prompts computed in one call
     decode_steps: int = 8  # tokens for each round trip to the host
+    mesh_tensor: int = 0  # devices that decode together, on the JAX backend; 0: the learner's mesh
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "temperature", "top_k")
+        at_least(self, 0, "temperature", "top_k", "mesh_tensor")
         at_least(self, 1, "max_prompt_tokens", "max_new_tokens", "slots", "prefill_batch", "decode_steps")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
         check(0 <= self.min_p < 1, "min_p", self.min_p, "must be in [0, 1)")

@@ -176,13 +176,13 @@ def forward(
 
 def unstacked_forward(
     params: Params,
-    layers: list[Params],
     config: DecoderConfig,
     tokens: jax.Array,
     positions: jax.Array,
     attend: Callable[[int, jax.Array, jax.Array, jax.Array], Any],
 ) -> tuple[jax.Array, list[Any]]:
-    """As `forward`, over a Python list of layers, for decoding: a stacked cache carried through a scan is copied.
+    """As `forward`, with `params["layers"]` a list of layers, for generation: a stacked cache carried through a scan is
+    copied, and a stacked kernel is cut out for every token.
 
     `attend` is told the index of the layer. Parameters are used in the dtype they have.
     """
@@ -190,7 +190,7 @@ def unstacked_forward(
     x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
     rotation = rotary(positions, config, x.dtype)
     kept = []
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(params["layers"]):
         x, own = nnx.merge(layer_graph, layer)(x, rotation, functools.partial(attend, index))
         kept.append(own)
     return nnx.merge(norm_graph, params["norm"])(x), kept

@@ -104,7 +104,12 @@ def test_decoding_equals_the_last_position_of_the_whole(shape):
         own = each[:, :, layout.prompt :].reshape(shape.rows, shape.kv_heads, layout.group, layout.completion, SIZE)
         caches.append((each[:, :, : layout.prompt], own))
     (prompt_k, own_k), (prompt_v, own_v) = caches
-    found = jax.jit(decode_attention)(q[rows, last], prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths)
+    # The columns of a sample's cache may lie in any order: here turned by three. The newest token is not in it yet.
+    there = np.roll(np.arange(layout.completion) < own_lengths[:, None] - 1, 3, axis=1)
+    own_k, own_v = (np.roll(each, 3, axis=3) for each in (own_k, own_v))
+    prompt = prompt_k.swapaxes(-1, -2), prompt_v, prompt_lengths
+    newest = q[rows, last], k[rows, last], v[rows, last]
+    found = jax.jit(decode_attention)(*newest, *prompt, own_k.swapaxes(-1, -2), own_v, there)
     np.testing.assert_allclose(found, whole[rows, last], rtol=0, atol=2e-6)
     expected, *_ = naive(q, k, v, cotangent, full_mask(batch.groups, batch.segments))
     np.testing.assert_allclose(found, expected[rows, last], rtol=0, atol=5e-6)

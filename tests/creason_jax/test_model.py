@@ -136,8 +136,8 @@ def test_layers_as_a_list_give_the_same_as_the_scan(pair):
             seen.append(index)
             return ours.group_attention(q, k, v, valid, layout), k[0, 0, 0, 0]
 
-        layers = ours.unstack_layers(params["layers"])
-        hidden, kept = ours.unstacked_forward(params, layers, pair.config, tokens, positions, attend)
+        params = {**params, "layers": ours.unstack_layers(params["layers"])}
+        hidden, kept = ours.unstacked_forward(params, pair.config, tokens, positions, attend)
         return hidden @ ours.head(params), kept
 
     found, kept = run(pair.params)

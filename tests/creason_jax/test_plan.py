@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -15,7 +16,7 @@ from tiny import run_config
 from creason_jax import plan as planning
 from creason_jax import plan_search, sharding, topology
 from creason_jax.chips import CHIPS, GIB, SHAPES
-from creason_jax.hlo import Program
+from creason_jax.hlo import Collective, Program
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, abstract_params
 from creason_jax.rollout import Engine
@@ -122,13 +123,33 @@ def decode_text(mesh_axes):
     return engine.lower_decode(Sampling(group_size=2, temperature=0.9, max_new_tokens=12)).compile().as_text()
 
 
+def only_whether_to_go_on(collectives):
+    """One truth value of each device in each turn."""
+    return all(each.bytes <= 8 * each.count for each in collectives)
+
+
 def test_decoding_over_data_alone_moves_nothing_but_whether_to_go_on():
     text = decode_text({"mesh_data": 2, "mesh_fsdp": 4})
     program = Program(text)
-    assert not program.cost().collectives
+    assert only_whether_to_go_on(program.cost().collectives.values())
     everywhere = [each for lines in program.computations.values() for each in lines.values()]
     kinds = [each for each in everywhere if each.opcode.startswith(("all-", "reduce-scatter", "collective"))]
     assert all(each.opcode == "all-reduce" and each.arrays[0].bytes <= 4 for each in kinds)
+
+
+def test_decoding_writes_its_caches_in_place():
+    program = Program(decode_text({"mesh_data": 2, "mesh_fsdp": 4}))
+    heads, size = MODEL.num_key_value_heads, MODEL.head_dim
+    own = heads * 2 * 12 * size  # of a slot: two samples of 12 tokens
+    copies = [each for _, each in program.inside_loops() if each.opcode == "copy"]
+    assert all(int(np.prod(array.shape)) < own for each in copies for array in each.arrays)
+
+
+def test_prompts_are_computed_where_their_slots_are():
+    config, mesh = abstract_and_real({"mesh_data": 2, "mesh_fsdp": 4})
+    engine = Engine(config, MODEL, mesh, stop_tokens=(1,))
+    sampling = Sampling(group_size=2, temperature=0.9, max_new_tokens=12)
+    assert not Program(engine.lower_prefill(sampling).compile().as_text()).cost().collectives
 
 
 def test_decoding_over_tensor_gathers_no_weights_and_no_cache():
@@ -233,7 +254,7 @@ def test_decoding_compiled_for_a_tpu_gathers_nothing():
         found = planning.plan(config, MODEL, "v5e:2x2", steps=("decode",))
     (step,) = found.steps
     assert found.fits and step.headroom > 15 * GIB
-    assert not step.collectives
+    assert only_whether_to_go_on(itertools.starmap(Collective, step.collectives.values()))
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(MODEL)))
     per_token = 2.0 * (weights - MODEL.vocab_size * MODEL.hidden_size)
     samples = 8 / 4 * config.grpo.group_size * config.rollout.decode_steps

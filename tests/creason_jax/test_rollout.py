@@ -221,9 +221,27 @@ def test_eight_devices_give_the_same(world, short, sampled, axes):
     engine = world.engine(mesh)
     scored = engine.next_token_logprobs(world.prompts[:2], ASKED)
     np.testing.assert_allclose(scored, scored_by_hand(world, world.prompts[:2], ASKED), rtol=0, atol=1e-5)
-    assert len(engine.layers[0]["q"]["kernel"].addressable_shards) == 8
+    assert len(engine.params["layers"][0]["q"]["kernel"].addressable_shards) == 8
     found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
     assert_same(found, sampled)
+
+
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_decoding_may_split_the_devices_otherwise(world, short, sampled, tensor):
+    """The engine takes the learner's weights from a mesh of another shape, and holds them once."""
+    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
+    engine = world.engine(mesh, mesh_tensor=tensor)
+    assert dict(engine.mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+    kernel = engine.params["layers"][0]["gate"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // tensor
+    found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+    assert_same(found, sampled)
+
+
+def test_a_split_of_the_devices_that_is_none_is_refused(world):
+    mesh = sharding.make_mesh(LearnerConfig())
+    with pytest.raises(InputError, match="rollout.mesh_tensor = 3 does not divide the 8 devices; nearest"):
+        world.engine(mesh, mesh_tensor=3)
 
 
 def test_new_weights_replace_the_old_ones(world, engine, tmp_path):

@@ -29,7 +29,7 @@ NAMED = {
     "stale_reference": ("reference: mixed policy, jax", "token"),
     "bf16_masters": ("precision: movement of the masters, jax", "model."),
     "mean_of_means": ("invariance: gradient, 7 x 5, jax", "model."),
-    "own_key_unseen": ("generation: greedy tokens, jax", "question"),
+    "previous_key_unseen": ("generation: greedy tokens, jax", "question"),
     "stale_engine": ("publishing: greedy tokens after 3 publishes, jax", "question"),
     "lost_moments": ("exchange: moments, jax to torch to jax", "weight"),
 }

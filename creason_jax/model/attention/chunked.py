@@ -42,7 +42,7 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
         def in_completion(start: jax.Array, block: jax.Array, prompt_k: jax.Array, prompt_v: jax.Array) -> jax.Array:
             causal = _causal(start, block.shape[3], length) & own_valid[:, None, None, None, None]
             there = prompt_valid[:, None, None, None, None]
-            shared_k, shared_v = prompt_k.astype(dtype), prompt_v.astype(dtype)
+            shared_k, shared_v = prompt_k.astype(dtype).swapaxes(-1, -2), prompt_v.astype(dtype)
             only_k, only_v = own_k[:, :, None].astype(dtype), own_v[:, :, None].astype(dtype)
             return over_both(block[:, :, :, None], shared_k, shared_v, there, only_k, only_v, causal)[:, :, :, 0]
 

@@ -9,6 +9,8 @@ dimensions, and above all their gradients, at half that speed.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -39,32 +41,47 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
         own_valid = valid[:, prompt:].reshape(batch, 1, 1, group, 1, length)
         causal = jnp.tril(jnp.ones((length, length), bool)) & own_valid
         prompt_there = prompt_valid[:, None, None, None, None]
-        completions = over_both(own_q, prompt_k, prompt_v, prompt_there, own_k, own_v, causal)
+        completions = over_both(own_q, prompt_k.swapaxes(-1, -2), prompt_v, prompt_there, own_k, own_v, causal)
         out = jnp.concatenate([out, completions.reshape(batch, kv_heads, shared, group * length, size)], axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
 
 
 def decode_attention(
     q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
     prompt_k: jax.Array,
     prompt_v: jax.Array,
     prompt_length: jax.Array,
     own_k: jax.Array,
     own_v: jax.Array,
-    own_length: jax.Array,
+    own_there: jax.Array,
 ) -> jax.Array:
-    """One token of every sample: q `[B, G, H, N]` over its slot's prompt and its own cache; returns `[B, G, H, N]`.
+    """One token of every sample: q `[B, G, H, N]`, its own k and v `[B, G, K, N]`; returns `[B, G, H, N]`.
 
-    prompt_k, prompt_v `[B, K, P, N]` are read once for all G samples (a matrix product in place of G vector products);
-    own_k, own_v `[B, K, G, C, N]`; prompt_length and own_length `[B]` count the keys that are there.
+    It sees itself, its slot's prompt and the cache of its sample. prompt_k `[B, K, N, P]` and prompt_v `[B, K, P, N]` are
+    read once for all G samples (a matrix product in place of G vector products); prompt_length `[B]` counts their keys.
+    own_k `[B, K, G, N, C]` and own_v `[B, K, G, C, N]`; own_there `[B, C]` says which columns hold earlier tokens. The
+    caches are only read, so that whoever holds them can write the new token into them in place.
     """
     slots, group, heads, size = q.shape
-    kv_heads = prompt_k.shape[1]
-    q = q.reshape(slots, group, kv_heads, heads // kv_heads, 1, size).transpose(0, 2, 3, 1, 4, 5)
-    prompt_there = jnp.arange(prompt_k.shape[2]) < prompt_length[:, None, None, None, None, None]
-    own_there = jnp.arange(own_k.shape[3]) < own_length[:, None, None, None, None, None]
-    out = over_both(q, prompt_k, prompt_v, prompt_there, own_k, own_v, own_there)[:, :, :, :, 0]
-    return out.transpose(0, 3, 1, 2, 4).reshape(slots, group, heads, size)
+    kv_heads, shared = k.shape[2], heads // k.shape[2]
+    q = q.reshape(slots, group, kv_heads, shared, size).swapaxes(1, 2) * size**-0.5  # [B, K, G, R, N]
+    k, v = (each.swapaxes(1, 2)[:, :, :, None] for each in (k, v))  # [B, K, G, 1, N]
+    prompt_there = jnp.arange(prompt_k.shape[3]) < prompt_length[:, None, None, None, None]
+    scores = _product(q.reshape(slots, kv_heads, group * shared, size), prompt_k)
+    over_prompt = jnp.where(prompt_there, scores.reshape(*q.shape[:-1], -1), MASKED)
+    over_own = jnp.where(own_there[:, None, None, None], _product(q, own_k), MASKED)
+    over_itself = (q.astype(jnp.float32) * k.astype(jnp.float32)).sum(-1, keepdims=True)
+
+    parts = (over_prompt, over_own, over_itself)
+    top = functools.reduce(jnp.maximum, (part.max(-1, keepdims=True) for part in parts))
+    weights = [jnp.exp(part - top) for part in parts]
+    total = sum(part.sum(-1, keepdims=True) for part in weights)
+    to_prompt, to_own, to_itself = (part.astype(q.dtype) for part in weights)
+    from_prompt = _product(to_prompt.reshape(slots, kv_heads, group * shared, -1), prompt_v)
+    out = from_prompt.reshape(q.shape) + _product(to_own, own_v) + to_itself.astype(jnp.float32) * v
+    return (out / total).astype(q.dtype).swapaxes(1, 2).reshape(slots, group, heads, size)
 
 
 def over_prompt(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
@@ -85,13 +102,14 @@ def over_both(
     own_v: jax.Array,
     own_visible: jax.Array,
 ) -> jax.Array:
-    """q `[B, K, R, G, Q, N]` over a shared prompt `[B, K, P, N]` and own keys `[B, K, G, C, N]`; shaped like q.
+    """q `[B, K, R, G, Q, N]` over a shared prompt, keys `[B, K, N, P]` and values `[B, K, P, N]`, and own keys and values
+    `[B, K, G, C, N]`; shaped like q.
 
     One softmax over both without joining the two score arrays, which would copy the larger one.
     """
     batch, kv_heads, shared, group, queries, size = q.shape
     q = q * size**-0.5
-    scores = _product(q.reshape(batch, kv_heads, -1, size), prompt_k.swapaxes(-1, -2))
+    scores = _product(q.reshape(batch, kv_heads, -1, size), prompt_k)
     over_prompt = jnp.where(prompt_visible, scores.reshape(*q.shape[:-1], -1), MASKED)
     by_sample = (batch, kv_heads, group, shared * queries)
     scores = _product(q.swapaxes(2, 3).reshape(*by_sample, size), own_k.swapaxes(-1, -2))
@@ -101,7 +119,7 @@ def over_both(
     top = jax.lax.stop_gradient(jnp.maximum(over_prompt.max(-1), over_own.max(-1)))[..., None]
     prompt_weights, own_weights = jnp.exp(over_prompt - top), jnp.exp(over_own - top)
     total = prompt_weights.sum(-1, keepdims=True) + own_weights.sum(-1, keepdims=True)
-    from_prompt = _product(prompt_weights.astype(q.dtype).reshape(batch, kv_heads, -1, prompt_k.shape[2]), prompt_v)
+    from_prompt = _product(prompt_weights.astype(q.dtype).reshape(batch, kv_heads, -1, prompt_v.shape[2]), prompt_v)
     from_own = _product(own_weights.astype(q.dtype).swapaxes(2, 3).reshape(*by_sample, -1), own_v)
     from_own = from_own.reshape(batch, kv_heads, group, shared, queries, size).swapaxes(2, 3)
     return ((from_prompt.reshape(q.shape) + from_own) / total).astype(q.dtype)

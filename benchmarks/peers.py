@@ -1,0 +1,125 @@
+"""Seconds and memory of rollout, scoring and update against TRL, Tunix and vLLM, on the same weights and lengths.
+
+python -m benchmarks.peers [--trl=PYTHON] [--tunix=PYTHON] [--cases=short,long] [--repeats=3]
+
+TRL and Tunix need packages of their own: each in an environment of its own, whose interpreter is named by its flag
+(`python3 -m venv trl && trl/bin/pip install trl torch`; `... tunix/bin/pip install google-tunix`). What is not named is
+left out. Every system is a process of its own, one after another, and the round is repeated, so that a change in the
+machine's load meets all of them. Lengths are forced; sums are float32; a row of ours is a group, a row of theirs a completion.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from benchmarks import measure
+from benchmarks.contestants import contest
+from launch import app
+from shared.config import ModelConfig
+from shared.errors import InputError
+
+FLAGS = flags.FLAGS
+FOLDER = Path(__file__).parent / "contestants"
+PHASES = (contest.ROLLOUT, contest.SCORING, contest.UPDATE)
+OWN = "creason"
+# 5 M parameters; questions, tokens of a prompt, completions, tokens of a completion.
+MODEL = ModelConfig(
+    family="qwen2",
+    vocab_size=4_096,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+)
+CASES = {"short": (4, 192, 8, 64), "long": (1, 1_024, 8, 256)}
+
+
+def write_work(folder: Path) -> None:
+    """The model and every case's questions."""
+    measure.write_model(folder / "model", MODEL)
+    for name, (questions, prompt, group, completion) in CASES.items():
+        rng = np.random.default_rng(0)
+        prompts = rng.integers(3, MODEL.vocab_size - 1, (questions, prompt)).astype(np.int32)
+        completions = rng.integers(3, MODEL.vocab_size - 1, (questions, group, completion)).astype(np.int32)
+        work = contest.Work(folder / "model", prompts, completions, rng.normal(size=(questions, group)))
+        contest.write(folder / f"{name}.npz", work)
+
+
+def run(name: str, python: str, file: Path) -> dict:
+    """One contestant's answer. Raises InputError with the end of its output where it fails."""
+    script = FOLDER / f"of_{name}.py"
+    root = str(FOLDER.parent.parent) if name == OWN else ""
+    # Beside libtpu, vLLM, which TRL imports too, takes any machine for a TPU.
+    chosen = {
+        "VLLM_TARGET_DEVICE": "cpu",
+        "JAX_PLATFORMS": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": root,
+    }
+    environment = {**os.environ, **chosen}
+    found = subprocess.run(
+        [python, script, file, str(FLAGS.repeats)], capture_output=True, text=True, env=environment, check=False
+    )
+    if found.returncode:
+        raise InputError(f"{name} failed with {python}:\n{found.stderr[-2_000:]}")
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Print a table for each case; ratios are of the other's seconds to ours."""
+    unknown = set(FLAGS.cases) - set(CASES)
+    if unknown:
+        raise InputError(f"--cases={','.join(sorted(unknown))}: there are {', '.join(CASES)}")
+    pythons = {OWN: sys.executable, "trl": FLAGS.trl, "tunix": FLAGS.tunix, "vllm": FLAGS.vllm}
+    pythons = {name: python for name, python in pythons.items() if python}
+    with tempfile.TemporaryDirectory() as folder:
+        write_work(Path(folder))
+        for case in FLAGS.cases:
+            answers: dict[str, list[dict]] = {name: [] for name in pythons}
+            for _ in range(FLAGS.rounds):
+                for name, python in pythons.items():
+                    answers[name].append(run(name, python, Path(folder) / f"{case}.npz"))
+            questions, prompt, group, completion = CASES[case]
+            print(f"{case}: {questions} x ({prompt} + {group} x {completion}) tokens")
+            measure.print_table(*_table(answers))
+
+
+def _table(answers: dict[str, list[dict]]) -> tuple[list[str], list[list[str]]]:
+    def seconds(name: str, phase: str) -> float | None:
+        each = [second for answer in answers[name] for second in answer["seconds"].get(phase, [])]
+        return statistics.median(each) if each else None
+
+    lines = []
+    for name in answers:
+        line = [name]
+        for phase in PHASES:
+            own, found = seconds(OWN, phase), seconds(name, phase)
+            line += [f"{found:.2f}", f"{found / own:.1f}"] if found and own else ["-", "-"]
+        line.append(f"{max(answer['peak'] for answer in answers[name]) / 1e9:.2f}")
+        lines.append(line)
+    heading = [""]
+    for phase in PHASES:
+        heading += [f"{phase}, s", "to ours"]
+    return [*heading, "peak GB"], lines
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("trl", "", "Interpreter of an environment with TRL.")
+    flags.DEFINE_string("tunix", "", "Interpreter of an environment with Tunix.")
+    flags.DEFINE_string(
+        "vllm", "", "Interpreter of an environment with vLLM; this one, if it was made by `make env-dev`."
+    )
+    flags.DEFINE_list("cases", list(CASES), "Which of short, long.")
+    flags.DEFINE_integer("repeats", 3, "Repetitions in a process, after one that is not counted.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 2, "Processes of each system.", lower_bound=1)
+    app.run(main)
