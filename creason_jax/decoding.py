@@ -1,12 +1,13 @@
 """What the generation engine computes on the devices: slots with static caches, prefill into them, decoding from them.
 
-Shape letters: S slots, G samples of a slot, C tokens of a sample at most, P tokens of a prompt at most, K key-value heads,
-N head size, F prompts of one prefill.
+Shape letters: S slots, G samples of a slot, C tokens of a sample at most, P tokens of a prompt at most, K key-value heads
+(as the caches hold them), N head size, F prompts of one prefill.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ class Shape(NamedTuple):
 def empty_slots(engine: Engine, shape: Shape) -> Slots:
     """Slots with nothing running, laid out as `slot_shardings` says."""
     model = engine.model
-    heads, size = model.num_key_value_heads, model.head_dim
+    heads, size = cached_heads(engine), model.head_dim
     samples = (shape.group, shape.completion)
 
     def zeros(sizes: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -86,11 +87,21 @@ def empty_slots(engine: Engine, shape: Shape) -> Slots:
     return _laid_out(engine, slots)
 
 
+def cached_heads(engine: Engine) -> int:
+    """Key-value heads in the caches: each is repeated until they divide over tensor. 10 heads over 8 devices: 40, so that a
+    device keeps and reads 5, where it would keep all 10 otherwise."""
+    return math.lcm(engine.model.num_key_value_heads, engine.mesh.shape["tensor"])
+
+
+def _as_cached(engine: Engine, x: jax.Array) -> jax.Array:
+    """Keys or values `[..., K, N]` with their heads repeated as the caches hold them."""
+    return jnp.repeat(x, cached_heads(engine) // engine.model.num_key_value_heads, axis=-2)
+
+
 def slot_shardings(engine: Engine, slots: Slots) -> Slots:
-    """Slots over data and fsdp, KV heads of the caches over tensor if they divide."""
+    """Slots over data and fsdp, KV heads of the caches over tensor."""
     mesh = engine.mesh
-    heads = "tensor" if engine.model.num_key_value_heads % mesh.shape["tensor"] == 0 else None
-    caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH, heads))
+    caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH, "tensor"))
     rest = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
     laid = [[caches] * engine.model.num_hidden_layers if isinstance(leaf, list) else rest for leaf in slots]
     return Slots(*laid)._replace(clock=sharding.replicated(mesh))  # type: ignore[arg-type]
@@ -172,7 +183,8 @@ def _next_logits(
     layout = GroupLayout(prompt=tokens.shape[1], group=0, completion=0)
 
     def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return group_attention(q, k, v, valid, layout, mesh=engine.mesh), (k, v)
+        kept = _as_cached(engine, k), _as_cached(engine, v)
+        return group_attention(q, k, v, valid, layout, mesh=engine.mesh), kept
 
     hidden, kept = unstacked_forward(params, engine.model, tokens, positions, attend)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -194,6 +206,7 @@ def decode(engine: Engine, sampling: Sampling, params: Any, slots: Slots) -> Slo
         own_there = (slots.clock - 1 - jnp.arange(limit)) % limit < place[:, None] - 1
 
         def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+            k, v = _as_cached(engine, k), _as_cached(engine, v)
             prompt = slots.prompt_k[index], slots.prompt_v[index], slots.prompt_length
             return decode_attention(q, k, v, *prompt, slots.own_k[index], slots.own_v[index], own_there), (k, v)
 

@@ -183,12 +183,12 @@ def plan(
     calls = {
         "update": config.grpo.inner_steps,
         "scoring": scorings,
-        "prefill": -(-questions // engine.prefill_width()),
+        "prefill": -(-questions // engine.prefill_width(sampling)),
         "decode": waves * -(-config.rollout.max_new_tokens // config.rollout.decode_steps),
         "publish": 1,
     }
     learners = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1])
-    engines = _kernel_flops(model, engine.mesh, GroupLayout(layout.prompt, 0, 0), engine.prefill_width())
+    engines = _kernel_flops(model, engine.mesh, GroupLayout(layout.prompt, 0, 0), engine.prefill_width(sampling))
     found = []
     for step in steps:
         if calls[step]:

@@ -80,7 +80,7 @@ class Engine:
         results: list[list[Completion]] = [[] for _ in prompts]
         while waiting or held:
             while waiting and any(idle):
-                seated = self._seats(waiting, idle)
+                seated = self._seats(waiting, idle, self.prefill_width(sampling) // parts)
                 slots = self._fill(slots, seated, prompts, sampling, uniforms)
                 held.update(seated.values())
             slots = self._advance(slots, sampling)
@@ -99,7 +99,7 @@ class Engine:
 
     def lower_prefill(self, sampling: Sampling) -> Any:
         """The computation of `rollout.prefill_batch` prompts of the greatest length, lowered."""
-        width, longest = self.prefill_width(), self.config.rollout.max_prompt_tokens
+        width, longest = self.prefill_width(sampling), self.config.rollout.max_prompt_tokens
         rows = sharding.batch_sharding(self.mesh)
         placed = (
             jax.ShapeDtypeStruct((width, longest), jnp.int32, sharding=rows),
@@ -161,26 +161,28 @@ class Engine:
             found.append(Completion(tokens[:length].copy(), logprobs[:length].copy(), truncated=not stopped))
         return found
 
-    def prefill_width(self) -> int:
-        """Prompts that are computed in one call."""
-        ways = sharding.batch_ways(self.mesh)
-        return -(-self.config.rollout.prefill_batch // ways) * ways
+    def prefill_width(self, sampling: Sampling | None = None) -> int:
+        """Prompts that are computed in one call; without `sampling`, when they are only scored."""
+        return self._rounded(self.config.rollout.prefill_batch, sampling)
 
     def slots(self, sampling: Sampling) -> int:
         """Groups that decode at once."""
-        return self._shape(sampling).slots
+        greedy = sampling.temperature == 0 and self.config.evaluation.slots
+        return self._rounded(greedy or self.config.rollout.slots, sampling)
+
+    def _rounded(self, wanted: int, sampling: Sampling | None) -> int:
+        """The next multiple of the mesh's parts. What is drawn is a step's questions: more of anything would idle."""
+        if sampling is not None and sampling.temperature > 0:
+            wanted = min(wanted, self.config.grpo.questions_per_step)
+        ways = sharding.batch_ways(self.mesh)
+        return -(-wanted // ways) * ways
 
     def _shape(self, sampling: Sampling) -> Shape:
-        ways = sharding.batch_ways(self.mesh)
-        wanted = self.config.rollout.slots
-        if sampling.temperature == 0 and self.config.evaluation.slots:
-            wanted = self.config.evaluation.slots
-        count = -(-wanted // ways) * ways
-        return Shape(count, sampling.group_size, sampling.max_new_tokens, self.config.rollout.max_prompt_tokens)
+        longest = self.config.rollout.max_prompt_tokens
+        return Shape(self.slots(sampling), sampling.group_size, sampling.max_new_tokens, longest)
 
-    def _seats(self, waiting: deque[int], idle: list[deque[int]]) -> dict[int, tuple[int, int]]:
-        """For the next prefill: row -> (slot, index of the prompt), the parts of the mesh taking turns."""
-        each = self.prefill_width() // len(idle)
+    def _seats(self, waiting: deque[int], idle: list[deque[int]], each: int) -> dict[int, tuple[int, int]]:
+        """For the next prefill, `each` rows of a part: row -> (slot, index of the prompt), the parts taking turns."""
         seated = {}
         for turn in range(each):
             for part, places in enumerate(idle):
@@ -198,7 +200,7 @@ class Engine:
     ) -> Slots:
         """Compute the prompts that have a seat, put their caches in its slot, draw the first token of each sample."""
         begin = time.perf_counter()
-        width = self.prefill_width()
+        width = self.prefill_width(sampling)
         share = self.slots(sampling) // sharding.batch_ways(self.mesh)  # slots of a part
         texts = {row: prompts[index] for row, (_, index) in seated.items()}
         tokens, lengths = self._padded(texts, width, self.config.rollout.max_prompt_tokens)

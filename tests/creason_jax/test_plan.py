@@ -249,7 +249,9 @@ def test_a_step_too_large_says_by_how_much():
 
 @needs_libtpu
 def test_decoding_compiled_for_a_tpu_gathers_nothing():
-    config = run_config(learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1}, rollout={"slots": 8})
+    config = run_config(
+        learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1}, rollout={"slots": 8}, grpo={"questions_per_step": 8}
+    )
     with jax.default_matmul_precision("default"):
         found = planning.plan(config, MODEL, "v5e:2x2", steps=("decode",))
     (step,) = found.steps
