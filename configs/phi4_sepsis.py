@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(dict(path="models/phi-4"))
     config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=7, questions_per_step=5, steps=6_000))
     config.optimizer = ConfigDict(dict(learning_rate=1e-6))
-    config.rollout = ConfigDict(dict(temperature=0.9, max_prompt_tokens=9_000, max_new_tokens=2_000))
+    config.rollout = ConfigDict(dict(temperature=0.9, max_prompt_tokens=9_000, max_new_tokens=2_000, decode_steps=32))
     # A row holds a question with its seven completions; five rows are one each for five of the learners.
     config.learner = ConfigDict(
         dict(micro_batch_rows=5, compute_dtype="bfloat16", remat="layer", length_bucket=512, mesh_tensor=1)

@@ -295,11 +295,15 @@ def _advice(
         more = range(mesh.shape["tensor"] + 1, mesh.size + 1)
         ways = [n for n in more if mesh.size % n == 0 and not any(size % n for size in sizes)]
         if ways:
-            helps.append(f"learner.mesh_tensor = {ways[0]} (the engine holds 1/tensor of the weights, twice)")
+            helps.append(f"learner.mesh_tensor = {ways[0]}")
         if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
             helps.append("learner.sequence_parallel = True")
         if tight.name == "update" and config.learner.remat == "none":
             helps.append("learner.remat = 'layer'")
+        decoders = sharding.engine_mesh(mesh, config.rollout.mesh_tensor).shape["tensor"]
+        shares = [n for n in range(decoders + 1, mesh.size + 1) if mesh.size % n == 0 and not any(s % n for s in sizes)]
+        if shares:
+            helps.append(f"rollout.mesh_tensor = {shares[-1]} (a chip holds that part of the engine's weights)")
         if tight.name in ("prefill", "decode"):
             helps.append("fewer rollout.slots or a smaller rollout.prefill_batch")
         if tight.name in ("update", "scoring"):

@@ -23,6 +23,7 @@ class Candidate:
 
     topology: str
     learner: LearnerConfig
+    decode_together: int  # rollout.mesh_tensor
     bytes: float  # in the memory of a chip, at the fullest moment
     seconds: float  # of one update's products at the chip's peak, padded rows included
 
@@ -50,8 +51,10 @@ def search(
         for candidate in likely[:TRIED]:
             axes = candidate.learner
             say(f"{topology}: data {axes.mesh_data}, fsdp {axes.mesh_fsdp}, tensor {axes.mesh_tensor}, remat {axes.remat}, "
-                f"{axes.micro_batch_rows} rows; about {candidate.bytes / GIB:.0f} GiB")  # fmt: skip
-            tried = dataclasses.replace(config, learner=axes)
+                f"{axes.micro_batch_rows} rows, {candidate.decode_together} decode together; about "
+                f"{candidate.bytes / GIB:.0f} GiB")  # fmt: skip
+            rollout = dataclasses.replace(config.rollout, mesh_tensor=candidate.decode_together)
+            tried = dataclasses.replace(config, learner=axes, rollout=rollout)
             # The fullest step first: what it refuses needs no others.
             if planning.plan(tried, model, topology, steps=("update",), say=say).fits:
                 whole = planning.plan(tried, model, topology, say=say)
@@ -66,9 +69,11 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
         prompt=config.rollout.max_prompt_tokens, group=config.grpo.group_size, completion=config.rollout.max_new_tokens
     )
     rows = config.grpo.questions_per_step
-    for tensor in _divisors(devices):
-        if any(size % tensor for size in (model.num_attention_heads, model.intermediate_size, model.vocab_size)):
-            continue
+    divided = (model.num_attention_heads, model.intermediate_size, model.vocab_size)
+    tensors = [way for way in _divisors(devices) if not any(size % way for size in divided)]
+    # Decoding reads every weight for every token, so the more devices share them the better.
+    together = max(tensors)
+    for tensor in tensors:
         for fsdp in _divisors(devices // tensor):
             if model.hidden_size % fsdp or fsdp > LARGEST_RING:
                 continue
@@ -85,21 +90,23 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
                 )
                 passes = 4 if remat == "layer" else 3
                 work = passes * planning.forward_flops(model, layout) * -(-rows // width) * width
-                needed = _bytes(config, model, layout, axes, width // (data * fsdp))
-                yield Candidate(topology=topology, learner=axes, bytes=needed, seconds=work / devices / chip.flops)
+                needed = _bytes(config, model, layout, axes, width // (data * fsdp)) + 2.0 * model.num_params / together
+                seconds = work / devices / chip.flops
+                yield Candidate(
+                    topology=topology, learner=axes, decode_together=together, bytes=needed, seconds=seconds
+                )
 
 
 def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: LearnerConfig, rows: int) -> float:
-    """Of a chip during the update: float32 state and gradients, the engine's weights twice, what the backward pass keeps."""
+    """Of a chip during the update: float32 state and gradients, and what the backward pass keeps."""
     tensor, tokens = axes.mesh_tensor, rows * layout.length
     copies = 4 + (config.grpo.beta > 0) + 1  # weights, two moments, gradients, the new gradients; the reference
     state = 4.0 * copies * model.num_params / (tensor * axes.mesh_fsdp)
-    engine = 2 * 2.0 * model.num_params / tensor
     layer = 2.0 * tokens * (6 * model.hidden_size + (5 * model.intermediate_size + 6 * model.hidden_size) / tensor)
     stream = 2.0 * tokens * model.hidden_size * model.num_hidden_layers / (tensor if axes.sequence_parallel else 1)
     kept = stream + layer if axes.remat == "layer" else layer * model.num_hidden_layers
     head = 10.0 * model.hidden_size * model.vocab_size / tensor
-    return state + engine + kept + head
+    return state + kept + head
 
 
 def _divisors(number: int) -> list[int]:
