@@ -10,6 +10,7 @@ machine's load meets all of them. Lengths are forced; sums are float32; a row of
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics

@@ -278,7 +278,7 @@ def _field(fields: Mapping[str, str], key: str, dim: int, default: int) -> int:
 
 def _collectives(each: Instruction, around: Mapping[str, Instruction], in_fusion: bool) -> dict[str, Collective]:
     kind = each.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or _continues(each, around):
         return {}
     ways = _group_size(each.attributes)
     given = sum(array.bytes for name in each.operands if name in around for array in around[name].arrays)
@@ -296,6 +296,16 @@ def _collectives(each: Instruction, around: Mapping[str, Instruction], in_fusion
         "collective-permute": float(given),
     }[kind]
     return {kind: Collective(1, moved)}
+
+
+def _continues(each: Instruction, around: Mapping[str, Instruction]) -> bool:
+    """Whether a collective is another stage of one that began before. The TPU compiler lets one run beside several fusions
+    and writes it into each of them; all but the first are given the array that it fills."""
+    if "async_collective_fusion_config" not in each.attributes:
+        return False
+    given = [other for other in around.values() if other.opcode == "parameter" and other.name not in each.operands]
+    filled = [(array.dtype, array.shape) for array in each.arrays]
+    return any((array.dtype, array.shape) in filled for other in given for array in other.arrays)
 
 
 def _group_size(attributes: str) -> int:

@@ -56,6 +56,7 @@ class Step:
     flops: float = 0.0
     bytes: float = 0.0
     collectives: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)  # calls of Pallas kernels
     seconds: float = 0.0  # of one call, at the roofline
     bound: str = ""
     calls: int = 1  # in one optimizer step
@@ -242,6 +243,7 @@ def _compiled(
         flops=cost.flops,
         bytes=cost.bytes,
         collectives={kind: (each.count, each.bytes) for kind, each in cost.collectives.items()},
+        kernels=dict(cost.kernels),
         seconds=times[bound],
         bound=bound,
         calls=calls,

@@ -72,6 +72,37 @@ ENTRY %main (a: bf16[1,1024,1,1024], b: bf16[1,8,128,1024]) -> bf16[1,1024,8,128
 """
 
 
+def test_a_collective_that_runs_beside_several_fusions_counts_once():
+    """As the TPU compiler writes it: each fusion holds the same gather, and all but the first are given what it fills."""
+    gather = (
+        "all-gather(%source{n}), channel_id=7, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}, "
+        'backend_config={{"async_collective_fusion_config":{{"flag_end":"8","flag_start":"2"}}}}'
+    )
+    program = Program(
+        "\n".join(
+            [
+                "%first (source0: bf16[8,4]) -> bf16[32,4] {",
+                "  %source0 = bf16[8,4]{1,0} parameter(0)",
+                "  ROOT %gather0 = bf16[32,4]{1,0} " + gather.format(n=0),
+                "}",
+                "",
+                "%second (source1: bf16[8,4], filled: bf16[32,4]) -> bf16[32,4] {",
+                "  %source1 = bf16[8,4]{1,0} parameter(0)",
+                "  %filled = bf16[32,4]{1,0} parameter(1)",
+                "  ROOT %gather1 = bf16[32,4]{1,0} " + gather.format(n=1),
+                "}",
+                "",
+                "ENTRY %main (x: bf16[8,4]) -> bf16[32,4] {",
+                "  %x = bf16[8,4]{1,0} parameter(0)",
+                "  %begun = bf16[32,4]{1,0} fusion(%x), kind=kCustom, calls=%first",
+                "  ROOT %ended = bf16[32,4]{1,0} fusion(%x, %begun), kind=kCustom, calls=%second",
+                "}",
+            ]
+        )
+    )
+    assert program.cost().collectives == {"all-gather": Collective(1, 32 * 4 * 2 * 3 / 4)}
+
+
 def test_padding_of_a_convolution_is_no_work():
     cost = Program(TPU_TEXT).cost()
     assert cost.flops == 2 * 1024 * 1024 * 8 * 128
@@ -261,3 +292,26 @@ def test_decoding_compiled_for_a_tpu_gathers_nothing():
     per_token = 2.0 * (weights - MODEL.vocab_size * MODEL.hidden_size)
     samples = 8 / 4 * config.grpo.group_size * config.rollout.decode_steps
     assert 0.9 * per_token * samples < step.flops < 1.5 * per_token * samples
+
+
+@needs_libtpu
+def test_an_update_compiled_for_a_tpu_moves_each_layers_weights_three_times():
+    """Gathered forwards and, as the layer is computed again, backwards; gradients summed."""
+    config = run_config(
+        learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1, "micro_batch_rows": 4, "logprob_chunk": 64},
+        rollout={"max_prompt_tokens": 1_024, "max_new_tokens": 128},
+        grpo={"questions_per_step": 4},
+    )
+    with jax.default_matmul_precision("default"):
+        found = planning.plan(config, MODEL, "v5e:2x2", steps=("update",))
+    (step,) = found.steps
+    layers = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(MODEL)["layers"]))
+    share = 2 * 3 / 4  # of bfloat16, that each of four devices lacks
+    moved = sum(bytes for kind, (_, bytes) in step.collectives.items() if kind != "all-to-all")
+    head = MODEL.hidden_size * MODEL.vocab_size
+    tokens = 4 * (1_024 + 2 * 128)  # embedded where the table is, then sent to whose row they are
+    outside = 9 * share * head  # the head, the table and its gradient; less than another pass over the layers
+    assert 3 * share * layers < moved < 3 * share * layers + outside
+    assert step.collectives["all-to-all"] == (2, 2 * share / 4 * tokens * MODEL.hidden_size)
+    for kernel in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
+        assert any(name.startswith(kernel) for name in step.kernels), kernel
