@@ -117,9 +117,8 @@ def _table(answers: dict[str, list[dict]]) -> tuple[list[str], list[list[str]]]:
 if __name__ == "__main__":
     flags.DEFINE_string("trl", "", "Interpreter of an environment with TRL.")
     flags.DEFINE_string("tunix", "", "Interpreter of an environment with Tunix.")
-    flags.DEFINE_string(
-        "vllm", "", "Interpreter of an environment with vLLM; this one, if it was made by `make env-dev`."
-    )
+    own = sys.executable if importlib.util.find_spec("vllm") else ""
+    flags.DEFINE_string("vllm", own, "Interpreter of an environment with vLLM; default: this one, if it has it.")
     flags.DEFINE_list("cases", list(CASES), "Which of short, long.")
     flags.DEFINE_integer("repeats", 3, "Repetitions in a process, after one that is not counted.", lower_bound=1)
     flags.DEFINE_integer("rounds", 2, "Processes of each system.", lower_bound=1)
