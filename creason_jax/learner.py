@@ -272,7 +272,7 @@ class Learner:
             rows["positions"],
             lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
             dtype=jnp.dtype(self.config.learner.compute_dtype),
-            remat=self.config.learner.remat == "layer",
+            remat=self.config.learner.remat,
             # Without these the compiler spreads the table's split along `embed` over all hidden states, and every
             # device computes every row.
             embedded=sharding.embedded_sharding(self.mesh),
