@@ -235,6 +235,10 @@ class LearnerConfig:
     # What the backward pass keeps of each layer, the rest is computed again. "none": all of it; "dots": its products with
     # weights; "layer": its input; "offload": its input, in the host's memory. PyTorch knows "none" and "layer".
     remat: Remat = "layer"
+    # How Adam's moments are stored; computed with in float32. bfloat16 is rounded at random, without bias. JAX only.
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    # Where the reference policy is when it does not score and is not mixed. JAX only.
+    reference_memory: Literal["device", "host"] = "device"
     logprob_chunk: int = 1_024  # tokens whose logits exist at once on one device
     length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
     mesh_data: int = 1
