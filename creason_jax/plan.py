@@ -35,6 +35,7 @@ from shared.grpo import GroupLayout
 from shared.initial import hugging_face_config
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
+LESS_KEPT = {"none": "layer", "dots": "layer", "layer": "offload"}  # `learner.remat` that keeps less on the chip
 # How the compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
 REFUSED = re.compile(
     r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"
@@ -171,10 +172,11 @@ def plan(
         "decode": lambda: engine.lower_decode(sampling),
         "publish": lambda: engine.lower_publish(learner.state.params),
     }
+    scored = 0 if config.learner.reference_memory == "host" and config.grpo.beta > 0 else params
     # What each leaves untouched in memory: the engine's two forms of the weights, the learner's state.
     beside = {
-        "update": published + layers,
-        "scoring": state - params + published + layers,
+        "update": _bytes(learner.state.reference) + published + layers,
+        "scoring": state - scored + published + layers,
         "prefill": state + layers,
         "decode": state + _bytes(engine.abstract_params()[0]["layers"]),
         "publish": state - params,
@@ -297,8 +299,12 @@ def _advice(
             helps.append(f"learner.mesh_tensor = {ways[0]} (the engine holds 1/tensor of the weights, twice)")
         if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
             helps.append("learner.sequence_parallel = True")
-        if tight.name == "update" and config.learner.remat == "none":
-            helps.append("learner.remat = 'layer'")
+        if tight.name == "update" and config.learner.remat != "offload":
+            helps.append(f"learner.remat = {LESS_KEPT[config.learner.remat]!r}")
+        if tight.name != "scoring" and config.grpo.beta > 0 and config.learner.reference_memory == "device":
+            helps.append("learner.reference_memory = 'host'")
+        if config.learner.moments_dtype == "float32":
+            helps.append("learner.moments_dtype = 'bfloat16'")
         if tight.name in ("prefill", "decode"):
             helps.append("fewer rollout.slots or a smaller rollout.prefill_batch")
         if tight.name in ("update", "scoring"):
@@ -321,7 +327,12 @@ def forward_flops(model: DecoderConfig, layout: GroupLayout) -> float:
     products = (
         2.0 * layout.length * layer * model.num_hidden_layers + 2.0 * scored * model.hidden_size * model.vocab_size
     )
-    return products + 4.0 * visible_pairs(layout) * model.num_attention_heads * model.head_dim * model.num_hidden_layers
+    return products + attention_flops(model, layout)
+
+
+def attention_flops(model: DecoderConfig, layout: GroupLayout) -> float:
+    """Useful FLOPs of one group's attention, forwards: queries with keys, weights with values."""
+    return 4.0 * visible_pairs(layout) * model.num_attention_heads * model.head_dim * model.num_hidden_layers
 
 
 def visible_pairs(layout: GroupLayout) -> float:
@@ -345,10 +356,11 @@ def _kernel_flops(
 
 
 def _bytes(tree: Any) -> int:
-    """Of a tree of shapes with shardings, on one device."""
+    """Of a tree of shapes with shardings, in one device's memory."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
+        if not sharding.is_on_host(leaf.sharding)
     )
 
 
