@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import distributed, loss, sharding
+from creason_jax import distributed, loss, moments, sharding
 from creason_jax.checkpoint import Checkpoints
 from creason_jax.logprobs import token_logprobs
 from creason_jax.model import (
@@ -49,7 +49,8 @@ INTEGER_ARRAYS = ("tokens", "positions", "groups")
 
 
 class State(NamedTuple):
-    """Everything that training changes. Masters, moments and reference are float32; `reference` is None with beta = 0."""
+    """Everything that training changes. Masters and reference are float32, moments of `learner.moments_dtype`; `reference`
+    is None with beta = 0."""
 
     params: Any
     moments: Any
@@ -75,10 +76,10 @@ class Learner:
         )
         self.model_folder = model
         params = load_params(model, self.model, self.shardings)
-        moments = jax.jit(self._adam().init, out_shardings=self._same.moments)(params)
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.shardings)
+        zeros = jax.jit(self._zero_moments, out_shardings=self._same.moments)(params)
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.reference_shardings)
         self.state = State(
-            params, moments, copy(params) if reference else None, distributed.place(np.int32(0), self.whole)
+            params, zeros, copy(params) if reference else None, distributed.place(np.int32(0), self.whole)
         )
 
     @classmethod
@@ -96,8 +97,8 @@ class Learner:
         learner = cls.__new__(cls)
         learner._define(config, model, mesh, optimizer, steps, reference)
         params = abstract_params(model)
-        moments = jax.eval_shape(learner._adam().init, params)
-        state = State(params, moments, params if reference else None, jax.ShapeDtypeStruct((), jnp.int32))
+        zeros = jax.eval_shape(learner._zero_moments, params)
+        state = State(params, zeros, params if reference else None, jax.ShapeDtypeStruct((), jnp.int32))
         learner.state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, learner._same
         )
@@ -120,24 +121,28 @@ class Learner:
         self.model = model
         sharding.check_divisible(model, mesh)
         self.shardings = sharding.param_shardings(model, mesh)
+        self.reference_on_host = config.learner.reference_memory == "host"
+        self.reference_shardings = sharding.on_host(self.shardings) if self.reference_on_host else self.shardings
         self.whole = sharding.replicated(mesh)
         self.step = 0
         self._checkpoints: Checkpoints | None = None
-        moments = optax.ScaleByAdamState(count=self.whole, mu=self.shardings, nu=self.shardings)
+        adam = optax.ScaleByAdamState(count=self.whole, mu=self.shardings, nu=self.shardings)
         # The state leaves an update laid out as it came in, so that the second call finds the first one's program.
-        self._same = State(self.shardings, moments, self.shardings if reference else None, self.whole)
+        self._same = State(self.shardings, adam, self.reference_shardings if reference else None, self.whole)
+        changed = self._same._replace(reference=None)
         self._update = jax.jit(
-            self._update_step, static_argnames="layout", donate_argnums=0, out_shardings=(self._same, self.whole)
+            self._update_step, static_argnames="layout", donate_argnums=0, out_shardings=(changed, self.whole)
         )
-        self._score = jax.jit(self._score_rows, static_argnames="layout")
-        self._mix = jax.jit(_mix, donate_argnums=0, out_shardings=self.shardings)
+        self._score = jax.jit(self._score_rows, static_argnames=("layout", "from_host"))
+        self._mix = jax.jit(self._mixed, donate_argnums=0, out_shardings=self.reference_shardings)
 
     def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
         """See `shared.backend.Learner`."""
         params = self.state.params if which == "policy" else self.state.reference
         rows = batch.tokens.shape[0]
         arrays = self._micro_batches(batch, ARRAYS)
-        scored = distributed.fetch(self._score(params, arrays, layout=batch.layout))
+        from_host = which == "reference" and self.reference_on_host
+        scored = distributed.fetch(self._score(params, arrays, layout=batch.layout, from_host=from_host))
         flat = scored.reshape(-1, batch.layout.completion)
         whole = from_completion_view(flat, batch.layout)[:rows].astype(np.float32)
         return np.where(batch.completion_mask > 0, whole, np.float32(0))
@@ -150,7 +155,10 @@ class Learner:
         arrays = self._micro_batches(batch, names)
         rate = learning_rate(self.step, self.optimizer, self.steps)
         scalars = self._scalar(divisor), self._scalar(rate)
-        self.state, found = self._update(self.state, arrays, *scalars, layout=batch.layout)
+        # The reference takes no part in an update, wherever it is.
+        reference = self.state.reference
+        state, found = self._update(self.state._replace(reference=None), arrays, *scalars, layout=batch.layout)
+        self.state = state._replace(reference=reference)
         self.step += 1
         sums, extra = jax.device_get(found)
         entropy, logprob, norm = (float(extra[name]) for name in ("entropy", "logprob", "grad_norm"))
@@ -213,13 +221,15 @@ class Learner:
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if wanted[name])
         scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.whole)
         batch = self._abstract_batch(layout, rows, names)
-        traced = self._update.trace(self.state, batch, scalar, scalar, layout=layout)
+        traced = self._update.trace(self.state._replace(reference=None), batch, scalar, scalar, layout=layout)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_scoring(self, layout: GroupLayout, rows: int) -> Any:
-        """The scoring of a batch of so many rows by the policy, lowered."""
+        """The scoring of a batch of so many rows, lowered: by a reference in the host's memory, else by the policy."""
         batch = self._abstract_batch(layout, rows, ARRAYS)
-        traced = self._score.trace(self.state.params, batch, layout=layout)
+        from_host = self.reference_on_host and self.state.reference is not None
+        params = self.state.reference if from_host else self.state.params
+        traced = self._score.trace(params, batch, layout=layout, from_host=from_host)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def micro_batches(self, rows: int) -> tuple[int, int]:
@@ -250,6 +260,9 @@ class Learner:
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1=self.optimizer.b1, b2=self.optimizer.b2, eps=self.optimizer.eps)
 
+    def _zero_moments(self, params: Any) -> optax.ScaleByAdamState:
+        return moments.cast(self._adam().init(params), self.config.learner.moments_dtype)
+
     def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> dict[str, jax.Array]:
         """Arrays `[micro-batches, rows, time]`; empty rows fill the last micro-batch."""
         count, width = self.micro_batches(batch.tokens.shape[0])
@@ -272,7 +285,7 @@ class Learner:
             rows["positions"],
             lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
             dtype=jnp.dtype(self.config.learner.compute_dtype),
-            remat=self.config.learner.remat == "layer",
+            remat=self.config.learner.remat,
             # Without these the compiler spreads the table's split along `embed` over all hidden states, and every
             # device computes every row.
             embedded=sharding.embedded_sharding(self.mesh),
@@ -315,7 +328,11 @@ class Learner:
         )
         return by_device(hidden, gathered, targets)
 
-    def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout) -> jax.Array:
+    def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout, from_host: bool) -> jax.Array:
+        if from_host:
+            # Once and whole, not layer by layer in each micro-batch: it finds room where an update has its gradients.
+            params = jax.device_put(params, self.shardings)
+
         def one(rows: dict[str, jax.Array]) -> jax.Array:
             return self._completion_logprobs(params, rows, layout)[0]
 
@@ -367,11 +384,13 @@ class Learner:
         # Scaled by limit / norm itself, nothing added to the norm (PyTorch adds 1e-6, DeepSpeed another amount).
         clip = jnp.where(norm > self.optimizer.max_grad_norm, self.optimizer.max_grad_norm / norm, 1.0)
         grads = jax.tree.map(lambda leaf: leaf * clip, grads)
-        updates, moments = self._adam().update(grads, state.moments, state.params)
+        updates, adam = self._adam().update(grads, moments.cast(state.moments, "float32"), state.params)
         decay = self.optimizer.weight_decay
         params = jax.tree.map(lambda leaf, update: leaf - rate * (update + decay * leaf), state.params, updates)
-        return State(params, moments, state.reference, state.step + 1), (sums, {**extra, "grad_norm": norm})
+        stored = moments.store(adam, self.config.learner.moments_dtype)
+        return State(params, stored, None, state.step + 1), (sums, {**extra, "grad_norm": norm})
 
-
-def _mix(reference: Any, params: Any, mixup: jax.Array) -> Any:
-    return jax.tree.map(lambda old, new: mixup * new + (1.0 - mixup) * old, reference, params)
+    def _mixed(self, reference: Any, params: Any, mixup: jax.Array) -> Any:
+        if self.reference_on_host:
+            reference = jax.device_put(reference, self.shardings)
+        return jax.tree.map(lambda old, new: mixup * new + (1.0 - mixup) * old, reference, params)

@@ -35,6 +35,7 @@ from shared.grpo import GroupLayout
 from shared.initial import hugging_face_config
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
+LESS_KEPT = {"none": "layer", "dots": "layer", "layer": "offload"}  # `learner.remat` that keeps less on the chip
 # How the compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
 REFUSED = re.compile(
     r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"
@@ -172,10 +173,11 @@ def plan(
         "decode": lambda: engine.lower_decode(sampling),
         "publish": lambda: engine.lower_publish(learner.state.params),
     }
+    scored = 0 if config.learner.reference_memory == "host" and config.grpo.beta > 0 else params
     # What each leaves untouched in memory: the engine's weights, the learner's state.
     beside = {
-        "update": published,
-        "scoring": state - params + published,
+        "update": _bytes(learner.state.reference) + published,
+        "scoring": state - scored + published,
         "prefill": state,
         "decode": state,
         "publish": state - params,
@@ -300,12 +302,16 @@ def _advice(
             helps.append(f"learner.mesh_tensor = {ways[0]}")
         if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
             helps.append("learner.sequence_parallel = True")
-        if tight.name == "update" and config.learner.remat == "none":
-            helps.append("learner.remat = 'layer'")
         decoders = sharding.engine_mesh(mesh, config.rollout.mesh_tensor).shape["tensor"]
         shares = [n for n in range(decoders + 1, mesh.size + 1) if mesh.size % n == 0 and not any(s % n for s in sizes)]
         if shares:
             helps.append(f"rollout.mesh_tensor = {shares[-1]} (a chip holds that part of the engine's weights)")
+        if tight.name == "update" and config.learner.remat != "offload":
+            helps.append(f"learner.remat = {LESS_KEPT[config.learner.remat]!r}")
+        if tight.name != "scoring" and config.grpo.beta > 0 and config.learner.reference_memory == "device":
+            helps.append("learner.reference_memory = 'host'")
+        if config.learner.moments_dtype == "float32":
+            helps.append("learner.moments_dtype = 'bfloat16'")
         if tight.name in ("prefill", "decode"):
             helps.append("fewer rollout.slots or a smaller rollout.prefill_batch")
         if tight.name in ("update", "scoring"):
@@ -328,7 +334,12 @@ def forward_flops(model: DecoderConfig, layout: GroupLayout) -> float:
     products = (
         2.0 * layout.length * layer * model.num_hidden_layers + 2.0 * scored * model.hidden_size * model.vocab_size
     )
-    return products + 4.0 * visible_pairs(layout) * model.num_attention_heads * model.head_dim * model.num_hidden_layers
+    return products + attention_flops(model, layout)
+
+
+def attention_flops(model: DecoderConfig, layout: GroupLayout) -> float:
+    """Useful FLOPs of one group's attention, forwards: queries with keys, weights with values."""
+    return 4.0 * visible_pairs(layout) * model.num_attention_heads * model.head_dim * model.num_hidden_layers
 
 
 def visible_pairs(layout: GroupLayout) -> float:
@@ -346,10 +357,11 @@ def _kernel_flops(model: DecoderConfig, mesh: jax.sharding.Mesh, layout: GroupLa
 
 
 def _bytes(tree: Any) -> int:
-    """Of a tree of shapes with shardings, on one device."""
+    """Of a tree of shapes with shardings, in one device's memory."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
+        if not sharding.is_on_host(leaf.sharding)
     )
 
 

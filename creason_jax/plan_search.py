@@ -10,9 +10,10 @@ from creason_jax import plan as planning
 from creason_jax.chips import GIB, SHAPES, Chip, chip_of
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import Plan
-from shared.config import LearnerConfig, RunConfig
+from shared.config import LearnerConfig, Remat, RunConfig
 from shared.grpo import GroupLayout
 
+REMATS: tuple[Remat, ...] = ("layer", "dots", "none")
 TRIED = 3  # candidates of a slice that are compiled before the next larger slice is looked at
 LARGEST_RING = 32  # beyond so many devices the TPU compiler writes a gather as a sum, which moves twice as much
 
@@ -64,7 +65,10 @@ def search(
 
 
 def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: int, chip: Chip) -> Iterator[Candidate]:
-    """Every mesh that divides the devices and the model, with and without recomputation."""
+    """Every mesh that divides the devices and the model, with all that the backward pass may keep on the chip.
+
+    Nothing is offloaded: what the way to the host and back costs, arithmetic of the chip cannot say.
+    """
     layout = GroupLayout(
         prompt=config.rollout.max_prompt_tokens, group=config.grpo.group_size, completion=config.rollout.max_new_tokens
     )
@@ -79,7 +83,7 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
                 continue
             data = devices // tensor // fsdp
             width = min(-(-config.learner.micro_batch_rows // (data * fsdp)), -(-rows // (data * fsdp))) * data * fsdp
-            for remat in ("layer", "none"):
+            for remat in REMATS:
                 axes = dataclasses.replace(
                     config.learner,
                     mesh_data=data,
@@ -88,8 +92,9 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
                     remat=remat,
                     sequence_parallel=tensor > 1 and layout.length % tensor == 0,
                 )
-                passes = 4 if remat == "layer" else 3
-                work = passes * planning.forward_flops(model, layout) * -(-rows // width) * width
+                forward = planning.forward_flops(model, layout)
+                again = {"none": 0.0, "dots": planning.attention_flops(model, layout), "layer": forward}[remat]
+                work = (3 * forward + again) * -(-rows // width) * width
                 needed = _bytes(config, model, layout, axes, width // (data * fsdp)) + 2.0 * model.num_params / together
                 seconds = work / devices / chip.flops
                 yield Candidate(
@@ -98,13 +103,21 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
 
 
 def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: LearnerConfig, rows: int) -> float:
-    """Of a chip during the update: float32 state and gradients, and what the backward pass keeps."""
+    """Of a chip during the update: state and gradients, and what the backward pass keeps."""
     tensor, tokens = axes.mesh_tensor, rows * layout.length
-    copies = 4 + (config.grpo.beta > 0) + 1  # weights, two moments, gradients, the new gradients; the reference
-    state = 4.0 * copies * model.num_params / (tensor * axes.mesh_fsdp)
+    copies = 3 + (config.grpo.beta > 0 and axes.reference_memory == "device")  # weights, gradients, new gradients
+    moments = 2 * {"float32": 4.0, "bfloat16": 2.0}[axes.moments_dtype]
+    state = (4.0 * copies + moments) * model.num_params / (tensor * axes.mesh_fsdp)
     layer = 2.0 * tokens * (6 * model.hidden_size + (5 * model.intermediate_size + 6 * model.hidden_size) / tensor)
     stream = 2.0 * tokens * model.hidden_size * model.num_hidden_layers / (tensor if axes.sequence_parallel else 1)
-    kept = stream + layer if axes.remat == "layer" else layer * model.num_hidden_layers
+    heads = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
+    products = 2.0 * tokens * (model.hidden_size + (2 * model.intermediate_size + heads) / tensor)
+    kept = {
+        "none": layer * model.num_hidden_layers,
+        "dots": stream + layer + products * model.num_hidden_layers,
+        "layer": stream + layer,
+        "offload": layer,
+    }[axes.remat]
     head = 10.0 * model.hidden_size * model.vocab_size / tensor
     return state + kept + head
 

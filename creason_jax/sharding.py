@@ -140,6 +140,16 @@ def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | 
     return jax.tree_util.tree_map_with_path(one, abstract_params(model))
 
 
+def on_host(shardings: Any) -> Any:
+    """The same shardings in the memory of the hosts, each device's part with its own host."""
+    return jax.tree.map(lambda each: each.with_memory_kind("pinned_host"), shardings)
+
+
+def is_on_host(sharding: jax.sharding.Sharding) -> bool:
+    """Whether arrays with this sharding take no memory of a device."""
+    return sharding.memory_kind == "pinned_host"
+
+
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Rows over data and fsdp; `leading` unsplit dimensions (micro-batches) come before them."""
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))

@@ -56,9 +56,9 @@ class ZarrArrays:
         """
 
         def tree(kind: str, like: Any) -> Any:
-            return read_params(
-                _Kind(self.folder, kind, stored_shapes(model)), model, jax.tree.map(lambda leaf: leaf.sharding, like)
-            )
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+            found = read_params(_Kind(self.folder, kind, stored_shapes(model)), model, shardings)
+            return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), found, like)
 
         updates = distributed.place(np.int32(self._noted["updates"]), target.step.sharding)
         count = distributed.place(np.int32(self._noted["updates"]), target.moments.count.sharding)

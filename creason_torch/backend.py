@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from creason_torch import zero
-from creason_torch.learner import Learner
+from creason_torch.learner import Learner, check_supported
 from creason_torch.model import stored_weights
 from creason_torch.rollout import Engine, make_engine
 from shared.config import OptimizerConfig, RunConfig
@@ -21,6 +21,7 @@ class Backend:
     name = "torch"
 
     def __init__(self, config: RunConfig):
+        check_supported(config.learner)
         if config.learner.compute_dtype == "float32":
             # By default a GPU may round the operands of a float32 product.
             torch.backends.cuda.matmul.allow_tf32 = False

@@ -15,13 +15,22 @@ from creason_torch.checkpoint import Checkpoints
 from creason_torch.model import Policy, build_network, load_weights, read_config, save_params
 from shared import files, grpo
 from shared.backend import scoring_temperature
-from shared.config import OptimizerConfig, RunConfig
+from shared.config import LearnerConfig, OptimizerConfig, RunConfig, check
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
 from shared.schedule import learning_rate
 
 # What one update needs of a batch, as tensors [rows, time].
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
 OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
+# What this backend knows of the options for memory.
+KNOWN = {"remat": ("none", "layer"), "moments_dtype": ("float32",), "reference_memory": ("device",)}
+
+
+def check_supported(config: LearnerConfig) -> None:
+    """Raise InputError for an option of the learner that only the JAX backend has."""
+    for name, known in KNOWN.items():
+        value, remedy = getattr(config, name), " or ".join(map(repr, known))
+        check(value in known, f"learner.{name}", value, f"only the JAX backend does that; set {remedy}")
 
 
 class Learner:
@@ -37,6 +46,7 @@ class Learner:
         steps: int,
         reference: bool,
     ):
+        check_supported(config.learner)
         self.config = config
         self.optimizer = optimizer
         self.steps = steps

@@ -68,7 +68,8 @@ class OrbaxArrays:
 
     def _values(self, array: Any, path: str) -> np.ndarray:
         try:
-            return array.read().result()
+            # Moments may be stored in bfloat16.
+            return np.asarray(array.read().result(), np.float32)
         except (ValueError, OSError) as error:
             raise InputError(self._broken(path, error)) from error
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from shared.errors import InputError
 
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
+Remat = Literal["none", "layer", "dots", "offload"]
 
 
 def check(condition: bool, field: str, value: Any, reason: str) -> None:
@@ -232,7 +233,13 @@ class LearnerConfig:
     micro_batch_rows: int = 1  # rows in one forward and backward pass, over all devices
     group_layout: bool = True  # False: a row for each completion, its prompt computed again
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "layer"] = "layer"
+    # What the backward pass keeps of each layer, the rest is computed again. "none": all of it; "dots": its products with
+    # weights; "layer": its input; "offload": its input, in the host's memory. PyTorch knows "none" and "layer".
+    remat: Remat = "layer"
+    # How Adam's moments are stored; computed with in float32. bfloat16 is rounded at random, without bias. JAX only.
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    # Where the reference policy is when it does not score and is not mixed. JAX only.
+    reference_memory: Literal["device", "host"] = "device"
     logprob_chunk: int = 1_024  # tokens whose logits exist at once on one device
     length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
     mesh_data: int = 1

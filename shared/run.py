@@ -46,6 +46,7 @@ MAY_CHANGE = {
     "torch",
     "learner.micro_batch_rows",
     "learner.remat",
+    "learner.reference_memory",
     "learner.logprob_chunk",
     "learner.mesh_data",
     "learner.mesh_fsdp",

@@ -14,11 +14,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.rotary import rotary, rotate
 from creason_jax.model.stacking import stack_layers
+from shared.config import Remat
 
+STREAM = "stream"  # the name of a layer's input for the policies below
+# `learner.remat`: what the backward pass finds of a layer, the rest is computed again. None: no layer is.
+POLICIES: dict[Remat, Callable[..., Any] | None] = {
+    "none": None,
+    "layer": jax.checkpoint_policies.nothing_saveable,  # but its input
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[STREAM],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 UNROLLED = 4  # layers in one turn of the scan: each turn copies what the backward pass needs into stacked arrays
 
 Params = dict[str, Any]
@@ -143,13 +158,13 @@ def forward(
     attend: Attend,
     *,
     dtype: jnp.dtype,
-    remat: bool = False,
+    remat: Remat = "none",
     embedded: jax.sharding.Sharding | None = None,
     stream: jax.sharding.Sharding | None = None,
 ) -> tuple[jax.Array, Any]:
     """Hidden states `[B, T, D]` after the final norm, and what `attend` kept, stacked over layers.
 
-    tokens and positions `[B, T]`. Layers are scanned; with `remat` only their inputs are stored for the backward pass.
+    tokens and positions `[B, T]`. Layers are scanned; `remat` is what of them is stored for the backward pass (`POLICIES`).
     `embedded` and `stream` are how the hidden states are laid out on their way out of the embedding table and between
     layers (default: as the compiler likes).
     """
@@ -161,15 +176,16 @@ def forward(
         return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
-        x, kept = nnx.merge(layer_graph, layer)(x, rotation, attend)
+        x, kept = nnx.merge(layer_graph, layer)(checkpoint_name(x, STREAM), rotation, attend)
         return laid_out(x, stream), kept
 
-    if remat:
-        step = jax.checkpoint(step)
+    policy = POLICIES[remat]
+    if policy is not None:
+        step = jax.checkpoint(step, policy=policy)
     x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
     x = laid_out(laid_out(x, embedded), stream)
     # One layer a turn with remat: all layers of a turn may be computed again at once, and be in memory together.
-    unrolled = 1 if remat else min(UNROLLED, config.num_hidden_layers)
+    unrolled = 1 if policy is not None else min(UNROLLED, config.num_hidden_layers)
     x, kept = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
     return nnx.merge(norm_graph, params["norm"])(x), kept
 

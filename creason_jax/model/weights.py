@@ -177,7 +177,8 @@ def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Calla
     for bounds, devices in _by_part(shape, sharding).items():
         part = read(bounds)
         for device in devices:
-            arrays[device] = jax.device_put(part, device)
+            own = jax.sharding.SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
+            arrays[device] = jax.device_put(part, own)
         jax.block_until_ready([arrays[device] for device in devices])
     order = sharding.addressable_devices_indices_map(shape)
     return jax.make_array_from_single_device_arrays(shape, sharding, [arrays[device] for device in order])

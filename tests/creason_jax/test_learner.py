@@ -15,7 +15,7 @@ from transformers import Phi3ForCausalLM, get_cosine_schedule_with_warmup
 
 from creason_jax.model import DecoderConfig, abstract_params, forward, load_params
 from shared import grpo
-from shared.config import OptimizerConfig
+from shared.config import OptimizerConfig, Remat
 from shared.grpo import GroupBatch, GroupLayout, Sums
 from shared.schedule import learning_rate
 
@@ -290,14 +290,14 @@ def test_recomputed_layers_need_the_memory_of_about_one_layer():
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         return q, None
 
-    def temporary(remat: bool) -> int:
+    def temporary(remat: Remat) -> int:
         def loss(params: Any, tokens: jax.Array) -> jax.Array:
             return forward(params, config, tokens, tokens, attend, dtype=jnp.dtype("float32"), remat=remat)[0].sum()
 
         compiled = jax.jit(jax.grad(loss)).lower(abstract_params(config), tokens).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary(remat=True) < 2 / layers * temporary(remat=False)
+    assert temporary("layer") < 2 / layers * temporary("none")
 
 
 # Optimizer and schedule, on a loss whose gradient is known: it is made of two fixed trees, weighted by the batch.

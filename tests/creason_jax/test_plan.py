@@ -140,7 +140,7 @@ def test_a_learner_without_weights_compiles_what_a_learner_runs():
     learner = Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
     layout = GroupLayout(prompt=16, group=2, completion=8)
     compiled = learner.lower_update(layout, 4).compile()
-    per_device = planning._bytes(learner.state)
+    per_device = planning._bytes(learner.state._replace(reference=None))
     assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(per_device, rel=0.05)
     assert learner.lower_scoring(layout, 4).compile().as_text()
 
@@ -257,7 +257,38 @@ def test_the_search_goes_from_the_least_memory_and_splits_what_divides():
     assert set(SHAPES) == set(CHIPS)
 
 
+def test_arithmetic_knows_the_options_for_memory():
+    config = run_config(learner={"compute_dtype": "bfloat16"})
+    layout = GroupLayout(prompt=512, group=4, completion=256)
+
+    def needed(**options):
+        return plan_search._bytes(config, MODEL, layout, dataclasses.replace(config.learner, **options), 4)
+
+    kept = [needed(remat=remat) for remat in ("offload", "layer", "dots", "none")]
+    assert kept == sorted(set(kept))
+    assert needed() - needed(moments_dtype="bfloat16") == 2 * 2 * MODEL.num_params
+    assert needed() - needed(reference_memory="host") == 4 * MODEL.num_params
+    tried = list(plan_search.candidates(config, MODEL, "v5e:1x1", 1, CHIPS["v5e"]))
+    seconds = {each.learner.remat: each.seconds for each in tried}
+    assert seconds["none"] < seconds["dots"] < seconds["layer"]
+
+
 # Compiled for a TPU.
+
+
+@needs_libtpu
+def test_a_reference_on_the_host_takes_no_memory_of_a_chip_but_while_it_scores():
+    name = "v5e:2x2"
+    plans = {}
+    for where in ("device", "host"):
+        config = run_config(learner={"mesh_fsdp": -1, "compute_dtype": "bfloat16", "reference_memory": where})
+        with jax.default_matmul_precision("default"):
+            plans[where] = planning.plan(config, MODEL, name, steps=("scoring",)).steps[0]
+    reference = 4 * MODEL.num_params / 4
+    device, host = plans["device"], plans["host"]
+    assert device.beside == host.beside  # the reference and the moments; the policy and the moments
+    assert device.arguments - host.arguments > reference
+    assert host.temporaries - device.temporaries > 0.5 * reference, (host.temporaries, device.temporaries)
 
 
 @needs_libtpu

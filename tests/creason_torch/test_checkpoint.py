@@ -151,6 +151,19 @@ def test_tensors_of_every_family_come_out_of_a_checkpoint_of_the_jax_backend(tmp
         assert torch.equal(arrays.read("params", name, weight.shape), weight), name
 
 
+def test_bfloat16_moments_of_the_jax_backend_are_read_as_float32(tmp_path):
+    pair = variant_pair(tmp_path / "model", "qwen3")
+    writer = jax_checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)
+    moments = {"mu": jax.tree.map(lambda leaf: leaf.astype("bfloat16"), pair.params)}
+    writer.save(1, {"moments": moments, "step": jax.numpy.int32(4)}, {"position": 8})
+    writer.wait()
+    *_, arrays = Checkpoints(tmp_path / "checkpoints", keep=2).open(None, read_config(pair.folder))
+    for name, weight in pair.torch.named_parameters():
+        found = arrays.read("exp_avg", name, weight.shape)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, weight.bfloat16().float()), name
+
+
 def test_a_damaged_checkpoint_of_the_jax_backend_is_one_clear_line(tmp_path):
     model = tmp_path / "model"
     tiny_phi3(model, **MODEL)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import Phi3ForCausalLM
 from workers import Found, distance, run_workers
 
 from creason_torch import loss, zero
+from creason_torch.backend import Backend
+from creason_torch.learner import Learner
 from shared import grpo
 from shared.config import OptimizerConfig
 from shared.errors import InputError
@@ -23,6 +26,30 @@ ROWS, STEPS = 8, 20
 STAGES, PROCESSES, MICRO = (0, 1, 2, 3), (1, 2), (8, 2)  # micro-batches of 8 rows: no accumulation; of 2: four or two
 STATE = ("params", "exp_avg", "exp_avg_sq", "reference")
 CLIP = {"max_grad_norm": 2.0}  # some of the updates are clipped, some are not
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remat": "dots"}, "learner.remat = 'dots': only the JAX backend does that; set 'none' or 'layer'"),
+        ({"remat": "offload"}, "learner.remat = 'offload': only the JAX backend does that; set 'none' or 'layer'"),
+        (
+            {"moments_dtype": "bfloat16"},
+            "learner.moments_dtype = 'bfloat16': only the JAX backend does that; set 'float32'",
+        ),
+        (
+            {"reference_memory": "host"},
+            "learner.reference_memory = 'host': only the JAX backend does that; set 'device'",
+        ),
+    ],
+)
+def test_what_only_the_jax_backend_does_is_refused(options, message, tmp_path):
+    """Before a process starts or a file is read."""
+    config = run_config(learner=options)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Backend(config)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Learner(config, tmp_path, torch.device("cpu"), optimizer=config.optimizer, steps=1, reference=True)
 
 
 @pytest.fixture(scope="module")
