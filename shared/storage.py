@@ -79,7 +79,9 @@ def is_file(name: Path | str) -> bool:
         return Path(name).is_file()
     with understood(name):
         filesystem, path = _opened(name)
-        return filesystem.isfile(path)
+        with contextlib.suppress(FileNotFoundError):
+            return filesystem.info(path)["type"] == "file"  # fsspec's isfile answers False to whatever goes wrong
+    return False
 
 
 def read_bytes(address: str) -> bytes:
