@@ -73,10 +73,15 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
             writer.write_table(pa.table(columns, schema=SCHEMA))
 
 
-def read_questions(path: Path | str) -> list[Question]:
-    """Read a question store, a file or an address in a bucket. Raises InputError if it is missing or is no question store."""
+def check_questions(path: Path | str) -> None:
+    """Raise InputError unless there is a file at this path or address."""
     if not storage.is_file(path):
         raise InputError(f"{path}: no such question file; write one with `python -m launch.prepare`")
+
+
+def read_questions(path: Path | str) -> list[Question]:
+    """Read a question store, a file or an address in a bucket. Raises InputError if it is missing or is no question store."""
+    check_questions(path)
     source = io.BytesIO(storage.read_bytes(path)) if isinstance(path, str) and storage.is_address(path) else path
     try:
         table = pd.read_parquet(source)

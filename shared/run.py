@@ -37,7 +37,7 @@ from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, prompt_tokens, user_message
-from shared.questions import Question, read_questions
+from shared.questions import Question, check_questions, read_questions
 from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
 from shared.warmup import warm_up, worked_answer
 
@@ -77,6 +77,8 @@ def run(
     checkpoints = checkpoint_folder(config, backend, workdir)
     if first:
         check_policy(config)
+        for path in (train_file, valid_file) if config.data.train else ():
+            check_questions(path)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
         claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))

@@ -100,6 +100,14 @@ def test_the_work_directory_is_a_folder(bucket, monkeypatch, capfd, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_questions_that_are_not_there_are_named_before_anything_is_made(bucket, monkeypatch, capfd, tmp_path):
+    flags = (f"--config={Path(run.__file__).parents[1] / 'configs/smoke.py'}", f"--workdir={tmp_path / 'run'}")
+    flags += (f"--config.data.train={bucket}/none", f"--config.data.valid={bucket}/none")
+    ended = here("train", *flags, monkeypatch=monkeypatch, capfd=capfd)
+    assert f"{bucket}/none: no such question file" in ended.refusal
+    assert not any((tmp_path / "run").iterdir())
+
+
 class TestModels:
     """A model directory is copied once, and whole or not at all."""
 
