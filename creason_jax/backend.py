@@ -18,6 +18,7 @@ class Backend:
     """See `shared.backend.Backend` for the contract."""
 
     name = "jax"
+    checkpoints_in_buckets = True
 
     def __init__(self, config: RunConfig):
         if config.learner.compute_dtype == "float32":

@@ -10,22 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
+from etils import epath
 
 from creason_jax import zarr
 from creason_jax.model import DecoderConfig
+from shared import storage
 from shared.errors import InputError
 
 REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 class Checkpoints:
-    """The checkpoints in a folder, the newest `keep` of them; a save in flight ends before another begins."""
+    """The checkpoints in a folder or at a gs:// address, the newest `keep`; a save in flight ends before another begins."""
 
-    def __init__(self, folder: Path, *, keep: int):
+    def __init__(self, folder: Path | str, *, keep: int):
+        """Raises InputError for an address that this process may not use."""
         self.folder = folder
+        self._in_bucket = storage.is_address(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        with _errors_only():
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with _errors_only(), storage.understood(folder):
+            if self._in_bucket:
+                _see_bucket(str(folder))
+            path = epath.Path(folder) if self._in_bucket else Path(folder).absolute()
+            self._manager = ocp.CheckpointManager(path, options=options)
 
     def save(self, step: int, state: Any, extra: dict[str, int]) -> None:
         """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole."""
@@ -52,8 +59,9 @@ class Checkpoints:
             raise InputError(
                 f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
             )
-        if model is not None and zarr.written_by_torch(self.folder / str(found)):
-            arrays = zarr.ZarrArrays(self.folder / str(found))
+        here = storage.join(self.folder, str(found))
+        if model is not None and isinstance(here, Path) and zarr.written_by_torch(here):
+            arrays = zarr.ZarrArrays(here)
             return arrays.state(target, model), found, arrays.extra()
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
@@ -61,13 +69,22 @@ class Checkpoints:
                 restored = self._manager.restore(found, args=items)
         except Exception as error:
             # A bare Exception is how Orbax reports values that cannot be read.
-            if type(error) is not Exception and not isinstance(error, (ValueError, KeyError, OSError)):
+            if type(error) is not Exception and not isinstance(error, (KeyError, *storage.failures())):
                 raise
+            unless = "see that the bucket answers, and if it does " if self._in_bucket else ""
             raise InputError(
-                f"{self.folder / str(found)}: not a whole checkpoint of this model ({_reason(error)}); remove that "
+                f"{here}: not a whole checkpoint of this model ({_reason(error)}); {unless}remove that "
                 "folder to go on from the one before"
             ) from error
         return restored["state"], found, restored["extra"]
+
+
+def _see_bucket(address: str) -> None:
+    """Orbax asks what kind of bucket it is when it removes an old checkpoint, hours later: where the right to ask is missing,
+    the run would end there."""
+    from google.cloud import storage as google_storage
+
+    google_storage.Client().get_bucket(address.removeprefix("gs://").split("/")[0])
 
 
 @contextlib.contextmanager

@@ -175,11 +175,11 @@ class Learner:
         """See `shared.backend.Learner`."""
         engine.load(self.state.params)
 
-    def save(self, folder: Path, step: int, extra: Mapping[str, int]) -> None:
+    def save(self, folder: Path | str, step: int, extra: Mapping[str, int]) -> None:
         """See `shared.backend.Learner`."""
         self._manager(folder).save(step, self.state, dict(extra))
 
-    def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
+    def restore(self, folder: Path | str, step: int | None = None) -> tuple[int, dict[str, int]] | None:
         """See `shared.backend.Learner`."""
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state
@@ -249,7 +249,7 @@ class Learner:
 
         return {name: one(name) for name in names}
 
-    def _manager(self, folder: Path) -> Checkpoints:
+    def _manager(self, folder: Path | str) -> Checkpoints:
         if self._checkpoints is None or self._checkpoints.folder != folder:
             self._checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
         return self._checkpoints

@@ -19,6 +19,7 @@ class Backend:
     """See `shared.backend.Backend` for the contract."""
 
     name = "torch"
+    checkpoints_in_buckets = False  # a checkpoint becomes whole by being renamed
 
     def __init__(self, config: RunConfig):
         check_supported(config.learner)

@@ -124,11 +124,11 @@ class Learner:
         """See `shared.backend.Learner`."""
         engine.load(zero.gathered(self.weights, self.config.torch.publish_bucket_mb * 2**20))
 
-    def save(self, folder: Path, step: int, extra: Mapping[str, int]) -> None:
+    def save(self, folder: Path | str, step: int, extra: Mapping[str, int]) -> None:
         """See `shared.backend.Learner`."""
         self._manager(folder).save(step, self._state(), {**extra, "updates": self.step})
 
-    def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
+    def restore(self, folder: Path | str, step: int | None = None) -> tuple[int, dict[str, int]] | None:
         """See `shared.backend.Learner`."""
         found = self._manager(folder).open(step, self.network_config)
         if found is None:
@@ -178,9 +178,9 @@ class Learner:
         load_weights(self.model_folder, policy.named_weights(), zero.write)
         return policy
 
-    def _manager(self, folder: Path) -> Checkpoints:
-        if self._checkpoints is None or self._checkpoints.folder != folder:
-            self._checkpoints = Checkpoints(folder, keep=self.config.checkpoint.keep)
+    def _manager(self, folder: Path | str) -> Checkpoints:
+        if self._checkpoints is None or self._checkpoints.folder != Path(folder):
+            self._checkpoints = Checkpoints(Path(folder), keep=self.config.checkpoint.keep)
         return self._checkpoints
 
     def _state(self) -> Iterator[tuple[str, str, torch.Tensor]]:

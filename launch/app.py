@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ def run(main: Callable[[], None]) -> None:
 
 def make_folder(flag: str, folder: Path) -> None:
     """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible."""
+    if re.match(r"\w+:/", str(folder)):
+        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--{flag}={folder}: is a file; give a directory")
     try:

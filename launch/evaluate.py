@@ -37,7 +37,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_string("model", "", "Hugging Face model directory, tokenizer included.")
-    flags.DEFINE_list("questions", None, "Question files (Parquet), separated by commas.", required=True)
+    flags.DEFINE_list(
+        "questions", None, "Question files (Parquet), separated by commas; addresses such as gs:// too.", required=True
+    )
     flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
     generation.define_flags(long_prompts="Longer prompts lose their beginning.", max_new_tokens=2_000)
     flags.DEFINE_integer("limit", 0, "Only the first questions; 0: all.", lower_bound=0)
@@ -101,7 +103,7 @@ def write(out: Path, figures: dict[str, Any], answers: list[Answer], boxed: list
 
 def read_all() -> list[Question]:
     """The questions of all files. Raises InputError where one comes twice."""
-    questions = [question for path in FLAGS.questions for question in read_questions(Path(path))]
+    questions = [question for path in FLAGS.questions for question in read_questions(path)]
     questions = questions[: FLAGS.limit or None]
     repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if repeated:

@@ -10,8 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends
-from shared import files, run
-from shared.config import validate
+from shared import run
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -31,8 +30,10 @@ def main() -> None:
     if out.exists():
         raise InputError(f"--out={out}: exists already; give a new directory")
     app.make_folder("out", out.parent)
-    config = validate(files.read_json(workdir / "config.json"))
+    config = run.read_config(workdir / run.CONFIG_FILE)
     backend = backends.make_backend(config)
+    checkpoints = run.checkpoint_folder(config, backend, workdir)
+    run.fetch_policy(config, backend, workdir, progress=False)
     learner = backend.learner(
         config,
         run.policy_folder(config, workdir),
@@ -40,11 +41,9 @@ def main() -> None:
         steps=config.steps,
         reference=config.grpo.beta > 0,
     )
-    restored = learner.restore(workdir / "checkpoints", FLAGS.step)
+    restored = learner.restore(checkpoints, FLAGS.step)
     if restored is None:
-        raise InputError(
-            f"{workdir / 'checkpoints'}: no checkpoint yet; the trained policy of an ended run is in trained/"
-        )
+        raise InputError(f"{checkpoints}: no checkpoint yet; the trained policy of an ended run is in trained/")
     learner.export(out)
     if backend.process == 0:
         print(f"step {restored[0]} of {config.name} written to {out}")

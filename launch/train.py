@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
-    """A whole run, and what the terminal shows of it."""
+    """A whole run, and what the terminal of process 0 shows of it."""
     summary = run.run(
         config,
         backend,
@@ -79,7 +79,7 @@ def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
         show_examples=FLAGS.show_examples,
         wandb_project=FLAGS.wandb_project,
     )
-    return report.terminal_summary(summary, workdir)
+    return report.terminal_summary(summary, workdir) if summary else ""
 
 
 def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:

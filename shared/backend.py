@@ -122,11 +122,14 @@ class Learner(Protocol):
         """The engine generates with the learner's weights from now on; its caches are reset."""
         ...
 
-    def save(self, folder: Path, step: int, extra: Mapping[str, int]) -> None:
-        """Save everything that the run needs to go on; `extra` comes back from `restore`. Atomic."""
+    def save(self, folder: Path | str, step: int, extra: Mapping[str, int]) -> None:
+        """Save everything that the run needs to go on; `extra` comes back from `restore`. Atomic.
+
+        `folder` may be an address in a bucket, where the backend's `checkpoints_in_buckets` says so.
+        """
         ...
 
-    def restore(self, folder: Path, step: int | None = None) -> tuple[int, dict[str, int]] | None:
+    def restore(self, folder: Path | str, step: int | None = None) -> tuple[int, dict[str, int]] | None:
         """Load the newest checkpoint (or `step`), or return None where there is none."""
         ...
 
@@ -145,6 +148,7 @@ class Backend(Protocol):
     name: str
     process: int  # this process's number; number 0 writes files
     processes: int
+    checkpoints_in_buckets: bool
 
     def barrier(self) -> None:
         """Return when every process has come here."""

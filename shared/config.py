@@ -40,7 +40,7 @@ class DataConfig:
     cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
     task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
-    train: str = ""  # question files that exist already
+    train: str = ""  # question files that exist already: paths, or addresses such as gs://bucket/train.parquet
     valid: str = ""
     compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
     patients: int = 2_000  # drawn for `synthetic` only
@@ -89,7 +89,9 @@ class DataConfig:
 class ModelConfig:
     """The policy: a Hugging Face directory, or a small architecture that starts from random weights."""
 
-    path: str = ""  # Hugging Face directory with config.json, safetensors and tokenizer
+    # Hugging Face directory with config.json, safetensors and tokenizer. An address (gs://bucket/phi-4) is copied once into the
+    # work directory of each host.
+    path: str = ""
     family: Literal["phi3", "llama", "qwen2", "qwen3"] = "phi3"  # this and the rest only without `path`
     vocab_size: int = 1_024  # the tokenizer's upper bound
     hidden_size: int = 128
@@ -296,9 +298,13 @@ class CheckpointConfig:
 
     every: int = 256  # optimizer steps
     keep: int = 2
+    # This run's alone: a folder that all processes see, or gs://bucket/folder (JAX backend); empty: in the work directory.
+    folder: str = ""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "every", "keep")
+        check("://" not in self.folder or self.folder.startswith("gs://"), "folder", self.folder,
+              "must be a folder or a gs:// address; elsewhere a killed save may look whole")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared import files
+from shared import files, storage
 from shared.errors import InputError
 from shared.randomness import generator
 
@@ -72,12 +73,18 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
             writer.write_table(pa.table(columns, schema=SCHEMA))
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Read a question store. Raises InputError if the file is missing or is not a question store."""
-    if not path.is_file():
+def check_questions(path: Path | str) -> None:
+    """Raise InputError unless there is a file at this path or address."""
+    if not storage.is_file(path):
         raise InputError(f"{path}: no such question file; write one with `python -m launch.prepare`")
+
+
+def read_questions(path: Path | str) -> list[Question]:
+    """Read a question store, a file or an address in a bucket. Raises InputError if it is missing or is no question store."""
+    check_questions(path)
+    source = io.BytesIO(storage.read_bytes(path)) if isinstance(path, str) and storage.is_address(path) else path
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(source)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})".replace("\n", " ")) from error
     missing = [name for name in COLUMNS if name not in table.columns]

@@ -26,6 +26,7 @@ from shared.run import (
     changed_fields,
     check_policy,
     claim,
+    fetch_policy,
     may_change,
     policy_folder,
     read_config,
@@ -96,11 +97,11 @@ class Recording:
                 f"recorded run go on to its end, or replay its beginning with --config.grpo.steps={missing}"
             )
 
-    def policy(self, config: RunConfig) -> Path:
+    def policy(self, config: RunConfig, workdir: Path) -> Path:
         """The model directory that the recorded run started from, or the one that `config` names in its place."""
         if config.model.path:
             check_policy(config)
-            return Path(config.model.path)
+            return policy_folder(config, workdir)
         policy = policy_folder(self.config, self.workdir)
         if not (policy / "config.json").is_file():
             raise InputError(f"{policy}: the policy that the recorded run started from is not there; put it back")
@@ -174,10 +175,11 @@ def run(
     ends training early.
     """
     first = backend.process == 0
-    policy = recording.policy(config)
+    policy = recording.policy(config, workdir)
     if first:
         _claim(config, workdir, recording)
     backend.barrier()
+    fetch_policy(config, backend, workdir, progress=progress and first)
     learner = backend.learner(
         config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
     )

@@ -5,10 +5,12 @@ The work directory of a run:
     config.json            what it was asked for; a different config in the same directory is refused
     replay.json            of which recording it is a replay, where it is one (shared/replay.py), and how far it differs
     data/                  prepared registry and question files, where the run made them
+    model/                 a copy of the model directory, where that is in a bucket
     tokenizer/ initial/    a small policy's tokenizer and random weights, where the run made them
     warmup/ policy/        next-token training of that policy, and the policy that GRPO starts from
     evaluation/            answers before and after, examples
-    checkpoints/ metrics.jsonl tensorboard/ trajectories/
+    metrics.jsonl tensorboard/ trajectories/
+    checkpoints/           where the config names no other folder
     trained/               the trained policy as a Hugging Face directory
     summary.json report.html plots/main.png
 """
@@ -27,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, preparation, report, training
+from shared import evaluation, files, preparation, report, storage, training
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
 from shared.config import RunConfig, validate
@@ -35,10 +37,11 @@ from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, prompt_tokens, user_message
-from shared.questions import Question, read_questions
+from shared.questions import Question, check_questions, read_questions
 from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
 from shared.warmup import warm_up, worked_answer
 
+CONFIG_FILE = "config.json"
 REPLAY_FILE = "replay.json"
 ROLES = ("system", "user", "assistant")
 # What a run may be continued with: how it is computed, not what.
@@ -66,19 +69,24 @@ def run(
 ) -> dict[str, Any]:
     """Do what is not done yet and return the summary. Raises InputError for a work directory of another config.
 
-    Every process of a run calls it. Process 0 writes the files; the others wait where they need them, and get the
-    summary too. Raises Stopped where a SIGTERM ends training early.
+    Every process of a run calls it. Process 0 writes the files and returns the summary; the others wait where they need
+    the files, and return an empty one. Raises Stopped where a SIGTERM ends training early.
     """
     first = backend.process == 0
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
+    checkpoints = checkpoint_folder(config, backend, workdir)
     if first:
         check_policy(config)
+        for path in (train_file, valid_file) if config.data.train else ():
+            check_questions(path)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
-        claim(config, workdir)
+        claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
         _make_questions(config, workdir, progress)
     backend.barrier()
+    _check_shared(config, backend, workdir)
+    fetch_policy(config, backend, workdir, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
     policy = _policy(config, backend, workdir, train_questions, progress)
     tokenizer = load_tokenizer(policy)
@@ -99,17 +107,16 @@ def run(
     _evaluate("before", *parts)
     source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
     training.train(
-        config, learner, source, workdir,
+        config, learner, source, workdir, checkpoints=checkpoints,
         first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
     )  # fmt: skip
     learner.finish_saves()
-    if not backend.agreed((workdir / "trained").is_dir()):
+    if not backend.agreed(first and (workdir / "trained").is_dir()):
         learner.export(workdir / "trained")
     _evaluate("after", *parts)
-    if first:
-        summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples)
+    found = summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples) if first else {}
     backend.barrier()
-    return files.read_json(workdir / report.SUMMARY_FILE)
+    return found
 
 
 def summarise(
@@ -143,26 +150,30 @@ def environment(backend: str) -> dict[str, Any]:
     return found
 
 
-def claim(config: RunConfig, workdir: Path) -> None:
-    """Make the work directory this config's, or see that it is, but for `MAY_CHANGE`."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        files.write_json(path, plain(dataclasses.asdict(config)))
-        return
-    changed = changed_fields(read_config(path), config)
-    if changed and all(may_change(name, MAY_CHANGE) for name in changed):
-        files.write_json(path, plain(dataclasses.asdict(config)))
-    elif changed:
-        raise InputError(
-            f"{workdir}: holds a run with another config (it differs in {', '.join(changed[:5])}); give another --workdir, "
-            "or remove that one"
-        )
+def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
+    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`."""
+    outdated = []
+    for folder in (workdir, *others):
+        place = storage.join(folder, CONFIG_FILE)
+        if storage.is_file(place):
+            changed = changed_fields(read_config(place), config)
+            if not all(may_change(name, MAY_CHANGE) for name in changed):
+                fix = "--workdir" if folder == workdir else "checkpoint.folder"
+                raise InputError(
+                    f"{folder}: holds a run with another config (it differs in {', '.join(changed[:5])}); give another {fix}, "
+                    "or remove that one"
+                )
+            if not changed:
+                continue
+        outdated.append(place)
+    for place in reversed(outdated):  # the work directory last: a bucket may refuse
+        storage.write_json(place, plain(dataclasses.asdict(config)))
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: Path | str) -> RunConfig:
     """The config of a run. A field that is younger than the run has its default."""
     try:
-        return validate(files.read_json(path))
+        return validate(storage.read_json(path))
     except InputError as error:
         raise InputError(f"{path}: not the config of a run of this version ({error}); give another --workdir") from None
 
@@ -183,9 +194,34 @@ def may_change(name: str, allowed: AbstractSet[str]) -> bool:
     return name in allowed or name.split(".")[0] in allowed
 
 
-def _question_files(config: RunConfig, workdir: Path) -> tuple[Path, Path]:
+def checkpoint_folder(config: RunConfig, backend: Backend, workdir: Path) -> Path | str:
+    """Where the checkpoints of a run are. Raises InputError for a bucket that the backend cannot write to."""
+    folder = config.checkpoint.folder
+    if not folder:
+        return workdir / "checkpoints"
+    if not storage.is_address(folder):
+        return Path(folder)
+    if not backend.checkpoints_in_buckets:
+        raise InputError(
+            f"checkpoint.folder = {folder!r}: the {backend.name} backend writes no checkpoints to a bucket; give a folder "
+            "that all processes see"
+        )
+    return folder
+
+
+def _check_shared(config: RunConfig, backend: Backend, workdir: Path) -> None:
+    """Where nothing needs one work directory for all processes, each may have its own."""
+    apart = config.data.train and config.model.path and config.checkpoint.folder
+    if backend.process > 0 and not apart and not (workdir / CONFIG_FILE).is_file():
+        raise InputError(
+            f"{workdir}: process {backend.process} does not see what process 0 wrote there; put the work directory on a "
+            "file system that all share, or give data.train, data.valid, model.path and checkpoint.folder"
+        )
+
+
+def _question_files(config: RunConfig, workdir: Path) -> tuple[Path | str, Path | str]:
     if config.data.train:
-        return Path(config.data.train), Path(config.data.valid)
+        return config.data.train, config.data.valid
     questions = workdir / "data" / "questions"
     return questions / "train.parquet", questions / "valid.parquet"
 
@@ -197,17 +233,30 @@ def _make_questions(config: RunConfig, workdir: Path, progress: bool) -> None:
 
 def check_policy(config: RunConfig) -> None:
     """Say at once that the model is not there, before anything is made."""
-    if config.model.path and not (Path(config.model.path) / "config.json").is_file():
+    if config.model.path and not storage.is_file(storage.join(config.model.path, "config.json")):
         raise InputError(
             f"model.path = {config.model.path!r}: no config.json there; give a Hugging Face model directory"
         )
 
 
 def policy_folder(config: RunConfig, workdir: Path) -> Path:
-    """The model directory that GRPO starts from in this work directory: the one named, or the small one made in it."""
+    """The model directory that GRPO starts from: the one named, its copy in this work directory, or the small one made in it."""
     if config.model.path:
-        return Path(config.model.path)
+        return workdir / "model" if storage.is_address(config.model.path) else Path(config.model.path)
     return workdir / ("policy" if config.warmup.steps else "initial")
+
+
+def fetch_policy(config: RunConfig, backend: Backend, workdir: Path, *, progress: bool) -> None:
+    """Copy a model directory that is in a bucket into the work directory, once where processes share it.
+
+    Every process calls it. Process 0 copies first, so that the others copy only where they do not see what it made.
+    """
+    if not storage.is_address(config.model.path):
+        return
+    for turn in (backend.process == 0, backend.process > 0):
+        if turn:
+            storage.fetch_model(config.model.path, policy_folder(config, workdir), progress=progress)
+        backend.barrier()
 
 
 def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool) -> Path:
@@ -260,8 +309,8 @@ def _evaluate(
     progress: bool,
 ) -> None:
     path = _answers(workdir, when)
-    # Agreed: a shared file system may show a file to one process earlier than to another.
-    if backend.agreed(path.is_file()):
+    # Process 0 has written it, if anybody: another may see it later, or have a work directory of its own.
+    if backend.agreed(backend.process == 0 and path.is_file()):
         return
     learner.publish(engine)
     answers, examples = answer_questions(

@@ -168,19 +168,21 @@ def train(
     source: Source,
     workdir: Path,
     *,
+    checkpoints: Path | str = "",
     first: bool = True,
     agreed: Callable[[bool], bool] = bool,
     progress: bool = True,
     wandb_project: str = "",
 ) -> None:
-    """Train `learner` from its newest checkpoint in `workdir`, or from its weights, to `config.steps` optimizer steps.
+    """Train `learner` from its newest checkpoint, or from its weights, to `config.steps` optimizer steps.
 
-    Writes metrics, checkpoints and, if the config asks for them, trajectories.
+    Writes metrics, checkpoints and, if the config asks for them, trajectories: into `workdir`, the checkpoints into
+    `checkpoints` where it is given.
     With several processes each runs this loop on the whole of every batch, and so decides the same; `first` says which of
     them writes, and by `agreed` they stop together. Raises Stopped after the step in which any of them gets a SIGTERM,
     SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
     """
-    checkpoints = workdir / "checkpoints"
+    checkpoints = checkpoints or workdir / "checkpoints"
     restored = learner.restore(checkpoints)
     step, position = (restored[0], restored[1]["position"]) if restored else (0, 0)
     bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny_phi3(folder, **MODEL)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[str]:
+    """The address of a bucket that this process and those it starts can use."""
+    from buckets import serving
+
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(cloud: str, tmp_path: Path) -> str:
+    """A folder of the test's own in that bucket."""
+    return f"{cloud}/{tmp_path.name}"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -201,6 +202,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(copied, learner, damage):
 PROGRAM = """
 import sys
 from pathlib import Path
+import fsspec
 import jax
 from creason_jax.checkpoint import Checkpoints
 from launch.app import run
@@ -244,3 +246,65 @@ def test_a_checkpoint_with_a_reference_is_refused_without_one(run, model):
     learner = make_learner(model, reference=False, **OPTIONS)
     with pytest.raises(InputError, match="not a whole checkpoint of this model"):
         learner.restore(run[0])
+
+
+class TestInABucket:
+    """What holds of a folder holds of a gs:// address."""
+
+    @pytest.fixture(scope="class")
+    def saved(self, model, cloud):
+        """A learner's checkpoint after its second update, and its state then."""
+        learner = make_learner(model, **OPTIONS)
+        for seed in (0, 1):
+            learner.update(random_batch(8, seed=seed))
+        learner.save(f"{cloud}/saved", 2, {"position": 16})
+        learner.finish_saves()
+        return f"{cloud}/saved", on_host(learner.state)
+
+    def test_it_restores_bit_for_bit_on_another_mesh(self, saved, model):
+        learner = make_learner(model, mesh=(2, 2, 2), **OPTIONS)
+        assert learner.restore(saved[0]) == (2, {"position": 16})
+        assert_bitwise(learner.state, saved[1])
+
+    def test_a_checkpoint_of_another_model_is_refused(self, saved, tmp_path):
+        tiny_phi3(tmp_path / "other", **(MODEL | {"num_hidden_layers": 3}))
+        learner = make_learner(tmp_path / "other", **OPTIONS)
+        with pytest.raises(InputError, match=f"^{saved[0]}/2: not a whole checkpoint of this model"):
+            learner.restore(saved[0])
+
+    def test_the_newest_are_kept_and_one_that_is_not_whole_is_passed_over(self, bucket):
+        checkpoints = Checkpoints(bucket, keep=2)
+        for step in (1, 2, 5):
+            checkpoints.save(step, small_state(step), {"position": 10 * step})
+        checkpoints.wait()
+        files = fsspec.filesystem("gs", use_listings_cache=False)
+        assert sorted(path.rsplit("/", 1)[-1] for path in files.ls(bucket)) == ["2", "5"]
+        with pytest.raises(InputError, match=rf"^{bucket}: no checkpoint of step 4; there are 2, 5$"):
+            checkpoints.restore(abstract(small_state(0)), 4)
+        files.rm(f"{bucket}/5/commit_success.txt")  # written last
+        state, step, extra = self.fresh(bucket).restore(abstract(small_state(0)), None)
+        assert (step, extra) == (2, {"position": 20})
+        assert (np.asarray(state["weights"]) == 2).all()
+
+    def test_a_damaged_checkpoint_is_named_in_one_line(self, bucket):
+        checkpoints = Checkpoints(bucket, keep=2)
+        checkpoints.save(3, small_state(3), {})
+        checkpoints.wait()
+        files = fsspec.filesystem("gs", use_listings_cache=False)
+        for path in files.find(f"{bucket}/3/state"):
+            if "/d/" in path:
+                files.pipe_file(path, files.cat_file(path)[:20])
+        with pytest.raises(InputError) as refusal:
+            self.fresh(bucket).restore(abstract(small_state(0)), None)
+        message = str(refusal.value)
+        assert message.startswith(f"{bucket}/3: not a whole checkpoint") and "see that the bucket answers" in message
+        assert "\n" not in message and len(message) < 500
+
+    def test_a_bucket_that_is_not_there_is_named(self, cloud):
+        with pytest.raises(InputError, match="^gs://none-such/run: "):
+            Checkpoints("gs://none-such/run", keep=2)
+
+    def fresh(self, folder: str) -> Checkpoints:
+        """As another process opens them."""
+        fsspec.filesystem("gcs", finalize_on_close=True).invalidate_cache()
+        return Checkpoints(folder, keep=2)
