@@ -175,12 +175,13 @@ class Program:
 
     def _traffic(self, each: Instruction, around: Mapping[str, Instruction]) -> float:
         """Bytes of HBM that an instruction reads and writes, if it stands outside a fusion."""
-        if each.opcode in FREE or each.opcode in ("while", "conditional", "call"):
+        if each.opcode in FREE or each.opcode in ("while", "conditional", "call", "async-start"):
             return 0.0
         if each.opcode == "copy-start":
             return sum(array.bytes for array in each.arrays[:2] if array.in_hbm)
-        if each.opcode == "dynamic-slice":
-            return 2 * _hbm(each)
+        if each.opcode in ("slice", "dynamic-slice"):
+            source = around.get(each.operands[0])
+            return _hbm(each) + (each.arrays[0].bytes if source and _hbm(source) else 0)
         if each.opcode == "dynamic-update-slice":
             return 2 * _hbm(around[each.operands[1]]) if each.operands[1] in around else 0.0
         sources = [around[name] for name in each.operands if name in around]
@@ -193,7 +194,7 @@ class Program:
             whole: float = _hbm(source)
             parameter = parameters.get(index)
             users = [line for line in inside.values() if parameter and parameter.name in line.operands]
-            if whole and users and all(line.opcode in ("dynamic-slice", "gather") for line in users):
+            if whole and users and all(line.opcode in ("slice", "dynamic-slice", "gather") for line in users):
                 whole = min(whole, sum(array.bytes for line in users for array in line.arrays))
             elif whole and users and all(line.opcode == "dynamic-update-slice" for line in users):
                 whole = 0.0  # written in place

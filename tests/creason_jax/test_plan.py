@@ -103,6 +103,28 @@ def test_a_collective_that_runs_beside_several_fusions_counts_once():
     assert program.cost().collectives == {"all-gather": Collective(1, 32 * 4 * 2 * 3 / 4)}
 
 
+def test_a_slice_reads_what_it_takes():
+    """Also one that runs beside other work, as the TPU compiler fetches a part of a matrix into the chip's own memory."""
+    program = Program(
+        "\n".join(
+            [
+                "%fetched (whole: s8[4096]) -> s8[1024] {",
+                "  %whole = s8[4096]{0} parameter(0)",
+                "  ROOT %part = s8[1024]{0:S(1)} slice(%whole), slice={[0:1024]}",
+                "}",
+                "",
+                "ENTRY %main (x: s8[4096]) -> s8[512] {",
+                "  %x = s8[4096]{0} parameter(0)",
+                "  %start = ((s8[4096]{0}), s8[1024]{0:S(1)}) async-start(%x), calls=%fetched",
+                "  %done = s8[1024]{0:S(1)} async-done(%start)",
+                "  ROOT %own = s8[512]{0} slice(%x), slice={[0:512]}",
+                "}",
+            ]
+        )
+    )
+    assert program.cost().bytes == 1_024 + 2 * 512
+
+
 def test_padding_of_a_convolution_is_no_work():
     cost = Program(TPU_TEXT).cost()
     assert cost.flops == 2 * 1024 * 1024 * 8 * 128
