@@ -71,5 +71,6 @@ bench: env
 	$(BIN)/python -m benchmarks.group_layout
 	$(BIN)/python -m benchmarks.learner
 	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.mimic3 --multiples=1,4 --folder=runs/mimic3
 	$(BIN)/python -m benchmarks.data
