@@ -295,15 +295,14 @@ def _advice(
     tight = min(steps, key=lambda step: step.headroom)
     if tight.headroom < 0:
         helps = ["a larger slice"]
-        sizes = (model.num_attention_heads, model.intermediate_size, model.vocab_size)
-        more = range(mesh.shape["tensor"] + 1, mesh.size + 1)
-        ways = [n for n in more if mesh.size % n == 0 and not any(size % n for size in sizes)]
+        known = sharding.tensor_ways(model, mesh.size)
+        ways = [way for way in known if way > mesh.shape["tensor"]]
         if ways:
             helps.append(f"learner.mesh_tensor = {ways[0]}")
         if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
             helps.append("learner.sequence_parallel = True")
         decoders = sharding.engine_mesh(mesh, config.rollout.mesh_tensor).shape["tensor"]
-        shares = [n for n in range(decoders + 1, mesh.size + 1) if mesh.size % n == 0 and not any(s % n for s in sizes)]
+        shares = [way for way in known if way > decoders]
         if shares:
             helps.append(f"rollout.mesh_tensor = {shares[-1]} (a chip holds that part of the engine's weights)")
         if tight.name == "update" and config.learner.remat != "offload":

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from creason_jax import plan as planning
+from creason_jax import sharding
 from creason_jax.chips import GIB, SHAPES, Chip, chip_of
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import Plan
@@ -73,8 +74,7 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
         prompt=config.rollout.max_prompt_tokens, group=config.grpo.group_size, completion=config.rollout.max_new_tokens
     )
     rows = config.grpo.questions_per_step
-    divided = (model.num_attention_heads, model.intermediate_size, model.vocab_size)
-    tensors = [way for way in _divisors(devices) if not any(size % way for size in divided)]
+    tensors = sharding.tensor_ways(model, devices)
     # Decoding reads every weight for every token, so the more devices share them the better.
     together = max(tensors)
     for tensor in tensors:

@@ -45,8 +45,7 @@ class Engine:
         self.dtype = jnp.dtype(config.learner.compute_dtype)
         self.params: Any = None
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
-        learners = _by_layer(sharding.param_shardings(model, mesh), model)
-        self._publish = jax.jit(functools.partial(_published, self.dtype, learners), out_shardings=self.shardings)
+        self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
         self._seconds: dict[str, float] = {}
 
     def load(self, params: Any) -> None:
@@ -72,10 +71,9 @@ class Engine:
         check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
         slots = decoding.empty_slots(self, self._shape(sampling))
         waiting = deque(range(len(prompts)))
-        parts = sharding.batch_ways(self.mesh)
+        parts, share = sharding.batch_ways(self.mesh), self._share(sampling)
         # Of each part of the mesh the free slots, whose prompts are computed there too.
-        free = np.split(np.arange(self.slots(sampling)), parts)
-        idle = [deque(each.tolist()) for each in free]
+        idle = [deque(range(part * share, (part + 1) * share)) for part in range(parts)]
         held: dict[int, int] = {}
         results: list[list[Completion]] = [[] for _ in prompts]
         while waiting or held:
@@ -90,7 +88,7 @@ class Engine:
                 out = distributed.fetch((slots.tokens, slots.logprobs, slots.lengths))
                 for place in finished:
                     results[held.pop(place)] = self._completions(place, out)
-                    idle[place // len(free[0])].append(place)
+                    idle[place // share].append(place)
         return results
 
     def lower_publish(self, params: Any) -> Any:
@@ -170,6 +168,10 @@ class Engine:
         greedy = sampling.temperature == 0 and self.config.evaluation.slots
         return self._rounded(greedy or self.config.rollout.slots, sampling)
 
+    def _share(self, sampling: Sampling) -> int:
+        """Slots of each part of the mesh."""
+        return self.slots(sampling) // sharding.batch_ways(self.mesh)
+
     def _rounded(self, wanted: int, sampling: Sampling | None) -> int:
         """The next multiple of the mesh's parts. What is drawn is a step's questions: more of anything would idle."""
         if sampling is not None and sampling.temperature > 0:
@@ -201,7 +203,7 @@ class Engine:
         """Compute the prompts that have a seat, put their caches in its slot, draw the first token of each sample."""
         begin = time.perf_counter()
         width = self.prefill_width(sampling)
-        share = self.slots(sampling) // sharding.batch_ways(self.mesh)  # slots of a part
+        share = self._share(sampling)
         texts = {row: prompts[index] for row, (_, index) in seated.items()}
         tokens, lengths = self._padded(texts, width, self.config.rollout.max_prompt_tokens)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
@@ -263,9 +265,7 @@ def _by_layer(shardings: Any, model: DecoderConfig) -> Any:
     return {**shardings, "layers": [layer] * model.num_hidden_layers}
 
 
-def _published(dtype: jnp.dtype, learners: Any, params: Any) -> Any:
+def _published(dtype: jnp.dtype, params: Any) -> Any:
     """The learner's parameters in the engine's type, layers unstacked."""
     cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    # Each layer is taken out while it lies as the learner's do: gathered first, all layers would be in memory at once.
-    by_layer = {**cast, "layers": unstack_layers(cast["layers"])}
-    return jax.tree.map(jax.lax.with_sharding_constraint, by_layer, learners)
+    return {**cast, "layers": unstack_layers(cast["layers"])}

@@ -108,6 +108,12 @@ def _nearest_divisor(number: int, wanted: int) -> int:
     return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - wanted))
 
 
+def tensor_ways(model: DecoderConfig, devices: int) -> list[int]:
+    """Into how many parts the tensor axis may split a model on so many devices, fewest first."""
+    sizes = (devices, model.num_attention_heads, model.intermediate_size, model.vocab_size)
+    return [way for way in range(1, devices + 1) if not any(size % way for size in sizes)]
+
+
 def check_divisible(model: DecoderConfig, mesh: Mesh, section: str = "learner") -> None:
     """Raise InputError, naming the axis of `section`, where a dimension cannot be split evenly (KV heads are replicated
     instead)."""

@@ -30,7 +30,9 @@ def config_of(folder: Path, **sections: Any) -> RunConfig:
     return RunConfig(
         name=folder.name,
         model=ModelConfig(path=str(folder)),
-        grpo=GrpoConfig(beta=0.0),
+        grpo=GrpoConfig(
+            beta=0.0, questions_per_step=FLAGS.slots
+        ),  # nothing is trained: as many as are answered at once
         rollout=RolloutConfig(
             max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=FLAGS.slots
         ),

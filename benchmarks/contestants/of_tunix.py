@@ -23,7 +23,7 @@ from tunix.rl.grpo.grpo_learner import GRPOConfig, TrainExample
 from tunix.rl.trainer import Trainer
 from tunix.sft.peft_trainer import TrainingConfig
 
-PAD, NEVER = 0, 4_095  # no token is drawn often enough to matter as the end; see `rollout`
+PAD, NEVER = 0, 4_095  # the end of a completion, which is forbidden, so that lengths are forced
 # A graph of modules is a key of JAX's caches, and Tunix keeps this configuration in it without a hash.
 qwen2.ModelConfig.__hash__ = object.__hash__  # type: ignore[method-assign]
 
@@ -105,7 +105,6 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
     texts = [" ".join(map(str, prompt)) for prompt in work.repeated]
 
     def rollout() -> None:
-        # Forbidden tokens are never drawn, so that lengths are forced here too.
         found = sampler(
             texts,
             max_generation_steps=completion,

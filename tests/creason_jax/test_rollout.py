@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from creason_jax import sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine
+from launch import generation
 from shared.backend import Completion, Sampling
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.errors import InputError
@@ -236,6 +238,28 @@ def test_decoding_may_split_the_devices_otherwise(world, short, sampled, tensor)
     assert kernel.addressable_shards[0].data.size == kernel.size // tensor
     found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
     assert_same(found, sampled)
+
+
+def test_no_more_slots_than_a_step_has_questions(world):
+    """What is drawn comes a step's questions at a time; greedy answers, and what is only scored, come all at once."""
+    engine = world.engine(slots=64, prefill_batch=16)
+    questions = engine.config.grpo.questions_per_step
+    assert engine.slots(SAMPLED) == engine.prefill_width(SAMPLED) == questions == 2
+    assert engine.slots(dataclasses.replace(SAMPLED, temperature=0.0)) == 64
+    assert engine.prefill_width() == 16
+
+
+def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
+    given = {
+        "max_prompt_tokens": 32,
+        "max_new_tokens": LIMIT,
+        "slots": 40,
+        "compute_dtype": "float32",
+        "engine": "auto",
+    }
+    monkeypatch.setattr(generation, "FLAGS", types.SimpleNamespace(**given))
+    engine = Engine(generation.config_of(world.folder), world.config, world.mesh, stop_tokens=world.stops)
+    assert engine.slots(SAMPLED) == 40
 
 
 def test_a_split_of_the_devices_that_is_none_is_refused(world):
