@@ -73,7 +73,10 @@ def manifest() -> dict[str, Any]:
         "name": "train",
         "image": FLAGS.image,
         "command": [*command, f"--stopped_exit_code={STOPPED}", *FLAGS.train],
-        "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+        "env": [
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+            {"name": "JAX_COMPILATION_CACHE_DIR", "value": f"{FLAGS.mount.rstrip('/')}/compiled"},
+        ],
         "ports": [{"name": name, "containerPort": port} for name, port in PORTS.items()],
         "resources": {part: {"google.com/tpu": chips} for part in ("requests", "limits")},
         "volumeMounts": [{"name": "work", "mountPath": FLAGS.mount}],

@@ -42,7 +42,8 @@ case $ACTION in
     ;;
   start)
     FLAGS=$([ $# -eq 0 ] || printf ' %q' "$@")
-    on all "cd creason && { nohup setsid .venv/bin/python -m launch.train$FLAGS >> train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
+    # Compiled programs are kept, so that the same command given again does not compile them again.
+    on all "cd creason && export JAX_COMPILATION_CACHE_DIR=\$PWD/compiled && { nohup setsid .venv/bin/python -m launch.train$FLAGS >> train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
     ;;
   watch) on 0 "tail -n 50 -F creason/train.log" ;;
   status) on all "cd creason && tail -n 1 train.log && { ps -o etime= -p \$(cat train.pid) || echo 'not running'; }" ;;

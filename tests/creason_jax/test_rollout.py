@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections import deque
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,13 @@ def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
     monkeypatch.setattr(generation, "FLAGS", types.SimpleNamespace(**given))
     engine = Engine(generation.config_of(world.folder), world.config, world.mesh, stop_tokens=world.stops)
     assert engine.slots(SAMPLED) == 40
+
+
+def test_prompts_are_spread_over_the_parts_of_the_mesh(engine):
+    """Two parts with two slots and two rows of a prefill each: a prompt is computed where its slot is, parts in turn."""
+    waiting, idle = deque([10, 11, 12]), [deque([0, 1]), deque([2, 3])]
+    assert engine._seats(waiting, idle, 2) == {0: (0, 10), 2: (2, 11), 1: (1, 12)}
+    assert not waiting and [list(each) for each in idle] == [[], [3]]
 
 
 def test_a_split_of_the_devices_that_is_none_is_refused(world):

@@ -33,6 +33,7 @@ PYTHON = """#!/bin/bash
 trap 'echo stopped; exit 0' TERM
 printf '%s|' "$@"
 echo
+echo "compiled programs: $JAX_COMPILATION_CACHE_DIR"
 while true; do sleep 0.05; done
 """
 
@@ -95,6 +96,7 @@ def test_workers_are_started_looked_at_and_stopped(tmp_path):
 
     run("start", "--config=configs/smoke.py", "--config.name=a 'b'")
     wait_for("-m|launch.train|--config=configs/smoke.py|--config.name=a 'b'|\n")
+    wait_for("/creason/compiled\n")
     assert "not running" not in run("status")
     run("stop")
     wait_for("stopped\n")
@@ -161,6 +163,8 @@ def test_a_jobset_has_a_pod_for_each_host_of_its_slices(topology, label, hosts, 
     [volume], [mounted] = pod["volumes"], container["volumeMounts"]
     assert volume["name"] == mounted["name"] and volume["persistentVolumeClaim"] == {"claimName": "work"}
     assert f"--workdir={mounted['mountPath']}/run" in container["command"]
+    kept = {"name": "JAX_COMPILATION_CACHE_DIR", "value": f"{mounted['mountPath']}/compiled"}
+    assert kept in container["env"]
 
 
 @pytest.mark.parametrize(
