@@ -54,6 +54,8 @@ MAY_CHANGE = {
     "learner.mesh_data",
     "learner.mesh_fsdp",
     "learner.mesh_tensor",
+    "learner.sequence_parallel",
+    "rollout.mesh_tensor",
 }
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "deepspeed", "vllm", "transformers", "numpy")
 

@@ -156,6 +156,13 @@ def test_a_process_that_does_not_see_the_work_directory_says_so_where_it_must(tm
     run._check_shared(validate(fields), second, tmp_path)
 
 
+def test_a_run_may_go_on_with_its_devices_split_otherwise(tmp_path):
+    run.claim(validate({"name": "run"}), tmp_path)
+    split = {"learner": {"mesh_tensor": 4, "sequence_parallel": True}, "rollout": {"mesh_tensor": 8}}
+    run.claim(validate({"name": "run", **split}), tmp_path)
+    assert run.read_config(tmp_path / run.CONFIG_FILE).rollout.mesh_tensor == 8
+
+
 class TestCheckpointFolder:
     """A folder of checkpoints belongs to one config."""
 
