@@ -58,9 +58,10 @@ study: env
 	$(BIN)/python -m launch.curves --workdirs=runs/study$(SUFFIX)-1,runs/study$(SUFFIX)-2,runs/study$(SUFFIX)-3 \
 	  --out=runs/study$(SUFFIX).png
 
-# Whole files side by side: fixtures of a file are expensive. Each of these processes computes with one thread.
+# Whole files side by side: fixtures of a file are expensive. In order: the files that end it are many and short, so that both
+# processes end together. Each of them computes with one thread.
 test: env-dev
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations=20
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=20
 
 lint: env-dev
 	$(BIN)/ruff check .

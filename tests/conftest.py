@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+# Machine code as it comes: tests run small programs a few times, and optimising them takes longer. What XLA itself does with
+# a program is the same; the programs that tests start in processes of their own are optimised as anywhere else.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # elsewhere float32 products are rounded to less by default
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES} {QUICKLY_COMPILED}".strip()
 
 for folder in sorted(Path(__file__).parent.iterdir()):
     if folder.is_dir() and not folder.name.startswith(("_", ".")):
