@@ -128,6 +128,11 @@ class TestModels:
         storage.fetch_model(there, folder, progress=False)
         assert len(list(folder.iterdir())) == 2
 
+    def test_its_bytes_move_the_bar(self, there, tmp_path, capfd):
+        storage.fetch_model(there, tmp_path / "work" / "model", progress=True)
+        size = len("config.json") + len("model.safetensors")
+        assert f"{size:.1f}/{size:.1f}" in capfd.readouterr().err
+
     def test_a_copy_that_fails_leaves_nothing(self, there, tmp_path, monkeypatch):
         filesystem = storage._opened(there)[0]
 
