@@ -86,6 +86,13 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def least(number: int) -> int:
+    """The least of the processes' numbers, each below 2**31; every process must call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.asarray(number, np.int32)).min())
+
+
 def place(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """A NumPy array that every process holds whole, as an array with this sharding; each process gives its own part."""
     if sharding.is_fully_addressable:

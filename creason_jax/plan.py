@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from creason_jax import sharding, topology
+from creason_jax import memory, sharding, topology
 from creason_jax.chips import GIB, Chip, chip_of
 from creason_jax.hlo import Cost, Program
 from creason_jax.learner import Learner
+from creason_jax.memory import bytes_on_device
 from creason_jax.model import DecoderConfig
 from creason_jax.rollout import Engine
 from shared import files
@@ -35,11 +33,8 @@ from shared.grpo import GroupLayout
 from shared.initial import hugging_face_config
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
+ROLLOUT = ("prefill", "decode")
 LESS_KEPT = {"none": "layer", "dots": "layer", "layer": "offload"}  # `learner.remat` that keeps less on the chip
-# How the compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
-REFUSED = re.compile(
-    r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +69,7 @@ class Plan:
     micro_batches: int
     micro_batch_rows: int
     useful_rows: float  # of the rows computed, those that hold a question
+    slots: int  # groups that decode at once: those asked for, or as many as fit
     steps: list[Step]
     fits: bool
     headroom: int
@@ -163,9 +159,9 @@ def plan(
     questions = config.grpo.questions_per_step
     rows = questions if config.learner.group_layout else questions * config.grpo.group_size
     row = layout if config.learner.group_layout else dataclasses.replace(layout, group=1)
-    state, published = _bytes(learner.state), _bytes(engine.abstract_params())
-    params = _bytes(learner.state.params)
-    waves = -(-questions // engine.slots(sampling))
+    state, published = bytes_on_device(learner.state), bytes_on_device(engine.abstract_params())
+    params = bytes_on_device(learner.state.params)
+    engine.free_bytes = lambda: round(chip.hbm - state - published)
     lowered: dict[str, Callable[[], Any]] = {
         "update": lambda: learner.lower_update(row, rows),
         "scoring": lambda: learner.lower_scoring(row, rows),
@@ -176,29 +172,38 @@ def plan(
     scored = 0 if config.learner.reference_memory == "host" and config.grpo.beta > 0 else params
     # What each leaves untouched in memory: the engine's weights, the learner's state.
     beside = {
-        "update": _bytes(learner.state.reference) + published,
+        "update": bytes_on_device(learner.state.reference) + published,
         "scoring": state - scored + published,
         "prefill": state,
         "decode": state,
         "publish": state - params,
     }
     scorings = (config.grpo.beta > 0) + (config.grpo.inner_steps > 1)
-    calls = {
-        "update": config.grpo.inner_steps,
-        "scoring": scorings,
-        "prefill": -(-questions // engine.prefill_width(sampling)),
-        "decode": waves * -(-config.rollout.max_new_tokens // config.rollout.decode_steps),
-        "publish": 1,
-    }
     learners = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1])
     engines = _kernel_flops(model, engine.mesh, GroupLayout(layout.prompt, 0, 0), engine.prefill_width(sampling))
-    found = []
+
+    def compiled(step: str) -> Step:
+        say(f"{name}: compiling {step} ({model.num_hidden_layers} layers)")
+        waves = -(-questions // engine.slots(sampling))
+        calls = {
+            "update": config.grpo.inner_steps,
+            "scoring": scorings,
+            "prefill": -(-questions // engine.prefill_width(sampling)),
+            "decode": waves * -(-config.rollout.max_new_tokens // config.rollout.decode_steps),
+            "publish": 1,
+        }
+        kernels = engines if step == "prefill" else learners
+        return _compiled(step, lowered[step], chip, kernels, beside[step], calls[step])
+
+    found: list[Step] = []
     for step in steps:
-        if calls[step]:
-            say(f"{name}: compiling {step} ({model.num_hidden_layers} layers)")
-            kernels = engines if step == "prefill" else learners
-            found.append(_compiled(step, lowered[step], chip, kernels, beside[step], calls[step]))
-    return _summary(config, model, name, mesh, learner, layout, found, rows)
+        if step == "scoring" and not scorings:
+            continue
+        found.append(compiled(step))
+        if step in ROLLOUT and not found[-1].fits and engine.fit(sampling):
+            say(f"{name}: {engine.slots(sampling)} slots fit, the run will use no more")
+            found = [compiled(each.name) if each.name in ROLLOUT else each for each in found]
+    return _summary(config, model, name, mesh, learner, layout, found, rows, engine.slots(sampling))
 
 
 def _compiled(
@@ -209,24 +214,17 @@ def _compiled(
         # The text is read from the compiler's own dump: this version of jaxlib cannot parse all that libtpu writes.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lower().compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as error:
-            refused = REFUSED.search(str(error))
-            if not refused:
-                raise
-            number, unit, limit, limit_unit = (group for group in refused.groups() if group is not None)
-            used = _size(number, unit)
-            headroom = round(_size(limit, limit_unit) - used - beside)
+            compiled = memory.compiled(lower(), options)
+        except memory.TooLarge as refusal:
             took = time.perf_counter() - begin
-            return Step(name=name, fits=False, temporaries=round(used), beside=beside, headroom=headroom, calls=calls,
-                        bound="memory", compile_seconds=took)  # fmt: skip
+            return Step(name=name, fits=False, temporaries=round(refusal.needed), beside=beside,
+                        headroom=round(refusal.limit - refusal.needed - beside), calls=calls, bound="memory",
+                        compile_seconds=took)  # fmt: skip
         cost = Cost()
         for text in sorted(Path(folder).glob("*after_optimizations.txt")):
             cost = cost.plus(Program(text.read_text(encoding="utf-8")).cost(kernels))
-    memory = compiled.memory_analysis()
-    outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    own = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    headroom = round(chip.hbm - own - beside)
+    sizes = compiled.memory_analysis()
+    headroom = round(chip.hbm - memory.reserved(compiled) - beside)
     times = {
         "compute": cost.flops / chip.flops,
         "HBM": cost.bytes / chip.hbm_bandwidth,
@@ -236,10 +234,10 @@ def _compiled(
     return Step(
         name=name,
         fits=headroom >= 0,
-        arguments=memory.argument_size_in_bytes,
-        outputs=outputs,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
+        arguments=sizes.argument_size_in_bytes,
+        outputs=max(0, sizes.output_size_in_bytes - sizes.alias_size_in_bytes),
+        temporaries=sizes.temp_size_in_bytes,
+        code=sizes.generated_code_size_in_bytes,
         beside=beside,
         headroom=headroom,
         flops=cost.flops,
@@ -262,6 +260,7 @@ def _summary(
     layout: GroupLayout,
     steps: list[Step],
     rows: int,
+    slots: int,
 ) -> Plan:
     count, width = learner.micro_batches(rows)
     seconds = sum(step.seconds * step.calls for step in steps)
@@ -276,6 +275,7 @@ def _summary(
         micro_batches=count,
         micro_batch_rows=width,
         useful_rows=rows / (count * width),
+        slots=slots,
         steps=steps,
         fits=all(step.fits for step in steps),
         headroom=min(step.headroom for step in steps),
@@ -312,7 +312,7 @@ def _advice(
         if config.learner.moments_dtype == "float32":
             helps.append("learner.moments_dtype = 'bfloat16'")
         if tight.name in ("prefill", "decode"):
-            helps.append("fewer rollout.slots or a smaller rollout.prefill_batch")
+            helps.append("a smaller rollout.prefill_batch")
         if tight.name in ("update", "scoring"):
             helps.append("a smaller learner.logprob_chunk, fewer learner.micro_batch_rows")
         advice.append(f"{tight.name} lacks {-tight.headroom / GIB:.1f} GiB a chip; what helps: {'; '.join(helps)}")
@@ -353,16 +353,3 @@ def _kernel_flops(model: DecoderConfig, mesh: jax.sharding.Mesh, layout: GroupLa
     heads = model.num_attention_heads / mesh.shape["tensor"]
     product = 2.0 * visible_pairs(layout) * model.head_dim * heads * rows / sharding.batch_ways(mesh)
     return {"splash_mha_fwd": 2 * product, "splash_mha_dq": 3 * product, "splash_mha_dkv": 4 * product}
-
-
-def _bytes(tree: Any) -> int:
-    """Of a tree of shapes with shardings, in one device's memory."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-        if not sharding.is_on_host(leaf.sharding)
-    )
-
-
-def _size(number: str, unit: str) -> float:
-    return float(number) * {"M": 2**20, "G": GIB, "T": 1_024 * GIB}[unit]

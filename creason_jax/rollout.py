@@ -8,9 +8,10 @@ it. Decoding runs several tokens for each round trip to the host; drawing, stopp
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import decoding, distributed, sharding
+from creason_jax import decoding, distributed, memory, sharding
 from creason_jax.decoding import Shape, Slots
 from creason_jax.logprobs import target_logprobs
 from creason_jax.model import DecoderConfig, platform_of, unstack_layers
@@ -46,6 +47,8 @@ class Engine:
         self.params: Any = None
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
+        self.free_bytes: Callable[[], int | None] = functools.partial(memory.free_bytes, self.mesh)
+        self._fitted: dict[Sampling, int] = {}
         self._seconds: dict[str, float] = {}
 
     def load(self, params: Any) -> None:
@@ -69,6 +72,12 @@ class Engine:
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
         check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
+        if sampling not in self._fitted and not self.fit(sampling):
+            raise InputError(
+                f"rollout: the memory left on a device holds no slot with a prompt of {self.config.rollout.max_prompt_tokens} "
+                f"and {sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: more devices, a greater "
+                "rollout.mesh_tensor, a smaller rollout.prefill_batch, fewer tokens"
+            )
         slots = decoding.empty_slots(self, self._shape(sampling))
         waiting = deque(range(len(prompts)))
         parts, share = sharding.batch_ways(self.mesh), self._share(sampling)
@@ -164,9 +173,39 @@ class Engine:
         return self._rounded(self.config.rollout.prefill_batch, sampling)
 
     def slots(self, sampling: Sampling) -> int:
-        """Groups that decode at once."""
+        """Groups that decode at once: those asked for, or as many as `fit` found room for."""
         greedy = sampling.temperature == 0 and self.config.evaluation.slots
-        return self._rounded(greedy or self.config.rollout.slots, sampling)
+        return self._fitted.get(sampling) or self._rounded(greedy or self.config.rollout.slots, sampling)
+
+    def fit(self, sampling: Sampling) -> bool:
+        """Take as many of the slots asked for as the free memory holds beside what prefill and decoding need; False where it
+        holds none. Every process must call it."""
+        free, parts = self.free_bytes(), sharding.batch_ways(self.mesh)
+        wanted = self.slots(sampling)
+        if free is None:
+            self._fitted[sampling] = wanted
+            return True
+
+        def needed(share: int) -> float:
+            self._fitted[sampling] = share * parts
+            return self._needed(sampling)
+
+        found = parts * memory.fitting(wanted // parts, free, needed)
+        self._fitted[sampling] = found
+        if 0 < found < wanted:
+            logging.getLogger(__name__).info("rollout: %d of %d slots fit the devices' memory", found, wanted)
+        return found > 0
+
+    def _needed(self, sampling: Sampling) -> float:
+        """Bytes on a device beside the weights, at the fuller of prefill and decoding. The programs compiled to know it are
+        those that run later, where their slots are the ones that are taken."""
+        found: list[float] = []
+        for lowered in (self.lower_prefill(sampling), self.lower_decode(sampling)):
+            try:
+                found.append(memory.reserved(memory.compiled(lowered)))
+            except memory.TooLarge as refusal:
+                found.append(refusal.needed)
+        return max(found) - memory.bytes_on_device(self.abstract_params())
 
     def _share(self, sampling: Sampling) -> int:
         """Slots of each part of the mesh."""

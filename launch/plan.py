@@ -89,7 +89,7 @@ def table(plan: object, config: RunConfig) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     rows_line = (
         f"rows: {plan.micro_batches} micro-batch(es) of {plan.micro_batch_rows}, "
-        f"{100 * plan.useful_rows:.0f} % of them hold a question"
+        f"{100 * plan.useful_rows:.0f} % of them hold a question; {plan.slots} group(s) decode at once"
     )
     time_line = (
         f"at the roofline: {plan.seconds_per_step:.1f} s a step, {plan.tokens_per_second:,.0f} tokens/s, update at "

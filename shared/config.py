@@ -216,7 +216,7 @@ class RolloutConfig:
     min_p: float = 0.0
     max_prompt_tokens: int = 9_000
     max_new_tokens: int = 2_000
-    slots: int = 64  # groups that decode at once
+    slots: int = 64  # groups that decode at once; the JAX backend takes fewer where memory does not hold them
     prefill_batch: int = 16  # prompts computed in one call
     decode_steps: int = 8  # tokens for each round trip to the host
     mesh_tensor: int = 0  # devices that decode together, on the JAX backend; 0: the learner's mesh

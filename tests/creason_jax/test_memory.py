@@ -1,4 +1,5 @@
-"""The learner's options for memory: what is kept for the backward pass, how moments are stored, where the reference is."""
+"""The learner's options for memory: what is kept for the backward pass, how moments are stored, where the reference is. And how
+much of something a memory holds."""
 
 from __future__ import annotations
 
@@ -9,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small import distance, flat, make_learner, on_host, random_batch
 from tiny import run_config
 
-from creason_jax import moments, sharding, topology
+from creason_jax import memory, moments, sharding, topology
 from creason_jax import plan as planning
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig
+from shared.config import LearnerConfig
 from shared.grpo import GroupLayout
 
 MODEL = DecoderConfig(
@@ -230,3 +234,38 @@ def test_a_reference_on_the_host_of_a_tpu_is_an_argument_there():
     mixing = traced.lower(lowering_platforms=("tpu",)).compile().memory_analysis()
     assert mixing.host_output_size_in_bytes >= reference
     assert mixing.host_alias_size_in_bytes == mixing.host_output_size_in_bytes
+
+
+@given(st.integers(1, 300), st.integers(0, 10_000), st.integers(1, 500), st.integers(0, 200_000))
+def test_the_number_that_fits_is_the_greatest_and_found_by_few_questions(most, fixed, each, free):
+    asked = []
+
+    def needed(number: int) -> int:
+        asked.append(number)
+        return fixed + each * number
+
+    found = memory.fitting(most, free, needed)
+    greatest = min(most, max(0, free - fixed) // each)
+    assert greatest - 1 <= found <= greatest
+    assert len(asked) <= 4 and all(1 <= number <= most for number in asked)
+
+
+@pytest.mark.parametrize(
+    ("line", "needed", "limit"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded", 17.5, 15.75),
+        ("Total size of temporaries (512.0M) exceeds available HBM (256.0M)", 0.5, 0.25),
+    ],
+)
+def test_a_refusal_for_memory_says_how_much(line, needed, limit):
+    class Refused:
+        def compile(self, compiler_options):
+            raise jax.errors.JaxRuntimeError(line)
+
+    with pytest.raises(memory.TooLarge) as caught:
+        memory.compiled(Refused())
+    assert (caught.value.needed, caught.value.limit) == (needed * memory.GIB, limit * memory.GIB)
+
+
+def test_a_cpu_does_not_say_what_is_free():
+    assert memory.free_bytes(sharding.make_mesh(LearnerConfig())) is None

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import run_config
 
+from creason_jax import memory, plan_search, sharding, topology
 from creason_jax import plan as planning
-from creason_jax import plan_search, sharding, topology
 from creason_jax.chips import CHIPS, GIB, SHAPES
 from creason_jax.hlo import Collective, Program
 from creason_jax.learner import Learner
@@ -162,7 +162,7 @@ def test_a_learner_without_weights_compiles_what_a_learner_runs():
     learner = Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
     layout = GroupLayout(prompt=16, group=2, completion=8)
     compiled = learner.lower_update(layout, 4).compile()
-    per_device = planning._bytes(learner.state._replace(reference=None))
+    per_device = memory.bytes_on_device(learner.state._replace(reference=None))
     assert compiled.memory_analysis().argument_size_in_bytes == pytest.approx(per_device, rel=0.05)
     assert learner.lower_scoring(layout, 4).compile().as_text()
 
@@ -345,6 +345,25 @@ def test_decoding_compiled_for_a_tpu_gathers_nothing():
     per_token = 2.0 * (weights - MODEL.vocab_size * MODEL.hidden_size)
     samples = 8 / 4 * config.grpo.group_size * config.rollout.decode_steps
     assert 0.9 * per_token * samples < step.flops < 1.5 * per_token * samples
+
+
+@needs_libtpu
+def test_a_plan_takes_as_many_slots_as_fit(monkeypatch):
+    config = run_config(
+        learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1}, rollout={"slots": 12}, grpo={"questions_per_step": 12}
+    )
+
+    def decoding(spare: int) -> planning.Plan:
+        chip = dataclasses.replace(CHIPS["v5e"], hbm=CHIPS["v5e"].hbm - spare)
+        monkeypatch.setitem(CHIPS, "v5e", chip)
+        with jax.default_matmul_precision("default"):
+            return planning.plan(config, MODEL, "v5e:2x2", steps=("decode",))
+
+    whole = decoding(0)
+    assert whole.slots == 12
+    found = decoding(whole.headroom + 1)  # a byte too few
+    assert found.fits and found.slots == 8
+    assert found.steps[0].calls == 2 * whole.steps[0].calls  # in two waves
 
 
 @needs_libtpu

@@ -14,7 +14,7 @@ import torch
 from tiny import run_config, tiny_phi3
 from transformers import Phi3ForCausalLM
 
-from creason_jax import sharding
+from creason_jax import memory, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine
@@ -261,6 +261,33 @@ def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
     monkeypatch.setattr(generation, "FLAGS", types.SimpleNamespace(**given))
     engine = Engine(generation.config_of(world.folder), world.config, world.mesh, stop_tokens=world.stops)
     assert engine.slots(SAMPLED) == 40
+
+
+def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
+    """The same answers from fewer slots; none, and the request is refused before anything is computed."""
+    questions = len(short)
+    asked = {"slots": questions, "prefill_batch": 2}
+    by_number = [
+        world.engine(slots=number, prefill_batch=2, grpo={"questions_per_step": questions}) for number in (1, 3)
+    ]
+    one, three = (
+        max(memory.reserved(lower(SAMPLED).compile()) for lower in (each.lower_prefill, each.lower_decode))
+        - memory.bytes_on_device(each.params)
+        for each in by_number
+    )
+    assert one < three
+    engine = world.engine(**asked, grpo={"questions_per_step": questions})
+    engine.free_bytes = lambda: three
+    assert engine.slots(SAMPLED) == questions > 3
+    with caplog.at_level("INFO"):
+        found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+    assert_same(found, sampled)
+    assert engine.slots(SAMPLED) == 3
+    assert f"3 of {questions} slots fit" in caplog.text
+    full = world.engine(**asked, grpo={"questions_per_step": questions})
+    full.free_bytes = lambda: one - 1
+    with pytest.raises(InputError, match=r"holds no slot with a prompt of 40 and 3 x 12 new tokens; what helps: "):
+        full.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
 
 
 def test_prompts_are_spread_over_the_parts_of_the_mesh(engine):
