@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # rows of a batch are split over both
+FSDP = "fsdp"  # parameters and optimizer state are split over it
+BATCH = ("data", FSDP)  # rows of a batch are split over both
 TENSOR = "tensor"  # heads, feed-forward width and vocabulary

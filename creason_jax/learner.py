@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import distributed, loss, moments, sharding
+from creason_jax import distributed, loss, moments, own_rows, sharding
+from creason_jax.axes import TENSOR
 from creason_jax.checkpoint import Checkpoints
 from creason_jax.logprobs import token_logprobs
 from creason_jax.model import (
@@ -277,19 +278,31 @@ class Learner:
         self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
     ) -> tuple[jax.Array, jax.Array]:
         """Log-probability and entropy of every completion token, both `[rows * G, C]` float32."""
+        needed = {name: rows[name] for name in ("tokens", "positions", "groups")}
+        own = functools.partial(self._own_logprobs, layout=layout)
+        logprobs, entropies = own_rows.by_device(own, self.mesh, self.shardings)(params, needed)
+        return logprobs.reshape(-1, layout.completion), entropies.reshape(-1, layout.completion)
+
+    def _own_logprobs(
+        self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same for a device's own rows, both `[rows, G * C]`."""
+        dtype = jnp.dtype(self.config.learner.compute_dtype)
+        # Cast before anything is gathered.
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         valid = rows["groups"] >= 0
+        time = sharding.stream_axis(self.mesh, layout.length, self.config.learner.sequence_parallel)
         hidden, _ = forward(
             params,
             self.model,
             rows["tokens"],
             rows["positions"],
             lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
-            dtype=jnp.dtype(self.config.learner.compute_dtype),
+            dtype=dtype,
             remat=self.config.learner.remat,
-            # Without these the compiler spreads the table's split along `embed` over all hidden states, and every
-            # device computes every row.
-            embedded=sharding.embedded_sharding(self.mesh),
-            stream=sharding.stream_sharding(self.mesh, layout.length, self.config.learner.sequence_parallel),
+            lookup=own_rows.embedded,
+            whole=functools.partial(own_rows.gathered, shardings=self.shardings["layers"], stacked=True),
+            stream=lambda x: own_rows.laid_out(x, self.mesh, None, time, None),
         )
         batch, _, width = hidden.shape
         last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)
@@ -298,35 +311,16 @@ class Learner:
         own = hidden[:, layout.prompt :].reshape(batch, layout.group, layout.completion, width)
         # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
         before = jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
-        # Gathered over fsdp here, once: inside the scan over chunks the gather would repeat in each of them.
-        gathered = jax.lax.with_sharding_constraint(
-            head(params), jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, "tensor"))
-        )
-        logprobs, entropies = self._scored_by_device(before, gathered, rows["tokens"][:, layout.prompt :])
-        return logprobs.reshape(-1, layout.completion), entropies.reshape(-1, layout.completion)
-
-    def _scored_by_device(
-        self, hidden: jax.Array, gathered: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """`token_logprobs` of each device's rows; the head's gradient is summed over devices once, after the chunks."""
-        score = functools.partial(
-            token_logprobs,
+        name = "embed" if self.model.tie_word_embeddings else "head"
+        # Gathered here, once: inside the scan over chunks the gather would repeat in each of them.
+        output = head({name: own_rows.gathered(params[name], self.shardings[name])})
+        return token_logprobs(
+            before,
+            own_rows.laid_out(output, self.mesh, None, TENSOR),
+            rows["tokens"][:, layout.prompt :],
             chunk=self.config.learner.logprob_chunk,
             temperature=scoring_temperature(self.config.grpo, self.config.rollout.temperature),
         )
-        axes = tuple(axis for axis in sharding.BATCH if self.mesh.shape[axis] > 1)
-        if not axes:
-            return score(hidden, gathered, targets)
-
-        def own_rows(hidden: jax.Array, gathered: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # Marked as different on every device before the scan: marked inside it, each chunk would sum over devices.
-            return score(hidden, jax.lax.pcast(gathered, axes, to="varying"), targets)
-
-        split, whole = jax.sharding.PartitionSpec(axes), jax.sharding.PartitionSpec()
-        by_device = jax.shard_map(
-            own_rows, mesh=self.mesh, in_specs=(split, whole, split), out_specs=split, axis_names=set(axes)
-        )
-        return by_device(hidden, gathered, targets)
 
     def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout, from_host: bool) -> jax.Array:
         if from_host:

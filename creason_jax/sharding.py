@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from creason_jax.axes import AXES, BATCH
+from creason_jax.axes import AXES, BATCH, TENSOR
 from creason_jax.model import DecoderConfig, abstract_params
 from shared.config import LearnerConfig
 from shared.errors import InputError
@@ -161,16 +161,10 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
 
 
-def stream_sharding(mesh: Mesh, length: int, sequence_parallel: bool) -> NamedSharding:
-    """Hidden states `[batch, length, model]` between layers: rows as the batch's, time over tensor if so asked and it
-    divides."""
-    split = sequence_parallel and length % mesh.shape["tensor"] == 0
-    return NamedSharding(mesh, PartitionSpec(BATCH, "tensor" if split else None, None))
-
-
-def embedded_sharding(mesh: Mesh) -> NamedSharding:
-    """Hidden states `[batch, time, model]` as the embedding table gives them: split along `embed` as the table is."""
-    return NamedSharding(mesh, PartitionSpec("data", None, LEARNER_RULES["embed"]))
+def stream_axis(mesh: Mesh, length: int, sequence_parallel: bool) -> str | None:
+    """The axis over which hidden states `[batch, length, model]` are split along time between layers: tensor if so asked and
+    it divides, or none."""
+    return TENSOR if sequence_parallel and length % mesh.shape[TENSOR] == 0 else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -150,6 +150,14 @@ def project(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
     return flat.reshape(*x.shape[: x.ndim - inputs], *out)
 
 
+def _rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take(table, tokens, axis=0)
+
+
+def _as_they_are(given: Any) -> Any:
+    return given
+
+
 def forward(
     params: Params,
     config: DecoderConfig,
@@ -159,31 +167,28 @@ def forward(
     *,
     dtype: jnp.dtype,
     remat: Remat = "none",
-    embedded: jax.sharding.Sharding | None = None,
-    stream: jax.sharding.Sharding | None = None,
+    lookup: Callable[[jax.Array, jax.Array], jax.Array] = _rows_of,
+    whole: Callable[[Params], Params] = _as_they_are,
+    stream: Callable[[jax.Array], jax.Array] = _as_they_are,
 ) -> tuple[jax.Array, Any]:
     """Hidden states `[B, T, D]` after the final norm, and what `attend` kept, stacked over layers.
 
     tokens and positions `[B, T]`. Layers are scanned; `remat` is what of them is stored for the backward pass (`POLICIES`).
-    `embedded` and `stream` are how the hidden states are laid out on their way out of the embedding table and between
-    layers (default: as the compiler likes).
+    For what is spread over devices: `lookup(table, tokens)` embeds, `whole` makes of a layer's parameters those that it
+    computes with, `stream` lays out the hidden states between layers.
     """
     layer_graph, norm_graph = _modules(config)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     rotation = rotary(positions, config, dtype)
 
-    def laid_out(x: jax.Array, sharding: jax.sharding.Sharding | None) -> jax.Array:
-        return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
-
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
-        x, kept = nnx.merge(layer_graph, layer)(checkpoint_name(x, STREAM), rotation, attend)
-        return laid_out(x, stream), kept
+        x, kept = nnx.merge(layer_graph, whole(layer))(checkpoint_name(x, STREAM), rotation, attend)
+        return stream(x), kept
 
     policy = POLICIES[remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy)
-    x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
-    x = laid_out(laid_out(x, embedded), stream)
+    x = stream(lookup(params["embed"]["kernel"], tokens))
     # One layer a turn with remat: all layers of a turn may be computed again at once, and be in memory together.
     unrolled = 1 if policy is not None else min(UNROLLED, config.num_hidden_layers)
     x, kept = jax.lax.scan(step, x, params["layers"], unroll=unrolled)

@@ -146,7 +146,7 @@ def largest_array(jaxpr) -> int:
     ],
 )
 def test_the_choice_names_its_reason(platform, dtype, size, layout, kernel, reason):
-    found, why = choosing.choose(platform, jnp.dtype(dtype), (1, layout.length, 40, size), 10, layout, None)
+    found, why = choosing.choose(platform, jnp.dtype(dtype), (1, layout.length, 40, size), layout)
     assert found == kernel
     assert reason in why
 

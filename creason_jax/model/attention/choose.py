@@ -43,30 +43,37 @@ def group_attention(
     completion); returns `[B, T, H, N]`, arbitrary but finite at padding. `mesh` says over which devices rows and heads are
     split (none: one device), and `kernel` takes one of `KERNELS` in place of the choice.
     """
+    # The learner already gives each device its own rows; then only the heads are left to split.
+    around = jax.sharding.get_abstract_mesh()
+    left = (
+        {} if mesh is None else {name: mesh.shape[name] for name in mesh.axis_names if name not in around.manual_axes}
+    )
+    ways = math.prod(left.values())
     if kernel is None:
-        kernel, reason = choose(platform_of(mesh), q.dtype, q.shape, k.shape[2], layout, mesh)
+        kernel, reason = choose(platform_of(mesh), q.dtype, q.shape, layout, ways)
         _say(kernel, reason)
     attend = KERNELS[kernel]
-    if kernel not in BY_DEVICE or mesh is None or mesh.size == 1:
+    if kernel not in BY_DEVICE or mesh is None or ways == 1:
         return attend(q, k, v, valid, layout)
-    k, v = (_split_evenly(each, q.shape[2], mesh.shape[TENSOR]) for each in (k, v))
-    split = PartitionSpec(BATCH, None, TENSOR, None)
+    k, v = (_split_evenly(each, q.shape[2], left[TENSOR]) for each in (k, v))
+    rows = tuple(axis for axis in BATCH if axis in left)
+    split = PartitionSpec(rows, None, TENSOR, None)
     by_device = jax.shard_map(
         lambda q, k, v, valid: attend(q, k, v, valid, layout),
-        mesh=mesh,
-        in_specs=(split, split, split, PartitionSpec(BATCH, None)),
+        mesh=mesh if around.empty else around,
+        in_specs=(split, split, split, PartitionSpec(rows, None)),
         out_specs=split,
+        axis_names=set(left),
         check_vma=False,  # the kernels say nothing about how their results vary
     )
     return by_device(q, k, v, valid)
 
 
 def choose(
-    platform: str, dtype: jnp.dtype, shape: tuple[int, ...], kv_heads: int, layout: GroupLayout, mesh: Mesh | None
+    platform: str, dtype: jnp.dtype, shape: tuple[int, ...], layout: GroupLayout, ways: int = 1
 ) -> tuple[str, str]:
-    """The kernel for queries `[B, T, H, N]` of this shape, and why."""
+    """The kernel for queries `[B, T, H, N]` of this shape, whose rows and heads so many devices split, and why."""
     batch, _, heads, size = shape
-    ways = 1 if mesh is None else mesh.size  # rows and heads are split over all devices
     scores = batch * heads * max(layout.prompt**2, layout.group * layout.completion * layout.prompt) // ways
     if platform == "tpu" and layout.length >= SHORT_ROW:
         return "splash", "a TPU, and a row of more than a few blocks"
