@@ -16,7 +16,6 @@ from small import distance, flat, make_learner, on_host, random_batch
 from tiny import run_config
 
 from creason_jax import memory, moments, sharding, topology
-from creason_jax import plan as planning
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig
 from shared.config import LearnerConfig
@@ -149,7 +148,7 @@ def test_bfloat16_moments_move_weights_as_float32_ones_do(plain, halved):
     start, expected, state = plain
     adam = learner.state.moments
     assert {leaf.dtype for leaf in jax.tree.leaves((adam.mu, adam.nu))} == {jnp.dtype(jnp.bfloat16)}
-    assert memory.bytes_on_device((adam.mu, adam.nu)) == planning._bytes(learner.state.params)
+    assert memory.bytes_on_device((adam.mu, adam.nu)) == memory.bytes_on_device(learner.state.params)
     assert found[0]["loss"] == expected[0]["loss"]
     assert found[1]["loss"] == pytest.approx(expected[1]["loss"], rel=1e-4)
     moved = {path: leaf - start[path] for path, leaf in flat(learner.state.params).items()}
@@ -224,7 +223,7 @@ def test_a_reference_on_the_host_of_a_tpu_is_an_argument_there():
     learner = without_weights(topology.devices("v5e:2x2"), reference_memory="host", compute_dtype="bfloat16")
     device = without_weights(topology.devices("v5e:2x2"), compute_dtype="bfloat16")
     reference = memory.bytes_on_device(device.state.reference)
-    assert memory.bytes_on_device(device.state) - planning._bytes(learner.state) == reference
+    assert memory.bytes_on_device(device.state) - memory.bytes_on_device(learner.state) == reference
     with jax.default_matmul_precision("default"):
         scoring = learner.lower_scoring(LAYOUT, 4).compile().memory_analysis()
     assert scoring.host_argument_size_in_bytes >= reference  # and what its layout there pads
