@@ -1,6 +1,11 @@
-"""Tokens a second and memory of an update, by rows in a micro-batch and by what is kept for the backward pass.
+"""Tokens a second, MFU and memory of an update, by size, rows in a micro-batch and what is kept for the backward pass.
 
-python -m benchmarks.learner [--seconds=15] [--rows=64] [--prompt=96] [--completion=12] [--group_size=4]
+    python -m benchmarks.learner [--models=quickstart] [--rows=64] [--prompt=96] [--completion=12] [--group_size=4]
+    python -m benchmarks.learner --models=1B --dtype=bfloat16 --rows=4 --micro_batches=1 --prompt=1024 --completion=128 \\
+        --group_size=8 --remats=layer,dots                                                            (an 80 GB GPU)
+
+MFU counts what `launch.plan` counts (6 FLOPs for each weight and token that a product meets, attention over visible pairs; no
+recomputation) over the rate of a large matrix product of the same type, measured in the same run on the same devices.
 """
 
 from __future__ import annotations
@@ -9,54 +14,78 @@ import functools
 import tempfile
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from benchmarks import measure
+from creason_jax.plan import forward_flops
 from launch import app
+from shared.errors import InputError
 from shared.grpo import GroupLayout
-from shared.initial import random_weights
 
 FLAGS = flags.FLAGS
-MICRO_BATCHES = (4, 16, 64)
-REMATS = ("none", "layer")
+REMATS = ["none", "dots", "layer", "offload"]
+
+
+def compare(name: str, folder: Path, product_rate: float) -> list[list[str]]:
+    """The lines of one size; ratios are to its first line."""
+    layout = GroupLayout(prompt=FLAGS.prompt, group=FLAGS.group_size, completion=FLAGS.completion)
+    path = measure.write_model(folder / name, measure.MODELS[name])
+    batch = measure.filled_batch(FLAGS.rows, layout, measure.MODELS[name].vocab_size)
+    options = {"compute_dtype": FLAGS.dtype, "moments_dtype": FLAGS.moments_dtype}
+    learners = {
+        f"{rows} rows, remat {remat}": measure.learner(path, layout, micro_batch_rows=rows, remat=remat, **options)
+        for remat in FLAGS.remats
+        for rows in map(int, FLAGS.micro_batches)
+        if rows <= FLAGS.rows
+    }
+    lowered = {case: each.lower_update(layout, FLAGS.rows) for case, each in learners.items()}
+    memory = {case: each.compile().memory_analysis().temp_size_in_bytes for case, each in lowered.items()}
+    seconds = measure.alternate({case: functools.partial(each.update, batch) for case, each in learners.items()})
+    first = next(iter(learners))
+    flops = 3 * forward_flops(learners[first].model, layout) * FLAGS.rows
+    size = f"{learners[first].model.num_params / 1e6:,.1f} M"
+    return [
+        [
+            f"{name} ({size}), {case}",
+            f"{FLAGS.rows * layout.length / seconds[case]:,.0f}",
+            f"{flops / seconds[case] / product_rate:.0%}",
+            f"{seconds[first] / seconds[case]:.2f}",
+            f"{memory[case] / 2**20:.0f}",
+            f"{memory[case] / memory[first]:.2f}",
+        ]
+        for case in learners
+    ]
 
 
 def main() -> None:
-    """Print the table; ratios are to its first line."""
-    layout = GroupLayout(prompt=FLAGS.prompt, group=FLAGS.group_size, completion=FLAGS.completion)
-    model = measure.QUICKSTART
-    batch = measure.filled_batch(FLAGS.rows, layout, model.vocab_size)
+    """Print the table. Raises InputError for a size or a number of rows that is none."""
+    for flag, known in (("models", list(measure.MODELS)), ("remats", REMATS)):
+        for name in FLAGS[flag].value:
+            if name not in known:
+                raise InputError(f"--{flag}: {name!r} is none of {', '.join(known)}")
+    if not all(rows.isdigit() and int(rows) for rows in FLAGS.micro_batches):
+        raise InputError(f"--micro_batches={','.join(FLAGS.micro_batches)} must be numbers from 1")
+    rate = measure.product_rate(FLAGS.dtype) * jax.device_count()
     with tempfile.TemporaryDirectory() as folder:
-        path = measure.write_model(Path(folder) / "model", model)
-        learners = {
-            f"{rows} rows, remat {remat}": measure.learner(path, layout, micro_batch_rows=rows, remat=remat)
-            for remat in REMATS
-            for rows in MICRO_BATCHES
-            if rows <= FLAGS.rows
-        }
-    lowered = {name: each.lower_update(layout, FLAGS.rows) for name, each in learners.items()}
-    memory = {name: each.compile().memory_analysis().temp_size_in_bytes for name, each in lowered.items()}
-    seconds = measure.alternate({name: functools.partial(each.update, batch) for name, each in learners.items()})
-    first = next(iter(learners))
-    lines = [
-        [
-            name,
-            f"{FLAGS.rows * layout.length / seconds[name]:,.0f}",
-            f"{seconds[first] / seconds[name]:.2f}",
-            f"{memory[name] / 2**20:.0f}",
-            f"{memory[name] / memory[first]:.2f}",
-        ]
-        for name in learners
-    ]
-    size = sum(tensor.size for tensor in random_weights(model, model.vocab_size, 0).values())
-    print(f"{FLAGS.rows} rows of {layout.length} tokens, {size:,} parameters")
-    measure.print_table(["micro-batch", "tokens/s", "ratio", "peak temporary MiB", "ratio"], lines)
+        lines = [line for name in FLAGS.models for line in compare(name, Path(folder), rate)]
+    length = FLAGS.prompt + FLAGS.group_size * FLAGS.completion
+    print(
+        f"{FLAGS.rows} rows of {length} tokens, {FLAGS.dtype}; a matrix product: {rate / 1e12:.2f} TFLOP/s on "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+    measure.print_table(["micro-batch", "tokens/s", "MFU", "ratio", "peak temporary MiB", "ratio"], lines)
 
 
 if __name__ == "__main__":
     measure.define_flags(seconds=15)
+    flags.DEFINE_list("models", ["quickstart"], f"Sizes: {', '.join(measure.MODELS)}.")
     flags.DEFINE_integer("rows", 64, "Groups in a batch.", lower_bound=1)
     flags.DEFINE_integer("prompt", 96, "Tokens of each prompt.", lower_bound=1)
     flags.DEFINE_integer("completion", 12, "Tokens of each completion.", lower_bound=1)
     flags.DEFINE_integer("group_size", 4, "Completions of each prompt.", lower_bound=2)
+    flags.DEFINE_list("micro_batches", ["4", "16", "64"], "Rows in a micro-batch.")
+    flags.DEFINE_list("remats", ["none", "layer"], f"What is kept for the backward pass: {', '.join(REMATS)}.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "`learner.compute_dtype`.")
+    flags.DEFINE_enum("moments_dtype", "float32", ["float32", "bfloat16"], "`learner.moments_dtype`.")
     app.run(main)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a random model, filled batches, alternating repetitions, a table."""
+"""What the benchmarks share: random models, filled batches, what the devices can do, alternating repetitions, a table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -21,6 +23,22 @@ from shared.grpo import GroupBatch, GroupLayout
 
 FLAGS = flags.FLAGS
 QUICKSTART = validate(quickstart.get_config()).model  # its vocabulary is the tokenizer's upper bound
+MODELS = {
+    "quickstart": QUICKSTART,
+    "5M": ModelConfig(
+        family="qwen2", vocab_size=4_096, hidden_size=256, intermediate_size=704,
+        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+    ),
+    # Of the sizes of Llama 3.2 1B and Qwen3 4B, with heads of 64 and 80.
+    "1B": ModelConfig(
+        family="llama", vocab_size=128_256, hidden_size=2_048, intermediate_size=8_192,
+        num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+    ),
+    "4B": ModelConfig(
+        family="llama", vocab_size=151_936, hidden_size=2_560, intermediate_size=9_728,
+        num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
 
 
 def define_flags(seconds: float) -> None:
@@ -43,7 +61,7 @@ def learner(folder: Path, layout: GroupLayout, **options: Any) -> Learner:
             "name": "benchmark",
             "grpo": {"group_size": max(2, layout.group)},
             "rollout": {"max_prompt_tokens": layout.prompt, "max_new_tokens": layout.completion},
-            "learner": {"compute_dtype": "float32", "remat": "none", **options},
+            "learner": {"compute_dtype": "float32", "remat": "none"} | options,
         }
     )
     return Backend(config).learner(config, folder, optimizer=config.optimizer, steps=1_000, reference=False)
@@ -57,6 +75,32 @@ def filled_batch(rows: int, layout: GroupLayout, vocabulary: int, *, seed: int =
     batch = grpo.pack(prompts, completions, layout, advantages=rng.normal(size=(rows, layout.group)))
     reference = rng.normal(-np.log(vocabulary), 0.1, batch.tokens.shape).astype(np.float32)
     return dataclasses.replace(batch, ref_logprobs=reference * batch.completion_mask)
+
+
+def product_rate(dtype: str) -> float:
+    """FLOPs a second of a large square matrix product on one device: what a learner's MFU is measured against."""
+    size = 1_024 if jax.default_backend() == "cpu" else 8_192
+    left = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    return 2.0 * size**3 / _median(lambda: product(left, left).block_until_ready())
+
+
+def copy_rate() -> float:
+    """Bytes a second that one device reads and writes: what decoding is measured against."""
+    size = 2**26 if jax.default_backend() == "cpu" else 2**29
+    source = jnp.ones(size, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 8.0 * size / _median(lambda: copy(source).block_until_ready())
+
+
+def _median(run: Callable[[], Any], repeats: int = 7) -> float:
+    run()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
 
 
 def alternate(cases: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

@@ -25,23 +25,14 @@ from absl import flags
 from benchmarks import measure
 from benchmarks.contestants import contest
 from launch import app
-from shared.config import ModelConfig
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
 FOLDER = Path(__file__).parent / "contestants"
 PHASES = (contest.ROLLOUT, contest.SCORING, contest.UPDATE)
 OWN = "creason"
-# 5 M parameters; questions, tokens of a prompt, completions, tokens of a completion.
-MODEL = ModelConfig(
-    family="qwen2",
-    vocab_size=4_096,
-    hidden_size=256,
-    intermediate_size=704,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-)
+MODEL = measure.MODELS["5M"]
+# Questions, tokens of a prompt, completions, tokens of a completion.
 CASES = {"short": (4, 192, 8, 64), "long": (1, 1_024, 8, 256)}
 
 
