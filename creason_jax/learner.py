@@ -300,9 +300,7 @@ class Learner:
             lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
             dtype=dtype,
             remat=self.config.learner.remat,
-            lookup=own_rows.embedded,
-            whole=functools.partial(own_rows.gathered, shardings=self.shardings["layers"], stacked=True),
-            stream=lambda x: own_rows.laid_out(x, self.mesh, None, time, None),
+            spread=own_rows.spread(self.mesh, self.shardings, time),
         )
         batch, _, width = hidden.shape
         last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)
@@ -316,7 +314,7 @@ class Learner:
         output = head({name: own_rows.gathered(params[name], self.shardings[name])})
         return token_logprobs(
             before,
-            own_rows.laid_out(output, self.mesh, None, TENSOR),
+            own_rows.laid_out(output, self.mesh, (None, TENSOR)),
             rows["tokens"][:, layout.prompt :],
             chunk=self.config.learner.logprob_chunk,
             temperature=scoring_temperature(self.config.grpo, self.config.rollout.temperature),

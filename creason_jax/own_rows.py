@@ -7,6 +7,7 @@ leaves each its part (ZeRO-3; "fully sharded data parallel"). The tensor axis re
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from creason_jax.axes import BATCH, FSDP, TENSOR
+from creason_jax.model import Spread
+
+Layout = Callable[[jax.Array], jax.Array]
 
 
 def by_device(compute: Callable[..., Any], mesh: Mesh, shardings: Any) -> Callable[..., Any]:
@@ -64,8 +68,43 @@ def embedded(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jax.lax.all_to_all(jnp.take(table, everyones, axis=0), FSDP, split_axis=0, concat_axis=2, tiled=True)
 
 
-def laid_out(x: jax.Array, mesh: Mesh, *spec: str | None) -> jax.Array:
-    """An array with its dimensions split over the axes that are the compiler's."""
+def spread(mesh: Mesh, shardings: Any, time: str | None) -> Spread:
+    """The forward pass over rows of a device: parameters with these shardings, hidden states `[B, T, D]` between layers split
+    over the axis `time` along T, or whole.
+
+    Within attention and the MLP all of a row is with each device, which has its heads and its part of the MLP's width
+    ("sequence parallelism", Korthikanti et al. 2022, section 4.2.2). Said of gradients too: the compiler otherwise gathers
+    weights over tensor, which for these is more.
+    """
+    split, whole = (functools.partial(laid_out, mesh=mesh, spec=(None, axis, None)) for axis in (time, None))
+    return Spread(
+        lookup=embedded,
+        whole=functools.partial(gathered, shardings=shardings["layers"], stacked=True),
+        stream=split,
+        enter=lambda x: _both_ways(x, whole, split),
+        leave=lambda x: _both_ways(x, split, whole),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _both_ways(x: jax.Array, forwards: Layout, backwards: Layout) -> jax.Array:
+    """x laid out one way, its gradient another."""
+    return forwards(x)
+
+
+def _forwards(x: jax.Array, forwards: Layout, backwards: Layout) -> tuple[jax.Array, None]:
+    return forwards(x), None
+
+
+def _backwards(forwards: Layout, backwards: Layout, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (backwards(gradient),)
+
+
+_both_ways.defvjp(_forwards, _backwards)
+
+
+def laid_out(x: jax.Array, mesh: Mesh, spec: tuple[str | None, ...]) -> jax.Array:
+    """An array with its dimensions split over those of the axes that are the compiler's."""
     around = jax.sharding.get_abstract_mesh()
     kept = PartitionSpec(*(None if axis and is_manual(axis) else axis for axis in spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh if around.empty else around, kept))

@@ -2,12 +2,13 @@
 
 from creason_jax.model.attention import decode_attention, group_attention, platform_of
 from creason_jax.model.config import DecoderConfig
-from creason_jax.model.decoder import abstract_params, forward, head, unstacked_forward
+from creason_jax.model.decoder import Spread, abstract_params, forward, head, unstacked_forward
 from creason_jax.model.stacking import stack_layers, unstack_layers
 from creason_jax.model.weights import gather_params, load_params, read_params, save_params
 
 __all__ = [
     "DecoderConfig",
+    "Spread",
     "abstract_params",
     "decode_attention",
     "forward",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,27 @@ UNROLLED = 4  # layers in one turn of the scan: each turn copies what the backwa
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], Any]
+
+
+def _rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take(table, tokens, axis=0)
+
+
+def _as_it_is(given: Any) -> Any:
+    return given
+
+
+class Spread(NamedTuple):
+    """How a forward pass is spread over devices; not at all by default."""
+
+    lookup: Callable[[jax.Array, jax.Array], jax.Array] = _rows_of  # (table, tokens) -> hidden states
+    whole: Callable[[Params], Params] = _as_it_is  # a layer's parameters, as it computes with them
+    stream: Callable[[jax.Array], jax.Array] = _as_it_is  # hidden states between layers
+    enter: Callable[[jax.Array], jax.Array] = _as_it_is  # hidden states on their way into attention or the MLP
+    leave: Callable[[jax.Array], jax.Array] = _as_it_is  # what these add to the stream
+
+
+ALONE = Spread()
 
 
 class Weight(nnx.Module):
@@ -96,17 +117,19 @@ class Layer(nnx.Module):
             self.q_norm = RMSNorm(size, config.rms_norm_eps)
             self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
-    def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend, spread: Spread
+    ) -> tuple[jax.Array, Any]:
         """x `[..., D]`; `attend(q, k, v)` returns `[..., H, N]` and whatever it wants handed on (a cache, or None)."""
-        normed = self.input_norm(x)
+        normed = spread.enter(self.input_norm(x))
         q, k, v = self.q(normed), self.k(normed), self.v(normed)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
-        x = x + self.o(attended)
-        normed = self.post_norm(x)
+        x = x + spread.leave(self.o(attended))
+        normed = spread.enter(self.post_norm(x))
         hidden = jax.nn.silu(self.gate(normed)) * self.up(normed)
-        return x + self.down(hidden), kept
+        return x + spread.leave(self.down(hidden)), kept
 
 
 class Decoder(nnx.Module):
@@ -150,14 +173,6 @@ def project(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
     return flat.reshape(*x.shape[: x.ndim - inputs], *out)
 
 
-def _rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    return jnp.take(table, tokens, axis=0)
-
-
-def _as_they_are(given: Any) -> Any:
-    return given
-
-
 def forward(
     params: Params,
     config: DecoderConfig,
@@ -167,28 +182,25 @@ def forward(
     *,
     dtype: jnp.dtype,
     remat: Remat = "none",
-    lookup: Callable[[jax.Array, jax.Array], jax.Array] = _rows_of,
-    whole: Callable[[Params], Params] = _as_they_are,
-    stream: Callable[[jax.Array], jax.Array] = _as_they_are,
+    spread: Spread = ALONE,
 ) -> tuple[jax.Array, Any]:
     """Hidden states `[B, T, D]` after the final norm, and what `attend` kept, stacked over layers.
 
     tokens and positions `[B, T]`. Layers are scanned; `remat` is what of them is stored for the backward pass (`POLICIES`).
-    For what is spread over devices: `lookup(table, tokens)` embeds, `whole` makes of a layer's parameters those that it
-    computes with, `stream` lays out the hidden states between layers.
     """
     layer_graph, norm_graph = _modules(config)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     rotation = rotary(positions, config, dtype)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
-        x, kept = nnx.merge(layer_graph, whole(layer))(checkpoint_name(x, STREAM), rotation, attend)
-        return stream(x), kept
+        compute = nnx.merge(layer_graph, spread.whole(layer))
+        x, kept = compute(checkpoint_name(x, STREAM), rotation, attend, spread)
+        return spread.stream(x), kept
 
     policy = POLICIES[remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy)
-    x = stream(lookup(params["embed"]["kernel"], tokens))
+    x = spread.stream(spread.lookup(params["embed"]["kernel"], tokens))
     # One layer a turn with remat: all layers of a turn may be computed again at once, and be in memory together.
     unrolled = 1 if policy is not None else min(UNROLLED, config.num_hidden_layers)
     x, kept = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
@@ -212,7 +224,7 @@ def unstacked_forward(
     rotation = rotary(positions, config, x.dtype)
     kept = []
     for index, layer in enumerate(params["layers"]):
-        x, own = nnx.merge(layer_graph, layer)(x, rotation, functools.partial(attend, index))
+        x, own = nnx.merge(layer_graph, layer)(x, rotation, functools.partial(attend, index), ALONE)
         kept.append(own)
     return nnx.merge(norm_graph, params["norm"])(x), kept
 
