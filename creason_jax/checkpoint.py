@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +30,40 @@ class Checkpoints:
         """Raises InputError for an address that this process may not use."""
         self.folder = folder
         self._in_bucket = storage.is_address(folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        with _errors_only(), storage.understood(folder):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=True,
+            # Where a folder cannot be made in the background, Orbax's other threads wait 300 s for it, and the end for them.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        )
+        with _errors_only(), _written(folder), storage.understood(folder):
             if self._in_bucket:
                 _see_bucket(str(folder))
             path = epath.Path(folder) if self._in_bucket else Path(folder).absolute()
-            self._manager = ocp.CheckpointManager(path, options=options)
+            self._manager = _Manager(path, options=options)
 
     def save(self, step: int, state: Any, extra: dict[str, int]) -> None:
-        """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole."""
+        """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole.
+
+        Raises InputError where it cannot be written, or where the one before could not.
+        """
+        self.wait()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
-        self._manager.save(step, args=items)
+        with _written(self.folder):
+            self._manager.save(step, args=items)
 
     def wait(self) -> None:
-        """Return when every save begun is on disk."""
-        self._manager.wait_until_finished()
+        """Return when every save begun is on disk. Raises InputError where that cannot be."""
+        with _written(self.folder):
+            self._manager.written.result()
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raise InputError where a save has failed by now."""
+        if self._manager.written.done():
+            with _written(self.folder):
+                self._manager.written.result()
 
     def restore(
         self, target: Any, step: int | None, model: DecoderConfig | None = None
@@ -51,6 +73,7 @@ class Checkpoints:
         `target` holds shapes, dtypes and shardings, which may be those of another mesh. It may be one of the PyTorch
         backend where `model` is given. Raises InputError where the checkpoint is truncated or belongs to another model.
         """
+        self.wait()
         found = self._manager.latest_step() if step is None else step
         if found is None:
             return None
@@ -79,6 +102,43 @@ class Checkpoints:
         return restored["state"], found, restored["extra"]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Knows of a save that failed in the background at once. Orbax tells only after all processes have met, and those whose
+    part is written wait for this one's, where nobody would tell them."""
+
+    def __init__(self, path: epath.Path | Path, options: ocp.CheckpointManagerOptions):
+        super().__init__(path, options=options)
+        self.written: Future[None] = Future()
+        self.written.set_result(None)
+        self._quiet = contextlib.ExitStack()
+
+    def save(self, *args: Any, **kwargs: Any) -> bool:
+        self.written = Future()
+        self._quiet.enter_context(_one_report())
+        with self._noted():
+            begun = super().save(*args, **kwargs)
+        if not begun:
+            self._ended()
+        return begun
+
+    def _wait_for_checkpointers(self) -> None:
+        with self._noted():
+            super()._wait_for_checkpointers()
+        self._ended()
+
+    def _ended(self) -> None:
+        self._quiet.close()
+        self.written.set_result(None)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # whatever it is: it is raised, here and to whoever waits
+            self.written.set_exception(error)
+            raise
+
+
 def _see_bucket(address: str) -> None:
     """Orbax asks what kind of bucket it is when it removes an old checkpoint, hours later: where the right to ask is missing,
     the run would end there."""
@@ -99,15 +159,36 @@ def _errors_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_report() -> Iterator[None]:
-    """Where several reads fail, the first raises; the others would print a traceback each, from threads of their own and
-    until the process ends. So they are silent, and after a failure they remain it."""
-    asyncio_log = logging.getLogger("asyncio")
+    """Where several reads or writes fail, the first raises; the others would print a traceback each, from threads of their own
+    and until the process ends, and Orbax one for each thread that it comes through. So they are silent, and after a failure
+    they remain it."""
+    log, asyncio_log = logging.getLogger("absl"), logging.getLogger("asyncio")
     hook, level = sys.unraisablehook, asyncio_log.level
     sys.unraisablehook = lambda _: None
     asyncio_log.setLevel(logging.CRITICAL)
+    log.addFilter(_without_traceback)
     yield
+    log.removeFilter(_without_traceback)
     sys.unraisablehook = hook
     asyncio_log.setLevel(level)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+@contextlib.contextmanager
+def _written(folder: Path | str) -> Iterator[None]:
+    """Turn what keeps this block from writing there into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except storage.failures() as error:
+        raise InputError(
+            f"{folder}: a checkpoint cannot be written ({_reason(error)}); see that there is room and that this process may "
+            "write there, and give the same command again, the run goes on from its last checkpoint"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -115,4 +196,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join((str(error) or type(error).__name__).split())
-    return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH] + "..."
+    if len(text) <= REASON_LENGTH:
+        return text
+    code = re.search(r"os_error_code='(\d+)'", text)  # TensorStore's messages have the reason behind the path
+    return text[:REASON_LENGTH] + "..." + (f" {os.strerror(int(code[1]))}" if code else "")

@@ -149,7 +149,9 @@ class Learner:
         return np.where(batch.completion_mask > 0, whole, np.float32(0))
 
     def update(self, batch: GroupBatch) -> dict[str, float]:
-        """See `shared.backend.Learner`."""
+        """See `shared.backend.Learner`. Raises InputError where a save has failed meanwhile: what follows would be lost."""
+        if self._checkpoints is not None:
+            self._checkpoints.check()
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
         longest = self.config.rollout.max_new_tokens
         divisor = grpo.denominator(grpo.counts(batch), self.config.grpo, longest)

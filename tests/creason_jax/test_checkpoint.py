@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import fsspec
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 from small import MODEL, flat, make_learner, on_host, put_back, random_batch
@@ -225,6 +227,76 @@ def test_a_program_that_meets_a_damaged_checkpoint_prints_one_line(tmp_path):
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"error: {tmp_path / '1'}: not a whole checkpoint"), ended.stderr
+
+
+FULL = """
+import resource
+import sys
+import time
+from pathlib import Path
+import jax
+from creason_jax.checkpoint import Checkpoints
+from launch.app import run
+
+def save():
+    checkpoints = Checkpoints(folder, keep=2)
+    state = {f"weights {i}": jax.random.normal(jax.random.key(i), (64, 64)) for i in range(6)}
+    SPOIL
+    checkpoints.save(1, state, {})
+    while True:
+        time.sleep(0.05)
+        checkpoints.check()
+
+folder = Path(sys.argv.pop())
+run(save)
+"""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))",
+            "File too large",
+        ),  # in the background, several threads
+        ("folder.rmdir(), folder.write_text('')", "Not a directory"),
+    ],
+    ids=["full", "no folder"],
+)
+def test_a_program_that_cannot_write_a_checkpoint_prints_one_line_and_ends(spoil, reason, tmp_path):
+    folder = tmp_path / "kept"
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", FULL.replace("SPOIL", spoil), folder]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: {folder}: a checkpoint cannot be written ("), ended.stderr
+    assert reason in lines[0]
+    assert not folder.is_dir() or Checkpoints(folder, keep=2).restore(abstract(small_state(0)), None) is None
+
+
+def test_checkpoints_where_no_folder_can_be_made_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"^{tmp_path}/file/run: a checkpoint cannot be written .*Not a directory"):
+        Checkpoints(tmp_path / "file" / "run", keep=2)
+
+
+def test_a_save_that_cannot_begin_is_refused_and_so_is_what_follows(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, small_state(1), {})
+    checkpoints.wait()
+
+    async def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", fail)
+    for attempt in (lambda: checkpoints.save(2, small_state(2), {}), checkpoints.wait, checkpoints.check):
+        with pytest.raises(
+            InputError, match="a checkpoint cannot be written .*No space left .*; see that there is room"
+        ):
+            attempt()
+    assert Checkpoints(tmp_path, keep=2).restore(abstract(small_state(0)), None)[1] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from commands import REPOSITORY, Ended, apart
@@ -97,6 +98,21 @@ def signal_after(
 
     `to` is that process's place in `commands`; with `of_children`, among what the first one starts.
     """
+    return after(lines, workdir, commands, variables, lambda pid: os.kill(pid, number), to=to, of_children=of_children)
+
+
+def after(
+    lines: int,
+    workdir: Path,
+    commands: list[list[str]],
+    variables: dict[str, str],
+    act: Callable[[int], None],
+    *,
+    to: int,
+    of_children: bool = False,
+    within: float = 600,
+) -> list[Ended]:
+    """Like `signal_after`; what is done to the process of that id is `act`, and all must end `within` seconds of it."""
     metrics = workdir / "metrics.jsonl"
     started = [
         subprocess.Popen(
@@ -111,8 +127,8 @@ def signal_after(
                 break
             time.sleep(0.002)
         pids = children(started[0].pid) if of_children else [process.pid for process in started]
-        os.kill(pids[to], number)
-        told = [process.communicate(timeout=600) for process in started]
+        act(pids[to])
+        told = [process.communicate(timeout=within) for process in started]
     finally:
         for process in started:
             process.kill()

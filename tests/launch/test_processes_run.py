@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, Ended, environment
-from smoke_runs import CONFIG, STEPS, WARM, Run, prepared, signal_after, stopped_after
+from smoke_runs import CONFIG, STEPS, WARM, Run, after, prepared, signal_after, stopped_after
 from workers import free_port
 
 from shared.metrics import without_timings
@@ -49,6 +50,11 @@ def train(workdir: Path, variables: dict[str, str]) -> Run:
     return Run(workdir, Ended(0, *told[0]), time.monotonic() - begin)
 
 
+def without_room(pid: int) -> None:
+    """From now on the process may write no file longer than a checkpoint's small ones."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
 @pytest.fixture(scope="module")
 def whole(variables, tmp_path_factory):
     """The run by two processes that nobody disturbs."""
@@ -63,12 +69,22 @@ def test_the_run_is_whole(whole):
 
 
 def test_a_run_goes_on_whatever_is_done_to_its_processes(whole, variables, tmp_path):
-    """Process 1 is killed, then process 0, then process 1 is asked to stop; each time both are started again."""
+    """Process 1 cannot save, then it is killed, then process 0, then process 1 is asked to stop; each time both are started
+    again."""
     workdir = prepared(whole, tmp_path / "run")
-    # Process 1 gone: one line and nothing else.
-    survivor, killed = signal_after(2, workdir, commands(workdir), variables, signal.SIGKILL, to=1)
+    # Process 1 has no room for its part of a checkpoint, in the background: one line each, and nothing that looks whole.
+    survivor, full = after(1, workdir, commands(workdir), variables, without_room, to=1, within=60)
+    assert (survivor.code, survivor.err.splitlines()) == (1, [GONE.format(1)])
+    assert full.refusal.startswith(f"error: {workdir / 'checkpoints'}: a checkpoint cannot be written (")
+    assert "File too large); see that there is room" in full.refusal
+    assert not [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    # Process 1 gone: one line, and none but Orbax's about what the failed save has left.
+    survivor, killed = signal_after(3, workdir, commands(workdir), variables, signal.SIGKILL, to=1)
     assert (survivor.code, killed.code) == (1, -signal.SIGKILL)
-    assert survivor.err.splitlines() == [GONE.format(1)]
+    lines = survivor.err.splitlines()
+    assert lines.pop() == GONE.format(1) and all(
+        "2.orbax-checkpoint-tmp which already exists" in line for line in lines
+    )
     # Process 0 gone, and the service that JAX needs with it: JAX's own lines may come first.
     killed, survivor = signal_after(4, workdir, commands(workdir), variables, signal.SIGKILL, to=0)
     assert (killed.code, survivor.code) == (-signal.SIGKILL, 1)
