@@ -361,7 +361,9 @@ class Learner:
         gradient = jax.grad(functools.partial(self._micro_loss, layout=layout), has_aux=True)
 
         def add(total: Any, rows: dict[str, jax.Array]) -> tuple[Any, None]:
-            grads, aux = gradient(state.params, rows)
+            # The barrier keeps the sum over devices in here: a compiler that moves it behind the loop (TPU's tries, and with
+            # bfloat16 ends with an internal error) would keep whole gradients on every device meanwhile.
+            grads, aux = jax.lax.optimization_barrier(gradient(state.params, rows))
             gradients, (sums, extra) = total
             added = (loss.add(sums, aux[0]), jax.tree.map(jnp.add, extra, aux[1]))
             return (jax.tree.map(jnp.add, gradients, grads), added), None

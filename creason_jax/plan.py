@@ -220,6 +220,11 @@ def _compiled(
             return Step(name=name, fits=False, temporaries=round(refusal.needed), beside=beside,
                         headroom=round(refusal.limit - refusal.needed - beside), calls=calls, bound="memory",
                         compile_seconds=took)  # fmt: skip
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(
+                f"{name}: the TPU compiler ends with an error of its own ({' '.join(str(error).split())[:200]}); another mesh, "
+                "learner.remat or longest length may compile"
+            ) from error
         cost = Cost()
         for text in sorted(Path(folder).glob("*after_optimizations.txt")):
             cost = cost.plus(Program(text.read_text(encoding="utf-8")).cost(kernels))

@@ -12,6 +12,7 @@ from creason_jax.chips import GIB, SHAPES, Chip, chip_of
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import Plan
 from shared.config import LearnerConfig, Remat, RunConfig
+from shared.errors import InputError
 from shared.grpo import GroupLayout
 
 REMATS: tuple[Remat, ...] = ("layer", "dots", "none")
@@ -57,11 +58,14 @@ def search(
                 f"{candidate.bytes / GIB:.0f} GiB")  # fmt: skip
             rollout = dataclasses.replace(config.rollout, mesh_tensor=candidate.decode_together)
             tried = dataclasses.replace(config, learner=axes, rollout=rollout)
-            # The fullest step first: what it refuses needs no others.
-            if planning.plan(tried, model, topology, steps=("update",), say=say).fits:
-                whole = planning.plan(tried, model, topology, say=say)
-                if whole.fits:
-                    return whole
+            try:
+                # The fullest step first: what it refuses needs no others.
+                if planning.plan(tried, model, topology, steps=("update",), say=say).fits:
+                    whole = planning.plan(tried, model, topology, say=say)
+                    if whole.fits:
+                        return whole
+            except InputError as error:
+                say(str(error))
     return None
 
 

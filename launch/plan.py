@@ -102,7 +102,9 @@ def table(plan: object, config: RunConfig) -> str:
         else f"fits: no, {-plan.headroom / GIB:.1f} GiB a chip too much"
     )
     heading = f"{plan.topology}: {plan.chips} chips, {mesh}; memory in GiB a chip"
-    return "\n".join([heading, *lines, *kinds, rows_line, time_line, *plan.advice, verdict])
+    # What did not compile has no time.
+    times = [time_line] if plan.fits else []
+    return "\n".join([heading, *lines, *kinds, rows_line, *times, *plan.advice, verdict])
 
 
 def _config() -> RunConfig:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,35 @@ def test_arithmetic_knows_the_options_for_memory():
     assert seconds["none"] < seconds["dots"] < seconds["layer"]
 
 
+def test_a_search_passes_over_what_the_compiler_fails_on(monkeypatch):
+    tried, told = [], []
+
+    def plan(config, model, name, *, steps=(), say):
+        tried.append(config.learner)
+        if len(tried) == 1:
+            raise InputError(f"{name}: the TPU compiler ends with an error of its own")
+        return types.SimpleNamespace(fits=True, learner=config.learner)
+
+    monkeypatch.setattr(planning, "plan", plan)
+    found = plan_search.search(run_config(), MODEL, "v5e:2x4", say=told.append)
+    assert found.learner == tried[1] == tried[2] != tried[0]
+    assert "v5e:2x4: the TPU compiler ends with an error of its own" in told
+
+
 # Compiled for a TPU.
+
+
+@needs_libtpu
+def test_an_error_of_the_compilers_own_is_one_line(monkeypatch):
+    def fail(lowered, options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Value <7\n> overlaps")
+
+    monkeypatch.setattr(memory, "compiled", fail)
+    config = run_config(learner={"mesh_fsdp": -1, "compute_dtype": "bfloat16"})
+    with pytest.raises(
+        InputError, match=r"^update: the TPU compiler .* \(INTERNAL: Value <7 > overlaps\); another mesh, "
+    ):
+        planning.plan(config, MODEL, "v5e:2x2", steps=("update",))
 
 
 @needs_libtpu

@@ -36,6 +36,7 @@ def test_a_run_that_fits(plan, tmp_path):
     lines = ended.out.splitlines()
     assert lines[0] == "v5e:2x2: 4 chips, data 1 x fsdp 4 x tensor 1; memory in GiB a chip"
     assert [line.split()[0] for line in lines[2:7]] == ["update", "scoring", "prefill", "decode", "publish"]
+    assert any(line.startswith("at the roofline: ") for line in lines)
     assert lines[-1] == f"fits: yes, {found['headroom'] / 2**30:.1f} GiB a chip to spare"
 
 
@@ -54,7 +55,7 @@ def test_a_run_too_large_ends_with_one_and_says_what_would_help(plan, tmp_path):
     ended = plan("--config=configs/phi4_sepsis.py", *large, f"--json={file}")
     assert ended.code == 1
     assert not json.loads(file.read_text(encoding="utf-8"))["fits"]
-    assert "GiB a chip too much" in ended.out.splitlines()[-1]
+    assert "GiB a chip too much" in ended.out.splitlines()[-1] and "at the roofline" not in ended.out
     assert "what helps: a larger slice; learner.mesh_tensor = 2; rollout.mesh_tensor = 4" in ended.out
 
 
