@@ -137,13 +137,27 @@ class Program:
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
         assert condition
         own = self.computations[condition.group(1)]
-        compared = [
-            own[name] for each in own.values() if each.opcode == "compare" for name in each.operands if name in own
-        ]
+        compares = [each for each in own.values() if each.opcode == "compare"]
+        compared = [own[name] for each in compares for name in each.operands if name in own]
         limits = list(filter(None, map(_integer, compared))) or list(
             filter(None, map(_integer, self.reached(condition.group(1))))
         )
-        return max(limits, default=1)
+        counters = [_index(each) for each in compared if each.opcode == "get-tuple-element"]
+        step = self._step(loop.called[0], counters[0]) if len(counters) == 1 and loop.called else 1
+        return -(-max(limits, default=1) // step)
+
+    def _step(self, body: str, counter: int) -> int:
+        """By how much a loop's body adds to one of the values that it carries: two where it was unrolled once; one if unclear."""
+        own = self.computations.get(body, {})
+        handed_on = [each for each in own.values() if each.opcode == "tuple"]
+        if not handed_on or counter >= len(handed_on[-1].operands):
+            return 1
+        each = own.get(handed_on[-1].operands[counter])
+        while each is not None and each.opcode in ("copy", "bitcast"):
+            each = own.get(each.operands[0])
+        if each is None or each.opcode != "add":
+            return 1
+        return max((_integer(own[name]) for name in each.operands if name in own), default=1) or 1
 
     def _cost(self, name: str, kernel_flops: Mapping[str, float], known: dict[str, Cost]) -> Cost:
         if name in known:
@@ -207,6 +221,13 @@ class Program:
             )
             written = min(written, small) if written else 0.0
         return read + written
+
+
+def _index(each: Instruction) -> int:
+    """Which of a tuple's values an instruction takes."""
+    index = re.search(r"index=(\d+)", each.attributes)
+    assert index
+    return int(index.group(1))
 
 
 def _integer(each: Instruction) -> int:

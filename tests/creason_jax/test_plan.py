@@ -107,6 +107,40 @@ def test_a_collective_that_runs_beside_several_fusions_counts_once():
     assert program.cost().collectives == {"all-gather": Collective(1, 32 * 4 * 2 * 3 / 4)}
 
 
+@pytest.mark.parametrize(("step", "trips"), [(1, 7), (2, 4), (3, 3)])
+def test_a_loop_that_counts_by_more_than_one_runs_less_often(step, trips):
+    """As the TPU compiler unrolls those that send parts of a product round."""
+    program = Program(
+        "\n".join(
+            [
+                "%body (before: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {",
+                f"  %step = u32[] constant({step})",
+                "  %before = (u32[], f32[8,8]{1,0}) parameter(0)",
+                "  %count = u32[] get-tuple-element(%before), index=0",
+                "  %copied = u32[] copy(%count)",
+                "  %next = u32[] add(%copied, %step)",
+                "  %x = f32[8,8]{1,0} get-tuple-element(%before), index=1",
+                "  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}",
+                "  ROOT %after = (u32[], f32[8,8]{1,0}) tuple(%next, %y)",
+                "}",
+                "",
+                "%more (state: (u32[], f32[8,8])) -> pred[] {",
+                "  %limit = u32[] constant(7)",
+                "  %state = (u32[], f32[8,8]{1,0}) parameter(0)",
+                "  %reached = u32[] get-tuple-element(%state), index=0",
+                "  ROOT %going = pred[] compare(%reached, %limit), direction=LT",
+                "}",
+                "",
+                "ENTRY %main (start: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {",
+                "  %start = (u32[], f32[8,8]{1,0}) parameter(0)",
+                "  ROOT %loop = (u32[], f32[8,8]{1,0}) while(%start), condition=%more, body=%body",
+                "}",
+            ]
+        )
+    )
+    assert program.cost().flops == trips * 2 * 8**3
+
+
 def test_a_slice_reads_what_it_takes():
     """Also one that runs beside other work, as the TPU compiler fetches a part of a matrix into the chip's own memory."""
     program = Program(
