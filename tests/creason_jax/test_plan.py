@@ -465,12 +465,10 @@ def test_an_update_compiled_for_a_tpu_moves_each_layers_weights_three_times():
 
 
 @needs_libtpu
-@pytest.mark.parametrize(
-    "axes", [{"mesh_fsdp": 8}, {"mesh_fsdp": 2, "mesh_tensor": 4, "sequence_parallel": True}], ids=str
-)
-def test_an_update_compiled_for_a_tpu_gathers_nobody_elses_rows(axes):
-    """For the gradient of a split weight the compiler, left to itself, gathers what all rows put in and got out (or ends
-    with an internal error: on the second mesh it did)."""
+def test_an_update_compiled_for_a_tpu_gathers_nobody_elses_rows():
+    """For the gradient of a split weight the compiler, left to itself, gathers what all rows put in and got out; on this mesh
+    it ended with an internal error."""
+    axes = {"mesh_fsdp": 2, "mesh_tensor": 4, "sequence_parallel": True}
     model = dataclasses.replace(
         MODEL, hidden_size=512, intermediate_size=1_024, num_attention_heads=20, num_key_value_heads=10, head_dim=32
     )
