@@ -289,9 +289,6 @@ class Learner:
         self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
     ) -> tuple[jax.Array, jax.Array]:
         """The same for a device's own rows, both `[rows, G * C]`."""
-        dtype = jnp.dtype(self.config.learner.compute_dtype)
-        # Cast before anything is gathered.
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         valid = rows["groups"] >= 0
         time = sharding.stream_axis(self.mesh, layout.length, self.config.learner.sequence_parallel)
         hidden, _ = forward(
@@ -300,7 +297,7 @@ class Learner:
             rows["tokens"],
             rows["positions"],
             lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
-            dtype=dtype,
+            dtype=jnp.dtype(self.config.learner.compute_dtype),
             remat=self.config.learner.remat,
             spread=own_rows.spread(self.mesh, self.shardings, time),
         )
@@ -313,7 +310,8 @@ class Learner:
         before = jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
         name = "embed" if self.model.tie_word_embeddings else "head"
         # Gathered here, once: inside the scan over chunks the gather would repeat in each of them.
-        output = head({name: own_rows.gathered(params[name], self.shardings[name])})
+        split = jax.tree.map(lambda leaf: leaf.astype(hidden.dtype), params[name])
+        output = head({name: own_rows.gathered(split, self.shardings[name])})
         return token_logprobs(
             before,
             own_rows.laid_out(output, self.mesh, (None, TENSOR)),

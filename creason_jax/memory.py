@@ -51,10 +51,14 @@ def compiled(lowered: Any, options: Mapping[str, Any] | None = None) -> Any:
 
 def reserved(program: Any) -> int:
     """Bytes that a compiled program takes on a device while it runs, arguments included."""
-    memory = program.memory_analysis()
-    outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    code = memory.generated_code_size_in_bytes
-    return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + code
+    sizes = program.memory_analysis()
+    code = sizes.generated_code_size_in_bytes
+    return sizes.argument_size_in_bytes + own_outputs(sizes) + sizes.temp_size_in_bytes + code
+
+
+def own_outputs(sizes: Any) -> int:
+    """Of a program's sizes the bytes of outputs that are not written over arguments."""
+    return max(0, sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
 
 
 def bytes_on_device(tree: Any) -> int:

@@ -240,7 +240,7 @@ def _compiled(
         name=name,
         fits=headroom >= 0,
         arguments=sizes.argument_size_in_bytes,
-        outputs=max(0, sizes.output_size_in_bytes - sizes.alias_size_in_bytes),
+        outputs=memory.own_outputs(sizes),
         temporaries=sizes.temp_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
         beside=beside,
@@ -316,7 +316,7 @@ def _advice(
             helps.append("learner.reference_memory = 'host'")
         if config.learner.moments_dtype == "float32":
             helps.append("learner.moments_dtype = 'bfloat16'")
-        if tight.name in ("prefill", "decode"):
+        if tight.name in ROLLOUT:
             helps.append("a smaller rollout.prefill_batch")
         if tight.name in ("update", "scoring"):
             helps.append("a smaller learner.logprob_chunk, fewer learner.micro_batch_rows")

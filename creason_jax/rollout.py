@@ -72,7 +72,7 @@ class Engine:
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
         check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
-        if sampling not in self._fitted and not self.fit(sampling):
+        if not self._fitted.get(sampling) and not self.fit(sampling):
             raise InputError(
                 f"rollout: the memory left on a device holds no slot with a prompt of {self.config.rollout.max_prompt_tokens} "
                 f"and {sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: more devices, a greater "

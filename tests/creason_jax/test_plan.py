@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import tempfile
 import types
 from pathlib import Path
@@ -486,4 +487,8 @@ def test_an_update_compiled_for_a_tpu_gathers_nobody_elses_rows():
     own = rows * layout.length * max(model.hidden_size, model.num_attention_heads * model.head_dim)
     gathers = [each for _, each in Program(text).inside_loops() if each.opcode.startswith("all-gather")]
     assert len(gathers) > 10
-    assert max(int(np.prod(array.shape)) for each in gathers for array in each.arrays) <= own
+    made = [array.shape for each in gathers for array in each.arrays]
+    assert max(map(math.prod, made)) <= own
+    # Nor does it gather what the tensor axis splits of the MLP's weights.
+    whole = {model.hidden_size, model.intermediate_size}
+    assert not [shape for shape in made if whole <= set(shape)]

@@ -286,8 +286,9 @@ def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
     assert f"3 of {questions} slots fit" in caplog.text
     full = world.engine(**asked, grpo={"questions_per_step": questions})
     full.free_bytes = lambda: one - 1
-    with pytest.raises(InputError, match=r"holds no slot with a prompt of 40 and 3 x 12 new tokens; what helps: "):
-        full.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+    for _ in range(2):  # asked again, it looks again
+        with pytest.raises(InputError, match=r"holds no slot with a prompt of 40 and 3 x 12 new tokens; what helps: "):
+            full.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
 
 
 def test_prompts_are_spread_over_the_parts_of_the_mesh(engine):

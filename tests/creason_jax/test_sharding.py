@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small import LAYOUT, MODEL, distance, flat, gradients, make_learner, random_batch
 from tiny import tiny_phi3
 
-from creason_jax import sharding
+from creason_jax import own_rows, sharding
+from creason_jax.hlo import Program
 from creason_jax.logprobs import token_logprobs
 from creason_jax.model import DecoderConfig
 from shared.config import LearnerConfig
@@ -55,6 +56,33 @@ def test_hidden_states_split_along_time_change_nothing(model, expected):
     assert sharding.stream_axis(learner.mesh, LAYOUT.length, False) is None
     np.testing.assert_allclose(logprobs, expected[2], rtol=0, atol=1e-5)
     assert distance(gradients(learner), expected[0]) < 1e-5
+
+
+def test_a_row_is_whole_between_entering_and_leaving_in_gradients_too():
+    """Weights stay where they are, though sending them round would be less than the hidden states."""
+    mesh = sharding.make_mesh(LearnerConfig(mesh_fsdp=1, mesh_tensor=8))
+    time, width, inner = 4_096, 64, 128
+
+    def laid(*spec):
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    x = jax.ShapeDtypeStruct((1, time, width), jnp.float32, sharding=laid(None, "tensor"))
+    up = jax.ShapeDtypeStruct((width, inner), jnp.float32, sharding=laid(None, "tensor"))
+    down = jax.ShapeDtypeStruct((inner, width), jnp.float32, sharding=laid("tensor", None))
+    spread = own_rows.spread(mesh, {"layers": {}}, "tensor")
+
+    def gathered(enter, leave):
+        def loss(x, up, down):
+            return jnp.square(x + leave(jnp.tanh(enter(x) @ up) @ down)).sum()
+
+        split = jax.tree.map(lambda leaf: leaf.sharding, (x, up, down))
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), out_shardings=split)
+        program = Program(gradients.lower(x, up, down).compile().as_text())
+        made = [each for name in program.computations for each in program.computations[name].values()]
+        return {array.shape for each in made if each.opcode.startswith("all-gather") for array in each.arrays}
+
+    assert gathered(spread.enter, spread.leave) == {(1, time, width)}
+    assert gathered(lambda x: x, lambda x: x) != {(1, time, width)}  # what the compiler would do
 
 
 def test_table_splits_every_parameter(model):
