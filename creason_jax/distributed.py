@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import glob
 import importlib.util
 import itertools
 import os
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from shared.devices import tpu_chips
 from shared.errors import InputError
 
 # Seconds.
@@ -68,9 +68,21 @@ def start(coordinator: str = "", num_processes: int | None = None, process_id: i
     restore = _say_before_an_abort(f"not all processes came within {START_LIMIT} s; {GO_ON}")
     jax.distributed.initialize(**limits, initialization_timeout=START_LIMIT, shutdown_timeout_seconds=SHUTDOWN_LIMIT)
     restore()
+    local_devices()
     if jax.process_count() > 1:
         _watch = _Watch(_state().client, _state().coordinator_address, jax.process_index(), jax.process_count())
     return jax.process_count() > 1
+
+
+def local_devices() -> list[jax.Device]:
+    """This process's devices. Raises InputError where JAX cannot start what JAX_PLATFORMS names."""
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # for a platform without its plugin JAX 0.10 only asserts
+        reason = (
+            " ".join(str(error).split())[:300] or f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} is not installed"
+        )
+        raise InputError(f"JAX finds no device: {reason}; see --device and `make env DEVICE=...`") from None
 
 
 def barrier() -> None:
@@ -214,8 +226,7 @@ def _by_scheduler() -> bool:
 def _on_tpu() -> bool:
     """Whether this is a TPU VM or a pod with TPUs, perhaps one of several of a slice."""
     wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return "tpu" in wanted and tpu_chips() > 0 and importlib.util.find_spec("libtpu") is not None
 
 
 def _wait_for(coordinator: str, processes: int, process: int) -> None:

@@ -29,6 +29,7 @@ class Backend:
             torch.set_float32_matmul_precision("highest")
         zero.start_processes()
         self.device = zero.device()
+        self.device_kind = self.device.type
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
 
     def barrier(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 
 from absl import flags
 
 from launch import app
+from shared import devices
 from shared.backend import Backend
 from shared.config import RunConfig
 from shared.errors import InputError
@@ -18,6 +20,11 @@ FLAGS = flags.FLAGS
 def define_flags(what: str) -> None:
     """Define `--backend`, explained by `what`, and how the processes of a JAX run find each other."""
     flags.DEFINE_enum("backend", "jax", ["jax", "torch"], what)
+    flags.DEFINE_enum(
+        "device", "auto", ["auto", "cpu", "cuda", "tpu"],
+        "What it runs on. auto: an accelerator; on a machine that has none, the CPU. Where there is an accelerator that the "
+        "backend cannot use, the program stops unless this says cpu.",
+    )  # fmt: skip
     flags.DEFINE_string(
         "coordinator",
         None,
@@ -39,13 +46,26 @@ def make_backend(config: RunConfig) -> Backend:
         raise InputError(
             f"--backend={name}: {' and '.join(missing)} not installed; `make env BACKEND={name}` installs what it needs"
         )
-    if name == "torch":
-        for flag in ("coordinator", "num_processes", "process_id"):
-            if FLAGS[flag].present:
-                raise InputError(f"--{flag}: joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's")
-        from creason_torch.backend import Backend as TorchBackend
+    given = dict(os.environ)  # as the user has it: the backends set some of it
+    return _checked(_torch(config) if name == "torch" else _jax(config), given)
 
-        return TorchBackend(config)
+
+def _torch(config: RunConfig) -> Backend:
+    for flag in ("coordinator", "num_processes", "process_id"):
+        if FLAGS[flag].present:
+            raise InputError(f"--{flag}: joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's")
+    if FLAGS.device == "tpu":
+        raise InputError("--device=tpu: the PyTorch backend runs on GPUs and CPUs; give --backend=jax for TPUs")
+    if FLAGS.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before PyTorch looks for GPUs
+    from creason_torch.backend import Backend as TorchBackend
+
+    return TorchBackend(config)
+
+
+def _jax(config: RunConfig) -> Backend:
+    if FLAGS.device != "auto":
+        os.environ["JAX_PLATFORMS"] = FLAGS.device  # before JAX is imported
     from creason_jax import distributed
     from creason_jax.backend import Backend as JaxBackend
 
@@ -56,6 +76,30 @@ def make_backend(config: RunConfig) -> Backend:
     ):
         app.OTHERS.append(distributed)
     return JaxBackend(config)
+
+
+def _checked(backend: Backend, given: Mapping[str, str]) -> Backend:
+    """`backend`, if it runs on what was asked for. Raises InputError where it does not; `given`: the user's environment."""
+    wanted, found = FLAGS.device, backend.device_kind
+    advice = _advice(backend, given)
+    if wanted not in ("auto", found):
+        raise InputError(f"--device={wanted}: the {backend.name} backend finds none here; {advice}")
+    if wanted == "auto" and found == "cpu" and (said := devices.accelerators()):
+        raise InputError(
+            f"the {backend.name} backend would run on the CPU although {' and '.join(said)}; {advice}, or say --device=cpu"
+        )
+    return backend
+
+
+def _advice(backend: Backend, given: Mapping[str, str]) -> str:
+    """What makes the backend find an accelerator."""
+    hiding = {"jax": ["JAX_PLATFORMS"], "torch": ["CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"]}[backend.name]
+    for name in hiding:
+        if name in given:
+            return f"unset {name}, which is {given[name]!r}"
+    if backend.name == "torch":
+        return "install PyTorch for it (`make env BACKEND=torch DEVICE=cuda`) and a driver that is new enough"
+    return "install JAX for it (`make env DEVICE=cuda` or `make env DEVICE=tpu`)"
 
 
 def _number(flag: str, variable: str) -> int | None:

@@ -3,3 +3,5 @@
 Start with `check.py` (what a check is) and `runner.py`; each file in `rungs/` is one rung of the ladder, from weights and
 single operations to whole runs. A lower rung that fails explains those above it.
 """
+
+import creason_jax  # noqa: F401  decides before JAX is imported what JAX shall start

@@ -149,6 +149,7 @@ class Backend(Protocol):
     process: int  # this process's number; number 0 writes files
     processes: int
     checkpoints_in_buckets: bool
+    device_kind: str  # cpu, cuda or tpu
 
     def barrier(self) -> None:
         """Return when every process has come here."""

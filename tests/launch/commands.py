@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from absl import flags
 from launch import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Tests run on the CPU, on a machine with a GPU too, and there these programs want to be told.
+COMPUTING = ("train", "evaluate", "consult", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Ended:
 
 def here(program: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ended:
     """Run `python -m launch.PROGRAM` in this process; its flags are forgotten afterwards."""
+    arguments = _on_cpu(program, arguments)
     module = importlib.import_module(f"launch.{program}")
     known = set(flags.FLAGS)
     monkeypatch.setattr(sys, "argv", [f"launch.{program}", *arguments])
@@ -54,24 +58,27 @@ def here(program: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     return Ended(code or 0, captured.out, captured.err)
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with one CPU device in place of the tests' eight."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
-        "JAX_PLATFORMS": "cpu",
-        "OMP_NUM_THREADS": "1",
-        **changes,
-    }
+def environment(without: Sequence[str] = (), **changes: str) -> dict[str, str]:
+    """This process's environment with one CPU device in place of the tests' eight, and without the variables named."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    kept |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in kept.items() if name not in without} | changes
 
 
-def apart(program: str, *arguments: str, timeout: float = 300, **variables: str) -> Ended:
-    """Run `python -m launch.PROGRAM` in a process of its own."""
+def apart(program: str, *arguments: str, timeout: float = 300, without: Sequence[str] = (), **variables: str) -> Ended:
+    """Run `python -m launch.PROGRAM` in a process of its own, with `variables` in its environment and `without` others."""
     result = subprocess.run(
-        [sys.executable, "-m", f"launch.{program}", *arguments],
+        [sys.executable, "-m", f"launch.{program}", *_on_cpu(program, arguments)],
         cwd=REPOSITORY,
-        env=environment(**variables),
+        env=environment(without, **variables),
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
     )
     return Ended(result.returncode, result.stdout, result.stderr)
+
+
+def _on_cpu(program: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    told = program not in COMPUTING or any(word.startswith("--device") for word in arguments)
+    return arguments if told else ("--device=cpu", *arguments)
