@@ -96,6 +96,10 @@ lint: env-dev
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
 
+# Can everybody install each extra, with no wheels but the package index's?
+resolve:
+	$(PYTHON) .ci/resolve.py
+
 bench: env
 	$(BIN)/python -m benchmarks.group_layout
 	$(BIN)/python -m benchmarks.learner
