@@ -38,12 +38,12 @@ case $ACTION in
     cd "$(dirname "$0")/../.."
     run git archive --prefix=creason/ --output=/tmp/creason.tar HEAD
     run gcloud compute tpus tpu-vm scp /tmp/creason.tar "$NAME:" "--zone=$ZONE" --worker=all
-    on all "tar -xf creason.tar && cd creason && $PYTHON -m venv .venv && .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[tpu]'"
+    on all "tar -xf creason.tar && cd creason && $PYTHON -m venv .venv-tpu && .venv-tpu/bin/python -m pip install --quiet -c constraints.txt -e '.[tpu]'"
     ;;
   start)
     FLAGS=$([ $# -eq 0 ] || printf ' %q' "$@")
     # Compiled programs are kept, so that the same command given again does not compile them again.
-    on all "cd creason && export JAX_COMPILATION_CACHE_DIR=\$PWD/compiled && { nohup setsid .venv/bin/python -m launch.train$FLAGS >> train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
+    on all "cd creason && export JAX_COMPILATION_CACHE_DIR=\$PWD/compiled && { nohup setsid .venv-tpu/bin/python -m launch.train$FLAGS >> train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
     ;;
   watch) on 0 "tail -n 50 -F creason/train.log" ;;
   status) on all "cd creason && tail -n 1 train.log && { ps -o etime= -p \$(cat train.pid) || echo 'not running'; }" ;;

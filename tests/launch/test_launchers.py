@@ -70,7 +70,7 @@ def test_what_a_slice_needs_is_said(arguments):
 
 def test_workers_are_started_looked_at_and_stopped(tmp_path):
     for worker in ("0", "1"):
-        folder = tmp_path / worker / "creason" / ".venv" / "bin"
+        folder = tmp_path / worker / "creason" / ".venv-tpu" / "bin"
         folder.mkdir(parents=True)
         (folder / "python").write_text(PYTHON)
         (folder / "python").chmod(0o755)
