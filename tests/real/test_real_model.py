@@ -1,0 +1,78 @@
+"""A real language model through the programs that a user starts: SmolLM2-135M-Instruct, whose head is its embedding."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import REPOSITORY, environment
+from exam import exam
+from transformers import AutoModelForCausalLM
+
+from shared.prompts import prompt_tokens
+from shared.questions import write_questions
+from shared.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.real
+
+COUNT, WRITTEN = 6, 24
+LAPTOP = 4 * 2**30  # bytes that one program may take of a laptop with 8 GB
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "valid.parquet"
+    write_questions(path, exam(COUNT))
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2: Path) -> list[str]:
+    """What Transformers itself writes after the same prompts, greedily, in float32."""
+    tokenizer = load_tokenizer(smollm2)
+    network = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    _, prompts, _ = prompt_tokens(tokenizer, exam(COUNT), max_tokens=2_000, overlong="drop")
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor(prompt, dtype=torch.long)[None]
+        written = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=WRITTEN)
+        texts.append(tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True))
+    return texts
+
+
+def evaluate(model: Path, questions: Path, out: Path, *flags: str) -> None:
+    """`launch.evaluate` as a program; fails where it does."""
+    command = [sys.executable, "-m", "launch.evaluate", f"--model={model}", f"--questions={questions}", f"--out={out}"]
+    ended = subprocess.run(
+        [*command, "--device=cpu", *flags], cwd=REPOSITORY, env=environment(["OMP_NUM_THREADS"]), capture_output=True,
+        text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("engine", ["jax", "hf", "vllm"])
+def test_every_engine_writes_what_transformers_writes(engine, smollm2, questions, expected, tmp_path):
+    backend = "--backend=jax" if engine == "jax" else "--backend=torch"
+    kind = [] if engine == "jax" else [f"--engine={engine}"]
+    evaluate(
+        smollm2, questions, tmp_path, backend, *kind, "--completions", f"--max_new_tokens={WRITTEN}",
+        "--compute_dtype=float32",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    written = {line["id"]: line["completion"] for line in lines}
+    assert [written[question.id] for question in exam(COUNT)] == expected
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_defaults_fit_a_laptop(backend, smollm2, questions, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    evaluate(smollm2, questions, tmp_path, f"--backend={backend}", "--limit=2")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["n"] == 2
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of all children so far, in KiB
+    assert max(before, largest) * 1024 < LAPTOP
