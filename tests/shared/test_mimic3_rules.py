@@ -164,7 +164,10 @@ def test_sums_are_added_in_the_originals_order(seed):
     mv = pd.DataFrame([infusion(10.5 + place / 10, 13, float(rate)) for place, rate in enumerate(amounts)])
     mv["tev"] = amounts[::-1]
     mv.loc[5, ["rate", "norm_rate"]] = NAN  # a bolus
-    mv.loc[9, ["starttime", "endtime"]] = [2 * HOUR, 3 * HOUR]  # before the first window, where it counts as 0 among the rest
+    mv.loc[9, ["starttime", "endtime"]] = [
+        2 * HOUR,
+        3 * HOUR,
+    ]  # before the first window, where it counts as 0 among the rest
     cv = pd.DataFrame({"stay": 0, "charttime": np.full(21, 11 * HOUR), "tev": amounts * 1.7})
     found = windows.fluids(windows_at(1, 2), mv, cv, pd.Series([0.1]))
     # The original, in NumPy: infusions, boluses and notes each by one nansum over the stay's rows.
