@@ -90,7 +90,7 @@ def before(windows: pd.DataFrame) -> Spans:
 
 
 def vasopressors(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame) -> pd.DataFrame:
-    """median_dose_vaso and max_dose_vaso of what ran or was noted in each window; missing where nothing was. (7.2.)"""
+    """median_dose_vaso and max_dose_vaso of what ran or was noted in each window; missing if none. (Spec: mimic3, 7.2.)"""
     spans = spans_of(windows)
     event, span = spans.pairs(mv)
     start, end = mv["starttime"].to_numpy()[event], mv["endtime"].to_numpy()[event]
@@ -106,7 +106,7 @@ def vasopressors(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame) -> p
 
 
 def fluids(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame, preadmission: pd.Series) -> pd.DataFrame:
-    """input_4hourly of each window and input_total up to its end, in mL with tonicity counted in. (7.3.)
+    """input_4hourly of each window and input_total up to its end, in mL with tonicity counted in. (Spec: mimic3, 7.3.)
 
     `preadmission` `[stays]`: what was given before the ICU, 0 where unknown.
     """
@@ -116,7 +116,7 @@ def fluids(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame, preadmissi
 
 
 def urine(windows: pd.DataFrame, passed: pd.DataFrame, preadmission: pd.Series) -> pd.DataFrame:
-    """output_4hourly of each window and output_total up to its end, in mL. (7.4.) `preadmission` as in `fluids`."""
+    """output_4hourly of each window and output_total up to its end, in mL. (Spec: mimic3, 7.4.) `preadmission` as in `fluids`."""
     earlier, during = before(windows), spans_of(windows)
     ahead = _by_stay(earlier.stay, _counted(earlier, passed, "charttime", "value"), len(preadmission))
     step = _counted(during, passed, "charttime", "value")
