@@ -17,7 +17,7 @@ from shared import files, storage
 from shared.errors import InputError
 from shared.randomness import generator
 
-LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: reward)
+LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: registry, e)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,9 +51,15 @@ def _written(column: pd.Series) -> pd.Series:
 
 
 def through_csv(table: pd.DataFrame) -> pd.DataFrame:
-    """The table written to CSV and read back with pandas' default idea of what is missing and what is a number."""
+    """The table written to CSV and read back with pandas' default idea of what is missing and what is a number.
+
+    Pandas reads a long table in parts, each with types of its own: where a column of numbers also holds a text, `170` stays a
+    text in the parts that have one, and is the number `170.0` in the others. The original's records show both.
+    """
     text = io.StringIO(table.to_csv(index=False))
-    return pd.read_csv(text, low_memory=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        return pd.read_csv(text)
 
 
 def blanks(values: Sequence[Any]) -> list[Any]:

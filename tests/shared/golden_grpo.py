@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 from typing import Any
 
+import golden_folder
 import numpy as np
 import pytest
+from golden_folder import GOLDEN
 
 from shared import grpo
 from shared.config import GrpoConfig
 
-GOLDEN = Path(os.environ.get("CREASON_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared" / "golden"))
 FOLDER = GOLDEN / "grpo_loss"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else []
+needs_golden = golden_folder.needs("grpo_loss")
 ALL_LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
-ROWS, TIME = 12, 32  # golden cases are padded to one shape, so that operations compile once
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "on_policy": {"beta": 0.04},
@@ -35,7 +34,30 @@ GIVEN = {
     "masked": ["old_logprobs"],
 }
 
-golden_cases = pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+
+def golden_arrays(case: dict) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / "cases.npz") as stored:
+        prefix = case["id"] + "/"
+        return {key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)}
+
+
+def is_on_policy(case: dict) -> bool:
+    """Whether the case's old log-probabilities are its policy's."""
+    arrays = golden_arrays(case)
+    mask = arrays["completion_mask"] > 0
+    return np.array_equal(arrays["policy_logps"][mask], arrays["old_logps"][mask])
+
+
+def one_parameter_each(cases: list[dict]) -> pytest.MarkDecorator:
+    found = golden_folder.parameters(cases, FOLDER / "cases.json", lambda _, case: case["name"])
+    return pytest.mark.parametrize("case", found)
+
+
+golden_cases = one_parameter_each(CASES)
+on_policy_cases = one_parameter_each([case for case in CASES if is_on_policy(case)])
+SHAPES = [golden_arrays(case)["completion_mask"].shape for case in CASES]
+ROWS, TIME = np.max(SHAPES, axis=0).tolist() if SHAPES else (0, 0)  # cases are padded to it: operations compile once
+
 every_setting = pytest.mark.parametrize(
     ("loss", "kind"), [(loss, kind) for loss in ALL_LOSSES for kind in OPTIONS], ids=lambda value: value
 )
@@ -50,12 +72,6 @@ def golden_config(case: dict) -> GrpoConfig:
         kl_in_ratio=case["kl_bias_correction"],
         **{name: case[name] for name in same},
     )
-
-
-def golden_arrays(case: dict) -> dict[str, np.ndarray]:
-    with np.load(FOLDER / "cases.npz") as stored:
-        prefix = case["id"] + "/"
-        return {key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)}
 
 
 def golden_inputs(case: dict) -> dict[str, np.ndarray]:

@@ -1,20 +1,20 @@
 """The original's MIMIC-III outputs on synthetic tables, and ours from the same input, made once for all tests."""
 
 import functools
-import os
+import json
 import tempfile
 from pathlib import Path
 
+import golden_folder
 import pandas as pd
-import pytest
+from golden_folder import GOLDEN
 
 from shared import preparation_mimic3
 from shared.cohorts.mimic3.cohort import Options
 from shared.preparation_mimic3 import Settings
 
-GOLDEN = Path(os.environ.get("CREASON_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared" / "golden"))
 FOLDER = GOLDEN / "mimic3"
-needs_golden = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden data at {FOLDER}")
+needs_golden = golden_folder.needs("mimic3")
 FINAL = "sepsis_final_data_RAW_withTimes.csv.gz"
 
 
@@ -27,9 +27,22 @@ def prepared(ties="stable", **settings) -> Path:
     return out
 
 
-def golden_files(folder):
-    """The files found there, by name."""
-    return sorted(path.name for path in (FOLDER / folder).glob("*.gz"))
+@functools.cache
+def meta() -> dict[str, int]:
+    """How many stays the golden questions are about at most, and how many were left out."""
+    return dict(json.loads((FOLDER / "questions" / "meta.json").read_text()))
+
+
+def as_the_original() -> Path:
+    """What `prepared` makes with the original's ties and as many stays asked about."""
+    sizes = {name: meta()[name] for name in ("measurement_stays", "mortality_stays")}
+    return prepared("introsort", **sizes)
+
+
+def golden_files(folder, begin=""):
+    """A parameter for each file found there whose name begins so: its name."""
+    names = sorted(path.name for path in (FOLDER / folder).glob(f"{begin}*.gz"))
+    return golden_folder.parameters(names, FOLDER / folder, lambda _, name: name)
 
 
 def read(folder, name, **options):

@@ -3,52 +3,66 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import json
-import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+import golden_folder
 import pandas as pd
-import pytest
+from golden_folder import GOLDEN
 
 from shared.paper.denoising import Material
 from shared.paper.records import Place
 from shared.paper.values import from_json
 
-GOLDEN = Path(os.environ.get("CREASON_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared" / "golden"))
 FOLDER = GOLDEN / "registry"
 STYLES = {"sepsis": "sections", "stroke": "lines", "aki": "days"}
-needs_golden = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden data at {FOLDER}")
+needs_golden = golden_folder.needs("registry")
 
 
 def lines(name: str) -> list[dict[str, Any]]:
     """The records of a file of lines; none where it is absent."""
-    path = FOLDER / name
-    if not path.is_file():
-        return []
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    return golden_folder.lines(FOLDER / name)
 
 
 def cases(name: str) -> list[Any]:
-    """One parameter for each record, or one skipped parameter."""
-    found = lines(name)
-    if not found:
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no golden data at {FOLDER / name}"))]
-    return [pytest.param(case, id=str(number)) for number, case in enumerate(found)]
+    """One parameter for each record."""
+    return golden_folder.parameters(lines(name), FOLDER / name)
 
 
 def read(name: str) -> Any:
     """A JSON file."""
-    with gzip.open(FOLDER / name, "rt", encoding="utf-8") as stream:
-        return json.load(stream)
+    return golden_folder.document(FOLDER / name)
+
+
+def dictionary(registry: str) -> dict[str, str]:
+    """The registry's own words in English."""
+    return dict(json.loads((FOLDER / registry / "raw" / "kor_to_eng.json").read_text(encoding="utf-8")))
+
+
+@functools.cache
+def patients(registry: str) -> dict[str, int]:
+    """How many patients the original's tables hold, by split."""
+    return {split: len(rows(registry, split)) for split in ("train", "valid") if table_path(registry, split).is_file()}
+
+
+def table_path(registry: str, split: str) -> Path:
+    """The original's table of a split; the hospitalised have no `train`."""
+    return FOLDER / registry / f"{split}.csv.gz"
+
+
+def read_table(registry: str, split: str) -> pd.DataFrame:
+    """A table as the original read it: in parts, each with types of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        return pd.read_csv(table_path(registry, split))
 
 
 @functools.cache
 def rows(registry: str, split: str = "valid") -> list[dict[str, Any]]:
     """The original's table as it read it back from CSV, a dictionary for each row."""
-    table = pd.read_csv(FOLDER / registry / f"{split}.csv.gz")
+    table = read_table(registry, split)
     columns = [table[name].tolist() for name in table.columns]
     return [dict(zip(table.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -1,23 +1,17 @@
 """The original's sepsis data, read once for all tests of a process."""
 
 import functools
-import os
-from pathlib import Path
 
 import pandas as pd
-import pytest
+from golden_registry import FOLDER, patients
 
 from shared.cohorts import sepsis
-
-GOLDEN = Path(os.environ.get("CREASON_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared" / "golden"))
-FOLDER = GOLDEN / "registry"
-needs_golden = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden data at {FOLDER}")
 
 
 @functools.cache
 def registry():
-    """The prepared registry of the original's raw files, 1,000 of 1,600 patients held out."""
-    return sepsis.prepare(FOLDER / "sepsis" / "raw", valid_patients=1000, seed=1, salt="s")
+    """The prepared registry of the original's raw files, as many patients held out as there."""
+    return sepsis.prepare(FOLDER / "sepsis" / "raw", valid_patients=patients("sepsis")["valid"], seed=1, salt="s")
 
 
 def everybody():

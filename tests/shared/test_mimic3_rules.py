@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared.cohorts.mimic3 import charting, exclusions, final, imputation, patients, scores, windows
+from shared.cohorts.mimic3 import charting, csv_numbers, exclusions, final, imputation, patients, scores, windows
 from shared.cohorts.mimic3.charting import Charted
 from shared.cohorts.mimic3.cleaning import clean
 from shared.cohorts.mimic3.onset import onsets
@@ -154,6 +154,31 @@ def test_fluids(event, steps, total):
     found = windows.fluids(windows_at(1, 2), pd.DataFrame([event]), NO_BOLUS, pd.Series([7.0]))
     assert found["input_4hourly"].tolist() == pytest.approx(steps)
     assert found["input_total"].iloc[-1] == pytest.approx(7 + total)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sums_are_added_in_the_originals_order(seed):
+    """Where a sum lies at a tie, its last digit decides what is printed: `7428.014` or `7428.015`."""
+    rng = np.random.default_rng(seed)
+    amounts = rng.uniform(0.001, 900, 21).round(3)
+    mv = pd.DataFrame([infusion(10.5 + place / 10, 13, float(rate)) for place, rate in enumerate(amounts)])
+    mv["tev"] = amounts[::-1]
+    mv.loc[5, ["rate", "norm_rate"]] = NAN  # a bolus
+    mv.loc[9, ["starttime", "endtime"]] = [
+        2 * HOUR,
+        3 * HOUR,
+    ]  # before the first window, where it counts as 0 among the rest
+    cv = pd.DataFrame({"stay": 0, "charttime": np.full(21, 11 * HOUR), "tev": amounts * 1.7})
+    found = windows.fluids(windows_at(1, 2), mv, cv, pd.Series([0.1]))
+    # The original, in NumPy: infusions, boluses and notes each by one nansum over the stay's rows.
+    given = (mv["norm_rate"] * (mv["endtime"] - mv["starttime"]) / HOUR).to_numpy()
+    infused = np.nansum(np.where(np.arange(21) == 9, 0, given))
+    boluses = np.nansum(mv["tev"].to_numpy()[5:6]) + np.nansum(cv["tev"].to_numpy())
+    assert found["input_4hourly"].tolist() == [infused + boluses, 0]
+    assert found["input_total"].tolist() == [np.nansum([np.nansum([0.1, given[9]]), infused, boluses])] * 2
+    passed = pd.DataFrame({"stay": 0, "charttime": np.full(21, 11 * HOUR), "value": amounts})
+    found = windows.urine(windows_at(1), passed, pd.Series([0.0]))
+    assert found["output_total"].tolist() == [np.nansum(amounts)]
 
 
 def test_what_falls_into_a_skipped_window_is_in_no_total():
@@ -314,6 +339,25 @@ def test_actions_and_rewards():
     assert found["traj"].tolist() == [1] * 4 + [2] * 4 and found["step"].tolist() == [0, 1, 2, 3] * 2
     assert found["r:reward"].tolist() == [0, 0, 0, 1, 0, 0, 0, -1]
     assert found["a:action"].tolist() == [0, 5, 10, 15, 20, 2, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("written", "early"),
+    [
+        (0.097, 0.09699999999999999),  # 97 / 10 / 100
+        (29412.68795138889, 29412.687951388885),
+        (7.38, 7.38),
+        (250.125, 250.125),
+        (-0.097, -0.09699999999999999),
+        (1e22, 1e22),
+    ],
+)
+def test_numbers_as_the_originals_first_reader_had_them(written, early):
+    """Pairs of what an extract of the original says and what its cohort script printed."""
+    assert csv_numbers.early(written) == early
+    table = csv_numbers.reread(pd.DataFrame({"x": [written, NAN, np.inf], "n": 1}), csv_numbers.early)
+    assert table["x"].tolist()[0] == early and np.isnan(table["x"][1]) and table["x"][2] == np.inf
+    assert table["n"].dtype == np.int64
 
 
 def test_numbers_as_the_originals_reader_has_them():

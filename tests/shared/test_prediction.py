@@ -47,23 +47,25 @@ def test_what_follow_up_visits_tell_is_not_shown():
 
 @pytest.fixture(scope="module")
 def strokes():
-    return build(stroke.read(FOLDER / "stroke" / "raw"), valid_patients=500, seed=2, salt="s")
+    raw = stroke.read(FOLDER / "stroke" / "raw")
+    return build(raw, valid_patients=len(raw.ids) // 3, seed=2, salt="s")
 
 
 @golden
 @needs_golden
 @pytest.mark.parametrize("task", ["mrs_3m", "mace_1y"])
 def test_stroke_outcomes(strokes, task):
+    wanted = len(strokes.valid) * 4 // 5
     for split in ("train", "valid"):
-        made = stroke_outcome.questions(strokes, split, 400, task=task, seed=5)
-        assert made == stroke_outcome.questions(strokes, split, 400, task=task, seed=5)
+        made = stroke_outcome.questions(strokes, split, wanted, task=task, seed=5)
+        assert made == stroke_outcome.questions(strokes, split, wanted, task=task, seed=5)
         assert len({question.id for question in made}) == len(made) and shortcuts.audit(made)["passed"]
         for question in made:
             assert len(set(question.choices)) == len(question.choices) == (5 if task == "mrs_3m" else 2)
             assert "3 months" not in question.context and "1 year" not in question.context.lower()
             assert question.answer in LETTERS[: len(question.choices)]
-    natural = stroke_outcome.questions(strokes, "valid", 400, task=task, seed=5, balance=False)
-    assert len({question.patient for question in natural}) == 400
+    natural = stroke_outcome.questions(strokes, "valid", wanted, task=task, seed=5, balance=False)
+    assert len({question.patient for question in natural}) == wanted
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +76,15 @@ def stays():
         for c in raw.columns
         if not c.visible or c.section[:4] != "[Day" or c.name.endswith(("_aki", "_cr", "_hr", "surgery"))
     ]
-    return build(hospitalized.RawRegistry(**{**vars(raw), "columns": few}), valid_patients=300, seed=2, salt="s")
+    fewer = hospitalized.RawRegistry(**{**vars(raw), "columns": few})
+    return build(fewer, valid_patients=len(raw.ids) // 4, seed=2, salt="s")
 
 
 @golden
 @needs_golden
 def test_aki_questions_show_the_past_only(stays):
-    made = aki.questions(stays, "valid", 500, seed=5)
-    assert shortcuts.audit(made)["passed"] and len(made) > 300
+    made = aki.questions(stays, "valid", 2 * len(stays.valid), seed=5)
+    assert shortcuts.audit(made)["passed"] and len(made) > len(stays.valid)
     for question in made:
         assert "AKI" not in question.context.replace("[", "") and "Final Outcomes" not in question.context
         header = question.id.split("-", 3)[3].rsplit("-", 1)[0]
@@ -92,7 +95,7 @@ def test_aki_questions_show_the_past_only(stays):
         )
     yes = np.mean([question.choices[LETTERS.index(question.answer)] == "yes" for question in made])
     assert 0.4 < yes < 0.6
-    assert not {q.patient for q in made} & {q.patient for q in aki.questions(stays, "train", 200, seed=5)}
+    assert not {q.patient for q in made} & {q.patient for q in aki.questions(stays, "train", len(stays.valid), seed=5)}
 
 
 @golden

@@ -1,30 +1,13 @@
 from __future__ import annotations
 
-import gzip
-import json
-import os
-from pathlib import Path
-
 import pytest
+from golden_registry import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import rewards
 from shared.config import GrpoConfig
 from shared.questions import LETTERS, Question
-
-GOLDEN = Path(os.environ.get("CREASON_GOLDEN", Path(__file__).resolve().parents[2].parent / "shared" / "golden"))
-STORED = GOLDEN / "registry" / "reward_cases.jsonl.gz"
-
-
-def read_cases() -> list[dict]:
-    if not STORED.is_file():
-        return []
-    with gzip.open(STORED, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-CASES = read_cases()
 
 
 def ask(answer: str = "B") -> Question:
@@ -43,13 +26,7 @@ def score(
 
 
 @pytest.mark.golden
-@pytest.mark.skipif(not CASES, reason=f"no golden cases at {STORED}")
-def test_golden_cases_are_all_there():
-    assert len(CASES) >= 80
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases("reward_cases.jsonl.gz"))
 def test_golden_reward(case):
     assert float(rewards.answer_letter(case["completion"]) == case["label"]) == case["reward"]
     if case["label"] and case["label"] in LETTERS:

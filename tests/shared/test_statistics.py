@@ -1,12 +1,10 @@
 """Value distributions: the definitions, and the original's own figures on its own rows."""
 
-import gzip
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-from golden_sepsis import FOLDER, everybody, needs_golden, registry
+from golden_registry import needs_golden, read
+from golden_sepsis import everybody, registry
 
 from shared.registry.features import Feature, fewest_decimals, to_units, units_text, value_text
 from shared.registry.statistics import fit, from_table, to_table
@@ -103,8 +101,7 @@ def test_other_texts():
 def test_figures_are_the_originals():
     """On the rows that the original used: all of them, in the order of its raw file."""
     found = fit(everybody(), registry().features)
-    with gzip.open(FOLDER / "sepsis" / "choices.json.gz", "rt") as stream:
-        expected = json.load(stream)
+    expected = read("sepsis/choices.json.gz")
     # Only `yes` or missing: the original counts missing as a value, so it had a question without a distractor.
     constant = {name for name in expected if len(set(expected[name]["VOCAB"]) - {"nan"}) == 1 and name not in found}
     assert set(expected) - constant == set(found) - {"remvinfectintravas", "inspercutdrain", "othernonsurg"}

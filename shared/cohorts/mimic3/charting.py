@@ -62,7 +62,7 @@ def chart(ce: pd.DataFrame, labs: pd.DataFrame, mechvent: pd.DataFrame) -> Chart
 def hold(charted: Charted, potassium_hours: float | None = None) -> np.ndarray:
     """`charted.values` with missing cells filled by the stay's last measured value, if it is not too old.
 
-    How old it may be is set for each column by the reference list; `potassium_hours` replaces its entry. (Spec: 6.9.)
+    How old it may be is set for each column by the reference list; `potassium_hours` replaces its entry. (Spec: mimic3, 6.9.)
     """
     hours = reference.hold_hours()
     if potassium_hours is not None:

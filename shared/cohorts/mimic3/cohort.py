@@ -33,6 +33,11 @@ class Options:
     ties: str = "stable"
     fixes: frozenset[str] = frozenset()
 
+    @property
+    def as_csv(self) -> bool:
+        """Whether numbers are those that the original's CSV readers gave, as its results have them."""
+        return self.ties == "introsort"
+
 
 def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
     """Adult stays with an onset of suspected infection, ascending by id, and how many were lost before.

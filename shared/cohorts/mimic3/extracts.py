@@ -37,6 +37,13 @@ KNOWN_TEXTS = (  # every text that a rule of `ce` or `mechvent` names
     "", "None", "Ventilator", "Cannula", "Nasal Cannula", "Face Tent", "Aerosol-Cool", "Trach Mask", "Hi Flow Neb",
     "Non-Rebreather", "Venti Mask", "Medium Conc Mask", "Other/Remarks", "Extubated", "Self Extubation",
 )  # fmt: skip
+# Seconds in days as Postgres divides them: a decimal with 12 places, 16 below 900 million seconds, and then a double.
+POSTGRES_DAYS = (
+    "CREATE MACRO places(s) AS CASE WHEN s < 900000000 THEN 16 ELSE 12 END",
+    "CREATE MACRO one(s) AS CAST(CASE WHEN s < 900000000 THEN 10000000000000000 ELSE 1000000000000 END AS HUGEINT)",
+    "CREATE MACRO scaled(s) AS (CAST(s AS HUGEINT) * one(s) * 2 // 86400 + 1) // 2",
+    "CREATE MACRO days(s) AS CASE WHEN s < 0 THEN s / 86400 ELSE CAST(scaled(s) || 'e-' || places(s) AS DOUBLE) END",
+)
 
 
 @contextlib.contextmanager
@@ -58,6 +65,8 @@ def connected(
             # Postgres makes a decimal of a double's first 15 digits, and rounds it half away from zero.
             "CREATE MACRO decimal3(x) AS CAST(round(CAST(printf('%.15g', x) AS DECIMAL(38, 17)), 3) AS DOUBLE)"
         )
+        for macro in POSTGRES_DAYS:
+            connection.execute(macro)
         tables.make_views(connection, sources)
         lists = {
             "items": reference.items(),

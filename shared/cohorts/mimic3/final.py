@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
+
+from shared.cohorts.mimic3 import csv_numbers
 
 FEATURES = (
     "gender", "mechvent", "max_dose_vaso", "re_admission", "age", "Weight_kg", "GCS", "HR", "SysBP", "MeanBP", "DiaBP",
@@ -12,7 +13,6 @@ FEATURES = (
     "SIRS", "Shock_Index", "PaO2_FiO2", "cumulated_balance", "SpO2", "BUN", "Creatinine", "SGOT", "SGPT", "Total_bili",
     "INR", "input_total", "input_4hourly", "output_total", "output_4hourly",
 )  # fmt: skip
-READER_DIGITS = 17
 COLUMNS = (
     "traj", "step", "m:presumed_onset", "m:charttime", "m:icustayid", *(f"o:{name}" for name in FEATURES), "a:action",
     "r:reward",
@@ -54,25 +54,7 @@ def _quartiles(values: pd.Series, given: pd.Series, shift: float) -> pd.Series:
 def reread(table: pd.DataFrame) -> pd.DataFrame:
     """The table as the original's question scripts had it, after writing it as CSV and reading it with pandas 2.2.
 
-    That reader takes 17 digits at most, leading zeros included, so numbers differ in their last digits, and some that
-    differed become equal. Which options the scripts draw depends on how many distinct numbers there are.
+    Numbers differ in their last digits, and some that differed become equal. Which options the scripts draw depends on how
+    many distinct numbers there are.
     """
-    result = table.copy()
-    for name in table.columns[table.dtypes == np.float64]:
-        codes, distinct = pd.factorize(table[name])
-        result[name] = np.append([_reread(float(value)) for value in distinct], np.nan)[codes]
-    return result
-
-
-def _reread(value: float) -> float:
-    if not np.isfinite(value):
-        return value
-    mantissa, _, exponent = repr(abs(value)).partition("e")
-    whole, _, decimals = mantissa.partition(".")
-    digits = (whole + decimals)[:READER_DIGITS]
-    number = 0.0
-    for digit in digits:
-        number = number * 10.0 + int(digit)
-    power = len(whole) - len(digits) + int(exponent or 0)
-    number = number * float(f"1e{power}") if power > 0 else number / float(f"1e{-power}")
-    return float(np.copysign(number, value))
+    return csv_numbers.reread(table, csv_numbers.late)

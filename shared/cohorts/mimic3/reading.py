@@ -8,20 +8,27 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 
+from shared.cohorts.mimic3 import csv_numbers
 from shared.cohorts.mimic3.charting import AFTER, BEFORE
 
 
 class Extracts:
-    """The Parquet files in `folder`; `batch` stays are worked on at once."""
+    """The Parquet files in `folder`; `batch` stays are worked on at once.
 
-    def __init__(self, folder: Path, connection: duckdb.DuckDBPyConnection, *, batch: int) -> None:
+    `as_csv`: numbers as the original had them, which read its extracts from CSV files.
+    """
+
+    def __init__(
+        self, folder: Path, connection: duckdb.DuckDBPyConnection, *, batch: int, as_csv: bool = False
+    ) -> None:
         self._folder = folder
         self._connection = connection
         self._batch = batch
+        self._as_csv = as_csv
 
     def whole(self, name: str) -> pd.DataFrame:
         """An extract in its own order."""
-        return pd.read_parquet(self._folder / f"{name}.parquet")
+        return self._read(pd.read_parquet(self._folder / f"{name}.parquet"))
 
     def batches(self, stays: pd.DataFrame) -> Iterator[pd.DataFrame]:
         """`stays` (ascending icustay_id) in parts, each with positions from 0; one part where there are none."""
@@ -63,9 +70,12 @@ class Extracts:
         batch = pd.DataFrame({"icustay_id": stays["icustay_id"], "onset": stays["onset"], "stay": range(len(stays))})
         self._connection.register("batch", batch)
         try:
-            return self._connection.execute(query).df()
+            return self._read(self._connection.execute(query).df())
         finally:
             self._connection.unregister("batch")
+
+    def _read(self, table: pd.DataFrame) -> pd.DataFrame:
+        return csv_numbers.reread(table, csv_numbers.early) if self._as_csv else table
 
     def _path(self, name: str) -> str:
         return "'" + str(self._folder / f"{name}.parquet").replace("'", "''") + "'"

@@ -7,6 +7,7 @@ charted time does not exist, and what was given during it is in no total. Both a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,9 +37,19 @@ class Spans:
         return event, first[event] + within
 
     def sums(self, span: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-        """Amounts added up by span, missing ones skipped: `[spans]`."""
-        known = ~np.isnan(amounts)
-        return np.bincount(span[known], amounts[known], minlength=len(self.stay))
+        """Amounts added up by span, missing ones as 0: `[spans]`.
+
+        Each span's are added as `np.sum` adds an array of just these, in their order: pairwise and not from left to right.
+        The original did so, and its last digits decide which way a tie is rounded where a sum is printed.
+        """
+        amounts = np.where(np.isnan(amounts), 0.0, amounts)[np.argsort(span, kind="stable")]
+        count = np.bincount(span, minlength=len(self.stay))
+        first = np.cumsum(count) - count
+        total = np.zeros(len(self.stay))
+        for terms in np.unique(count[count > 0]):
+            alike = np.flatnonzero(count == terms)
+            total[alike] = amounts[first[alike][:, None] + np.arange(terms)].sum(axis=1)
+        return total
 
 
 def aggregate(charted: Charted, stays: int) -> pd.DataFrame:
@@ -79,7 +90,7 @@ def before(windows: pd.DataFrame) -> Spans:
 
 
 def vasopressors(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame) -> pd.DataFrame:
-    """median_dose_vaso and max_dose_vaso of what ran or was noted in each window; missing where nothing was. (7.2.)"""
+    """median_dose_vaso and max_dose_vaso of what ran or was noted in each window; missing if none. (Spec: mimic3, 7.2.)"""
     spans = spans_of(windows)
     event, span = spans.pairs(mv)
     start, end = mv["starttime"].to_numpy()[event], mv["endtime"].to_numpy()[event]
@@ -95,34 +106,46 @@ def vasopressors(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame) -> p
 
 
 def fluids(windows: pd.DataFrame, mv: pd.DataFrame, cv: pd.DataFrame, preadmission: pd.Series) -> pd.DataFrame:
-    """input_4hourly of each window and input_total up to its end, in mL with tonicity counted in. (7.3.)
+    """input_4hourly of each window and input_total up to its end, in mL with tonicity counted in. (Spec: mimic3, 7.3.)
 
     `preadmission` `[stays]`: what was given before the ICU, 0 where unknown.
     """
-    earlier = before(windows)
-    initial = np.zeros(len(preadmission))
-    initial[earlier.stay] = _volume(earlier, mv, cv)
-    return _running(windows, _volume(spans_of(windows), mv, cv), preadmission.to_numpy() + initial, "input")
+    earlier, during = before(windows), spans_of(windows)
+    ahead = [_by_stay(earlier.stay, amounts, len(preadmission)) for amounts in _volumes(earlier, mv, cv)]
+    return _running(windows, _volumes(during, mv, cv), [preadmission.to_numpy(dtype=float), *ahead], "input")
 
 
 def urine(windows: pd.DataFrame, passed: pd.DataFrame, preadmission: pd.Series) -> pd.DataFrame:
-    """output_4hourly of each window and output_total up to its end, in mL. (7.4.) `preadmission` as in `fluids`."""
-    earlier = before(windows)
-    initial = preadmission.to_numpy(dtype=float, copy=True)
-    initial[earlier.stay] += _counted(earlier, passed, "charttime", "value")
-    return _running(windows, _counted(spans_of(windows), passed, "charttime", "value"), initial, "output")
+    """output_4hourly of each window and output_total up to its end, in mL. (Spec: mimic3, 7.4.) `preadmission` as in `fluids`."""
+    earlier, during = before(windows), spans_of(windows)
+    ahead = _by_stay(earlier.stay, _counted(earlier, passed, "charttime", "value"), len(preadmission))
+    step = _counted(during, passed, "charttime", "value")
+    return _running(windows, [step], [preadmission.to_numpy(dtype=float), ahead], "output")
 
 
-def _running(windows: pd.DataFrame, step: np.ndarray, initial: np.ndarray, name: str) -> pd.DataFrame:
+def _by_stay(stay: np.ndarray, amounts: np.ndarray, stays: int) -> np.ndarray:
+    found = np.zeros(stays)
+    found[stay] = amounts
+    return found
+
+
+def _running(
+    windows: pd.DataFrame, parts: Sequence[np.ndarray], ahead: Sequence[np.ndarray], name: str
+) -> pd.DataFrame:
+    """Totals by window: `ahead` (each `[stays]`), then the `parts` of each window (each `[windows]`), one after the other."""
     stay, number = windows["stay"].to_numpy(), windows["bloc"].to_numpy()
-    steps = np.zeros((len(initial), COUNT + 1))
-    steps[:, 0] = initial
-    steps[stay, number] = step
-    total = steps.cumsum(axis=1)[stay, number]
-    return pd.DataFrame({f"{name}_total": total, f"{name}_4hourly": step}, index=windows.index)
+    terms = np.zeros((len(ahead[0]), len(ahead) + COUNT * len(parts)))
+    terms[:, : len(ahead)] = np.stack(ahead, axis=1)
+    place = len(ahead) + (number - 1) * len(parts)
+    for offset, part in enumerate(parts):
+        terms[stay, place + offset] = part
+    # Parts of a window are added to the total one by one, not as their sum: the original's order.
+    total = terms.cumsum(axis=1)[stay, place + len(parts) - 1]
+    return pd.DataFrame({f"{name}_total": total, f"{name}_4hourly": sum(parts)}, index=windows.index)
 
 
-def _volume(spans: Spans, mv: pd.DataFrame, cv: pd.DataFrame) -> np.ndarray:
+def _volumes(spans: Spans, mv: pd.DataFrame, cv: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """What was infused at a rate, and what was given at once, in each span."""
     event, span = spans.pairs(mv)
     start, end = mv["starttime"].to_numpy()[event], mv["endtime"].to_numpy()[event]
     t0, t1 = spans.begin[span], spans.end[span]
@@ -137,7 +160,7 @@ def _volume(spans: Spans, mv: pd.DataFrame, cv: pd.DataFrame) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         infused = sum(rate * np.where(holds, seconds, 0) / HOUR for holds, seconds in cases)
     boluses = _counted(spans, mv[mv["rate"].isna()], "starttime", "tev") + _counted(spans, cv, "charttime", "tev")
-    return spans.sums(span, np.asarray(infused)) + boluses
+    return spans.sums(span, np.asarray(infused)), boluses
 
 
 def _counted(spans: Spans, events: pd.DataFrame, time: str, amount: str) -> np.ndarray:

@@ -37,7 +37,7 @@ SELECT
     seconds(s.intime) AS intime,
     seconds(s.outtime) AS outtime,
     s.los,
-    (epoch(s.intime) - epoch(p.dob)) / 86400 AS age,
+    days(seconds(s.intime) - seconds(p.dob)) AS age,
     seconds(p.dob) AS dob,
     seconds(p.dod) AS dod,
     p.expire_flag,
