@@ -35,7 +35,7 @@ def define_flags() -> None:
         "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
     )
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
-    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
+    flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
     flags.DEFINE_integer(
         "stopped_exit_code", 0, "Exit code after a SIGTERM; other than 0 for a scheduler that starts failures again."
