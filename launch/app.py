@@ -80,7 +80,7 @@ def _reported(work: Callable[[], None]) -> None:
         if isinstance(error, BrokenPipeError) and (_unread(sys.stdout) or _unread(sys.stderr)):
             _end(EXIT_UNREAD)
         if isinstance(error, OSError) and (reason := files.refusal(error)):
-            _fail(f"{error.filename or ('standard output' if _given_up(sys.stdout) else 'a file')}: {reason}")
+            _fail(f"{error.filename or 'standard output, or a file'}: {reason}")
         # Nothing is swallowed: whatever it is, the other processes must learn of it, or they would wait for ever.
         files.remove_empty(_made)
         for others in OTHERS:
@@ -128,7 +128,7 @@ def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
 def _end(code: int) -> NoReturn:
     files.remove_empty(_made)
     for stream in (sys.stdout, sys.stderr):
-        _given_up(stream)
+        _give_up(stream)
     for others in OTHERS:  # end without waiting for them, as an ordinary exit would
         others.leave(code)
     sys.exit(code)
@@ -140,16 +140,14 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _given_up(stream: TextIO | None) -> bool:
-    """Whether a stream cannot be written; what it holds goes nowhere then, else Python would try again at its end."""
+def _give_up(stream: TextIO | None) -> None:
+    """Where a stream cannot be written, what it still holds goes nowhere; else Python would try again at its end."""
     if stream is None:
-        return False
+        return
     try:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False
 
 
 def _unread(stream: TextIO | None) -> bool:
