@@ -104,6 +104,11 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def kvstore(folder: Path) -> dict[str, str]:
+    """A folder as TensorStore wants it named: from the root, without `..`; a text of the form file://... would be decoded."""
+    return {"driver": "file", "path": f"{folder.resolve()}/"}
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder tree, if it is there."""
     if path.is_dir() and not path.is_symlink():
