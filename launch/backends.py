@@ -13,6 +13,15 @@ from shared.config import RunConfig
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
+JOINS = "joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's"
+# Flags that one backend alone reads, and what to say of them with the other.
+ONE_BACKEND = {
+    "coordinator": ("jax", JOINS),
+    "num_processes": ("jax", JOINS),
+    "process_id": ("jax", JOINS),
+    "engine": ("torch", "chooses between engines of --backend=torch; JAX has one, so leave it out"),
+    "local_rank": ("torch", "comes from the DeepSpeed launcher, which starts --backend=torch; launch.train alone starts JAX"),
+}
 
 
 def define_flags(what: str) -> None:
@@ -33,6 +42,9 @@ def make_backend(config: RunConfig) -> Backend:
     Raises InputError where its packages are not installed, or where the processes cannot be joined.
     """
     name = FLAGS.backend
+    for flag, (reader, what) in ONE_BACKEND.items():
+        if flag in FLAGS and FLAGS[flag].present and reader != name:
+            raise InputError(f"--{flag}: {what}")
     needed = {"jax": ("jax", "flax"), "torch": ("torch", "deepspeed")}[name]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -40,9 +52,6 @@ def make_backend(config: RunConfig) -> Backend:
             f"--backend={name}: {' and '.join(missing)} not installed; `make env BACKEND={name}` installs what it needs"
         )
     if name == "torch":
-        for flag in ("coordinator", "num_processes", "process_id"):
-            if FLAGS[flag].present:
-                raise InputError(f"--{flag}: joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's")
         from creason_torch.backend import Backend as TorchBackend
 
         return TorchBackend(config)

@@ -17,7 +17,7 @@ from absl import flags
 from launch import app, backends, config_file
 from shared import replay, report, run
 from shared.backend import Backend
-from shared.config import RunConfig, validate
+from shared.config import RunConfig, check_backend, validate
 from shared.errors import InputError
 from shared.replay import Recording
 from shared.stopping import Stopped
@@ -48,6 +48,7 @@ def main() -> None:
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
     config = validate(FLAGS.config)
+    check_backend(config_file.given("config"), FLAGS.backend)
     if FLAGS.dry_run:
         print(run.describe(config))
         return

@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 from shared import evaluation, files, preparation, report, storage, training
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
-from shared.config import RunConfig, validate
+from shared.config import RunConfig, changed_in_preset, validate
 from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
@@ -330,8 +330,10 @@ def _evaluate(
 
 def describe(config: RunConfig) -> str:
     """One paragraph on what a run will do, for `--dry_run` and the log."""
+    changed = changed_in_preset(config.grpo)
+    preset = f"{config.grpo.preset} preset" + (f" changed in: {', '.join(changed)}" if changed else "")
     return (
         f"{config.name}: {config.steps} optimizer steps of {config.grpo.questions_per_step} questions x "
-        f"{config.grpo.group_size} completions ({config.grpo.preset} preset, loss {config.grpo.loss}, beta "
+        f"{config.grpo.group_size} completions ({preset}; loss {config.grpo.loss}, beta "
         f"{config.grpo.beta}), learning rate {config.optimizer.learning_rate}, seed {config.seed}"
     )
