@@ -86,7 +86,7 @@ def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
 def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:
     """A run that learns from a recorded one, and what the terminal shows of it."""
     found = replay.run(config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project)
-    return replay.terminal_summary(found, workdir)
+    return replay.terminal_summary(found, workdir) if found else ""
 
 
 if __name__ == "__main__":

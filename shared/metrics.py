@@ -110,7 +110,8 @@ class _Events:
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # slow to import, and reading metrics does not need it
+        # Slow to import, and reading metrics does not need it.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
 
         # The number of this process keeps two writers that start within one second from sharing a file.

@@ -84,10 +84,22 @@ def run(
             check_questions(path)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
-        claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
-        _make_questions(config, workdir, progress)
+        if config.checkpoint.folder and storage.is_file(storage.join(checkpoints, REPLAY_FILE)):
+            raise InputError(f"{checkpoints}: holds checkpoints of a replay; give another checkpoint.folder")
+        claimed = claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        try:
+            _make_questions(config, workdir, progress)
+        except InputError:
+            for place in claimed:  # the same folder must do for a corrected config
+                storage.remove(place)
+            raise
     backend.barrier()
-    _check_shared(config, backend, workdir)
+    check_shared(
+        backend,
+        workdir,
+        apart=bool(config.data.train and config.model.path and config.checkpoint.folder),
+        otherwise="give data.train, data.valid, model.path and checkpoint.folder",
+    )
     fetch_policy(config, backend, workdir, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
     policy = _policy(config, backend, workdir, train_questions, progress)
@@ -152,9 +164,12 @@ def environment(backend: str) -> dict[str, Any]:
     return found
 
 
-def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
-    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`."""
-    outdated = []
+def claim(config: RunConfig, workdir: Path, *others: Path | str) -> list[Path | str]:
+    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`.
+
+    Returns the files written where there was none.
+    """
+    outdated, new = [], []
     for folder in (workdir, *others):
         place = storage.join(folder, CONFIG_FILE)
         if storage.is_file(place):
@@ -167,9 +182,12 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
                 )
             if not changed:
                 continue
+        else:
+            new.append(place)
         outdated.append(place)
     for place in reversed(outdated):  # the work directory last: a bucket may refuse
         storage.write_json(place, plain(dataclasses.asdict(config)))
+    return new
 
 
 def read_config(path: Path | str) -> RunConfig:
@@ -211,13 +229,15 @@ def checkpoint_folder(config: RunConfig, backend: Backend, workdir: Path) -> Pat
     return folder
 
 
-def _check_shared(config: RunConfig, backend: Backend, workdir: Path) -> None:
-    """Where nothing needs one work directory for all processes, each may have its own."""
-    apart = config.data.train and config.model.path and config.checkpoint.folder
+def check_shared(backend: Backend, workdir: Path, *, apart: bool, otherwise: str) -> None:
+    """Raise InputError where this process needs what process 0 wrote and does not see it.
+
+    `apart`: nothing needs one work directory for all, so each may have its own; `otherwise` says how to come there.
+    """
     if backend.process > 0 and not apart and not (workdir / CONFIG_FILE).is_file():
         raise InputError(
             f"{workdir}: process {backend.process} does not see what process 0 wrote there; put the work directory on a "
-            "file system that all share, or give data.train, data.valid, model.path and checkpoint.folder"
+            f"file system that all share, or {otherwise}"
         )
 
 
