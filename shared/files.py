@@ -28,6 +28,8 @@ NUMBERED = re.compile(r"os error (\d+)|os_error_code='(\d+)'|errno (\d+)", re.IG
 
 def refusal(error: BaseException) -> str | None:
     """What the operating system answered, in its words, or None for an error of another kind."""
+    if isinstance(error, InputError):
+        return error.reason if isinstance(error, Unwritable) else None
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno) if error.errno in REFUSALS else None
     found = NUMBERED.search(str(error))
@@ -37,26 +39,35 @@ def refusal(error: BaseException) -> str | None:
     return next((text for text in map(os.strerror, FULL_OR_CLOSED) if text in str(error)), None)
 
 
+class Unwritable(InputError):
+    """A place that cannot be written; `reason` is the operating system's."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(
+            f"{path}: cannot be written ({reason}); see that there is room and that this process may write there, then give "
+            "the same command again"
+        )
+        self.filename, self.reason = str(path), reason
+
+
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Turn what keeps this block from writing `path` into an InputError that names it."""
+    """Turn what keeps this block from writing `path`, or a part of it, into an InputError that names it."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:  # some libraries raise nothing narrower; what is no refusal goes on as it came
         reason = refusal(error)
         if reason is None or _is_about_another_place(error, Path(path)):
             raise
-        raise InputError(
-            f"{path}: cannot be written ({reason}); see that there is room and that this process may write there, then "
-            "give the same command again"
-        ) from error
+        raise Unwritable(path, reason) from error
 
 
 def _is_about_another_place(error: Exception, path: Path) -> bool:
     name = getattr(error, "filename", None)
-    return isinstance(name, str | os.PathLike) and path.parent.absolute() not in Path(name).absolute().parents
+    if not isinstance(name, str | os.PathLike):
+        return False
+    there, here = Path(name).absolute(), path.absolute()
+    return here.parent not in there.parents and there not in here.parents
 
 
 def make_folder(path: Path) -> list[Path]:
@@ -122,6 +133,12 @@ def copy_companions(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
             (target / path.name).write_bytes(path.read_bytes())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once, atomically. For what its library cannot leave half-written in silence, such as a workbook."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
