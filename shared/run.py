@@ -72,8 +72,29 @@ def run(
     """Do what is not done yet and return the summary. Raises InputError for a work directory of another config.
 
     Every process of a run calls it. Process 0 writes the files and returns the summary; the others wait where they need
-    the files, and return an empty one. Raises Stopped where a SIGTERM ends training early.
+    the files, and return an empty one. Raises Stopped where a SIGTERM ends training early. Where it fails before anything is
+    made, the work directory is free for another config again.
     """
+    claimed: list[Path | str] = []
+    try:
+        return _run(config, backend, workdir, claimed, progress, show_examples, wandb_project)
+    except InputError:
+        if not ({path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()):
+            for place in claimed:
+                storage.remove(place)
+        raise
+
+
+def _run(
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    claimed: list[Path | str],
+    progress: bool,
+    show_examples: bool,
+    wandb_project: str,
+) -> dict[str, Any]:
+    """See `run`; into `claimed` go the files by which folders become this config's."""
     first = backend.process == 0
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
@@ -86,13 +107,8 @@ def run(
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
         if config.checkpoint.folder and storage.is_file(storage.join(checkpoints, REPLAY_FILE)):
             raise InputError(f"{checkpoints}: holds checkpoints of a replay; give another checkpoint.folder")
-        claimed = claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
-        try:
-            _make_questions(config, workdir, progress)
-        except InputError:
-            for place in claimed:  # the same folder must do for a corrected config
-                storage.remove(place)
-            raise
+        claimed += claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        _make_questions(config, workdir, progress)
     backend.barrier()
     check_shared(
         backend,
