@@ -87,7 +87,7 @@ class _Kind:
         # A missing chunk is an error, never zeros.
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
+            "kvstore": files.kvstore(path),
             "fill_missing_data_reads": False,
         }
         try:

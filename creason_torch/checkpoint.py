@@ -37,11 +37,24 @@ class Checkpoints:
     def save(self, step: int, state: Iterable[tuple[str, str, torch.Tensor]], extra: Mapping[str, int]) -> None:
         """Write `state`, a stream of (kind, name, whole tensor) that every process holds, as checkpoint `step`.
 
-        Each process writes its share of every array's chunks. A save that is killed leaves the last one whole.
+        Each process writes its share of every array's chunks. A save that is killed leaves the last one whole. Raises
+        InputError where it cannot be written.
         """
         partial = self.folder / f".{step}.partial"
+        try:
+            with files.writing(self.folder):
+                self._save(partial, step, state, extra)
+        except InputError:
+            if dist.get_rank() == 0:
+                files.remove(partial)
+            raise
+
+    def _save(
+        self, partial: Path, step: int, state: Iterable[tuple[str, str, torch.Tensor]], extra: Mapping[str, int]
+    ) -> None:
         if dist.get_rank() == 0:
-            files.remove(partial)
+            for left in self.folder.glob(".*.partial"):  # of saves that were killed
+                files.remove(left)
             partial.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
         dist.barrier()
         names: dict[str, list[str]] = {}
@@ -111,7 +124,7 @@ class Arrays:
 def _spec(path: Path) -> dict[str, Any]:
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path.absolute()) + "/"},
+        "kvstore": files.kvstore(path),
         # A missing chunk is an error, so one that is all zeros must be stored.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,

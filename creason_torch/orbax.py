@@ -59,8 +59,7 @@ class OrbaxArrays:
         return torch.from_numpy(whole)
 
     def _open(self, path: str) -> Any:
-        base = f"file://{(self.folder / STATE).absolute()}/"
-        store = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
+        store = {"driver": "ocdbt", "base": files.kvstore(self.folder / STATE), "path": f"{path}/"}
         try:
             return tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
         except (ValueError, OSError) as error:

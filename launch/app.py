@@ -1,89 +1,159 @@
-"""How every program of this folder starts: a wrong flag or a bad input ends with one clear line and exit code 2."""
+"""How every program of this folder starts and ends: whatever its user can mend is one clear line, never a traceback.
+
+Exit codes: 2 for a wrong flag, bad input or a place that cannot be written; 1 for a run that must not go on; 130 where the
+user interrupted it; 141 where whoever read its output has gone, as a shell says of a program that a closed pipe ended.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
+from shared import files
 from shared.errors import InputError, TrainingError
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1  # a run that must not go on
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+HOME = re.compile(r"(?<=,)~(?=/|,|$)")
 
 OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
+_made: list[Path] = []  # folders made for a flag, the innermost first
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError."""
+def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
+    """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError.
 
-    def checked(_: Sequence[str]) -> None:
-        try:
-            main()
-        except InputError as error:
-            _fail(str(error))
-        except TrainingError as error:
-            _fail(str(error), EXIT_STOPPED)
-        except KeyboardInterrupt:
-            _leave(EXIT_INTERRUPTED)
-            raise
-        except Exception:
-            # Nothing is swallowed: whatever it is, the other processes must learn of it, or they would wait for ever.
-            for others in OTHERS:
-                others.before_report()
-                traceback.print_exc()
-                others.leave(EXIT_STOPPED)
-            raise
-
-    app.run(checked, flags_parser=_parse)
+    `~/` at the start of a flag's value is the user's home, which shells leave to the program; not where `expand_home` is
+    false, for a program whose paths are another machine's.
+    """
+    app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, expand_home=expand_home))
 
 
 def make_folder(flag: str, folder: Path) -> None:
-    """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible."""
+    """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible.
+
+    Where the program fails, it is removed again if it is still empty.
+    """
     if re.match(r"\w+:/", str(folder)):
         raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--{flag}={folder}: is a file; give a directory")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--{flag}={folder}: is a file; give a directory")
+        _made[:0] = files.make_folder(folder)
     except OSError as error:
         raise InputError(f"--{flag}={folder}: cannot be made ({error.strerror}); give another directory") from None
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def on_terminal() -> bool:
+    """Whether somebody sees what is written to standard error; it may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _reported(work: Callable[[], None]) -> None:
+    """Do `work`; where it fails, say why in one line and exit."""
+    try:
+        try:
+            work()
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except InputError as error:
+        _fail(str(error))
+    except TrainingError as error:
+        _fail(str(error), EXIT_STOPPED)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and (_unread(sys.stdout) or _unread(sys.stderr)):
+            _end(EXIT_UNREAD)
+        if isinstance(error, OSError) and (reason := files.refusal(error)):
+            _fail(f"{error.filename or 'standard output, or a file'}: {reason}")
+        # Nothing is swallowed: whatever it is, the other processes must learn of it, or they would wait for ever.
+        files.remove_empty(_made)
+        for others in OTHERS:
+            others.before_report()
+            traceback.print_exc()
+            others.leave(EXIT_STOPPED)
+        raise
+
+
+def _parse(argv: Sequence[str], *, expand_home: bool) -> list[str]:
     if any(word in ("--help", "-help", "-h") for word in argv[1:]):
-        app.usage(shorthelp=True, writeto_stdout=True)
+        if sys.stdout is not None:
+            _reported(lambda: app.usage(shorthelp=True, writeto_stdout=True))
         sys.exit(0)
     quiet = f"--verbosity={logging.WARNING}"  # absl would show what libraries log for their own authors
+    words = [_with_home(word) for word in argv[1:]] if expand_home else list(argv[1:])
     try:
-        rest = flags.FLAGS([argv[0], quiet, *argv[1:]])
+        rest = flags.FLAGS([argv[0], quiet, *words])
     except flags.Error as error:
         _fail(str(error))
     except (AttributeError, KeyError, TypeError, ValueError):
         # How ml_collections refuses an override of what is no field.
-        words = ", ".join(word for word in argv[1:] if word.lstrip("-").startswith(("config.", "noconfig.")))
-        _fail(f"{words}: the config has no such field; shared/config.py lists them")
+        words = [word for word in words if word.lstrip("-").startswith(("config.", "noconfig."))]
+        _fail(f"{', '.join(words)}: the config has no such field; shared/config.py lists them")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
     return rest
+
+
+def _with_home(word: str) -> str:
+    """A word of the command line, `~` for the home replaced in the value of a flag, or in each value of its list."""
+    name, mark, value = word.partition("=")
+    return name + mark + HOME.sub(str(Path.home()), f",{value}")[1:] if mark and name.startswith("-") else word
 
 
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     line = " ".join(message.split())
     for others in OTHERS:
         others.before_report()  # what looks like bad input may come of one that is gone
-    print(f"error: {line}", file=sys.stderr)
-    _leave(code)
+    with contextlib.suppress(OSError):
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    files.remove_empty(_made)
+    for stream in (sys.stdout, sys.stderr):
+        _give_up(stream)
+    for others in OTHERS:  # end without waiting for them, as an ordinary exit would
+        others.leave(code)
     sys.exit(code)
 
 
-def _leave(code: int) -> None:
-    """Where there are other processes, end without waiting for them, as an ordinary exit would."""
-    for others in OTHERS:
-        others.leave(code)
+def _flush() -> None:
+    """Write what was printed while its failure can still be told; Python itself does it too late."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _give_up(stream: TextIO | None) -> None:
+    """Where a stream cannot be written, what it still holds goes nowhere; else Python would try again at its end."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _unread(stream: TextIO | None) -> bool:
+    """Whether this is a pipe that nobody reads any more."""
+    if stream is None:
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLERR)
+    return bool(poll.poll(0))

@@ -15,6 +15,15 @@ from shared.config import RunConfig
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
+JOINS = "joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's"
+# Flags that one backend alone reads, and what to say of them with the other.
+ONE_BACKEND = {
+    "coordinator": ("jax", JOINS),
+    "num_processes": ("jax", JOINS),
+    "process_id": ("jax", JOINS),
+    "engine": ("torch", "chooses between engines of --backend=torch; JAX has one, so leave it out"),
+    "local_rank": ("torch", "comes from the DeepSpeed launcher, which starts --backend=torch; launch.train alone starts JAX"),
+}
 
 
 def define_flags(what: str) -> None:
@@ -40,6 +49,9 @@ def make_backend(config: RunConfig) -> Backend:
     Raises InputError where its packages are not installed, or where the processes cannot be joined.
     """
     name = FLAGS.backend
+    for flag, (reader, what) in ONE_BACKEND.items():
+        if flag in FLAGS and FLAGS[flag].present and reader != name:
+            raise InputError(f"--{flag}: {what}")
     needed = {"jax": ("jax", "flax"), "torch": ("torch", "deepspeed")}[name]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -51,9 +63,6 @@ def make_backend(config: RunConfig) -> Backend:
 
 
 def _torch(config: RunConfig) -> Backend:
-    for flag in ("coordinator", "num_processes", "process_id"):
-        if FLAGS[flag].present:
-            raise InputError(f"--{flag}: joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's")
     if FLAGS.device == "tpu":
         raise InputError("--device=tpu: the PyTorch backend runs on GPUs and CPUs; give --backend=jax for TPUs")
     if FLAGS.device == "cpu":

@@ -53,6 +53,11 @@ def define(name: str, sections: type | None = RunConfig) -> None:
     flags.FLAGS[name].parser = ConfigFile(sections)
 
 
+def given(name: str) -> list[str]:
+    """The fields of the config `name` that stand on the command line, e.g. `grpo.beta`."""
+    return list(config_flags.get_override_values(flags.FLAGS[name]))
+
+
 def load(argument: str, sections: type | None = RunConfig) -> ConfigDict:
     """What `get_config` of a config file returns, with an empty section for each of `sections` that it leaves out."""
     path, colon, rest = argument.partition(":")

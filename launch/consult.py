@@ -5,7 +5,6 @@ python -m launch.consult --model=runs/trained --notes=notes.csv --out=consult
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -28,7 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("notes", None, "Table of notes: id, note and, in some, header (docs/review.md).", required=True)
     flags.DEFINE_string("out", None, "Directory for completions.jsonl.", required=True)
     generation.define_flags(long_prompts="Notes with longer prompts are left out.", max_new_tokens=4_000)
-    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show a progress bar (default: on a terminal).")
+    flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
 
 
 def main() -> None:

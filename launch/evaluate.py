@@ -60,7 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
     flags.DEFINE_integer("seed", 42, "Seed of the resampling and of the samples.")
-    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show a progress bar (default: on a terminal).")
+    flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends
-from shared import run
+from shared import replay, run
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -36,12 +36,13 @@ def main() -> None:
     run.fetch_policy(config, backend, workdir, progress=False)
     learner = backend.learner(
         config,
-        run.policy_folder(config, workdir),
+        replay.started_from(config, workdir),
         optimizer=config.optimizer,
         steps=config.steps,
         reference=config.grpo.beta > 0,
     )
-    restored = learner.restore(checkpoints, FLAGS.step)
+    there = not isinstance(checkpoints, Path) or checkpoints.is_dir()  # a folder that is not would be made
+    restored = learner.restore(checkpoints, FLAGS.step) if there else None
     if restored is None:
         raise InputError(f"{checkpoints}: no checkpoint yet; the trained policy of an ended run is in trained/")
     learner.export(out)

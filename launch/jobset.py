@@ -134,4 +134,4 @@ def slice_of(text: str) -> tuple[str, str, int, int]:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, expand_home=False)  # its paths are those of the image

@@ -32,7 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_list("dtypes", None, "float32, bfloat16 (default: the config's; both).")
     flags.DEFINE_enum("device", None, ["cpu", "cuda"], "What both backends compute on (default: the config's).")
     flags.DEFINE_string("inject", "", "A fault to put into the JAX side, e.g. layer_swapped; see parity/faults.py.")
-    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show a progress bar (default: on a terminal).")
+    flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from absl import flags
 
 from launch import app, config_file
 from shared import files
-from shared.config import RunConfig, validate
+from shared.config import RunConfig, check_backend, validate
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -108,6 +108,7 @@ def table(plan: object, config: RunConfig) -> str:
 
 
 def _config() -> RunConfig:
+    check_backend(config_file.given("config"), "jax")
     values = FLAGS.config
     # Which registry the questions come from changes nothing here, and need not be said.
     if values.data.get("cohort", "synthetic") != "synthetic" and not values.data.get("source"):

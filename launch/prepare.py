@@ -8,7 +8,6 @@ python -m launch.prepare --cohort=custom --source=DIR --draft_codebook
 from __future__ import annotations
 
 import dataclasses
-import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +76,7 @@ def define_flags() -> None:
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
     flags.DEFINE_bool("verify", False, "Check what is in --out: files, sources, splits, and that it comes out again.")
     flags.DEFINE_bool("draft_codebook", False, f"Write a first {CODEBOOK} beside the table of a custom registry.")
-    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
+    flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     prepare_mimic3.define_flags()
 
 

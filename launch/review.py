@@ -72,7 +72,7 @@ def sheets(words: list[str]) -> dict[str, Path]:
         rater, mark, path = word.partition("=")
         if not mark or not rater or not path or rater in found:
             raise InputError(f"--ratings: {word!r} must be RATER=FILE, each rater once")
-        found[rater] = Path(path)
+        found[rater] = Path(path).expanduser()
     return found
 
 

@@ -17,7 +17,7 @@ from absl import flags
 from launch import app, backends, config_file
 from shared import replay, report, run
 from shared.backend import Backend
-from shared.config import RunConfig, validate
+from shared.config import RunConfig, check_backend, validate
 from shared.errors import InputError
 from shared.replay import Recording
 from shared.stopping import Stopped
@@ -35,7 +35,7 @@ def define_flags() -> None:
         "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
     )
     flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
-    flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show progress bars (default: on a terminal).")
+    flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
     flags.DEFINE_integer(
         "stopped_exit_code", 0, "Exit code after a SIGTERM; other than 0 for a scheduler that starts failures again."
@@ -48,6 +48,7 @@ def main() -> None:
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
     config = validate(FLAGS.config)
+    check_backend(config_file.given("config"), FLAGS.backend)
     if FLAGS.dry_run:
         print(run.describe(config))
         return
@@ -85,7 +86,7 @@ def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
 def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:
     """A run that learns from a recorded one, and what the terminal shows of it."""
     found = replay.run(config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project)
-    return replay.terminal_summary(found, workdir)
+    return replay.terminal_summary(found, workdir) if found else ""
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class JaxSide:
     def engine(self, config: RunConfig, model: Path) -> Any:
         """See `Side`."""
         return creason_jax.rollout.Engine(
-            config, DecoderConfig.read(model, longest=config.longest_sequence), self._mesh(config), stop_tokens=(3,)
+            config, DecoderConfig.read(model, longest=config.longest_sequence), self._mesh(config), stop_tokens=(EOS,)
         )
 
     def _mesh(self, config: RunConfig) -> jax.sharding.Mesh:

@@ -46,7 +46,7 @@ def boosted_trees(
     Raises InputError for questions about other patients, and for the AKI task, whose records end at a moment of the stay.
     """
     if any(question.task == "aki" for question in questions):
-        raise InputError("the boosted-tree baseline does not know the AKI task; leave --baselines away")
+        raise InputError("the boosted-tree baseline does not know the AKI task; leave --registry out")
     table = pd.concat([registry.train, registry.valid])
     salt = str(registry.provenance.get("salt", ""))
     rows = {pseudonym(salt, str(patient)): place for place, patient in enumerate(table.index)}

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -369,6 +369,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "overlong_prompts": "drop",
     },
 }
+
+
+# What only one backend reads; a config file serves both, so it may say it for either.
+ONE_BACKEND = {
+    "learner.mesh_data": "jax",
+    "learner.mesh_fsdp": "jax",
+    "learner.mesh_tensor": "jax",
+    "learner.sequence_parallel": "jax",
+    "rollout.mesh_tensor": "jax",
+    "torch": "torch",
+}
+NOT_IN_PRESETS = ("preset", "steps")  # a preset says how a step is made, not how many are
+
+
+def changed_in_preset(config: GrpoConfig) -> list[str]:
+    """Fields of the `grpo` section that are not what its preset says, in the section's order."""
+    wanted = GrpoConfig(**PRESETS[config.preset])
+    names = [field.name for field in dataclasses.fields(GrpoConfig) if field.name not in NOT_IN_PRESETS]
+    return [name for name in names if getattr(config, name) != getattr(wanted, name)]
+
+
+def check_backend(fields: Iterable[str], backend: str) -> None:
+    """Raise InputError for the first of `fields`, given for this run alone, that its backend does not read."""
+    for field in fields:
+        reader = ONE_BACKEND.get(field) or ONE_BACKEND.get(field.partition(".")[0], backend)
+        if reader != backend:
+            raise InputError(f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out")
 
 
 def grpo_preset(name: str) -> dict[str, Any]:

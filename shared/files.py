@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,108 @@ from shared.errors import InputError
 
 OWNER_ONLY_FILE = 0o600  # patient-level data: readable by their owner only
 OWNER_ONLY_FOLDER = 0o700
+# What an operating system answers where a place cannot be written or read, whatever the program does.
+FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+REFUSALS = {
+    *FULL_OR_CLOSED, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ENOENT,
+    errno.ENOTDIR, errno.ESTALE,
+}  # fmt: skip
+# How other languages' libraries name that answer: Rust, TensorStore, Arrow; DuckDB has its words alone.
+NUMBERED = re.compile(r"os error (\d+)|os_error_code='(\d+)'|errno (\d+)", re.IGNORECASE)
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the operating system answered, in its words, or None for an error of another kind."""
+    if isinstance(error, InputError):
+        return error.reason if isinstance(error, Unwritable) else None
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno in REFUSALS else None
+    found = NUMBERED.search(str(error))
+    if found is not None:
+        number = int(next(filter(None, found.groups())))
+        return os.strerror(number) if number in REFUSALS else None
+    return next((text for text in map(os.strerror, FULL_OR_CLOSED) if text in str(error)), None)
+
+
+class Unwritable(InputError):
+    """A place that cannot be written; `reason` is the operating system's."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(
+            f"{path}: cannot be written ({reason}); see that there is room and that this process may write there, then give "
+            "the same command again"
+        )
+        self.filename, self.reason = str(path), reason
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn what keeps this block from writing `path`, or a part of it, into an InputError that names it."""
+    try:
+        yield
+    except Exception as error:  # some libraries raise nothing narrower; what is no refusal goes on as it came
+        reason = refusal(error)
+        if reason is None or _is_about_another_place(error, Path(path)):
+            raise
+        raise Unwritable(path, reason) from error
+
+
+def _is_about_another_place(error: Exception, path: Path) -> bool:
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | os.PathLike):
+        return False
+    there, here = Path(name).absolute(), path.absolute()
+    return here.parent not in there.parents and there not in here.parents
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and those above it; returns those that were not there, the innermost first.
+
+    Raises OSError where it cannot be made; none is left behind then.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of `folders` that hold nothing, the innermost first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed.
 
-    Works for a file or a folder, whichever the block makes.
+    Works for a file or a folder, whichever the block makes. Folders above it are made, and removed again where the block
+    fails. Raises InputError where the file system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        made = make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    remove(temporary)
     try:
-        yield temporary
-        os.chmod(temporary, OWNER_ONLY_FOLDER if temporary.is_dir() else OWNER_ONLY_FILE)
-        if temporary.is_dir():
-            remove(path)
-        os.replace(temporary, path)
-    finally:
+        with writing(path):
+            remove(temporary)
+            yield temporary
+            os.chmod(temporary, OWNER_ONLY_FOLDER if temporary.is_dir() else OWNER_ONLY_FILE)
+            if temporary.is_dir():
+                remove(path)
+            os.replace(temporary, path)
+    except BaseException:
         remove(temporary)
+        remove_empty(made)
+        raise
+
+
+def kvstore(folder: Path) -> dict[str, str]:
+    """A folder as TensorStore wants it named: from the root, without `..`; a text of the form file://... would be decoded."""
+    return {"driver": "file", "path": f"{folder.resolve()}/"}
 
 
 def remove(path: Path) -> None:
@@ -48,6 +133,12 @@ def copy_companions(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
             (target / path.name).write_bytes(path.read_bytes())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once, atomically. For what its library cannot leave half-written in silence, such as a workbook."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -68,5 +159,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None

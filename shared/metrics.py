@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,15 +59,11 @@ class MetricsWriter:
         """
         self._path = folder / METRICS_FILE
         self._wandb = _start_wandb(folder, wandb_project, run_name) if wandb_project else None
-        folder.mkdir(parents=True, exist_ok=True)
-        self._keep_before(start_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        from tensorboardX import SummaryWriter  # slow to import, and reading metrics does not need it
-
-        # The suffix keeps two writers that start within one second from sharing a file.
-        self._events = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step, filename_suffix=f".{start_step}.{os.getpid()}"
-        )
+        with files.writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._keep_before(start_step)
+            self._file = self._path.open("a", encoding="utf-8")
+        self._events = _Events(folder / "tensorboard", start_step)
 
     def _keep_before(self, start_step: int) -> None:
         if not self._path.is_file():
@@ -77,19 +75,19 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append the metrics of optimizer step `step`; on disk when this returns. A NaN or infinity becomes null."""
         line = {"step": int(step), **plain({name: value for name, value in metrics.items() if name != "step"})}
-        self._file.write(_dump(line))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with files.writing(self._path):
+            self._file.write(_dump(line))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         numbers = {name: value for name, value in line.items() if name != "step" and value is not None}
-        for name, value in numbers.items():
-            self._events.add_scalar(_tag(name), value, step)
-        self._events.flush()
+        self._events.write(step, {_tag(name): value for name, value in numbers.items()})
         if self._wandb is not None:
             self._wandb.log({_tag(name): value for name, value in numbers.items()}, step=step)
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
-        self._file.close()
+        with files.writing(self._path):
+            self._file.close()
         self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -102,6 +100,56 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Events:
+    """TensorBoard's file of a run from `start_step` on; TensorBoard forgets what an earlier file says of later steps.
+
+    Written by this thread: tensorboardX's `SummaryWriter` has one of its own, and where that cannot write, it ends with a
+    traceback and the run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        # Slow to import, and reading metrics does not need it.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        # The number of this process keeps two writers that start within one second from sharing a file.
+        now = time.time()
+        name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{start_step}.{os.getpid()}"
+        self._folder, self._closed = folder, False
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = RecordWriter(str(folder / name))
+        begin = SessionLog(status=SessionLog.START)
+        self._append(
+            Event(wall_time=now, file_version="brain.Event:2"), Event(wall_time=now, step=start_step, session_log=begin)
+        )
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add the numbers of a step; on disk when this returns."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        self._append(*(Event(wall_time=now, step=step, summary=scalar(*pair)) for pair in numbers.items()))
+
+    def _append(self, *events: Any) -> None:
+        with files.writing(self._folder):
+            for event in events:
+                self._file.write(event.SerializeToString())
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with files.writing(self._folder):
+                self._file.close()
+        finally:
+            self._file.close()  # where it could not be written, it is closed now but does not know it
 
 
 def read_metrics(path: Path) -> pd.DataFrame:

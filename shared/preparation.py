@@ -50,8 +50,6 @@ def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str
         wanted["source"] = COHORTS[data.cohort].digests(source)
     if _is_done(out, wanted):
         return
-    files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
-    out.mkdir(parents=True, exist_ok=True)
     with _stages(progress) as stage:
         if not data.source:
             stage("drawing a synthetic registry")
@@ -63,6 +61,7 @@ def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str
             problems.write_report(out / problems.REPORT, error.found)
             raise
         stage("saving the registry")
+        files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
         store.save(registry, out / "registry")
         leaks = leak_audit(registry.features, registry.statistics, registry.leakage, cutoff=data.mi_cutoff)
         with files.replacing(out / "registry" / LEAKS) as temporary:

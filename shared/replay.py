@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from shared import files, grpo, report, training
+from shared import files, grpo, report, storage, training
 from shared.backend import Backend, Learner
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
 from shared.metrics import METRICS_FILE, differences, differences_table, plain, read_metrics
 from shared.run import (
+    CONFIG_FILE,
     MAY_CHANGE,
     REPLAY_FILE,
     changed_fields,
     check_policy,
+    check_shared,
+    checkpoint_folder,
     claim,
     fetch_policy,
     may_change,
@@ -73,12 +76,12 @@ class Recording:
         folder = path if (path / METADATA_FILE).is_file() else path / "trajectories"
         reader = TrajectoryReader(folder)
         workdir = folder.resolve().parent if folder == path else path
-        for name in ("config.json", METRICS_FILE):
+        for name in (CONFIG_FILE, METRICS_FILE):
             if not (workdir / name).is_file():
                 raise InputError(
                     f"--replay={path}: no {name} beside the trajectories; give the work directory of the recorded run"
                 )
-        return cls(workdir, read_config(workdir / "config.json"), reader)
+        return cls(workdir, read_config(workdir / CONFIG_FILE), reader)
 
     def check(self, config: RunConfig) -> None:
         """Raise InputError, naming the field or the step, where a run with `config` cannot be a replay of this one."""
@@ -171,32 +174,48 @@ def run(
 ) -> dict[str, Any]:
     """Learn from `recording` what is not learned yet, and return how far the metrics are from the recorded run's.
 
-    Every process calls it. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
+    Every process calls it. Process 0 writes the files and returns what it found; the others return an empty one, and read
+    nothing of what it wrote. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
     ends training early.
     """
     first = backend.process == 0
     policy = recording.policy(config, workdir)
+    checkpoints = checkpoint_folder(config, backend, workdir)
     if first:
-        _claim(config, workdir, recording)
+        _claim(config, recording, workdir, *([checkpoints] if config.checkpoint.folder else []))
     backend.barrier()
+    check_shared(backend, workdir, apart=bool(config.checkpoint.folder), otherwise="give checkpoint.folder")
     fetch_policy(config, backend, workdir, progress=progress and first)
     learner = backend.learner(
         config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
     )
     training.train(
-        config, learner, Recorded(recording), workdir,
+        config, learner, Recorded(recording), workdir, checkpoints=checkpoints,
         first=first, agreed=backend.agreed, progress=progress and first, wandb_project=wandb_project,
     )  # fmt: skip
     learner.finish_saves()
-    if not backend.agreed((workdir / "trained").is_dir()):
+    if not backend.agreed(first and (workdir / "trained").is_dir()):
         learner.export(workdir / "trained")
-    if first:
-        found = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
-        held = files.read_json(workdir / REPLAY_FILE)
-        files.write_json(workdir / REPLAY_FILE, held | {"differences": plain(found.to_dict("records"))})
-        report.write_report(workdir, show_examples=False)
+    found = _compared(workdir, recording) if first else {}
     backend.barrier()
-    return files.read_json(workdir / REPLAY_FILE)
+    return found
+
+
+def _compared(workdir: Path, recording: Recording) -> dict[str, Any]:
+    """Write how far the metrics are from the recorded run's, and the report; returns what `replay.json` holds then."""
+    apart = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
+    found = files.read_json(workdir / REPLAY_FILE) | {"differences": plain(apart.to_dict("records"))}
+    files.write_json(workdir / REPLAY_FILE, found)
+    report.write_report(workdir, show_examples=False)
+    return found
+
+
+def started_from(config: RunConfig, workdir: Path) -> Path:
+    """The model directory that a run, or a replay of one, started from."""
+    if config.model.path or not (workdir / REPLAY_FILE).is_file():
+        return policy_folder(config, workdir)
+    recorded = Path(files.read_json(workdir / REPLAY_FILE).get("recording", ""))
+    return policy_folder(read_config(recorded / CONFIG_FILE), recorded)
 
 
 def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
@@ -205,18 +224,23 @@ def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
     return "\n".join([*lines, f"figures  {workdir / REPLAY_FILE}", f"report   {workdir / report.REPORT_FILE}"])
 
 
-def _claim(config: RunConfig, workdir: Path, recording: Recording) -> None:
-    """Make the work directory a replay of this recording, or see that it is."""
-    path = workdir / REPLAY_FILE
+def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path | str) -> None:
+    """Make the work directory, and a folder of checkpoints elsewhere, a replay of this recording, or see that they are."""
     identity = recording.identity()
-    if path.is_file():
-        held = files.read_json(path)
-        if held.get("first_step") != identity:
-            raise InputError(
-                f"{workdir}: holds a replay of another recording ({held.get('recording')}); give another --workdir"
-            )
-    elif (workdir / "config.json").is_file():
-        raise InputError(f"{workdir}: holds a run that is no replay; give another --workdir")
-    else:
-        files.write_json(path, {"recording": str(recording.workdir), "first_step": identity})
-    claim(config, workdir)
+    unmarked = []
+    for folder in (workdir, *others):
+        fix = "--workdir" if folder == workdir else "checkpoint.folder"
+        place = storage.join(folder, REPLAY_FILE)
+        if storage.is_file(place):
+            held = storage.read_json(place)
+            if held.get("first_step") != identity:
+                raise InputError(
+                    f"{folder}: holds a replay of another recording ({held.get('recording')}); give another {fix}"
+                )
+        elif storage.is_file(storage.join(folder, CONFIG_FILE)):
+            raise InputError(f"{folder}: holds a run that is no replay; give another {fix}")
+        else:
+            unmarked.append(place)
+    for place in reversed(unmarked):  # the work directory last: a bucket may refuse
+        storage.write_json(place, {"recording": str(recording.workdir.absolute()), "first_step": identity})
+    claim(config, workdir, *others)

@@ -8,6 +8,7 @@ grade for each. (The original showed such pairs to its raters and had no place f
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -140,8 +141,10 @@ def _write_rater(folder: Path, rater: str, cases: Sequence[Mapping[str, str]]) -
         rule.add(f"{letters[0]}2:{letters[-1]}{len(cases) + 1}")
     sheet.freeze_panes = "B2"
     sheet.column_dimensions["E"].width = 60
-    with files.replacing(folder / "ratings.xlsx") as temporary:
-        book.save(temporary)
+    content = io.BytesIO()
+    with files.writing(folder):  # openpyxl keeps each sheet in a temporary file
+        book.save(content)
+    files.write_bytes(folder / "ratings.xlsx", content.getvalue())
 
 
 def summarise(ratings: Mapping[str, Path], key: Path, *, bootstrap: int, seed: int) -> dict[str, Any]:

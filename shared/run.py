@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 from shared import evaluation, files, preparation, report, storage, training
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
-from shared.config import RunConfig, validate
+from shared.config import RunConfig, changed_in_preset, validate
 from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
@@ -72,8 +72,29 @@ def run(
     """Do what is not done yet and return the summary. Raises InputError for a work directory of another config.
 
     Every process of a run calls it. Process 0 writes the files and returns the summary; the others wait where they need
-    the files, and return an empty one. Raises Stopped where a SIGTERM ends training early.
+    the files, and return an empty one. Raises Stopped where a SIGTERM ends training early. Where it fails before anything is
+    made, the work directory is free for another config again.
     """
+    claimed: list[Path | str] = []
+    try:
+        return _run(config, backend, workdir, claimed, progress, show_examples, wandb_project)
+    except InputError:
+        if not ({path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()):
+            for place in claimed:
+                storage.remove(place)
+        raise
+
+
+def _run(
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    claimed: list[Path | str],
+    progress: bool,
+    show_examples: bool,
+    wandb_project: str,
+) -> dict[str, Any]:
+    """See `run`; into `claimed` go the files by which folders become this config's."""
     first = backend.process == 0
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
@@ -84,10 +105,17 @@ def run(
             check_questions(path)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
-        claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        if config.checkpoint.folder and storage.is_file(storage.join(checkpoints, REPLAY_FILE)):
+            raise InputError(f"{checkpoints}: holds checkpoints of a replay; give another checkpoint.folder")
+        claimed += claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
         _make_questions(config, workdir, progress)
     backend.barrier()
-    _check_shared(config, backend, workdir)
+    check_shared(
+        backend,
+        workdir,
+        apart=bool(config.data.train and config.model.path and config.checkpoint.folder),
+        otherwise="give data.train, data.valid, model.path and checkpoint.folder",
+    )
     fetch_policy(config, backend, workdir, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
     policy = _policy(config, backend, workdir, train_questions, progress)
@@ -152,9 +180,12 @@ def environment(backend: str) -> dict[str, Any]:
     return found
 
 
-def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
-    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`."""
-    outdated = []
+def claim(config: RunConfig, workdir: Path, *others: Path | str) -> list[Path | str]:
+    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`.
+
+    Returns the files written where there was none.
+    """
+    outdated, new = [], []
     for folder in (workdir, *others):
         place = storage.join(folder, CONFIG_FILE)
         if storage.is_file(place):
@@ -167,9 +198,12 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
                 )
             if not changed:
                 continue
+        else:
+            new.append(place)
         outdated.append(place)
     for place in reversed(outdated):  # the work directory last: a bucket may refuse
         storage.write_json(place, plain(dataclasses.asdict(config)))
+    return new
 
 
 def read_config(path: Path | str) -> RunConfig:
@@ -211,13 +245,15 @@ def checkpoint_folder(config: RunConfig, backend: Backend, workdir: Path) -> Pat
     return folder
 
 
-def _check_shared(config: RunConfig, backend: Backend, workdir: Path) -> None:
-    """Where nothing needs one work directory for all processes, each may have its own."""
-    apart = config.data.train and config.model.path and config.checkpoint.folder
+def check_shared(backend: Backend, workdir: Path, *, apart: bool, otherwise: str) -> None:
+    """Raise InputError where this process needs what process 0 wrote and does not see it.
+
+    `apart`: nothing needs one work directory for all, so each may have its own; `otherwise` says how to come there.
+    """
     if backend.process > 0 and not apart and not (workdir / CONFIG_FILE).is_file():
         raise InputError(
             f"{workdir}: process {backend.process} does not see what process 0 wrote there; put the work directory on a "
-            "file system that all share, or give data.train, data.valid, model.path and checkpoint.folder"
+            f"file system that all share, or {otherwise}"
         )
 
 
@@ -330,8 +366,10 @@ def _evaluate(
 
 def describe(config: RunConfig) -> str:
     """One paragraph on what a run will do, for `--dry_run` and the log."""
+    changed = changed_in_preset(config.grpo)
+    preset = f"{config.grpo.preset} preset" + (f" changed in: {', '.join(changed)}" if changed else "")
     return (
         f"{config.name}: {config.steps} optimizer steps of {config.grpo.questions_per_step} questions x "
-        f"{config.grpo.group_size} completions ({config.grpo.preset} preset, loss {config.grpo.loss}, beta "
+        f"{config.grpo.group_size} completions ({preset}; loss {config.grpo.loss}, beta "
         f"{config.grpo.beta}), learning rate {config.optimizer.learning_rate}, seed {config.seed}"
     )

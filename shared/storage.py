@@ -111,6 +111,16 @@ def write_json(name: Path | str, value: Any) -> None:
         filesystem.pipe_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
+def remove(name: Path | str) -> None:
+    """Remove a file. Raises InputError where that is not allowed."""
+    if not is_address(name):
+        files.remove(Path(name))
+        return
+    with understood(name):
+        filesystem, path = _opened(name)
+        filesystem.rm_file(path)
+
+
 def fetch_model(address: str, folder: Path, *, progress: bool) -> None:
     """Copy a Hugging Face model directory to `folder`, unless it is there; whole or not at all.
 

@@ -45,20 +45,25 @@ class TrajectoryWriter:
     """Writes the batches of a run, step by step. Writing a step again replaces it, as a resumed run does."""
 
     def __init__(self, folder: Path, *, rows_per_step: int, layout: GroupLayout) -> None:
-        """Make the folder, or go on in it. Raises InputError where it was made for another layout or number of rows."""
+        """Make the folder, or go on in it.
+
+        Raises InputError where it was made for another layout or number of rows, or cannot be written.
+        """
         self._folder = folder
         self._rows = rows_per_step
         self._layout = layout
         metadata = {"format": FORMAT, "rows_per_step": rows_per_step, "layout": dataclasses.asdict(layout)}
-        (folder / STEPS_FOLDER).mkdir(parents=True, exist_ok=True)
-        os.chmod(folder, files.OWNER_ONLY_FOLDER)
+        with files.writing(folder):
+            (folder / STEPS_FOLDER).mkdir(parents=True, exist_ok=True)
+            os.chmod(folder, files.OWNER_ONLY_FOLDER)
         if (folder / METADATA_FILE).is_file():
             found = files.read_json(folder / METADATA_FILE)
             if found != metadata:
                 raise InputError(f"{folder}: made with {found}, not {metadata}; write the trajectories to a new folder")
         else:
             files.write_json(folder / METADATA_FILE, metadata)
-        self._arrays = {name: _create(folder, name, kind, self._shape(name)) for name, kind in KINDS.items()}
+        with files.writing(folder):
+            self._arrays = {name: _create(folder, name, kind, self._shape(name)) for name, kind in KINDS.items()}
 
     def _shape(self, name: str) -> tuple[int, int]:
         return (self._rows, self._layout.group if name == REWARDS else self._layout.length)
@@ -76,19 +81,20 @@ class TrajectoryWriter:
 
         `notes` are whatever JSON holds: what is known of the step beside its arrays.
         On disk when this returns; a step that was half written when the process died does not count as there.
-        Raises InputError where a shape or the layout differs from the folder's.
+        Raises InputError where a shape or the layout differs from the folder's, or where it cannot be written.
         """
         arrays = self._checked(step, batch, rewards, question_ids)
         marker = _marker(self._folder, step)
-        files.remove(marker)
-        writes = []
-        for name, kind in KINDS.items():
-            stored = np.full(self._shape(name), np.nan if kind.startswith("float") else -1, dtype=kind)
-            if name in arrays:
-                stored[: len(question_ids)] = arrays[name]
-            writes.append(self._at(name, step).write(stored))
-        for write in writes:
-            write.result()
+        with files.writing(self._folder):
+            files.remove(marker)
+            writes = []
+            for name, kind in KINDS.items():
+                stored = np.full(self._shape(name), np.nan if kind.startswith("float") else -1, dtype=kind)
+                if name in arrays:
+                    stored[: len(question_ids)] = arrays[name]
+                writes.append(self._at(name, step).write(stored))
+            for write in writes:
+                write.result()
         files.write_json(
             marker,
             {
@@ -203,7 +209,7 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _location(folder: Path, name: str) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{(folder / name).resolve()}/"}}
+    return {"driver": "zarr3", "kvstore": files.kvstore(folder / name)}
 
 
 def _create(folder: Path, name: str, kind: str, shape: tuple[int, int]) -> Any:

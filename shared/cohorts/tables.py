@@ -8,10 +8,12 @@ import gzip
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openpyxl
 import pandas as pd
 from openpyxl.utils.exceptions import InvalidFileException
@@ -52,7 +54,8 @@ def find(source: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """For each key the first of its file names that is in `source`. Raises InputError listing every one missing."""
     if not source.is_dir():
         first = ", ".join(names[0] for names in wanted.values())
-        raise InputError(f"{source}: no such folder; it should hold {first}")
+        what = "is a file; give the folder that it lies in" if source.is_file() else "no such folder"
+        raise InputError(f"{source}: {what}; it should hold {first}")
     found, missing = {}, []
     for key, names in wanted.items():
         path = next((source / name for name in names if (source / name).is_file()), None)
@@ -146,8 +149,13 @@ def _csv_rows(path: Path) -> list[list[Any]]:
         )  # fmt: skip
         with opened as stream:
             return [list(row) for row in csv.reader(stream)]
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable CSV file in UTF-8 ({error})") from None
+
+
+def is_single(cell: Any) -> bool:
+    """Whether a cell holds one value; Parquet's may hold lists, structures or bytes."""
+    return not isinstance(cell, list | tuple | set | dict | bytes | np.ndarray)
 
 
 def shown_code(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from shared.cohorts.tables import read_table
+from shared.cohorts.tables import is_single, read_table
 from shared.errors import InputError
 
 INSTRUCTION = (
@@ -50,7 +50,8 @@ def read_notes(path: Path) -> tuple[list[Note], int]:
     left_out, seen = 0, set()
     rows = zip(table.columns["id"], table.columns["note"], headers, strict=True)
     for row, (identifier, note, header) in enumerate(rows, start=2):
-        if identifier == "" or identifier in seen or not str(note).strip():
+        single = all(map(is_single, (identifier, note, header)))
+        if not single or identifier == "" or identifier in seen or not str(note).strip():
             raise InputError(f"{path}, row {row}: needs an id of its own and a note")
         seen.add(identifier)
         parts = cut(str(note), str(header).strip())

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from groups import MODEL, random_batch
 from pairs import variant_pair
 from small import make_learner
@@ -50,6 +51,26 @@ def test_what_is_saved_comes_back_bit_for_bit(saved):
     assert (step, extra) == (5, {"position": 7, "updates": 5})
     for name, value in values.items():
         assert torch.equal(arrays.read("params", name, SHAPE), value)
+
+
+@pytest.mark.parametrize("folder", ["../runs/x", "here/../runs/x", "한글 run #1%41?/ü"])
+def test_a_folder_may_be_named_in_any_way(folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    values = torch.randn(SHAPE)
+    for step in (1, 2):
+        Checkpoints(Path(folder), keep=1).save(step, [("params", "a.weight", values)], {"position": step})
+    step, extra, arrays = Checkpoints(Path(folder), keep=1).open(None, None)
+    assert (step, extra) == (2, {"position": 2}) and torch.equal(arrays.read("params", "a.weight", SHAPE), values)
+
+
+@pytest.mark.parametrize("size", [0, 300])
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(saved, size):
+    checkpoints, values = saved
+    with pytest.raises(InputError, match=r"checkpoints: cannot be written \(File too large\)"), full_disk(size):
+        checkpoints.save(6, (("params", name, value) for name, value in values.items()), {})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["5"]
+    assert torch.equal(read(checkpoints), values["a.weight"])
 
 
 def test_only_the_newest_are_kept(saved):
@@ -149,6 +170,20 @@ def test_tensors_of_every_family_come_out_of_a_checkpoint_of_the_jax_backend(tmp
     assert (step, extra) == (1, {"position": 8, "updates": 4})
     for name, weight in pair.torch.named_parameters():
         assert torch.equal(arrays.read("params", name, weight.shape), weight), name
+
+
+@pytest.mark.parametrize("folder", ["../runs/x", "한글 run #1%41?/ü"])
+def test_a_checkpoint_of_the_jax_backend_may_be_anywhere(folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pair = variant_pair(tmp_path / "model", "qwen3")
+    writer = jax_checkpoint.Checkpoints(Path(folder), keep=1)
+    writer.save(1, {"params": pair.params, "step": jax.numpy.int32(4)}, {"position": 8})
+    writer.wait()
+    step, extra, arrays = Checkpoints(Path(folder), keep=2).open(None, read_config(pair.folder))
+    assert (step, extra) == (1, {"position": 8, "updates": 4})
+    weight = dict(pair.torch.named_parameters())["model.norm.weight"]
+    assert torch.equal(arrays.read("params", "model.norm.weight", weight.shape), weight)
 
 
 def test_bfloat16_moments_of_the_jax_backend_are_read_as_float32(tmp_path):

@@ -252,7 +252,8 @@ def places(tmp_path_factory):
     for path in (root / "truncated" / "checkpoints" / "3" / "state").rglob("d/*"):
         half(path)
     shutil.rmtree(root / "emptied" / "checkpoints" / "3" / "state")
-    return {"root": str(root), "model": str(model), "questions": str(questions), "run": str(run)}
+    there = set(root.rglob("*"))
+    return {"root": str(root), "model": str(model), "questions": str(questions), "run": str(run), "there": there}
 
 
 @pytest.fixture
@@ -277,7 +278,9 @@ def test_a_mistake_is_one_clear_line(arguments, wanted, places, call):
     assert wanted.format(**places) in ended.refusal
     assert len(ended.refusal) < 600
     assert ended.out == ""
+    left = sorted(path.name for path in root.rglob("*") if path not in places["there"])
     shutil.rmtree(root / "new", ignore_errors=True)
+    assert left == []
 
 
 def test_what_was_there_is_still_there(places, call):

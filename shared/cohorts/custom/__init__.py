@@ -74,7 +74,9 @@ def _ids(name: str, columns: dict[str, list[Any]], problems: list[Problem]) -> l
     ids = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in columns[name]]
     first: dict[str, int] = {}
     for row, identifier in enumerate(ids, start=2):
-        if identifier == "":
+        if not tables.is_single(columns[name][row - 2]):
+            problems.append(Problem(row, name, "a list, a structure or bytes in place of an id"))
+        elif identifier == "":
             problems.append(Problem(row, name, "no id"))
         elif identifier in first:
             problems.append(Problem(row, name, f"the same id as row {first[identifier]}"))
@@ -86,7 +88,10 @@ def _column(line: Line, cells: Sequence[Any], problems: list[Problem]) -> RawCol
     read_cell = {"number": _number, "datetime": _datetime}.get(line.kind, _text)
     values = []
     for row, cell in enumerate(cells, start=2):
-        value, problem = (None, "") if _blank(cell) else read_cell(line, cell)
+        if not tables.is_single(cell):
+            value, problem = None, "a list, a structure or bytes in place of one value"
+        else:
+            value, problem = (None, "") if _blank(cell) else read_cell(line, cell)
         values.append(value)
         if problem:
             problems.append(Problem(row, line.column, problem))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import files
-from shared.cohorts.tables import RawTable, read_table
+from shared.cohorts.tables import RawTable, is_single, read_table
 from shared.errors import InputError
 from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
@@ -105,6 +105,9 @@ def draft(table: RawTable) -> list[Line]:
     lines = []
     has_id = False
     for name, cells in table.columns.items():
+        if not all(map(is_single, cells)):  # nothing that a question could ask for
+            lines.append(Line(column=name, display_name=name, section="Record", kind="ignore"))
+            continue
         present = [cell for cell in cells if cell != ""]
         if not has_id and present and len({str(cell) for cell in present}) == len(cells) and _is_key(name, present):
             lines.append(Line(column=name, display_name=name, section="", kind="id"))
@@ -120,7 +123,7 @@ def _is_key(name: str, cells: Sequence[Any]) -> bool:
 
 
 def _all_numbers(cells: Sequence[Any]) -> bool:
-    return all(as_number(cell) == as_number(cell) for cell in cells)
+    return all(not isinstance(cell, bool) and as_number(cell) == as_number(cell) for cell in cells)
 
 
 def _drafted(name: str, present: Sequence[Any]) -> Line:

@@ -117,19 +117,20 @@ def write_raw(folder: Path, *, patients: int, seed: int) -> None:
 
 def _write_sheet(path: Path, title: str, rows: list[tuple]) -> None:
     """Write a workbook of one sheet. The same rows give the same bytes: every time stamp inside is `STAMP`."""
-    book = openpyxl.Workbook(write_only=True)
-    book.properties.created = book.properties.modified = STAMP
-    sheet = book.create_sheet(title)
-    for row in rows:
-        sheet.append(row)
     plain = io.BytesIO()
-    with zipfile.ZipFile(plain, "w") as archive:
+    with files.writing(path), zipfile.ZipFile(plain, "w") as archive:  # openpyxl keeps each sheet in a temporary file
+        book = openpyxl.Workbook(write_only=True)
+        book.properties.created = book.properties.modified = STAMP
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
         ExcelWriter(book, archive).save()
-    with files.replacing(path) as temporary:
-        with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as stamped:
-            for name in archive.namelist():
-                entry = zipfile.ZipInfo(name, STAMP.timetuple()[:6])
-                stamped.writestr(entry, archive.read(name), zipfile.ZIP_DEFLATED)
+    whole = io.BytesIO()
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as stamped:
+        for name in archive.namelist():
+            entry = zipfile.ZipInfo(name, STAMP.timetuple()[:6])
+            stamped.writestr(entry, archive.read(name), zipfile.ZIP_DEFLATED)
+    files.write_bytes(path, whole.getvalue())
 
 
 def time_column(name: str) -> str:
