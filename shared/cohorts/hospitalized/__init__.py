@@ -19,6 +19,7 @@ from shared.cohorts import tables
 from shared.cohorts.tables import find
 from shared.errors import InputError
 from shared.registry.build import RawColumn, RawRegistry
+from shared.registry.features import as_number
 
 FILES = {
     "data": ("data_processed.csv.gz", "data_processed.csv", "data_processed.parquet"),
@@ -204,7 +205,16 @@ def _texts(name: str, values: pd.Series, coded: Mapping[int, str]) -> list[str |
 
 
 def _numbers(name: str, values: pd.Series) -> np.ndarray:
-    try:
-        return values.to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"data column {name}: holds a cell that is no number") from None
+    """Cells as float64, NaN where missing. pandas takes `inf` for a number, NumPy `12_3`."""
+    if pd.api.types.is_numeric_dtype(values):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = np.isinf(numbers)
+    else:
+        present = values.notna().to_numpy()
+        numbers = np.array(
+            [as_number(value) if known else np.nan for value, known in zip(values, present, strict=True)]
+        )
+        wrong = present & np.isnan(numbers)
+    if wrong.any():
+        raise InputError(f"data column {name}, row {values.index[np.argmax(wrong)] + 2}: the cell is no number")
+    return numbers
