@@ -38,6 +38,7 @@ HELP = {
     "cohort": "Which registry.",
     "task": "What is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year.",
     "source": "Folder of the raw files; without it, synthetic is drawn.",
+    "encoding": "Of a custom registry's texts, such as cp949 or cp1252, where its files are not in UTF-8 and do not say it.",
     "compat": "paper: the original's values, statistics and draws, faults included.",
     "patients": "Patients to draw, for synthetic only.",
     "valid_patients": "Patients held out for validation.",
@@ -83,7 +84,7 @@ def define_flags() -> None:
 def main() -> None:
     """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
     if FLAGS.draft_codebook:
-        print(draft_codebook(Path(FLAGS.source)))
+        print(draft_codebook(Path(FLAGS.source), encoding=FLAGS.encoding))
         return
     if not FLAGS.out:
         raise InputError("--out must have a value: the folder for the prepared registry and the questions")
@@ -103,15 +104,17 @@ def main() -> None:
     print(summary(out))
 
 
-def draft_codebook(source: Path) -> str:
+def draft_codebook(source: Path, *, encoding: str = "") -> str:
     """Write a first codebook beside the table in `source`. Raises InputError where there is one already, or no table."""
     data = tables.find(source, {"data": DATA})["data"]
-    lines = draft(read_data(data))
+    table = read_data(data, encoding=encoding)
+    lines = draft(table)
     write_codebook(source / CODEBOOK, lines)
     drafted = [line.kind for line in lines]
     kinds = ", ".join(f"{drafted.count(kind)} {kind}" for kind in dict.fromkeys(drafted))
     missing = "" if "id" in drafted else "; no column looks like an id: give one the kind id"
-    return f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}\nedit it, then prepare (docs/custom.md)"
+    written = f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}"
+    return "\n".join([written, *(f"note: {note}" for note in table.notes), "edit it, then prepare (docs/custom.md)"])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class DataConfig:
     cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
     task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
+    encoding: str = (
+        ""  # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
+    )
     train: str = ""  # question files that exist already: paths, or addresses such as gs://bucket/train.parquet
     valid: str = ""
     compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
@@ -79,6 +82,9 @@ class DataConfig:
               "goes with split = 'site' or 'time'")  # fmt: skip
         wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
         check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(
+            not self.encoding or self.cohort == "custom", "encoding", self.encoding, "goes with cohort = 'custom' only"
+        )
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
               "the original had no custom cohort")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from shared import files, shortcuts
-from shared.cohorts import synthetic, tables
+from shared.cohorts import custom, synthetic, tables
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.custom import problems
 from shared.config import DataConfig
@@ -26,7 +26,7 @@ from shared.registry.leakage import leak_audit
 from shared.registry.store import Registry
 from shared.tasks import aki, denoising, stroke_outcome
 
-RULES = 2  # raised whenever the same options would make other questions
+RULES = 3  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
 LEAKS, PATIENTS, PROVENANCE = "leaks.csv", "patients.parquet", "provenance.json"
 
@@ -85,7 +85,10 @@ def _made(
         registry = build(cohort.raw, split="paper", fit="all", progress=stage, **options)
         registry = _stamped(registry, wanted)
         return registry, _paper_maker(registry, cohort, data)
-    raw = COHORTS[data.cohort].read(source, cohort=data.cohort)
+    if data.encoding:  # the config allows it for custom registries only
+        raw = custom.read(source, encoding=data.encoding)
+    else:
+        raw = COHORTS[data.cohort].read(source, cohort=data.cohort)
     registry = build(raw, split=data.split, held_out=data.held_out, fit=data.fit, progress=stage, **options)
     registry = _stamped(registry, wanted)
     return registry, question_maker(registry, data, seed)

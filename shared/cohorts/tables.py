@@ -7,47 +7,61 @@ import dataclasses
 import gzip
 import hashlib
 import re
-import zipfile
+import unicodedata
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openpyxl
 import pandas as pd
-from openpyxl.utils.exceptions import InvalidFileException
 
 from shared import files
+from shared.cohorts.workbook import read_sheet
 from shared.errors import InputError
 from shared.registry.store import read_parquet
 
 CODE = re.compile(r"[A-Za-z]?[\d., -]{1,12}|nan|NA")
-# What openpyxl raises for files that are no workbooks, or damaged ones.
-UNREADABLE = (
-    OSError,
-    KeyError,
-    ValueError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    zipfile.BadZipFile,
-    InvalidFileException,
-)
 MAX_CELL = 32_767  # characters; what a workbook's cell can hold
+
+
+# What a spreadsheet shows in place of a value that it could not calculate.
+ERROR_VALUES = frozenset(
+    ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#GETTING_DATA", "#SPILL!", "#CALC!", "#FIELD!",
+     "#BLOCKED!", "#CONNECT!", "#UNKNOWN!", "#BUSY!")
+)  # fmt: skip
+FRACTION = "an id with a fraction; ids are whole numbers or texts"
+WORKBOOK_DIGITS = 15  # of a number in a workbook, the rest are lost
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+_INDEX_NAME = re.compile(r"|Unnamed: \d+")  # pandas' and R's names of a column of row numbers
+_SPELLED_NUMBER = re.compile(r"[+-]?[0-9]+\.([0-9]*)([eE][+-]?[0-9]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
 class RawTable:
-    """Cells as they stand in a file, blanks as "": `columns[name]` is `[rows]`."""
+    """Cells as they stand in a file, blanks as "": `columns[name]` is `[rows]`, names as `plain_name` makes them.
+
+    `labels` are what the file itself says of columns (Stata, SAS). `row_numbers` is a column of row numbers that was left
+    out, by its name. `notes` say what was left out or read in another way than one may think. `numbers` are the rows'
+    places in the file, that of the names being 1.
+    """
 
     path: Path
     columns: dict[str, list[Any]]
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    row_numbers: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+    numbers: Sequence[int] = ()
 
     @property
     def rows(self) -> int:
         """How many rows there are below the header."""
         return len(next(iter(self.columns.values()), []))
+
+    def number(self, row: int) -> int:
+        """The place in the file of a row (from 0)."""
+        return self.numbers[row] if self.numbers else row + 2
 
 
 def find(source: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -79,78 +93,194 @@ def read_dictionary(path: Path) -> dict[str, str]:
     dictionary = files.read_json(path)
     if not isinstance(dictionary, dict) or not all(isinstance(value, str) for value in dictionary.values()):
         raise InputError(f"{path}: must be one JSON object of texts, Korean to English")
-    return dictionary
+    return {_cell(word): english for word, english in dictionary.items()}
 
 
-def read_table(path: Path) -> RawTable:
-    """Read a workbook's first sheet, a CSV (also .gz) or a Parquet file; the first row names the columns.
+def plain_name(cell: Any) -> str:
+    """A column's name for comparing: Unicode form NFKC, each gap one blank, none at its ends, nothing invisible."""
+    text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).split())
 
-    No text means missing here: `NA` stays a text, and only blank cells are "". Rows without any cell are left out.
-    Raises InputError naming the file, and the row or column that is wrong.
+
+def named(where: object, cells: Sequence[Any]) -> list[str]:
+    """The plain names of a header, "" for a column without one. Raises InputError where two columns have one name."""
+    names = [plain_name(cell) for cell in cells]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if not twice:
+        return names
+    as_written = [str(cell) for cell, name in zip(cells, names, strict=True) if name in twice]
+    same = "" if len(set(as_written)) < len(as_written) else " (apart from blanks and the Unicode form of letters)"
+    raise InputError(f"{where}: these columns occur twice{same}: {', '.join(twice)}")
+
+
+def read_table(path: Path, *, merged: bool = False, errors: bool = False, encoding: str = "") -> RawTable:
+    """Read a workbook's first visible sheet, a CSV (also .gz) or a Parquet file; the first row names the columns.
+
+    No text means missing here: `NA` stays a text, and only blank cells are "". Rows without any cell are left out, and
+    so is a first column of row numbers without a name. `merged` takes merged cells of a workbook, all blank but the
+    first; `errors` takes a spreadsheet's error values as texts. `encoding` is that of a CSV file, UTF-8 by default.
+    Raises InputError naming the file, the sheet, and the row or column that is wrong.
     """
     if path.suffix == ".parquet":
-        table = read_parquet(path)
-        columns = {str(name): [_cell(value) for value in table[name].astype(object)] for name in table.columns}
-        return RawTable(path, columns)
-    rows = read_rows(path)
-    if not rows or not any(rows[0]):
-        raise InputError(f"{path}: empty, its first row should name the columns")
-    header = [str(name) for name in rows[0] if name != ""]
-    if len(set(header)) < len(header):
-        twice = sorted({name for name in header if header.count(name) > 1})
-        raise InputError(f"{path}: these columns occur twice: {', '.join(twice)}")
-    positions = [position for position, name in enumerate(rows[0]) if name != ""]
-    for number, row in enumerate(rows[1:], start=2):
-        stray = next((i for i, cell in enumerate(row) if cell != "" and (i >= len(rows[0]) or rows[0][i] == "")), None)
+        return table_of(path, read_parquet(path))
+    where, rows, notes = _rows(path, merged=merged, errors=errors, encoding=encoding)
+    if not rows or not any(cell != "" for cell in rows[0]):
+        raise InputError(f"{where}: empty, its first row should name the columns")
+    names = named(where, rows[0])
+    body = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(cell != "" for cell in row)]
+    cells = [[row[place] if place < len(row) else "" for _, row in body] for place in range(len(names))]
+    index = {names[0]: cells[0]} if is_index(names[0], cells[0]) else {}
+    unnamed = {place for place, name in enumerate(names) if name == "" and not (index and place == 0)}
+    if _is_shifted(names, [row for _, row in body]):
+        raise InputError(f"{where}: row {body[0][0]} has a cell in column {len(names) + 1}, which has no name in the first row; "
+                         f"so has every row, as where R writes row names: write it with row.names = FALSE, or name the first "
+                         f"column too")  # fmt: skip
+    for number, row in body:
+        stray = next((i for i, cell in enumerate(row) if cell != "" and (i >= len(names) or i in unnamed)), None)
         if stray is not None:
             raise InputError(
-                f"{path}: row {number} has a cell in column {stray + 1}, which has no name in the first row"
+                f"{where}: row {number} has a cell in column {stray + 1}, which has no name in the first row"
             )
-    body = [row for row in rows[1:] if any(cell != "" for cell in row)]
-    columns = {
-        name: [row[position] if position < len(row) else "" for row in body]
-        for name, position in zip(header, positions, strict=True)
-    }
-    return RawTable(path, columns)
+    columns = {name: values for name, values in zip(names, cells, strict=True) if name and name not in index}
+    numbers = [number for number, _ in body]
+    return RawTable(path, columns, row_numbers=index, notes=[*notes, *left_out(path, index)], numbers=numbers)
+
+
+def left_out(path: Path, index: Collection[str]) -> list[str]:
+    """Notes on columns of row numbers."""
+    return [
+        f"{path.name}: its first column ({name or 'without a name'}) numbers the rows and is left out" for name in index
+    ]
+
+
+def is_index(name: str, cells: Sequence[Any]) -> bool:
+    """Whether a first column is the index that pandas or R wrote: without a name, and different whole numbers from 0 on."""
+    texts = [str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell) for cell in cells]
+    numbers = all(text.isascii() and text.isdigit() for text in texts) and len(set(texts)) == len(texts)
+    return bool(_INDEX_NAME.fullmatch(name)) and bool(texts) and numbers
+
+
+def _is_shifted(names: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
+    """R writes row names without a name of their own, so that every cell stands one column too far to the right."""
+    return len(body) > 1 and all(len(row) == len(names) + 1 and row[0] != "" for row in body)
+
+
+def table_of(path: Path, frame: pd.DataFrame, *, labels: Mapping[str, str] | None = None) -> RawTable:
+    """A table from what pandas read; a named index is a column. Raises InputError where two columns have one name."""
+    if any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()
+    names = named(path, list(frame.columns))
+    cells = [_cells(frame.iloc[:, place]) for place in range(len(names))]
+    columns = dict(zip(names, cells, strict=True))
+    first = names[0] if names else ""
+    index = {first: columns.pop(first)} if is_index(first, columns.get(first, [])) else {}
+    if "" in columns:
+        raise InputError(f"{path}: column {names.index('') + 1} has no name")
+    plain = {plain_name(name): label for name, label in (labels or {}).items()}
+    return RawTable(path, columns, labels=plain, row_numbers=index, notes=left_out(path, index))
 
 
 def read_rows(path: Path) -> list[list[Any]]:
-    """All rows of a workbook's first sheet or of a CSV file, the first included."""
-    plain = path.name.removesuffix(".gz")
-    rows = _csv_rows(path) if plain.endswith(".csv") else _workbook_rows(path)
+    """All rows of a workbook's first visible sheet or of a CSV file, the first included; merged cells are blank but one."""
+    return _rows(path, merged=True, errors=False, encoding="")[1]
+
+
+def sheet_notes(path: Path) -> list[str]:
+    """Which sheets of a workbook are not read; nothing for other files."""
+    return read_sheet(path, merged=True)[2] if path.suffix == ".xlsx" else []
+
+
+def _rows(path: Path, *, merged: bool, errors: bool, encoding: str) -> tuple[str, list[list[Any]], list[str]]:
+    """How messages call the file and its sheet, the rows, and notes."""
+    where, notes = str(path), list[str]()
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        rows = _csv_rows(path, encoding)
+    else:
+        sheet, found, notes = read_sheet(path, merged=merged)
+        where, rows = f"{path}, sheet {sheet!r}", [[_cell(cell) for cell in row] for row in found]
     for number, row in enumerate(rows, start=1):
         for place, cell in enumerate(row, start=1):
-            if isinstance(cell, str) and len(cell) > MAX_CELL:
-                raise InputError(f"{path}: row {number}, column {place} holds {len(cell):,} characters; "
+            if not isinstance(cell, str):
+                continue
+            if len(cell) > MAX_CELL:
+                raise InputError(f"{where}: row {number}, column {place} holds {len(cell):,} characters; "
                                  f"at most {MAX_CELL:,} are possible")  # fmt: skip
-    return rows
+            if not errors and cell in ERROR_VALUES:
+                raise InputError(f"{where}: row {number}, column {place} holds {cell}, where a spreadsheet could not "
+                                 f"calculate a value; correct the cell or empty it")  # fmt: skip
+    return where, rows, notes
 
 
-def _workbook_rows(path: Path) -> list[list[Any]]:
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        if not book.worksheets:
-            raise InputError(f"{path}: this workbook has no sheet of cells")
-        rows = [[_cell(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
-        book.close()
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a readable Excel workbook ({reason})") from None
-    return rows
-
-
-def _csv_rows(path: Path) -> list[list[Any]]:
+def _csv_rows(path: Path, encoding: str) -> list[list[Any]]:
     csv.field_size_limit(2**31 - 1)  # so that a huge cell is named with its row
+    options: dict[str, Any] = {"encoding": encoding or "utf-8-sig", "newline": ""}
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else path.open(
-            encoding="utf-8-sig", newline=""
-        )  # fmt: skip
-        with opened as stream:
-            return [list(row) for row in csv.reader(stream)]
-    except (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a readable CSV file in UTF-8 ({error})") from None
+        with gzip.open(path, "rt", **options) if path.suffix == ".gz" else path.open(**options) as stream:
+            return [[_cell(cell) for cell in row] for row in csv.reader(stream)]
+    except UnicodeDecodeError:
+        other = (
+            "name its encoding, such as --encoding=cp949 (a custom registry's), or save it"
+            if not encoding
+            else "save it"
+        )
+        raise InputError(f"{path}: not a readable CSV file in {encoding or 'UTF-8'}; {other} in UTF-8") from None
+    except (OSError, csv.Error, EOFError, zlib.error, UnicodeError) as error:
+        raise InputError(f"{path}: not a readable CSV file in {encoding or 'UTF-8'} ({error})") from None
+
+
+def lower_names(table: RawTable) -> dict[str, list[Any]]:
+    """Columns by their names in lower case. Raises InputError where two columns then have one name."""
+    names = [name.lower() for name in table.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{table.path}: these columns occur twice (apart from upper and lower case): {', '.join(twice)}"
+        )
+    return dict(zip(names, table.columns.values(), strict=True))
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a plain file is in UTF-8."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def identifiers(table: RawTable, column: str) -> list[str]:
+    """Ids as texts: 200001.0 is 200001, a blank is "". Raises InputError where a number is none that names a patient."""
+    for row, cell in enumerate(table.columns[column]):
+        problem = id_problem(cell, workbook=table.path.suffix == ".xlsx")
+        if problem:
+            raise InputError(f"{table.path}: column {column}, row {table.number(row)}: {problem}")
+    return [id_text(cell) for cell in table.columns[column]]
+
+
+def id_text(cell: Any) -> str:
+    """An id as a text, the same whether its cell is a number or spells it; "" where it is missing."""
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    text = str(cell).strip()
+    spelled = _SPELLED_NUMBER.fullmatch(text)
+    return text.partition(".")[0] if spelled and not spelled[2] and not spelled[1].strip("0") else text
+
+
+def id_problem(cell: Any, *, workbook: bool = False) -> str:
+    """Why a cell cannot be an id; "" where it can. `workbook`: the cell is one of a workbook."""
+    if isinstance(cell, bool):
+        return "an id cannot be TRUE or FALSE"
+    if isinstance(cell, float) and cell == cell and not cell.is_integer():
+        return FRACTION
+    exact = 10**WORKBOOK_DIGITS if workbook else 2**53
+    if isinstance(cell, float | int) and (workbook or isinstance(cell, float)) and abs(cell) >= exact:
+        return f"an id of {len(str(abs(int(cell))))} digits, of which a number in this file loses the last; store ids as texts"
+    spelled = _SPELLED_NUMBER.fullmatch(str(cell).strip()) if isinstance(cell, str) else None
+    if spelled and spelled[2]:
+        return "an id that a spreadsheet has shortened to a power of ten; store ids as texts"
+    return FRACTION if spelled and spelled[1].strip("0") else ""
 
 
 def is_single(cell: Any) -> bool:
@@ -164,7 +294,14 @@ def shown_code(value: Any) -> str:
     return repr(text) if CODE.fullmatch(text) else f"a text of {len(text)} characters"
 
 
+def _cells(column: pd.Series) -> list[Any]:
+    if column.dtype == "float32":  # 7.4, not 7.400000095367432
+        return ["" if value != value else float(str(value)) for value in column.to_numpy()]
+    return [_cell(value) for value in column.astype(object)]
+
+
 def _cell(value: Any) -> Any:
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and value != value):
         return ""
-    return value
+    # So that a text is the same whatever program wrote it; macOS writes Hangul and accents in another form.
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) and not value.isascii() else value

@@ -49,7 +49,7 @@ def load(cohort: str, source: Path, *, valid_patients: int) -> PaperCohort:
     if cohort == "hospitalized":
         return _hospitalized(source, valid_patients)
     if cohort == "stroke":
-        ids, columns = stroke.read_columns(source, paper=True)
+        ids, columns, _ = stroke.read_columns(source, paper=True)
         values = {column.name: artefacts.blanks(column.values) for column in columns}
         skipped = {column.name for column in columns if column.dated or column.free_text}
         return _cohort(

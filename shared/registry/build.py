@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shared.errors import InputError
 from shared.registry import statistics as statistics_files
-from shared.registry.features import Feature, Kind, as_number, fewest_decimals, numbers_of
+from shared.registry.features import BEYOND, Feature, Kind, as_number, fewest_decimals, numbers_of, to_units, too_wide
 from shared.registry.leakage import mutual_information
 from shared.registry.split import Split, held_out_patients
 from shared.registry.statistics import FEW_VALUES
@@ -76,12 +77,14 @@ def build(
 ) -> Registry:
     """Make the registry. `fit="all"` describes the values of held-out patients too, as the original did.
 
-    Raises InputError if no training patients would remain, or a split asks for what the registry does not have.
+    Raises InputError if no training patients would remain, a split asks for what the registry does not have, or a
+    number is too large to be shown.
     """
     index = pd.Index(list(raw.ids), dtype=object, name=PATIENT)
     kinds = {column.name: column.kind or _kind(column) for column in raw.columns}
     typed = {column.name: _typed(column.values, kinds[column.name], index) for column in raw.columns}
     table = pd.DataFrame(typed, index=index)
+    _refuse_huge(table, kinds, {patient: place for place, patient in enumerate(index, start=1)})
     out = held_out_patients(table, split, valid_patients=valid_patients, held_out=held_out, roles=raw.roles, seed=seed)
     train, valid = table[~out], table[out]
     fitted = train if fit == "train" else table
@@ -110,7 +113,7 @@ def build(
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
-            "notes": list(raw.notes),
+            "notes": [*raw.notes, *_shown_as_zero(table, features)],
             "roles": dict(raw.roles),
             "options": {
                 "valid_patients": valid_patients,
@@ -124,6 +127,29 @@ def build(
             "versions": versions(),
         },
     )
+
+
+def _refuse_huge(table: pd.DataFrame, kinds: Mapping[str, Kind], place: Mapping[Any, int]) -> None:
+    for name in (name for name, kind in kinds.items() if kind == "number"):
+        numbers = numbers_of(table[name]).dropna()
+        largest = numbers.abs().max() if len(numbers) else 0.0
+        if largest >= BEYOND or too_wide(numbers.tolist()):
+            raise InputError(
+                f"column {name}, patient {place[numbers.abs().idxmax()]} of {len(table)}: {largest:.1e} is too large a number "
+                f"beside the others of its column; correct it, or mark it as missing"
+            )
+
+
+def _shown_as_zero(table: pd.DataFrame, features: Sequence[Feature]) -> list[str]:
+    """What is rounded away: values that are not 0 and are shown as 0."""
+    notes = []
+    for feature in (feature for feature in features if feature.kind == "number" and feature.visible):
+        numbers = numbers_of(table[feature.name]).dropna().to_numpy()
+        lost = sum(number != 0 and to_units(number, feature.decimals) == 0 for number in numbers.tolist())
+        if lost:
+            notes.append(f"column {feature.name}: {lost} of {len(numbers)} values are not 0 and are shown as 0, with "
+                         f"{max(feature.decimals, 0)} decimals; give the column a smaller unit where they matter")  # fmt: skip
+    return notes
 
 
 def versions() -> dict[str, str]:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from shared.errors import InputError
 
 Kind = Literal["number", "category", "datetime", "text"]
 KINDS = ("number", "category", "datetime", "text")
-MAX_DECIMALS = 3
+PLAIN_DECIMALS = 3  # enough for all but very small numbers
+FEW_TEXTS = 20  # up to so many different values must stay different
+MIN_DECIMALS, MAX_DECIMALS = -16, 24
+DIGITS = 15  # that a float64 holds whatever its size
+BEYOND = 1e30  # a number as large as this is refused
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,11 +29,10 @@ class Feature:
     """One column. `name` is the key, `display_name` (unit included) and `section` are what a reader sees.
 
     `section` is a header such as `[Outcome/Hospital outcome]`, or "" in a registry without sections.
-    `decimals` is how many decimals numbers are shown with:
-    the fewest that represent the training values, at most 3. `categories` are the texts that a category may take, in
-    the order of its coding, then of first appearance. Features of one `leak_group` give each other away. A number
-    column may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`). A feature that is not
-    `visible` is never shown nor asked for: it is kept for splits, labels and subgroups.
+    `decimals` is how many decimals numbers are shown with (see `fewest_decimals`). `categories` are the texts that a
+    category may take, in the order of its coding, then of first appearance. Features of one `leak_group` give each other
+    away. A number column may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`). A feature
+    that is not `visible` is never shown nor asked for: it is kept for splits, labels and subgroups.
     """
 
     name: str
@@ -41,8 +48,10 @@ class Feature:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"feature {self.name}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
-        if not 0 <= self.decimals <= MAX_DECIMALS:
-            raise InputError(f"feature {self.name}: decimals = {self.decimals}; 0 to {MAX_DECIMALS} are possible")
+        if not MIN_DECIMALS <= self.decimals <= MAX_DECIMALS:
+            raise InputError(
+                f"feature {self.name}: decimals = {self.decimals}; {MIN_DECIMALS} to {MAX_DECIMALS} are possible"
+            )
 
     def rank(self, text: str) -> tuple[float, str]:
         """What to sort shown values by: numbers by size, categories in the order of their coding."""
@@ -77,35 +86,91 @@ def value_text(feature: Feature, value: Any) -> str:
 
 
 def as_number(value: Any) -> float:
-    """The finite number that a cell holds or spells, else NaN (None, blank and `<0.3` included)."""
+    """The finite number that a cell holds or spells, else NaN (None, blank and `<0.3` included).
+
+    A text must be written as in `-1.5` or `2e-3`: `12_3`, `1,000` and digits of other scripts are no numbers.
+    """
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return math.nan
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
     return number if math.isfinite(number) else math.nan
 
 
 def to_units(number: float, decimals: int) -> int:
-    """`number` as a whole count of its last shown decimal: 1.35 is 135 with two decimals."""
-    return round(number * 10**decimals)
+    """`number` as a whole count of its last shown place: 1.35 is 135 with two decimals, 1200 is 12 with minus two."""
+    return round(number * 10**decimals) if decimals >= 0 else round(number / 10**-decimals)
 
 
 def units_text(units: int, decimals: int) -> str:
-    """The text of a count of last decimals; zero never carries a sign."""
-    if decimals == 0:
-        return str(units)
+    """The text of a count of last places; zero never carries a sign."""
+    if decimals <= 0:
+        return str(units * 10**-decimals)
     whole, rest = divmod(abs(units), 10**decimals)
     return f"{'-' if units < 0 else ''}{whole}.{rest:0{decimals}d}"
 
 
 def fewest_decimals(numbers: Iterable[float]) -> int:
-    """The fewest decimals, at most 3, that show every one of `numbers` as it is."""
-    values = list(numbers)
-    for decimals in range(MAX_DECIMALS):
-        scale = 10**decimals
-        if all(abs(round(v * scale) - v * scale) <= 1e-9 * max(1.0, abs(v * scale)) for v in values):
+    """The fewest decimals that show every one of `numbers` as it is, and 3 where more would be needed.
+
+    More than 3 only where with 3 more than one in twenty would be shown as 0, or fewer than 20 different texts would
+    remain: then as many as keep different numbers different, with three to six significant digits. Below 0 where the
+    numbers have more than 15 digits: -6 shows multiples of a million.
+    """
+    values = np.array(sorted(set(numbers)), dtype=np.float64)
+    sizes = np.abs(values[values != 0])
+    if not len(sizes):
+        return 0
+    most = _most_decimals(sizes)
+    for decimals in range(min(PLAIN_DECIMALS, most)):
+        if _exact(values, sizes, decimals):
             return decimals
-    return MAX_DECIMALS
+    if most <= PLAIN_DECIMALS:
+        return most
+    if _close(sizes, PLAIN_DECIMALS, error=1.0) and _texts(values, PLAIN_DECIMALS) >= min(len(values), FEW_TEXTS):
+        return PLAIN_DECIMALS
+    low, high = np.quantile(values, (0.05, 0.95))
+    for decimals in range(PLAIN_DECIMALS, most):
+        short = _close(sizes, decimals, error=0.005) and _texts(values, decimals) == len(values)
+        long = _close(sizes, decimals, error=5e-6) and high - low >= 1e5 * 10.0**-decimals
+        if short or long or _exact(values, sizes, decimals):
+            return decimals
+    return most
+
+
+def too_wide(numbers: Iterable[float]) -> bool:
+    """Whether the largest of `numbers` leaves no digits for most of the others: 1e20 among values near 1."""
+    values = np.array(sorted(set(numbers)), dtype=np.float64)
+    sizes = np.abs(values[values != 0])
+    if not len(sizes):
+        return False
+    most = _most_decimals(sizes)
+    return most < PLAIN_DECIMALS and not (_exact(values, sizes, most) or _close(sizes, most, error=0.02))
+
+
+def _most_decimals(sizes: np.ndarray) -> int:
+    return min(MAX_DECIMALS, max(MIN_DECIMALS, DIGITS - 1 - math.floor(math.log10(sizes.max()))))
+
+
+def _exact(values: np.ndarray, sizes: np.ndarray, decimals: int) -> bool:
+    """Whether every value is shown as it is; `sizes` are those of the values that are not 0."""
+    scaled = values * 10.0**decimals
+    noise = min(1.0, float(np.median(sizes)) * 10.0**decimals)  # what is this much smaller than the others is no value
+    rounding = np.maximum(1e-3, 4 * np.finfo(np.float64).eps * np.abs(scaled))
+    allowed = np.minimum(1e-9 * np.maximum(noise, np.abs(scaled)), rounding)
+    return bool((np.abs(np.round(scaled) - scaled) <= allowed).all())
+
+
+def _close(sizes: np.ndarray, decimals: int, *, error: float) -> bool:
+    """Whether 19 of 20 values are shown within `error` of their size; within 1: not as 0."""
+    return bool((0.5 * 10.0**-decimals <= error * sizes).mean() >= 0.95)
+
+
+def _texts(values: np.ndarray, decimals: int) -> int:
+    """How many different texts the values are shown as."""
+    return len(np.unique(np.round(values * 10.0**decimals)))
 
 
 def numbers_of(column: pd.Series) -> pd.Series:

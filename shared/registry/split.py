@@ -87,9 +87,11 @@ def _late(column: pd.Series, valid_patients: int, held_out: str) -> np.ndarray:
     values = column if dated else pd.Series([as_number(value) for value in column], index=column.index)
     if held_out:
         try:
-            start = pd.Timestamp(held_out) if dated else float(held_out)
+            start = pd.Timestamp(held_out) if dated else as_number(held_out)
         except ValueError:
-            raise InputError(f"held_out = {held_out!r}: not a {'date' if dated else 'number such as a year'}") from None
+            start = np.nan
+        if start != start:
+            raise InputError(f"held_out = {held_out!r}: not a {'date' if dated else 'number such as a year'}")
     else:
         present = values.dropna().sort_values()
         if len(present) <= valid_patients:

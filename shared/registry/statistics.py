@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from shared.errors import InputError
 from shared.registry.features import Feature, as_number, numbers_of, value_text
 
+SMALL_SPREAD = 0.02  # a standard deviation below which numbers are fitted on a scale of their own
 FEW_VALUES = 20  # up to this many distinct numbers count as categories; more texts than this are a large category
 COMPONENTS = 3
 MIXTURE_SEED = 42
@@ -70,7 +71,7 @@ class ValueStatistics:
 
     def density(self, number: float) -> float:
         """The mixture's density at `number`."""
-        spread = np.maximum(self.stds, 1e-12)
+        spread = np.maximum(self.stds, 1e-12 * min(1.0, float(self.stds.max()) or 1.0))
         height = self.mixture / (spread * math.sqrt(2 * math.pi))
         return float((height * np.exp(-0.5 * ((number - self.means) / spread) ** 2)).sum())
 
@@ -132,12 +133,15 @@ def fit_mixture(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Means, standard deviations and weights `[3]` of a Gaussian mixture of `numbers` `[values]`; zeros where there are none."""
     if not len(numbers):
         return np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.zeros(COMPONENTS)
+    spread = float(np.std(numbers))
+    # The fit adds 1e-6 to every variance, which would drown numbers of this size.
+    scale = 10.0 ** math.floor(math.log10(spread)) if 0 < spread < SMALL_SPREAD else 1.0
     model = GaussianMixture(COMPONENTS, random_state=MIXTURE_SEED)
     with warnings.catch_warnings():
         # 100 rounds are the original's limit, and the last estimate serves as well.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(numbers[:, None])
-    return model.means_.ravel(), np.sqrt(model.covariances_.ravel()), model.weights_
+        model.fit(numbers[:, None] / scale)
+    return model.means_.ravel() * scale, np.sqrt(model.covariances_.ravel()) * scale, model.weights_
 
 
 def to_table(statistics: Mapping[str, ValueStatistics]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ with a line for each of its columns. Cells that do not fit their line are all li
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from shared.cohorts import tables
 from shared.cohorts.custom.codebook import CODEBOOK, Line, read_codebook
 from shared.cohorts.custom.problems import Problem, Problems
 from shared.cohorts.custom.table import DATA, read_data
+from shared.cohorts.tables import RawTable
 from shared.errors import InputError
 from shared.registry.build import RawColumn, RawRegistry
-from shared.registry.features import Kind, as_number
+from shared.registry.features import BEYOND, Kind, as_number
 
 FILES = {"data": DATA, "codebook": (CODEBOOK,)}
 
@@ -28,22 +30,23 @@ def digests(source: Path) -> dict[str, str]:
     return {path.name: tables.digest(path) for path in tables.find(source, FILES).values()}
 
 
-def read(source: Path, *, cohort: str = "custom") -> RawRegistry:
-    """Read the table and its codebook.
+def read(source: Path, *, cohort: str = "custom", encoding: str = "") -> RawRegistry:
+    """Read the table and its codebook. `encoding` is that of the table's texts, where its format does not say it.
 
     Raises InputError where they name different columns, or a line of the codebook is wrong; Problems, with all of them,
     where cells do not fit their line.
     """
     found = tables.find(source, FILES)
-    lines = read_codebook(found["codebook"])
-    data = read_data(found["data"])
+    data = read_data(found["data"], encoding=encoding)
+    lines = read_codebook(found["codebook"], data.labels, encoding=encoding)
+    data = _with_row_numbers(data, lines)
     _same_columns(found["codebook"], lines, found["data"], list(data.columns))
     if not data.rows:
         raise InputError(f"{found['data']}: there is no row below the first")
     problems: list[Problem] = []
     used = [line for line in lines if line.kind not in ("id", "ignore")]
-    columns = [_column(line, data.columns[line.column], problems) for line in used]
-    ids = _ids(next(line.column for line in lines if line.kind == "id"), data.columns, problems)
+    columns = [_column(line, data, problems) for line in used]
+    ids = _ids(next(line.column for line in lines if line.kind == "id"), data, problems)
     if problems:
         raise Problems(found["data"], sorted(problems))
     roles = {line.role: line.column for line in used if line.role}
@@ -57,7 +60,16 @@ def read(source: Path, *, cohort: str = "custom") -> RawRegistry:
         else None,
         roles=roles,
         digests=digests(source),
+        notes=data.notes,
     )
+
+
+def _with_row_numbers(data: RawTable, lines: Sequence[Line]) -> RawTable:
+    """The table with its column of row numbers, where the codebook describes that."""
+    described = {line.column for line in lines}
+    if not set(data.row_numbers) & described:
+        return data
+    return dataclasses.replace(data, columns={**data.row_numbers, **data.columns}, notes=data.notes[:-1])
 
 
 def _same_columns(codebook: Path, lines: Sequence[Line], data: Path, names: Sequence[str]) -> None:
@@ -70,31 +82,36 @@ def _same_columns(codebook: Path, lines: Sequence[Line], data: Path, names: Sequ
         )
 
 
-def _ids(name: str, columns: dict[str, list[Any]], problems: list[Problem]) -> list[str]:
-    ids = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in columns[name]]
+def _ids(name: str, data: RawTable, problems: list[Problem]) -> list[str]:
+    ids = [tables.id_text(cell) if tables.is_single(cell) else "" for cell in data.columns[name]]
     first: dict[str, int] = {}
-    for row, identifier in enumerate(ids, start=2):
-        if not tables.is_single(columns[name][row - 2]):
+    for place, (identifier, cell) in enumerate(zip(ids, data.columns[name], strict=True)):
+        row = data.number(place)
+        if not tables.is_single(cell):
             problems.append(Problem(row, name, "a list, a structure or bytes in place of an id"))
-        elif identifier == "":
+            continue
+        problem = tables.id_problem(cell, workbook=data.path.suffix == ".xlsx")
+        if identifier == "":
             problems.append(Problem(row, name, "no id"))
+        elif problem:
+            problems.append(Problem(row, name, problem))
         elif identifier in first:
             problems.append(Problem(row, name, f"the same id as row {first[identifier]}"))
         first.setdefault(identifier, row)
     return ids
 
 
-def _column(line: Line, cells: Sequence[Any], problems: list[Problem]) -> RawColumn:
+def _column(line: Line, data: RawTable, problems: list[Problem]) -> RawColumn:
     read_cell = {"number": _number, "datetime": _datetime}.get(line.kind, _text)
     values = []
-    for row, cell in enumerate(cells, start=2):
+    for row, cell in enumerate(data.columns[line.column]):
         if not tables.is_single(cell):
             value, problem = None, "a list, a structure or bytes in place of one value"
         else:
             value, problem = (None, "") if _blank(cell) else read_cell(line, cell)
         values.append(value)
         if problem:
-            problems.append(Problem(row, line.column, problem))
+            problems.append(Problem(data.number(row), line.column, problem))
     kind: Kind = "category" if line.kind == "ordinal" else line.kind  # type: ignore[assignment]
     coded = tuple(line.labels) if line.coding and kind == "category" else None
     unit = f" ({line.unit})" if line.unit else ""
@@ -115,15 +132,24 @@ def _blank(cell: Any) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
-def _code(cell: Any) -> str:
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+def _code(line: Line, cell: Any) -> str:
+    """A cell as a codebook writes it; TRUE in any of the ways in which it is written."""
+    if isinstance(cell, bool):
+        spellings = (str(cell).upper(), str(cell), str(cell).lower(), str(int(cell)))
+        return next((text for text in spellings if text in line.coding), spellings[0])
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
 
 
 def _number(line: Line, cell: Any) -> tuple[Any, str]:
-    if _code(cell) in line.coding:
-        return line.coding[_code(cell)] or None, ""
+    code = _code(line, cell)
+    if code in line.coding:
+        return line.coding[code] or None, ""
     if isinstance(cell, bool) or math.isnan(as_number(cell)):
-        return None, "not a number"
+        return None, _error(code) or "not a number"
+    if abs(as_number(cell)) >= BEYOND:
+        return None, f"a number of {BEYOND:.0e} or more"
     return as_number(cell), ""
 
 
@@ -132,18 +158,27 @@ def _datetime(line: Line, cell: Any) -> tuple[Any, str]:
         return cell.replace(tzinfo=None), ""
     if isinstance(cell, datetime.date):
         return datetime.datetime(cell.year, cell.month, cell.day), ""
-    if _code(cell) in line.coding:
+    code = _code(line, cell)
+    if code in line.coding:
         return None, ""
     try:
-        return datetime.datetime.fromisoformat(str(cell).strip()).replace(tzinfo=None), ""
+        return datetime.datetime.fromisoformat(code).replace(tzinfo=None), ""
     except ValueError:
-        return None, "not a date such as 2024-01-31 or 2024-01-31 08:30"
+        return None, _error(code) or "not a date such as 2024-01-31 or 2024-01-31 08:30"
 
 
 def _text(line: Line, cell: Any) -> tuple[Any, str]:
-    code = _code(cell)
-    if not line.coding:
-        return code, ""
-    if code not in line.coding:
+    code = _code(line, cell)
+    if code in line.coding:
+        return line.coding[code] or None, ""
+    if _error(code):
+        return None, _error(code)
+    if line.coding:
         return None, "a code that the codebook does not have"
-    return line.coding[code] or None, ""
+    if line.kind == "category" and isinstance(cell, datetime.date):
+        return None, "a date, where the codebook says category"
+    return code, ""
+
+
+def _error(code: str) -> str:
+    return "an error value of a spreadsheet" if code in tables.ERROR_VALUES else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import files
-from shared.cohorts.tables import RawTable, is_single, read_table
+from shared.cohorts.tables import RawTable, is_single, is_utf8, plain_name, read_table
 from shared.errors import InputError
 from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
@@ -46,16 +46,19 @@ class Line:
         return self.role != "site"
 
 
-def read_codebook(path: Path) -> list[Line]:
-    """The lines of a codebook. Raises InputError naming the line and the column that is wrong."""
-    table = read_table(path)
+def read_codebook(path: Path, labels: Mapping[str, str] | None = None, *, encoding: str = "") -> list[Line]:
+    """The lines of a codebook in UTF-8, else in `encoding`. `labels` are the display names of columns that it gives none.
+
+    Raises InputError naming the line and the column that is wrong.
+    """
+    table = read_table(path, encoding=encoding if encoding and not is_utf8(path) else "")
     missing = [name for name in COLUMNS if name not in table.columns and name not in OPTIONAL]
     if missing:
         raise InputError(f"{path}: these columns are missing: {', '.join(missing)}")
     unknown = [name for name in table.columns if name not in COLUMNS]
     if unknown:
         raise InputError(f"{path}: unknown columns {', '.join(unknown)}; known are {', '.join(COLUMNS)}")
-    lines = [_line(path, number, table) for number in range(table.rows)]
+    lines = [_line(path, number, table, labels or {}) for number in range(table.rows)]
     names = [line.column for line in lines]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -70,8 +73,9 @@ def read_codebook(path: Path) -> list[Line]:
     return lines
 
 
-def _line(path: Path, number: int, table: RawTable) -> Line:
+def _line(path: Path, number: int, table: RawTable, labels: Mapping[str, str]) -> Line:
     cells = {name: str(table.columns[name][number]).strip() for name in table.columns}
+    cells["column"] = plain_name(cells["column"])
     where = f"{path}, line {number + 2}"
     if not cells["column"]:
         raise InputError(f"{where}: the column's name is empty")
@@ -82,7 +86,8 @@ def _line(path: Path, number: int, table: RawTable) -> Line:
     coding = _coding(cells.get("coding", ""), f"{where} ({cells['column']})")
     if cells["kind"] == "ordinal" and not coding:
         raise InputError(f"{where} ({cells['column']}): kind ordinal needs a coding in the order of its levels")
-    return Line(**{**cells, "coding": coding, "display_name": cells["display_name"] or cells["column"]})  # type: ignore[arg-type]
+    shown = cells["display_name"] or labels.get(cells["column"]) or cells["column"]
+    return Line(**{**cells, "coding": coding, "display_name": shown})  # type: ignore[arg-type]
 
 
 def _coding(text: str, where: str) -> dict[str, str]:
@@ -101,19 +106,20 @@ def _coding(text: str, where: str) -> dict[str, str]:
 
 
 def draft(table: RawTable) -> list[Line]:
-    """A first codebook for a table, to be edited: kinds from the values, names as they are, one section."""
+    """A first codebook for a table, to be edited: kinds from the values, names as the file has them, one section."""
     lines = []
     has_id = False
     for name, cells in table.columns.items():
+        label = table.labels.get(name) or name
         if not all(map(is_single, cells)):  # nothing that a question could ask for
-            lines.append(Line(column=name, display_name=name, section="Record", kind="ignore"))
+            lines.append(Line(column=name, display_name=label, section="Record", kind="ignore"))
             continue
         present = [cell for cell in cells if cell != ""]
         if not has_id and present and len({str(cell) for cell in present}) == len(cells) and _is_key(name, present):
-            lines.append(Line(column=name, display_name=name, section="", kind="id"))
+            lines.append(Line(column=name, display_name=label, section="", kind="id"))
             has_id = True
         else:
-            lines.append(_drafted(name, present))
+            lines.append(dataclasses.replace(_drafted(name, present), display_name=label))
     return lines
 
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
+from shared.cohorts.custom.encodings import check_encoding
+from shared.cohorts.custom.packages import read_package
 from shared.cohorts.tables import RawTable, read_table
 from shared.errors import InputError
 
 DATA = ("data.csv", "data.csv.gz", "data.parquet", "data.xlsx", "data.dta", "data.sas7bdat", "data.xpt")
 
 
-def read_data(path: Path) -> RawTable:
-    """The table's cells, blanks as "". Raises InputError naming a file that cannot be read."""
-    if path.suffix not in (".dta", ".sas7bdat", ".xpt"):
-        return read_table(path)
-    try:
-        table = pd.read_stata(path) if path.suffix == ".dta" else pd.read_sas(path, encoding="utf-8")
-    except (OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a readable {path.suffix[1:]} file ({reason})") from None
-    columns = {}
-    for name in table.columns:
-        values = table[name].astype(object)
-        columns[str(name)] = values.where(values.notna(), "").tolist()
-    return RawTable(path, columns)
+def read_data(path: Path, *, encoding: str = "") -> RawTable:
+    """The table's cells, blanks as "". `encoding` is that of its texts, where its format does not say it.
+
+    Raises InputError naming a file that cannot be read.
+    """
+    check_encoding(encoding)
+    if encoding and path.suffix in (".parquet", ".xlsx"):
+        raise InputError(
+            f"{path}: encoding = {encoding!r}: texts of {path.suffix[1:]} files are in UTF-8; leave it out"
+        )
+    if path.suffix in (".dta", ".sas7bdat", ".xpt"):
+        return read_package(path, encoding)
+    return read_table(path, errors=True, encoding=encoding)

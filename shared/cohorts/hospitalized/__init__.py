@@ -19,6 +19,7 @@ from shared.cohorts import tables
 from shared.cohorts.tables import find
 from shared.errors import InputError
 from shared.registry.build import RawColumn, RawRegistry
+from shared.registry.features import as_number
 
 FILES = {
     "data": ("data_processed.csv.gz", "data_processed.csv", "data_processed.parquet"),
@@ -63,17 +64,17 @@ def placed(plan: Mapping[str, Any]) -> dict[str, str]:
     return found | dict.fromkeys(plan["outcomes"]["columns"], plan["outcomes"]["header"])
 
 
-def read_frames(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """Data and mask of the cohort's patients (index: row in the file), and the display name of each column.
+def read_frames(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str], list[str]]:
+    """Data and mask of the cohort's patients (index: row in the file), the display name of each column, and notes.
 
     Raises InputError naming the columns where data, mask, metadata and layout do not agree.
     """
     found, plan = find(source, FILES), layout(source)
-    data, mask = _frame(found["data"]), _frame(found["mask"])
-    metadata = tables.read_table(found["metadata"])
+    (data, left_out), (mask, also_left_out) = _frame(found["data"]), _frame(found["mask"])
+    metadata = tables.read_table(found["metadata"], merged=True)
     if COLUMN_NAMES not in metadata.columns:
         raise InputError(f"{metadata.path}: these columns are missing: {COLUMN_NAMES}")
-    names = [str(name) for name in metadata.columns[COLUMN_NAMES]]
+    names = [tables.plain_name(name) for name in metadata.columns[COLUMN_NAMES]]
     _same(found["data"], set(data.columns), metadata.path, set(names))
     _same(found["mask"], set(mask.columns), found["data"], set(data.columns))
     if len(mask) != len(data):
@@ -91,21 +92,32 @@ def read_frames(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str
     rows = (data[plan["icu"]] == 1) & (data[plan["excluded"]] == 0)
     if not rows.any():
         raise InputError(f"{found['data']}: no row has {plan['icu']} = 1 and {plan['excluded']} = 0")
-    return data[rows], mask[rows], {name: _display(name, shown) for name in placed(plan)}
+    notes = [*left_out, *also_left_out, *metadata.notes]
+    return data[rows], mask[rows], {name: _display(name, shown) for name in placed(plan)}, notes
 
 
 def _first_slot(plan: Mapping[str, Any]) -> list[str]:
     return [f"d1_1_{name}" for name in plan["not_shown_eight_hourly"]]
 
 
-def _frame(path: Path) -> pd.DataFrame:
+def _frame(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table as pandas types it, names as `plain_name` makes them, without a first column of row numbers; and notes."""
     if path.suffix == ".parquet":
-        return tables.read_parquet(path)
-    try:
-        with path.open("rb"):
-            return pd.read_csv(path, low_memory=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable CSV file in UTF-8 ({str(error).splitlines()[0]})") from None
+        frame = tables.read_parquet(path).reset_index(drop=True)
+    else:
+        try:
+            with path.open("rb"):
+                frame = pd.read_csv(path, low_memory=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a readable CSV file in UTF-8 ({str(error).splitlines()[0]})") from None
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise InputError(f"{path}: every row has one cell more than the first row has names, as where R writes row names; "
+                             f"write it with row.names = FALSE")  # fmt: skip
+    frame.columns = pd.Index(tables.named(path, list(frame.columns)))
+    first = str(frame.columns[0])
+    if not tables.is_index(first, frame[first].tolist()):
+        return frame, []
+    return frame.iloc[:, 1:], tables.left_out(path, [first])
 
 
 def _same(path: Path, here: set[str], other: Path, there: set[str]) -> None:
@@ -118,12 +130,12 @@ def _same(path: Path, here: set[str], other: Path, there: set[str]) -> None:
 
 
 def _display_names(path: Path, kept: list[str]) -> dict[str, str]:
-    table = tables.read_table(path)
+    table = tables.read_table(path, merged=True)
     if SHOWN not in table.columns:
         raise InputError(f"{path}: these columns are missing: {SHOWN}")
     shown = [str(text) for text in table.columns[SHOWN]]
     if NAME in table.columns:
-        by_name = dict(zip(map(str, table.columns[NAME]), shown, strict=True))
+        by_name = dict(zip(map(tables.plain_name, table.columns[NAME]), shown, strict=True))
         absent = [name for name in kept if name not in by_name]
         if absent:
             raise InputError(f"{path}: these columns have no line: {', '.join(absent[:10])}")
@@ -155,7 +167,7 @@ def words(plan: Mapping[str, Any]) -> dict[str, dict[int, str]]:
 
 def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
     """Read the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
-    data, mask, shown = read_frames(source)
+    data, mask, shown, notes = read_frames(source)
     plan = layout(source)
     coded = words(plan)
     columns = []
@@ -172,8 +184,8 @@ def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
                 name, name, "", "", _numbers(name, data[name].where(mask[name] != 0)), kind="number", visible=False
             )
         )
-    ids = [str(value) for value in data[plan["identifier"]]]
-    if len(set(ids)) < len(ids):
+    ids = tables.identifiers(_identifying(source, data[plan["identifier"]]), plan["identifier"])
+    if len(set(ids)) < len(ids) or "" in ids:
         raise InputError(f"{source}: column {plan['identifier']} must have a value in every row, each different")
     return RawRegistry(
         cohort=cohort,
@@ -181,12 +193,18 @@ def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
         columns=columns,
         roles={"time": plan["year"], "sex": plan["sex"], "age": plan["age"]},
         digests=digests(source),
+        notes=notes,
     )
+
+
+def _identifying(source: Path, ids: pd.Series) -> tables.RawTable:
+    path = find(source, FILES)["data"]
+    return tables.RawTable(path, {str(ids.name): ids.tolist()}, numbers=[row + 2 for row in ids.index.tolist()])
 
 
 def paper_frame(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The original's table (its ids in `Unique ID`, blanks as `N/A`), and its AKI flags by slot, NaN where unknown."""
-    data, mask, shown = read_frames(source)
+    data, mask, shown, _ = read_frames(source)
     plan = layout(source)
     coded = words(plan)
     columns = {"Unique ID": data[plan["identifier"]]}
@@ -204,7 +222,18 @@ def _texts(name: str, values: pd.Series, coded: Mapping[int, str]) -> list[str |
 
 
 def _numbers(name: str, values: pd.Series) -> np.ndarray:
-    try:
-        return values.to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"data column {name}: holds a cell that is no number") from None
+    """Cells as float64, NaN where missing. pandas takes `inf` for a number, NumPy `12_3`."""
+    if pd.api.types.is_numeric_dtype(values):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = np.isinf(numbers)
+    else:
+        present = values.notna().to_numpy()
+        numbers = np.array(
+            [as_number(value) if known else np.nan for value, known in zip(values, present, strict=True)]
+        )
+        wrong = present & np.isnan(numbers)
+    if wrong.any():
+        raise InputError(
+            f"data column {name}, row {int(values.index[int(np.argmax(wrong))]) + 2}: the cell is no number"
+        )
+    return numbers

@@ -53,6 +53,7 @@ def read(source: Path, *, cohort: str = "sepsis", paper: bool = False) -> RawReg
         reference=REFERENCE_TIME,
         roles={role: name for role, name in roles.items() if name in names or name == CENTER},
         digests=raw.digests,
+        notes=[*raw.data.notes, *raw.metadata.notes],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from shared.cohorts.sepsis import coding
 from shared.cohorts.sepsis.coding import NOT_AVAILABLE, Coding
 from shared.cohorts.sepsis.reader import RawFiles
-from shared.cohorts.tables import RawTable
+from shared.cohorts.tables import RawTable, identifiers, lower_names, plain_name
 from shared.errors import InputError
 
 SUBJECT, CENTER, BATCH = "subjectno", "center", "datano"
@@ -48,7 +48,7 @@ def clean(raw: RawFiles, *, paper: bool = False) -> tuple[list[str], list[Column
     erased. Raises InputError where a column or name is missing, a code has no meaning, or an id occurs twice.
     """
     columns = read_metadata(raw.metadata, raw.dictionary)
-    data = {name.strip().lower(): values for name, values in raw.data.columns.items()}
+    data = lower_names(raw.data)
     _require(raw.data, data, (SUBJECT, CENTER, BATCH))
     _split_ventilation(data)
     _fill_icu_days(data)
@@ -61,8 +61,8 @@ def clean(raw: RawFiles, *, paper: bool = False) -> tuple[list[str], list[Column
     _fill_absences({column.name: column for column in columns}, paper)
     columns = [column for column in columns if not _is_dropped(column.name)]
     columns = combine_datetimes(columns)
-    ids = [str(value) for value in next(column for column in columns if column.name == SUBJECT).values]
-    if len(set(ids)) < len(ids) or "None" in ids:
+    ids = identifiers(raw.data, next(name for name in raw.data.columns if name.lower() == SUBJECT))
+    if len(set(ids)) < len(ids) or "" in ids:
         raise InputError(f"{raw.data.path}: column {SUBJECT} must have a value in every row, each different")
     centers = next(column.values for column in columns if column.name == CENTER)
     return ids, [column for column in columns if column.name not in (SUBJECT, CENTER)], centers
@@ -85,7 +85,7 @@ def read_metadata(table: RawTable, dictionary: Mapping[str, str]) -> list[Column
     ):
         columns.append(
             Column(
-                name=str(name).strip().lower(),
+                name=plain_name(name).lower(),
                 display_name=coding.display_name(str(row_name), unit),
                 section=section,
                 unit=coding.UNITS.get(str(unit), ""),

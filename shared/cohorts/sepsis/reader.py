@@ -30,7 +30,7 @@ def read(source: Path) -> RawFiles:
     found = tables.find(source, FILES)
     return RawFiles(
         data=tables.read_table(found["data"]),
-        metadata=tables.read_table(found["metadata"]),
+        metadata=tables.read_table(found["metadata"], merged=True),
         dictionary=tables.read_dictionary(found["dictionary"]),
         digests=digests(source),
     )

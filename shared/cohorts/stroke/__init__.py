@@ -34,14 +34,16 @@ def digests(source: Path) -> dict[str, str]:
     return {path.name: tables.digest(path) for path in tables.find(source, FILES).values()}
 
 
-def read_columns(source: Path, *, paper: bool = False) -> tuple[list[str], list[Column]]:
-    """Ids and columns from the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
+def read_columns(source: Path, *, paper: bool = False) -> tuple[list[str], list[Column], list[str]]:
+    """Ids, columns and notes from the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
     found = tables.find(source, FILES)
     data, nihss, additional = (tables.read_table(found[name]) for name in ("data", "nihss", "additional"))
+    notes = [note for table in (data, nihss, additional) for note in table.notes]
     dictionary = tables.read_dictionary(found["dictionary"])
     if paper:
         data, nihss, additional = (as_pandas_read(table) for table in (data, nihss, additional))
-    return clean(joined(data, nihss, additional), read_metadata(found["metadata"]), dictionary, paper=paper)
+    ids, columns = clean(joined(data, nihss, additional), read_metadata(found["metadata"]), dictionary, paper=paper)
+    return ids, columns, [*notes, *tables.sheet_notes(found["metadata"])]
 
 
 def as_pandas_read(table: RawTable) -> RawTable:
@@ -56,7 +58,7 @@ def as_pandas_read(table: RawTable) -> RawTable:
 
 def read(source: Path, *, cohort: str = "stroke", paper: bool = False) -> RawRegistry:
     """Read the raw files in `source`; `paper` gives the original's values. Raises InputError naming what is wrong."""
-    ids, columns = read_columns(source, paper=paper)
+    ids, columns, notes = read_columns(source, paper=paper)
     names = {column.name for column in columns}
     roles = {"time": REFERENCE_TIME, "sex": "sex", "age": "age"}
     return RawRegistry(
@@ -70,6 +72,7 @@ def read(source: Path, *, cohort: str = "stroke", paper: bool = False) -> RawReg
         unknown=UNKNOWN,
         roles={role: name for role, name in roles.items() if name in names},
         digests=digests(source),
+        notes=notes,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from shared.cohorts.stroke import coding
 from shared.cohorts.stroke.coding import NOT_AVAILABLE
 from shared.cohorts.stroke.metadata import Field
-from shared.cohorts.tables import RawTable, shown_code
+from shared.cohorts.tables import RawTable, identifiers, lower_names, shown_code
 from shared.errors import InputError
 
 ID, ADDITIONAL_ID = "고유번호", "uni_num"
@@ -49,31 +49,33 @@ def is_free_text(name: str) -> bool:
 def joined(data: RawTable, nihss: RawTable, additional: RawTable) -> dict[str, Values]:
     """One column for each name (lower case) of the three tables, joined on the patient; None where a patient is in no
     row of a joined table. Raises InputError where an id or a name comes twice."""
-    ids = _column(data, ID)
+    ids = _ids(data, ID)
     if len(set(ids)) < len(ids) or "" in ids:
         raise InputError(f"{data.path}: column {ID} must have a value in every row, each different")
-    columns = {name.lower(): values for name, values in data.columns.items()}
+    columns = {**lower_names(data), ID.lower(): ids}
     for table, key in ((nihss, ID), (additional, ADDITIONAL_ID)):
-        theirs = _column(table, key)
+        theirs = _ids(table, key)
         if len(set(theirs)) < len(theirs):
             raise InputError(f"{table.path}: a value of column {key} comes more than once")
         place = {identifier: row for row, identifier in enumerate(theirs)}
-        for name, values in table.columns.items():
-            if name == key:
+        if place and not set(place) & set(ids):
+            raise InputError(f"{table.path}: no value of column {key} is one of column {ID} in {data.path.name}")
+        for name, values in lower_names(table).items():
+            if name == key.lower():
                 continue
-            if name.lower() in columns:
+            if name in columns:
                 raise InputError(f"{table.path}: column {name} is also in {data.path.name}; remove one of them")
-            columns[name.lower()] = [values[place[i]] if i in place else None for i in ids]
+            columns[name] = [values[place[i]] if i in place else None for i in ids]
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         raise InputError(f"{data.path}: these columns are missing, here and in what is joined: {', '.join(missing)}")
     return columns
 
 
-def _column(table: RawTable, name: str) -> Values:
+def _ids(table: RawTable, name: str) -> list[str]:
     if name not in table.columns:
         raise InputError(f"{table.path}: these columns are missing: {name}")
-    return table.columns[name]
+    return identifiers(table, name)
 
 
 def clean(
@@ -100,7 +102,7 @@ def clean(
             field = known[name]
             decoded: Values = dates[name] if field.dated else _decoded(field, values, dictionary, paper)
             made.append(_shown(field, decoded, paper))
-    return [str(value) for value in data[ID.lower()]], made
+    return data[ID.lower()], made
 
 
 def _decoded(field: Field, values: Values, dictionary: Mapping[str, str], paper: bool) -> Values:

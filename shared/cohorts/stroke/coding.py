@@ -50,7 +50,7 @@ def parse_coding(text: Any) -> Coding | None:
 
 
 def _code(text: str) -> Code:
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def decode(name: str, value: Any, coding: Coding | None, *, paper: bool = False) -> Any:
@@ -71,7 +71,7 @@ def decode(name: str, value: Any, coding: Coding | None, *, paper: bool = False)
         return value
     if value in coding:
         return coding[value]
-    if isinstance(value, str) and value.isdigit() and int(value) in coding:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and int(value) in coding:
         return coding[int(value)]
     return _beyond(name, value, coding, paper)
 

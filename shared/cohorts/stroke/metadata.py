@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.cohorts.stroke.coding import TABLES, Coding, parse_coding
-from shared.cohorts.tables import read_rows
+from shared.cohorts.tables import plain_name, read_rows
 from shared.errors import InputError
 
 DEFINITION, NAME, CHARACTER, CODING, ROW_NAME = "필드정의", "SNUBH field name", "field character", "coding", "Row Name"
@@ -38,7 +38,7 @@ def read_metadata(path: Path) -> list[Field]:
         elif len(filled) == 1 and row[0] != "":
             title, header, skipped = str(row[0]), None, str(row[0]) in titles  # a footnote is a title without a block
         elif header is None and title:
-            header = [str(cell).strip() for cell in row]
+            header = [plain_name(cell) for cell in row]
             titles.add(title)
             absent = [name for name in (DEFINITION, NAME, CHARACTER, CODING, ROW_NAME) if name not in header]
             if absent and not skipped:
@@ -61,9 +61,9 @@ def _field(row: dict[str, Any]) -> Field | None:
     shown = str(row.get(ROW_NAME, "")).strip()
     if not shown:
         return None
-    name = str(row[NAME]).strip()
+    name = plain_name(row[NAME])
     name = TABLES["names_by_definition"].get(str(row[DEFINITION]).strip(), TABLES["names"].get(name, name))
-    return Field(name.lower(), shown, parse_coding(row.get(CODING)), str(row[CHARACTER]).strip() == DATED)
+    return Field(plain_name(name).lower(), shown, parse_coding(row.get(CODING)), str(row[CHARACTER]).strip() == DATED)
 
 
 def _require_unique(path: Path, names: Sequence[str]) -> None:

@@ -1,0 +1,196 @@
+"""Files of statistics packages: Stata (.dta) and SAS (.sas7bdat, .xpt), with what they say about columns."""
+
+from __future__ import annotations
+
+import datetime
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shared.cohorts.custom.encodings import RAW, decoder
+from shared.cohorts.tables import RawTable, table_of
+from shared.errors import InputError
+
+# What pandas raises for files that are damaged, or not what their name says.
+UNREADABLE = (
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
+EPOCH = datetime.datetime(1960, 1, 1)  # of both packages
+DAY = 86_400  # seconds
+SMALLEST = 1e-70  # SAS transport files hold nothing between 0 and 5.4e-79, as which pandas reads their 0
+MEMBER = b"HEADER RECORD*******MEMBER  HEADER RECORD!!!!!!!"
+VERSION_8 = b"HEADER RECORD*******LIBV8   HEADER RECORD!!!!!!!"
+PERIODS = {"tw": "weeks", "tm": "months", "tq": "quarters", "th": "half-years", "ty": "years"}
+
+# SAS formats by what their column holds: days or seconds since 1960, seconds since midnight. Widths are not part of a name.
+DATES = {
+    "DATE", "DAY", "DDMMYY", "DOWNAME", "E8601DA", "B8601DA", "IS8601DA", "JULDAY", "JULIAN", "MMDDYY", "MMYY", "MONNAME",
+    "MONTH", "MONYY", "NENGO", "MINGUO", "NLDATE", "QTR", "QTRR", "WEEKDATE", "WEEKDATX", "WEEKDAY", "WEEKU", "WEEKV", "WEEKW",
+    "WORDDATE", "WORDDATX", "YEAR", "YYMM", "YYMMDD", "YYMON", "YYQ", "YYQR",
+} | {f"{base}{mark}" for base in ("DDMMYY", "MMDDYY", "YYMMDD", "MMYY", "YYMM", "YYQ", "YYQR") for mark in "BCDNPS"}  # fmt: skip
+MOMENTS = {
+    "DATETIME", "DATEAMPM", "DTDATE", "DTMONYY", "DTWKDATX", "DTYEAR", "DTYYQC", "E8601DT", "E8601DN", "E8601DX", "E8601DZ",
+    "E8601LX", "B8601DT", "B8601DN", "B8601DX", "B8601DZ", "B8601LX", "IS8601DT", "MDYAMPM", "NLDATM",
+}  # fmt: skip
+TIMES = {"TIME", "TIMEAMPM", "HHMM", "HOUR", "MMSS", "E8601TM", "B8601TM", "IS8601TM", "NLTIME", "TOD"}
+
+
+def read_package(path: Path, encoding: str) -> RawTable:
+    """The table of a Stata or SAS file. Raises InputError naming the file, and the column where one cannot be read rightly."""
+    read = {".dta": _stata, ".xpt": _transport, ".sas7bdat": _sas}[path.suffix]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UnicodeWarning)
+            return read(path, encoding)
+    except InputError:
+        raise
+    except UnicodeWarning:
+        raise InputError(f"{path}: some texts are not in UTF-8, as this version of Stata has them; translate the file in Stata "
+                         f"(unicode translate) and save it again") from None  # fmt: skip
+    except (UnicodeDecodeError, *UNREADABLE) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{path}: not a readable {path.suffix[1:]} file ({reason})") from None
+
+
+def _stata(path: Path, encoding: str) -> RawTable:
+    with pd.read_stata(path, iterator=True) as opened:
+        reader: Any = opened  # which value labels and which format a column has, pandas does not offer otherwise
+        about = dict(reader.variable_labels())
+        columns, kinds = list(reader._varlist), [fmt.replace("%-", "%") for fmt in reader._fmtlist]
+        reader._fmtlist = kinds  # pandas takes left-aligned dates for numbers
+        for name, kind in zip(columns, kinds, strict=True):
+            if kind.startswith(("%tC", "%tb")):
+                raise InputError(
+                    f"{path}: column {name} has Stata's format {kind[:3]}, which is not read; make it %td or %tc in Stata"
+                )
+        frame = reader.read(convert_categoricals=False)
+        meanings = reader.value_labels()
+        for place, label in enumerate(reader._lbllist):
+            if label in meanings:
+                frame.isetitem(place, [_meaning(meanings[label], value) for value in frame.iloc[:, place]])
+        version = reader._format_version
+    notes = [
+        f"{path.name}: column {name} holds {PERIODS[kind[1:3]]}; each is read as its first day"
+        for name, kind in zip(columns, kinds, strict=True)
+        if kind[1:3] in PERIODS
+    ]
+    if version >= 118:
+        if encoding:
+            raise InputError(
+                f"{path}: encoding = {encoding!r}: this version of Stata's files is in UTF-8; leave it out"
+            )
+        return _noted(table_of(path, frame, labels=about), notes)
+    return _decoded(path, frame, about, encoding, notes)
+
+
+def _meaning(labels: Mapping[int, str], value: Any) -> Any:
+    return value if value != value else labels.get(int(value), value) if value == int(value) else value
+
+
+def _transport(path: Path, encoding: str) -> RawTable:
+    content = path.read_bytes()
+    if content.startswith(VERSION_8):
+        raise InputError(
+            f"{path}: a SAS transport file of version 8; write it as version 5 (the XPORT engine), or as CSV"
+        )
+    if content.count(MEMBER) > 1:
+        raise InputError(
+            f"{path}: holds {content.count(MEMBER)} tables; write the one that is meant to a file of its own"
+        )
+    with pd.read_sas(path, format="xport", encoding=RAW, iterator=True) as opened:
+        reader: Any = opened
+        reader.nobs = _transport_rows(content, reader)
+        names = [str(name) for name in reader.columns]
+        frame: Any = reader.read() if reader.nobs else pd.DataFrame(columns=names)
+        fields = reader.fields
+    for place, field in enumerate(fields):
+        if field["ntype"] == "numeric":
+            values = frame.iloc[:, place].astype("float64")
+            frame.isetitem(place, values.mask(values.abs() < SMALLEST, 0.0))
+    formats = [field["nform"].decode(RAW) for field in fields]
+    notes = _convert(path, frame, formats)
+    about = {name: field["label"].decode(RAW) for name, field in zip(names, fields, strict=True)}
+    return _decoded(path, frame, about, encoding, notes)
+
+
+def _transport_rows(content: bytes, reader: Any) -> int:
+    """How many rows there are: the last record is filled with blanks, which pandas mistakes blank texts for."""
+    rows = content[reader.record_start :]
+    count, length = len(rows) // reader.record_length, reader.record_length
+    while count and not rows[(count - 1) * length : count * length].strip(b" "):
+        count -= 1
+    return count
+
+
+def _sas(path: Path, encoding: str) -> RawTable:
+    with pd.read_sas(path, format="sas7bdat", encoding="infer", iterator=True) as opened:
+        reader: Any = opened
+        known = not reader.inferred_encoding.startswith("unknown")
+        if encoding or not known:
+            reader.encoding = RAW
+        reader.convert_dates = False  # so that both kinds of files are treated alike
+        about = {str(column.name): str(column.label) for column in reader.columns}
+        formats = [str(column.format) for column in reader.columns]
+        frame = reader.read()
+    notes = _convert(path, frame, formats)
+    if known and not encoding:
+        return _noted(table_of(path, frame, labels=about), notes)
+    return _decoded(path, frame, about, encoding, notes)
+
+
+def _convert(path: Path, frame: Any, formats: Sequence[str]) -> list[str]:
+    """Turn the numbers of date and time columns into such, by their formats; returns what to say about it."""
+    notes = []
+    for place, form in enumerate(formats):
+        name, values = frame.columns[place], frame.iloc[:, place]
+        base = form.strip().upper().rstrip("0123456789.")
+        kind = base if base in DATES | MOMENTS | TIMES else form.strip().upper()
+        if not pd.api.types.is_numeric_dtype(values):
+            continue
+        if kind in TIMES and not values.dropna().between(0, DAY, inclusive="left").all():
+            notes.append(f"{path.name}: column {name} holds times beyond a day; they are left as seconds")
+        elif kind in TIMES:
+            frame.isetitem(place, _each(path, name, values, lambda value: (EPOCH + _seconds(value)).time()))
+        elif kind in DATES:
+            frame.isetitem(place, _each(path, name, values, lambda value: EPOCH + datetime.timedelta(days=value // 1)))
+        elif kind in MOMENTS:
+            frame.isetitem(place, _each(path, name, values, lambda value: EPOCH + _seconds(value)))
+    return notes
+
+
+def _seconds(value: float) -> datetime.timedelta:
+    return datetime.timedelta(microseconds=round(value * 1e6))
+
+
+def _each(path: Path, name: Any, values: pd.Series, convert: Callable[[float], Any]) -> pd.Series:
+    made = []
+    for row, value in enumerate(values.tolist(), start=1):
+        try:
+            made.append(None if value != value else convert(value))
+        except OverflowError:
+            raise InputError(f"{path}: column {name}, row {row} of the table: a date beyond the year 9999") from None
+    return pd.Series(made, index=values.index, dtype=object)
+
+
+def _decoded(
+    path: Path, frame: pd.DataFrame, about: Mapping[str, str], encoding: str, notes: Sequence[str]
+) -> RawTable:
+    """The table, its texts and labels decoded from how they were read: a byte for each letter."""
+    table = table_of(path, frame, labels=about)
+    cells = (cell for values in table.columns.values() for cell in values if isinstance(cell, str))
+    decode, found = decoder(path, [*table.columns, *table.labels.values(), *cells], encoding)
+    columns = {
+        decode(name): [decode(cell) if isinstance(cell, str) else cell for cell in values]
+        for name, values in table.columns.items()
+    }
+    labels = {decode(name): decode(label) for name, label in table.labels.items()}
+    return RawTable(path, columns, labels, table.row_numbers, [*table.notes, *notes, *found])
+
+
+def _noted(table: RawTable, notes: Sequence[str]) -> RawTable:
+    return RawTable(table.path, table.columns, table.labels, table.row_numbers, [*table.notes, *notes])

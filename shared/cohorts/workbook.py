@@ -1,0 +1,149 @@
+"""Excel workbooks: which sheet is read, and what in it must not be taken for a value."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+from xml.etree import ElementTree
+
+import openpyxl
+from openpyxl.utils import range_boundaries
+from openpyxl.utils.exceptions import InvalidFileException
+
+from shared.errors import InputError
+
+# What openpyxl raises for files that are no workbooks, or damaged ones.
+UNREADABLE = (
+    OSError,
+    KeyError,
+    ValueError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    InvalidFileException,
+    ElementTree.ParseError,
+)
+VISIBLE = "visible"
+CHUNK, OVERLAP = 2**20, 2**10
+
+_FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")
+_MERGED = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=\"([A-Z0-9:$]+)\"")
+
+
+def read_sheet(path: Path, *, merged: bool) -> tuple[str, list[list[Any]], list[str]]:
+    """The name of the first visible sheet, its cells `[rows][columns]` (None where blank), and what was not read.
+
+    All cells count, whatever size the file says the sheet has. With `merged`, merged cells are blank but the first;
+    without, they are refused. Raises InputError for these, for formulas without a value, and for what is no workbook.
+    """
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            name, rows, notes = _read(path, book, merged)
+        finally:
+            book.close()
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        raise InputError(f"{path}: not a readable Excel workbook ({reason})") from None
+    return name, rows, notes
+
+
+def _read(path: Path, book: Any, merged: bool) -> tuple[str, list[list[Any]], list[str]]:
+    sheets = book.worksheets
+    if not sheets:
+        raise InputError(f"{path}: this workbook has no sheet of cells")
+    sheet = next((sheet for sheet in sheets if sheet.sheet_state == VISIBLE), None)
+    if sheet is None:
+        names = ", ".join(repr(sheet.title) for sheet in sheets)
+        raise InputError(
+            f"{path}: every sheet of cells is hidden ({names}); show the one to be read, or remove the others"
+        )
+    where = f"{path}, sheet {sheet.title!r}"
+    sheet.reset_dimensions()  # some programs write too small a size, and openpyxl would believe it
+    rows = [list(row) for row in sheet.iter_rows(values_only=True)]
+    formulas, ranges = _marks(_source(book, sheet))
+    if formulas:
+        _refuse_uncalculated(where, _source(book, sheet), computed=not book.calculation.fullCalcOnLoad)
+    if not merged:
+        _refuse_merged(where, rows, ranges)
+    return sheet.title, _even(rows), _notes(path, sheet, book.worksheets)
+
+
+def _source(book: Any, sheet: Any) -> IO[bytes]:
+    # openpyxl offers no other way to a sheet's XML.
+    return book._archive.open(sheet._worksheet_path)
+
+
+def _even(rows: list[list[Any]]) -> list[list[Any]]:
+    """Rows of one length, that of the longest without the blanks at its end."""
+    widths = [max((place for place, cell in enumerate(row, start=1) if cell is not None), default=0) for row in rows]
+    width = max(widths, default=0)
+    return [row[:width] + [None] * (width - len(row)) for row in rows]
+
+
+def _notes(path: Path, sheet: Any, sheets: list[Any]) -> list[str]:
+    others = [
+        repr(other.title) + ("" if other.sheet_state == VISIBLE else " (hidden)")
+        for other in sheets
+        if other is not sheet
+    ]
+    return [f"{path.name}: read from sheet {sheet.title!r}; not read: {', '.join(others)}"] if others else []
+
+
+def _marks(stream: IO[bytes]) -> tuple[bool, list[str]]:
+    """Whether a sheet has formulas, and its merged ranges, such as A2:A5."""
+    formulas, ranges, kept = False, dict[str, None](), b""
+    with stream:
+        while chunk := stream.read(CHUNK):
+            text = kept + chunk
+            formulas = formulas or _FORMULA.search(text) is not None
+            ranges |= dict.fromkeys(found.decode() for found in _MERGED.findall(text))
+            kept = text[-OVERLAP:]
+    return formulas, list(ranges)
+
+
+def _refuse_merged(where: str, rows: list[list[Any]], ranges: list[str]) -> None:
+    for merged in ranges:
+        column, row, _, _ = range_boundaries(merged)
+        cells = rows[row - 1] if row and row <= len(rows) else []
+        if column and column <= len(cells) and cells[column - 1] is not None:
+            raise InputError(f"{where}: cells {merged} are merged, so that only the first of them has a value; "
+                             f"unmerge them and fill in each")  # fmt: skip
+
+
+def _refuse_uncalculated(where: str, stream: IO[bytes], *, computed: bool) -> None:
+    """`computed` says that the workbook does not ask to be calculated when it is opened."""
+    results = list(_results(stream))
+    empty = [cell for cell, value in results if value is None]
+    # Programs that cannot calculate write no value, or 0 for every formula.
+    if not empty and not computed and all(value == "0" for _, value in results):
+        empty = [cell for cell, _ in results]
+    if empty:
+        more = f" and {len(empty) - 1:,} more cells are formulas" if len(empty) > 1 else " is a formula"
+        raise InputError(f"{where}: cell {empty[0]}{more} that was never calculated; open the workbook in Excel or "
+                         f"LibreOffice and save it there, or save it as CSV")  # fmt: skip
+
+
+def _results(stream: IO[bytes]) -> Iterator[tuple[str, str | None]]:
+    """For each formula its cell and the value stored with it, None where there is none; a text may be empty."""
+    with stream:
+        for _, element in ElementTree.iterparse(stream):
+            tag = _tag(element)
+            if tag == "c":
+                parts = {_tag(part): part for part in element}
+                if "f" in parts:
+                    text = parts["v"].text if "v" in parts else None
+                    is_text = element.get("t") == "str" and "v" in parts
+                    yield element.get("r", "?"), text if text or not is_text else ""
+            if tag in ("c", "row"):
+                element.clear()
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
