@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from jinja2 import TemplateError
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shared import files, storage
@@ -73,18 +72,16 @@ def of_run(config: RunConfig, backend: Backend, workdir: Path, policy: Path) -> 
     the processes see it that have a work directory each. Raises InputError where the two differ.
     """
     places: list[Path | str] = [workdir, *([config.checkpoint.folder] if config.checkpoint.folder else [])]
-    tokenizer = load_tokenizer(policy)
     if backend.process == 0:
         kept = {place: style for place in places if (style := read(place)) is not None}
         if len(set(kept.values())) > 1:
             raise InputError(
                 f"{PROMPTS_FILE} in {' and in '.join(map(str, kept))} differ; remove the one of another run"
             )
-        style = next(iter(kept.values()), None) or choose(config.model, policy, tokenizer)
+        style = next(iter(kept.values()), None) or choose(config.model, policy, load_tokenizer(policy))
         for place in reversed(places):  # the work directory last: a bucket may refuse
             if place not in kept:
                 write(place, style)
-        tqdm.write(describe(style, config.model, tokenizer))
     backend.barrier()
     found = read(places[-1])
     if found is None:

@@ -96,11 +96,11 @@ def run(
     policy, style = _policy(config, backend, workdir, train_questions, progress)
     tokenizer = load_tokenizer(policy)
     stop = special_tokens(tokenizer, policy).stop
-    warning = end_of_turn_warning(tokenizer, stop)
-    if first and warning:
-        tqdm.write(warning)
     train_questions, train_prompts, cut = _prompts(config, tokenizer, policy, style, train_questions)
     valid_questions, valid_prompts, cut_valid = _prompts(config, tokenizer, policy, style, valid_questions)
+    if first:
+        told = prompt_style.describe(style, config.model, tokenizer), end_of_turn_warning(tokenizer, stop)
+        tqdm.write("\n".join(filter(None, told)))
     if first and (cut or cut_valid):
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"
         tqdm.write(f"{cut} training and {cut_valid} held-out prompts were too long and {what}")
