@@ -157,7 +157,8 @@ def embedding_rows(folder: Path) -> int | None:
         return None
     values = _settings(folder / CONFIG_FILE)
     nested = values.get(TEXT_CONFIG)
-    fields = (nested if isinstance(nested, dict) else {}) | values
+    given = {name: value for name, value in values.items() if value is not None}
+    fields = (nested if isinstance(nested, dict) else {}) | given
     rows, pad = fields.get("vocab_size"), fields.get("pad_token_id")
     if type(rows) is not int:
         return None

@@ -252,9 +252,15 @@ class TestEmbedding:
 
     @pytest.mark.parametrize(
         ("config", "rows"),
-        [({"vocab_size": 512}, 512), ({"text_config": {"vocab_size": 300}}, 300), ({}, None), ({"vocab_size": "512"}, None),
-         ({"vocab_size": 512, "pad_token_id": 511}, 512), ({"vocab_size": 512, "pad_token_id": -1}, 512)],
-    )  # fmt: skip
+        [
+            ({"vocab_size": 512}, 512),
+            ({"text_config": {"vocab_size": 300}, "vocab_size": None}, 300),
+            ({}, None),
+            ({"vocab_size": "512"}, None),
+            ({"vocab_size": 512, "pad_token_id": 511}, 512),
+            ({"vocab_size": 512, "pad_token_id": -1}, 512),
+        ],
+    )
     def test_its_rows(self, folder, tmp_path, config, rows):
         assert embedding_rows(settings(folder, tmp_path, config=config)[1]) == rows
         assert embedding_rows(folder) is None
