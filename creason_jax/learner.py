@@ -29,7 +29,7 @@ from creason_jax.model import (
 )
 from creason_jax.rollout import Engine
 from shared import files, grpo
-from shared.backend import scoring_temperature
+from shared.backend import check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
     GroupBatch,
@@ -139,6 +139,7 @@ class Learner:
 
     def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
         """See `shared.backend.Learner`."""
+        check_tokens(batch.tokens[batch.groups >= 0], "batch", self.model.vocab_size)
         params = self.state.params if which == "policy" else self.state.reference
         rows = batch.tokens.shape[0]
         arrays = self._micro_batches(batch, ARRAYS)
@@ -152,6 +153,7 @@ class Learner:
         """See `shared.backend.Learner`. Raises InputError where a save has failed meanwhile: what follows would be lost."""
         if self._checkpoints is not None:
             self._checkpoints.check()
+        check_tokens(batch.tokens[batch.groups >= 0], "batch", self.model.vocab_size)
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
         longest = self.config.rollout.max_new_tokens
         divisor = grpo.denominator(grpo.counts(batch), self.config.grpo, longest)

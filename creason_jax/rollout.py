@@ -25,7 +25,15 @@ from creason_jax.logprobs import target_logprobs
 from creason_jax.model import DecoderConfig, platform_of, unstack_layers
 from creason_jax.model import abstract_params as parameter_shapes
 from creason_jax.sampling import draw
-from shared.backend import Completion, Sampling, check_request, check_scored, longest_scored, scoring_temperature
+from shared.backend import (
+    Completion,
+    Sampling,
+    check_request,
+    check_scored,
+    check_stop_tokens,
+    longest_scored,
+    scoring_temperature,
+)
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -36,8 +44,7 @@ class Engine:
     """Twin of the PyTorch engine; see `shared.backend.RolloutEngine` for the contract."""
 
     def __init__(self, config: RunConfig, model: DecoderConfig, mesh: jax.sharding.Mesh, *, stop_tokens: Sequence[int]):
-        if not stop_tokens:
-            raise InputError("the rollout engine needs at least one stop token")
+        check_stop_tokens(stop_tokens, model.vocab_size)
         self.config = config
         self.model = model
         self.mesh = sharding.engine_mesh(mesh, config.rollout.mesh_tensor)
@@ -71,7 +78,8 @@ class Engine:
         """See `shared.backend.RolloutEngine`."""
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
+        longest = self.config.rollout.max_prompt_tokens
+        check_request(prompts, sampling, uniforms, longest=longest, rows=self.model.vocab_size)
         if not self._fitted.get(sampling) and not self.fit(sampling):
             raise InputError(
                 f"rollout: the memory left on a device holds no slot with a prompt of {self.config.rollout.max_prompt_tokens} "
@@ -145,7 +153,7 @@ class Engine:
         """See `shared.backend.RolloutEngine`."""
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        check_scored(self.config, texts)
+        check_scored(self.config, texts, tokens, rows=self.model.vocab_size)
         begin = time.perf_counter()
         asked = tuple(int(token) for token in tokens)
         scored = np.zeros((len(texts), len(asked)), np.float32)

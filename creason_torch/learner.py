@@ -14,7 +14,7 @@ from creason_torch import loss, zero
 from creason_torch.checkpoint import Checkpoints
 from creason_torch.model import Policy, build_network, load_weights, read_config, save_params
 from shared import files, grpo
-from shared.backend import scoring_temperature
+from shared.backend import check_tokens, scoring_temperature
 from shared.config import LearnerConfig, OptimizerConfig, RunConfig, check
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
 from shared.schedule import learning_rate
@@ -77,6 +77,7 @@ class Learner:
 
     def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
         """See `shared.backend.Learner`."""
+        check_tokens(batch.tokens[batch.groups >= 0], "batch", self.network_config.vocab_size)
         network = self.engine if which == "policy" else self.reference
         network.eval()
         with torch.no_grad():
@@ -87,6 +88,7 @@ class Learner:
 
     def update(self, batch: GroupBatch) -> dict[str, float]:
         """See `shared.backend.Learner`."""
+        check_tokens(batch.tokens[batch.groups >= 0], "batch", self.network_config.vocab_size)
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
         longest = self.config.rollout.max_new_tokens
         divisor = grpo.denominator(grpo.counts(batch), self.config.grpo, longest)

@@ -14,9 +14,9 @@ from launch import app, generation
 from shared import files
 from shared.backend import Sampling
 from shared.errors import InputError
-from shared.prompts import chat_text, decode, encode, opens_reasoning, prefill_for
+from shared.prompts import decode, encode
 from shared.tasks.consult import read_notes
-from shared.tokenizer import load_tokenizer, special_tokens
+from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
 FLAGS = flags.FLAGS
 
@@ -35,14 +35,17 @@ def main() -> None:
     folder, out = Path(FLAGS.model), Path(FLAGS.out)
     notes, left_out = read_notes(Path(FLAGS.notes))
     tokenizer = load_tokenizer(folder)
-    prefill = "" if opens_reasoning(tokenizer) else prefill_for(str(tokenizer.name_or_path))
-    texts = [encode(tokenizer, chat_text(tokenizer, note.message, system="", prefill=prefill)) for note in notes]
+    config = generation.config_of(folder)
+    style = generation.style_of(config, folder, tokenizer, out)
+    texts = [encode(tokenizer, style.text(tokenizer, note.message, system="")) for note in notes]
     asked = [(note, text) for note, text in zip(notes, texts, strict=True) if len(text) <= FLAGS.max_prompt_tokens]
     if not asked:
         raise InputError(f"all notes are longer than {FLAGS.max_prompt_tokens} tokens; raise --max_prompt_tokens")
+    check_in_embedding(tokenizer, [text for _, text in asked], embedding_rows(folder), "prompts")
+    stop = special_tokens(tokenizer, folder).stop
     app.make_folder("out", out)
-    config = generation.config_of(folder)
-    backend, engine = generation.engine_of(config, folder, stop=special_tokens(tokenizer, folder).stop)
+    backend, engine = generation.engine_of(config, folder, stop=stop)
+    generation.begin(config, backend, tokenizer, style, out)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     rows = []
     cut_off = 0

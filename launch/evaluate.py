@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from launch import app, generation
-from shared import baselines, binary, evaluation, files, lm_eval, orders
+from shared import baselines, binary, evaluation, files, lm_eval, orders, prompt_style
 from shared.answering import answer_questions, force_answers
 from shared.backend import Backend
 from shared.comparison import compare
@@ -23,13 +23,14 @@ from shared.config import EvaluationConfig
 from shared.errors import InputError
 from shared.evaluation import Answer
 from shared.evaluation_page import write_page
+from shared.forced_choice import phrase_and_letters
 from shared.patients import read_patients
 from shared.prompts import prompt_tokens
 from shared.questions import Question, read_questions
 from shared.registry import store
 from shared.report import interval, percent
 from shared.subgroups import subgroups
-from shared.tokenizer import load_tokenizer, special_tokens
+from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
 FLAGS = flags.FLAGS
 
@@ -86,7 +87,10 @@ def main() -> None:
     other = evaluation.read_answers(Path(FLAGS.compare)) if FLAGS.compare else None
     backend, asked, answers, boxed = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
     if backend.process == 0:
-        write(out, report(asked, answers, boxed, other), answers, boxed)
+        figures = report(asked, answers, boxed, other) | {
+            "prompts": files.read_json(out / prompt_style.EVALUATION_FILE)
+        }
+        write(out, figures, answers, boxed)
     backend.barrier()
 
 
@@ -120,12 +124,16 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Questi
         seed=FLAGS.seed,
         evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=len(questions) if FLAGS.completions else 0),
     )
+    style, rows = generation.style_of(config, folder, tokenizer, out), embedding_rows(folder)
     questions, prompts, cut = prompt_tokens(
-        tokenizer, questions, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
+        tokenizer, questions, style=style, rows=rows, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
-    app.make_folder("out", out)
+    if FLAGS.protocol == "forced_choice":
+        check_in_embedding(tokenizer, phrase_and_letters(tokenizer), rows, "the answer phrase and its letters")
     stop = special_tokens(tokenizer, folder).stop
+    app.make_folder("out", out)
     backend, engine = generation.engine_of(config, folder, stop=stop)
+    generation.begin(config, backend, tokenizer, style, out)
     progress = FLAGS.progress and backend.process == 0
     if cut and backend.process == 0:
         print(

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends
-from shared import replay, run
+from shared import prompt_style, replay, run
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -45,7 +45,7 @@ def main() -> None:
     restored = learner.restore(checkpoints, FLAGS.step) if there else None
     if restored is None:
         raise InputError(f"{checkpoints}: no checkpoint yet; the trained policy of an ended run is in trained/")
-    learner.export(out)
+    prompt_style.export(learner, out, prompt_style.recorded(config, workdir), first=backend.process == 0)
     if backend.process == 0:
         print(f"step {restored[0]} of {config.name} written to {out}")
 

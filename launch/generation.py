@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+from transformers import PreTrainedTokenizerFast
 
 from launch import backends
+from shared import prompt_style
 from shared.backend import Backend, RolloutEngine
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
+from shared.prompts import PromptStyle
+from shared.tokenizer import special_tokens
+from shared.turns import end_of_turn_warning
 
 FLAGS = flags.FLAGS
 
@@ -23,13 +29,27 @@ def define_flags(*, long_prompts: str, max_new_tokens: int) -> None:
     flags.DEFINE_integer("max_new_tokens", max_new_tokens, "Length limit of a completion.", lower_bound=1)
     flags.DEFINE_integer("slots", 64, "Prompts answered at once.", lower_bound=1)
     flags.DEFINE_enum("compute_dtype", "bfloat16", ["bfloat16", "float32"], "Number format of the computation.")
+    flags.DEFINE_string(
+        "prefill", "auto",
+        "What an answer begins with; empty: nothing. auto: as in the run that wrote the model (its prompts.json), else by its "
+        "chat template.",
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "thinking", "auto", ["auto", "on", "off"], "A template's switch for thinking (Qwen3); auto: as prefill."
+    )
+    flags.DEFINE_string(
+        "template_date", "",
+        "Today for a chat template that shows the date, as 2026-11-26; empty: as in the run, or in --out, else this day.",
+    )  # fmt: skip
 
 
 def config_of(folder: Path, **sections: Any) -> RunConfig:
     """The configuration by which the model in `folder` answers; `sections` are further fields of RunConfig."""
     return RunConfig(
         name=folder.name,
-        model=ModelConfig(path=str(folder)),
+        model=ModelConfig(
+            path=str(folder), prefill=FLAGS.prefill, thinking=FLAGS.thinking, template_date=FLAGS.template_date
+        ),
         grpo=GrpoConfig(
             beta=0.0, questions_per_step=FLAGS.slots
         ),  # nothing is trained: as many as are answered at once
@@ -40,6 +60,30 @@ def config_of(folder: Path, **sections: Any) -> RunConfig:
         torch=TorchConfig(rollout_engine=FLAGS.engine),
         **sections,
     )
+
+
+def style_of(config: RunConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, out: Path) -> PromptStyle:
+    """How the prompts of the model in `folder` are rendered; on the day of an earlier start with the same `out`.
+
+    Raises InputError where the flags ask for what its chat template cannot do.
+    """
+    return prompt_style.choose(
+        config.model, folder, tokenizer, earlier=prompt_style.read(out, prompt_style.EVALUATION_FILE)
+    )
+
+
+def begin(
+    config: RunConfig, backend: Backend, tokenizer: PreTrainedTokenizerFast, style: PromptStyle, out: Path
+) -> None:
+    """Keep the style in `out` and show it, and warn of completions that would not end. Every process calls it."""
+    prompt_style.check_same_day(style, backend)
+    if backend.process > 0:
+        return
+    prompt_style.write(out, style, prompt_style.EVALUATION_FILE)
+    print(prompt_style.describe(style, config.model, tokenizer))
+    warning = end_of_turn_warning(tokenizer, special_tokens(tokenizer, Path(config.model.path)).stop)
+    if warning:
+        print(warning, file=sys.stderr)
 
 
 def engine_of(config: RunConfig, folder: Path, *, stop: Sequence[int]) -> tuple[Backend, RolloutEngine]:

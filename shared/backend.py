@@ -26,13 +26,28 @@ class Sampling:
     min_p: float = 0.0
 
 
+def check_tokens(tokens: np.ndarray, what: str, rows: int) -> None:
+    """Raise InputError for token ids beyond an embedding of so many `rows`: JAX would take another row, PyTorch fail."""
+    beyond = tokens[(tokens < 0) | (tokens >= rows)]
+    if beyond.size:
+        raise InputError(f"{what}: token id {int(beyond[0])} is beyond the model's embedding, which has {rows} rows")
+
+
+def check_stop_tokens(stop_tokens: Sequence[int], rows: int) -> None:
+    """Raise InputError where no token ends a completion, or one that the model cannot write; below 0 stands for none."""
+    if not stop_tokens:
+        raise InputError("the rollout engine needs at least one stop token")
+    check_tokens(np.maximum(np.asarray(stop_tokens), 0), "stop tokens", rows)
+
+
 def check_request(
-    prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None, *, longest: int
+    prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None, *, longest: int, rows: int
 ) -> None:
-    """Raise InputError for a request that no engine can answer; `longest` is the limit of a prompt."""
+    """Raise InputError for a request that no engine can answer: `longest` limits a prompt, `rows` its token ids."""
     for index, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= longest:
             raise InputError(f"prompt {index} has {len(prompt)} tokens; rollout.max_prompt_tokens is {longest}")
+        check_tokens(np.asarray(prompt), f"prompt {index}", rows)
     if uniforms is None and sampling.temperature > 0:
         raise InputError("sampling with a temperature needs its random numbers")
     needed = (len(prompts), sampling.group_size, sampling.max_new_tokens)
@@ -45,11 +60,13 @@ def longest_scored(config: RunConfig) -> int:
     return config.longest_sequence - 1
 
 
-def check_scored(config: RunConfig, texts: Sequence[np.ndarray]) -> None:
-    """Raise InputError for a text whose next token no engine can score."""
+def check_scored(config: RunConfig, texts: Sequence[np.ndarray], tokens: np.ndarray, *, rows: int) -> None:
+    """Raise InputError for a text whose next token no engine can score, or `tokens` that an embedding of `rows` lacks."""
+    check_tokens(np.asarray(tokens), "tokens to score", rows)
     for index, text in enumerate(texts):
         if not 1 <= len(text) <= longest_scored(config):
             raise InputError(f"text {index} has {len(text)} tokens; at most {longest_scored(config)} can be scored")
+        check_tokens(np.asarray(text), f"text {index}", rows)
 
 
 def scoring_temperature(config: GrpoConfig, temperature: float) -> float:

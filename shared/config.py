@@ -7,6 +7,7 @@ the field and the reason. Defaults are the paper's (spec: grpo, section 1) unles
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import types
 import typing
@@ -31,6 +32,14 @@ def at_least(config: Any, minimum: float, *fields: str) -> None:
     """Check that each of `fields` is at least `minimum`."""
     for field in fields:
         check(getattr(config, field) >= minimum, field, getattr(config, field), f"must be at least {minimum}")
+
+
+def is_day(text: str) -> bool:
+    """Whether this is a day as ISO 8601 writes it, such as 2026-11-26."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +107,14 @@ class ModelConfig:
     # Hugging Face directory with config.json, safetensors and tokenizer. An address (gs://bucket/phi-4) is copied once into the
     # work directory of each host.
     path: str = ""
+    # What the assistant's turn begins with; "" leaves it to the chat template. "auto": what prompts.json in `path` says, else
+    # "Let's think step by step.", but nothing where the template or `thinking` has the model reason by itself.
+    prefill: str = "auto"
+    # A template's switch for thinking (Qwen3). "auto" leaves it alone; Qwen3's template then closes the thinking at once in
+    # front of the prefill. "on": the model begins by itself, without a prefill. What comes of it is shown as a run starts.
+    thinking: Literal["auto", "on", "off"] = "auto"
+    # Today for a template that shows the date (Llama 3.2), as 2026-11-26; empty: the day on which the run begins, kept with it.
+    template_date: str = ""
     family: Literal["phi3", "llama", "qwen2", "qwen3"] = "phi3"  # this and the rest only without `path`
     vocab_size: int = 1_024  # the tokenizer's upper bound
     hidden_size: int = 128
@@ -119,6 +136,12 @@ class ModelConfig:
               f"must be an even multiple of num_attention_heads = {heads}")  # fmt: skip
         check(heads % self.num_key_value_heads == 0, "num_key_value_heads", self.num_key_value_heads,
               f"must divide num_attention_heads = {heads}")  # fmt: skip
+        check(self.thinking != "on" or self.prefill in ("", "auto"), "prefill", self.prefill,
+              "must be 'auto' or empty with thinking = 'on': a model that thinks begins by itself")  # fmt: skip
+        check(self.thinking != "on" or bool(self.path), "thinking", self.thinking,
+              "needs a `path`: a policy made here has no thinking to switch on")  # fmt: skip
+        check(not self.template_date or is_day(self.template_date), "template_date", self.template_date,
+              "must be a day such as 2026-11-26")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -401,7 +424,9 @@ def check_backend(fields: Iterable[str], backend: str) -> None:
     for field in fields:
         reader = ONE_BACKEND.get(field) or ONE_BACKEND.get(field.partition(".")[0], backend)
         if reader != backend:
-            raise InputError(f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out")
+            raise InputError(
+                f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out"
+            )
 
 
 def grpo_preset(name: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from shared import files, grpo, report, storage, training
-from shared.backend import Backend, Learner
+from shared import files, grpo, prompt_style, report, storage, training
+from shared.backend import Backend, Learner, check_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
@@ -34,6 +34,7 @@ from shared.run import (
     policy_folder,
     read_config,
 )
+from shared.tokenizer import embedding_rows
 from shared.training import Round
 from shared.trajectories import METADATA_FILE, TrajectoryReader
 
@@ -120,15 +121,18 @@ class Recorded:
 
     gap_means = "its policy is not the one that the recording was made with, or it learns otherwise"
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, policy: Path) -> None:
+        """`policy` is the model directory that learns. Raises InputError where its embedding lacks a token of the first step."""
         self._config, self._reader = recording.config, recording.reader
+        self._rows = embedding_rows(policy)
+        self._read(0)
 
     def publish(self, learner: Learner) -> None:
         """Nothing: what comes next is recorded."""
 
     def next(self, step: int, position: int) -> Round:
         """The recorded round of `step`. Raises InputError where it is damaged or not whole."""
-        recorded, rewards, ids = self._reader.read(step)
+        recorded, rewards, ids = self._read(step)
         notes = self._reader.notes(step)
         if not {"described", "position", "tokens"} <= notes.keys():
             raise InputError(f"step {step} of the trajectories does not say what was sampled; record the run again")
@@ -146,6 +150,12 @@ class Recorded:
     def seconds(self) -> Mapping[str, float]:
         """See `shared.training.Source`."""
         return {}
+
+    def _read(self, step: int) -> tuple[GroupBatch, np.ndarray, list[str]]:
+        recorded, rewards, ids = self._reader.read(step)
+        if self._rows is not None:
+            check_tokens(recorded.tokens[recorded.groups >= 0], f"step {step} of the trajectories", self._rows)
+        return recorded, rewards, ids
 
     def _check_advantages(self, step: int, batch: GroupBatch, rewards: np.ndarray, ids: list[str]) -> None:
         """Rewards and advantages are stored apart: they must belong together, or one of them is not what was recorded."""
@@ -186,16 +196,20 @@ def run(
     backend.barrier()
     check_shared(backend, workdir, apart=bool(config.checkpoint.folder), otherwise="give checkpoint.folder")
     fetch_policy(config, backend, workdir, progress=progress and first)
+    source = Recorded(recording, policy)
+    style = prompt_style.recorded(recording.config, recording.workdir)
+    if first and style is not None:
+        prompt_style.write(workdir, style)
     learner = backend.learner(
         config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
     )
     training.train(
-        config, learner, Recorded(recording), workdir, checkpoints=checkpoints,
+        config, learner, source, workdir, checkpoints=checkpoints,
         first=first, agreed=backend.agreed, progress=progress and first, wandb_project=wandb_project,
     )  # fmt: skip
     learner.finish_saves()
     if not backend.agreed(first and (workdir / "trained").is_dir()):
-        learner.export(workdir / "trained")
+        prompt_style.export(learner, workdir / "trained", style, first=first)
     found = _compared(workdir, recording) if first else {}
     backend.barrier()
     return found

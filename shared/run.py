@@ -3,6 +3,7 @@
 The work directory of a run:
 
     config.json            what it was asked for; a different config in the same directory is refused
+    prompts.json           how its prompts are rendered, chosen as it began (shared/prompt_style.py)
     replay.json            of which recording it is a replay, where it is one (shared/replay.py), and how far it differs
     data/                  prepared registry and question files, where the run made them
     model/                 a copy of the model directory, where that is in a bucket
@@ -29,16 +30,17 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, preparation, report, storage, training
+from shared import evaluation, files, preparation, prompt_style, report, storage, training
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
 from shared.config import RunConfig, changed_in_preset, validate
 from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
-from shared.prompts import PREFILL, SYSTEM_PROMPT, prompt_tokens, user_message
+from shared.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
 from shared.questions import Question, check_questions, read_questions
-from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
+from shared.tokenizer import embedding_rows, load_tokenizer, special_tokens, train_tokenizer
+from shared.turns import end_of_turn_warning
 from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
@@ -79,7 +81,9 @@ def run(
     try:
         return _run(config, backend, workdir, claimed, progress, show_examples, wandb_project)
     except InputError:
-        if not ({path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()):
+        if not (
+            {path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()
+        ):
             for place in claimed:
                 storage.remove(place)
         raise
@@ -103,6 +107,7 @@ def _run(
         check_policy(config)
         for path in (train_file, valid_file) if config.data.train else ():
             check_questions(path)
+        _check_prompts(config)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
         if config.checkpoint.folder and storage.is_file(storage.join(checkpoints, REPLAY_FILE)):
@@ -118,14 +123,14 @@ def _run(
     )
     fetch_policy(config, backend, workdir, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
-    policy = _policy(config, backend, workdir, train_questions, progress)
+    policy, style = _policy(config, backend, workdir, train_questions, progress)
     tokenizer = load_tokenizer(policy)
     stop = special_tokens(tokenizer, policy).stop
-    limit, overlong = config.rollout.max_prompt_tokens, config.grpo.overlong_prompts
-    train_questions, train_prompts, cut = prompt_tokens(tokenizer, train_questions, max_tokens=limit, overlong=overlong)
-    valid_questions, valid_prompts, cut_valid = prompt_tokens(
-        tokenizer, valid_questions, max_tokens=limit, overlong=overlong
-    )
+    train_questions, train_prompts, cut = _prompts(config, tokenizer, policy, style, train_questions)
+    valid_questions, valid_prompts, cut_valid = _prompts(config, tokenizer, policy, style, valid_questions)
+    if first:
+        told = prompt_style.describe(style, config.model, tokenizer), end_of_turn_warning(tokenizer, stop)
+        tqdm.write("\n".join(filter(None, told)))
     if first and (cut or cut_valid):
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"
         tqdm.write(f"{cut} training and {cut_valid} held-out prompts were too long and {what}")
@@ -142,7 +147,7 @@ def _run(
     )  # fmt: skip
     learner.finish_saves()
     if not backend.agreed(first and (workdir / "trained").is_dir()):
-        learner.export(workdir / "trained")
+        prompt_style.export(learner, workdir / "trained", style, first=first)
     _evaluate("after", *parts)
     found = summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples) if first else {}
     backend.barrier()
@@ -163,6 +168,8 @@ def summarise(
         timings=timings(read_metrics(workdir / METRICS_FILE)),
         environment=environment(backend),
     )
+    style = prompt_style.recorded(config, workdir)
+    found["prompts"] = None if style is None else dataclasses.asdict(style)
     files.write_json(workdir / report.SUMMARY_FILE, found)
     allowed = report.examples_allowed(found["config"], show_examples)
     report.write_report(workdir, show_examples=allowed)
@@ -277,6 +284,15 @@ def check_policy(config: RunConfig) -> None:
         )
 
 
+def _check_prompts(config: RunConfig) -> None:
+    """Say at once what the model's tokenizer cannot do, where the model is here already."""
+    if config.model.path and not storage.is_address(config.model.path):
+        folder = Path(config.model.path)
+        tokenizer = load_tokenizer(folder)
+        special_tokens(tokenizer, folder)
+        prompt_style.choose(config.model, folder, tokenizer)
+
+
 def policy_folder(config: RunConfig, workdir: Path) -> Path:
     """The model directory that GRPO starts from: the one named, its copy in this work directory, or the small one made in it."""
     if config.model.path:
@@ -297,25 +313,55 @@ def fetch_policy(config: RunConfig, backend: Backend, workdir: Path, *, progress
         backend.barrier()
 
 
-def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool) -> Path:
-    """The model directory that GRPO starts from, made here unless it is named."""
+def _policy(
+    config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool
+) -> tuple[Path, PromptStyle]:
+    """The model directory that GRPO starts from, made here unless it is named, and how its prompts are rendered."""
     policy = policy_folder(config, workdir)
     if config.model.path:
-        return policy
+        return policy, prompt_style.of_run(config, backend, workdir, policy)
     tokenizer, initial = workdir / "tokenizer", workdir / "initial"
     if backend.process == 0:
         _make_initial(config, questions, tokenizer, initial)
     backend.barrier()
+    style = prompt_style.of_run(config, backend, workdir, initial)
+    if backend.process == 0:
+        prompt_style.write(initial, style)  # and so beside whatever is made of it
     if not backend.agreed(policy.is_dir()):  # without a warm-up it is `initial`
-        warm_up(config, backend, initial, load_tokenizer(tokenizer), questions, policy, workdir, progress=progress)
-    return policy
+        warm_up(
+            config,
+            backend,
+            initial,
+            load_tokenizer(tokenizer),
+            questions,
+            policy,
+            workdir,
+            style=style,
+            progress=progress,
+        )
+    return policy, style
+
+
+def _prompts(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    policy: Path,
+    style: PromptStyle,
+    questions: Sequence[Question],
+) -> tuple[list[Question], list[np.ndarray], int]:
+    """See `shared.prompts.prompt_tokens`."""
+    return prompt_tokens(
+        tokenizer, questions, style=style, rows=embedding_rows(policy),
+        max_tokens=config.rollout.max_prompt_tokens, overlong=config.grpo.overlong_prompts,
+    )  # fmt: skip
 
 
 def _make_initial(config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path) -> None:
     """A tokenizer for these questions, and random weights with its vocabulary."""
     if not tokenizer.is_dir():
+        prefill = PREFILL if config.model.prefill == prompt_style.AUTO else config.model.prefill
         texts = (
-            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))
+            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), prefill, worked_answer(q))
         )
         train_tokenizer(texts, config.model.vocab_size, tokenizer)
     if initial.is_dir():

@@ -24,10 +24,10 @@ from shared.config import GrpoConfig, RunConfig
 from shared.errors import TrainingError
 from shared.grpo import GroupBatch, GroupLayout
 from shared.metrics import MetricsWriter
-from shared.prompts import chat_text, encode, user_message
+from shared.prompts import PromptStyle, encode, user_message
 from shared.questions import LETTERS, Question
 from shared.randomness import generator
-from shared.tokenizer import special_tokens
+from shared.tokenizer import check_in_embedding, embedding_rows, special_tokens
 
 MASK = "[MASK]"
 PROMPT_WEIGHT = 0.5  # of a worked question's own tokens: its record is language too
@@ -63,10 +63,14 @@ def warm_up(
     out: Path,
     workdir: Path,
     *,
+    style: PromptStyle,
     progress: bool = True,
 ) -> None:
-    """Train the model in `model` for `config.warmup.steps` steps and export it to `out`; losses to `workdir/warmup`."""
-    warmup = config.warmup
+    """Train the model in `model` for `config.warmup.steps` steps and export it to `out`; losses to `workdir/warmup`.
+
+    `style` is that of the prompts in worked answers. Raises InputError for a token that the model's embedding does not have.
+    """
+    warmup, rows = config.warmup, embedding_rows(model)
     objective = GrpoConfig(preset=config.grpo.preset, loss="bnpo", beta=0.0, max_logprob_gap=float("inf"))
     config = dataclasses.replace(config, grpo=objective)
     learner = backend.learner(config, model, optimizer=warmup.optimizer, steps=warmup.steps, reference=False)
@@ -74,7 +78,9 @@ def warm_up(
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         writer = stack.enter_context(MetricsWriter(workdir / "warmup", 0)) if backend.process == 0 else None
-        for step, batch in enumerate(batches(config, tokenizer, questions, special_tokens(tokenizer, model).eos)):
+        end = special_tokens(tokenizer, model).eos
+        for step, batch in enumerate(batches(config, tokenizer, questions, end, style=style)):
+            check_in_embedding(tokenizer, batch.tokens, rows, "warm-up")
             metrics = learner.update(batch)
             nll = -metrics["mean_logprob"]
             if not np.isfinite(metrics["grad_norm"]):
@@ -90,7 +96,12 @@ def warm_up(
 
 
 def batches(
-    config: RunConfig, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], end: int
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    end: int,
+    *,
+    style: PromptStyle,
 ) -> Iterator[GroupBatch]:
     """`warmup.steps` batches of documents; a document's first token stands as its prompt."""
     warmup, seed = config.warmup, config.seed
@@ -100,7 +111,7 @@ def batches(
 
     def worked_document(question: Question) -> tuple[np.ndarray, np.ndarray]:
         if question.id not in encoded:
-            prompt = encode(tokenizer, chat_text(tokenizer, user_message(question)))
+            prompt = encode(tokenizer, style.text(tokenizer, user_message(question)))
             answer = np.append(encode(tokenizer, worked_answer(question)), end)
             weights = np.append(np.full(len(prompt), PROMPT_WEIGHT), np.full(len(answer), ANSWER_WEIGHT))
             encoded[question.id] = np.append(prompt, answer), weights

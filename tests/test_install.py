@@ -53,7 +53,9 @@ def test_tests_have_the_cpus_environment_on_a_machine_with_a_gpu(tmp_path):
     assert "venv .venv\n" in planned and ".venv-cuda" not in planned
 
 
-@pytest.mark.parametrize("wrong", [("BACKEND=torch", "DEVICE=tpu"), ("DEVICE=gpu",), ("BACKEND=tensorflow", "DEVICE=cpu")])
+@pytest.mark.parametrize(
+    "wrong", [("BACKEND=torch", "DEVICE=tpu"), ("DEVICE=gpu",), ("BACKEND=tensorflow", "DEVICE=cpu")]
+)
 def test_an_environment_that_there_is_not_is_refused_before_anything_is_made(wrong, tmp_path):
     said = make("env", *wrong, f"VENV={tmp_path / 'venv'}", code=2)
     assert "is not known: BACKEND is jax or torch, DEVICE is cpu or cuda" in said

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from creason_torch import zero
 from creason_torch.model import read_config
-from shared.backend import Completion, Sampling, check_request, check_scored
+from shared.backend import Completion, Sampling, check_request, check_scored, check_stop_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
 
+EMBEDDING = "model.embed_tokens.weight"
 NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
 
 
@@ -44,14 +45,14 @@ class Engine(abc.ABC):
     """
 
     def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
-        if not stop_tokens:
-            raise InputError("the rollout engine needs at least one stop token")
         self.config = config
         self.model = model
         self.stop_tokens = tuple(int(token) for token in stop_tokens)
         self.device = device
         self.loaded = False
         self._shapes, self._tied = _weight_shapes(model)
+        self.rows = self._shapes[EMBEDDING][0]
+        check_stop_tokens(stop_tokens, self.rows)
         self._seconds: dict[str, float] = {}
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -78,7 +79,7 @@ class Engine(abc.ABC):
         """See `shared.backend.RolloutEngine`."""
         if not self.loaded:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens)
+        check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens, rows=self.rows)
         own = _own_part(len(prompts))
         drawn = self._draw(prompts[own], sampling, None if uniforms is None else uniforms[own])
         return self._completions(_from_all(drawn, len(prompts), self.device))
@@ -87,7 +88,7 @@ class Engine(abc.ABC):
         """See `shared.backend.RolloutEngine`."""
         if not self.loaded:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        check_scored(self.config, texts)
+        check_scored(self.config, texts, tokens, rows=self.rows)
         begin = time.perf_counter()
         scored = self._score(texts[_own_part(len(texts))], [int(token) for token in tokens])
         self._count("prefill", begin)

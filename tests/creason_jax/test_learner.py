@@ -16,6 +16,7 @@ from transformers import Phi3ForCausalLM, get_cosine_schedule_with_warmup
 from creason_jax.model import DecoderConfig, abstract_params, forward, load_params
 from shared import grpo
 from shared.config import OptimizerConfig, Remat
+from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, Sums
 from shared.schedule import learning_rate
 
@@ -193,6 +194,17 @@ def test_empty_rows_never_matter_wherever_they_are_and_whatever_they_hold(learne
 
 
 # Ratios and the reference policy.
+
+
+def test_a_token_that_the_embedding_lacks_is_named(learner):
+    """A lookup would take another row in silence."""
+    batch = random_batch(8)
+    place = tuple(np.argwhere(batch.groups >= 0)[-1])
+    for token in (VOCABULARY, -1):
+        batch.tokens[place] = token
+        for use in (learner.update, lambda batch: learner.logprobs(batch, "policy")):
+            with pytest.raises(InputError, match=f"batch: token id {token} is beyond the model's embedding, which has"):
+                use(batch)
 
 
 def test_ratio_is_exactly_one_on_policy_and_the_reference_equals_the_policy_at_first(learner):

@@ -390,12 +390,25 @@ def test_unusable_requests_are_refused(world, engine):
     long, empty = np.ones(41, np.int32), np.ones(0, np.int32)
     assert "prompt 1 has 41 tokens; rollout.max_prompt_tokens is 40" in message([long[:40], long], GREEDY, None)
     assert "prompt 0 has 0 tokens" in message([empty], GREEDY, None)
+    for token in (320, -1):
+        beyond = np.array([5, token], np.int32)
+        assert f"prompt 1: token id {token} is beyond the model's embedding, which has 320 rows" in message(
+            [long[:40], beyond], GREEDY, None
+        )
+        with pytest.raises(InputError, match=f"text 0: token id {token} is beyond"):
+            engine.next_token_logprobs([beyond], ASKED)
+        with pytest.raises(InputError, match=f"tokens to score: token id {token} is beyond"):
+            engine.next_token_logprobs([long[:40]], np.array([7, token]))
     assert "random numbers" in message(world.prompts, SAMPLED, None)
     assert "shape" in message(world.prompts, SAMPLED, world.uniforms[:2])
     assert "shape" in message(world.prompts, SAMPLED, world.uniforms[:, :1])
     config = engine.config
     with pytest.raises(InputError, match="stop token"):
         Engine(config, world.config, world.mesh, stop_tokens=[])
+    with pytest.raises(
+        InputError, match="stop tokens: token id 320 is beyond the model's embedding, which has 320 rows"
+    ):
+        Engine(config, world.config, world.mesh, stop_tokens=[3, 320])
     bare = Engine(config, world.config, world.mesh, stop_tokens=[3])
     assert "no weights yet" in message(world.prompts, GREEDY, None, of=bare)
     with pytest.raises(InputError, match="no weights yet"):

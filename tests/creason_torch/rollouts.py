@@ -262,6 +262,15 @@ def check_refusals(world: World, engine: Engine) -> None:
         [long[:40], long], GREEDY, None
     )
     assert "prompt 0 has 0 tokens" in message([empty], GREEDY, None)
+    for token in (320, -1):
+        beyond = np.array([5, token], np.int32)
+        assert f"prompt 1: token id {token} is beyond the model's embedding, which has 320 rows" in message(
+            [long[:40], beyond], GREEDY, None
+        )
+        with pytest.raises(InputError, match=f"text 0: token id {token} is beyond"):
+            engine.next_token_logprobs([beyond], np.array([7]))
+        with pytest.raises(InputError, match=f"tokens to score: token id {token} is beyond"):
+            engine.next_token_logprobs([long[:40]], np.array([7, token]))
     assert "random numbers" in message(world.prompts, SAMPLED, None)
     assert "shape" in message(world.prompts, SAMPLED, world.uniforms[:2])
     assert "shape" in message(world.prompts, SAMPLED, world.uniforms[:, :1])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from groups import LAYOUT, OPTIMIZER, random_batch
+from groups import LAYOUT, OPTIMIZER, VOCABULARY, random_batch
 from safetensors.torch import load_file
 from tiny import hugging_face_logprobs, run_config
 from transformers import Phi3ForCausalLM
@@ -17,6 +17,7 @@ from workers import Found, distance, run_workers
 from creason_torch import loss, zero
 from creason_torch.backend import Backend
 from creason_torch.learner import Learner
+from creason_torch.model import read_config
 from shared import grpo
 from shared.config import OptimizerConfig
 from shared.errors import InputError
@@ -309,6 +310,20 @@ def test_export_is_what_transformers_loads(model, tmp_path):
     assert not any(report.values()), report
     for name, weight in network.named_parameters():
         np.testing.assert_array_equal(weight.detach().numpy(), found.arrays[f"params/{name}"])
+
+
+def test_a_token_that_the_embedding_lacks_is_named(model):
+    """Before anything is computed: on a GPU a lookup beyond the table ends the process."""
+    learner = Learner.__new__(Learner)
+    learner.network_config = read_config(model)
+    learner.engine = torch.nn.Identity()
+    batch = random_batch(ROWS)
+    place = tuple(np.argwhere(batch.groups >= 0)[-1])
+    for token in (VOCABULARY, -1):
+        batch.tokens[place] = token
+        for use in (learner.update, lambda batch: learner.logprobs(batch, "policy")):
+            with pytest.raises(InputError, match=f"batch: token id {token} is beyond the model's embedding, which has"):
+                use(batch)
 
 
 def test_stage_0_in_bfloat16_is_refused():

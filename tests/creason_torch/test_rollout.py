@@ -187,6 +187,13 @@ def test_time_is_counted_by_phase(world, engine):
 def test_an_engine_needs_weights_and_a_stop_token(world):
     with pytest.raises(InputError, match="stop token"):
         make_engine(rollout_config("hf"), world.folder, stop_tokens=[], device=CPU)
+    for engine in ("hf", "vllm", "server"):  # before vLLM is imported, or a server asked
+        options = {"server_url": "http://localhost:9", "server_weights": "x"} if engine == "server" else {}
+        config = rollout_config(engine, torch_options=options)
+        with pytest.raises(
+            InputError, match="stop tokens: token id 320 is beyond the model's embedding, which has 320"
+        ):
+            make_engine(config, world.folder, stop_tokens=[3, 320], device=CPU)
     bare = make_engine(rollout_config("hf"), world.folder, stop_tokens=[3], device=CPU)
     with pytest.raises(InputError, match="no weights yet"):
         bare.generate(world.prompts, GREEDY, None)

@@ -134,6 +134,12 @@ def test_the_same_backend_gives_the_same_bits(recorded, kind, tmp_path):
     assert all(set(line.values()) == {0.0} for line in gaps)
     weights = [(path / "trained" / "model.safetensors").read_bytes() for path in (recording, workdir)]
     assert weights[0] == weights[1]
+    # Whoever uses either model renders the recorded run's prompts.
+    said = [
+        (path / "prompts.json").read_bytes()
+        for path in (recording, workdir, recording / "trained", workdir / "trained")
+    ]
+    assert len(set(said)) == 1
     # What it stores of its own is the recording again.
     readers = [TrajectoryReader(path / "trajectories") for path in (recording, workdir)]
     assert readers[0].steps() == readers[1].steps()
@@ -174,6 +180,25 @@ def altered(recording: Path, folder: Path, step: int, **changes) -> Path:
     writer = TrajectoryWriter(folder / "trajectories", rows_per_step=reader.rows_per_step, layout=reader.layout)
     writer.append(step, batch, rewards, ids, notes=notes)
     return folder
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_token_that_the_policy_lacks_is_named(recorded, step, tmp_path, monkeypatch):
+    """In the first step before a learner is made, in another one before it learns from it."""
+    recording = recorded("jax", "paper")
+    rows = files.read_json(recording / "policy" / "config.json")["vocab_size"]
+
+    def beyond(tokens):
+        tokens[0, 0] = rows
+        return tokens
+
+    copy = altered(recording, tmp_path / "copy", step, tokens=beyond)
+    if step == 0:
+        monkeypatch.setattr(JaxBackend, "learner", None)
+    with pytest.raises(
+        InputError, match=f"step {step} of the trajectories: token id {rows} is beyond the model's embedding"
+    ):
+        replayed("jax", "paper", copy, tmp_path / "again")
 
 
 def one_token(tokens: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared,
 from shared import files
 from shared.evaluation import read_answers
 from shared.metrics import without_timings
-from shared.prompts import chat_text, encode, prompt_tokens
+from shared.prompts import PromptStyle, chat_text, encode, prompt_tokens
 from shared.questions import read_questions
 from shared.rewards import answer_letter
 from shared.tokenizer import load_tokenizer
@@ -143,7 +143,9 @@ class TestSmoke:
             return ids[0, len(prompt) :].tolist()
 
         questions = read_questions(smoke.workdir / "data" / "questions" / "valid.parquet")
-        _, prompts, _ = prompt_tokens(tokenizer, questions, max_tokens=288, overlong="truncate_left")
+        _, prompts, _ = prompt_tokens(
+            tokenizer, questions, style=PromptStyle(), rows=None, max_tokens=288, overlong="truncate_left"
+        )
         answers = read_answers(smoke.workdir / "evaluation" / "after.parquet")
         for answer, prompt in list(zip(answers, prompts, strict=True))[:20]:
             tokens = greedy(prompt)

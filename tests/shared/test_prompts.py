@@ -12,10 +12,9 @@ from shared.errors import InputError
 from shared.prompts import (
     PREFILL,
     SYSTEM_PROMPT,
+    PromptStyle,
     chat_text,
     encode,
-    opens_reasoning,
-    prefill_for,
     prompt_tokens,
     user_message,
 )
@@ -23,7 +22,6 @@ from shared.questions import Question
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
 OPENING = PLAIN + "{% if add_generation_prompt %}<assistant>{% endif %}"
-REASONING = PLAIN + "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] != 'system' %}<{{ m['role'] }}>{{ m['content'] }}</>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -34,6 +32,9 @@ REFUSES_SYSTEM = (
 UPPER_SYSTEM = (
     "{% for m in messages %}<{{ m['content'] | upper if m['role'] == 'system' else m['content'] }}>{% endfor %}"
 )
+# The original told models that open their own reasoning by these two paths (spec: registry, section c).
+OPENED = ("Qwen/QwQ-32B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B")
+STYLE = {"style": PromptStyle(), "rows": None}
 
 
 def tokenizer(template: str, name: str = "") -> PreTrainedTokenizerFast:
@@ -71,7 +72,11 @@ def golden_templates():
 def test_original_prompt(case, golden_templates):
     """The original's prompts, but for its two faults with templates and reasoning models (spec: registry, g 29)."""
     made = tokenizer(golden_templates[case["template"]])
-    message, system, prefill = case["user_message"], case["sys_prompt"] or "", prefill_for(case["name_or_path"])
+    message, system, prefill = (
+        case["user_message"],
+        case["sys_prompt"] or "",
+        "" if case["name_or_path"] in OPENED else PREFILL,
+    )
     text = chat_text(made, message, system=system, prefill=prefill)
     expected = case["prompt"]
     if case["error"]:  # it stopped at a template that refuses a system role; here the user's turn says it
@@ -120,48 +125,14 @@ class TestText:
             chat_text(drops, "hello")
 
 
-class TestReasoningModels:
-    """Models that open their own reasoning get no beginning from us."""
-
-    @pytest.mark.parametrize(
-        ("model", "reasons"),
-        [
-            ("Qwen/QwQ-32B", True),
-            ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", True),
-            ("models/deepseek-r1-distill-llama-8b/", True),
-            ("microsoft/phi-4", False),
-            ("deepseek-ai/DeepSeek-V3", False),
-            ("runs/qwq-study/policy", False),
-            ("", False),
-        ],
-    )
-    def test_known_by_name(self, model, reasons):
-        assert prefill_for(model) == ("" if reasons else PREFILL)
-
-    def test_known_by_template(self):
-        assert opens_reasoning(tokenizer(REASONING))
-        assert not opens_reasoning(tokenizer(OPENING))
-
-    @pytest.mark.parametrize(
-        ("template", "name", "end"),
-        [
-            (OPENING, "runs/policy", f"<assistant>{PREFILL}"),
-            (OPENING, "models/QwQ-32B", "<assistant>"),
-            (REASONING, "runs/policy", "<assistant><think>\n"),
-        ],
-    )
-    def test_prompts_end_as_the_model_wants(self, template, name, end):
-        made = tokenizer(template, name)
-        _, [tokens], _ = prompt_tokens(made, [question()], max_tokens=1_000, overlong="drop")
-        assert made.decode(tokens).endswith(f"C. 3</>{end}")
-
-
 class TestTokens:
     """What fits `max_tokens`, and what becomes of the rest."""
 
     def test_are_those_of_the_text(self):
         made = tokenizer(OPENING)
-        kept, [tokens], too_long = prompt_tokens(made, [question()], max_tokens=10_000, overlong="truncate_left")
+        kept, [tokens], too_long = prompt_tokens(
+            made, [question()], **STYLE, max_tokens=10_000, overlong="truncate_left"
+        )
         assert tokens.dtype == np.int32
         assert made.decode(tokens) == chat_text(made, user_message(question()))
         assert (kept, too_long) == ([question()], 0)
@@ -178,7 +149,7 @@ class TestTokens:
 
     def test_a_long_prompt_keeps_its_end(self):
         made, questions, (short, long) = self.lengths("a", "b" * 40)
-        kept, prompts, too_long = prompt_tokens(made, questions, max_tokens=short, overlong="truncate_left")
+        kept, prompts, too_long = prompt_tokens(made, questions, **STYLE, max_tokens=short, overlong="truncate_left")
         assert kept == questions
         assert too_long == 1
         assert [len(tokens) for tokens in prompts] == [short, short]
@@ -187,7 +158,7 @@ class TestTokens:
 
     def test_a_long_prompt_is_left_out(self):
         made, questions, (short, _, _) = self.lengths("a", "b" * 40, "c")
-        kept, prompts, too_long = prompt_tokens(made, questions, max_tokens=short, overlong="drop")
+        kept, prompts, too_long = prompt_tokens(made, questions, **STYLE, max_tokens=short, overlong="drop")
         assert [q.id for q in kept] == ["q0", "q2"]
         assert [made.decode(tokens) for tokens in prompts] == [chat_text(made, user_message(q)) for q in kept]
         assert too_long == 1
@@ -195,6 +166,6 @@ class TestTokens:
     def test_nothing_left_is_an_input_error(self):
         made, questions, (short, _) = self.lengths("a", "b")
         with pytest.raises(InputError, match=f"all 2 prompts are longer than rollout.max_prompt_tokens = {short - 1}"):
-            prompt_tokens(made, questions, max_tokens=short - 1, overlong="drop")
+            prompt_tokens(made, questions, **STYLE, max_tokens=short - 1, overlong="drop")
         with pytest.raises(InputError, match="there are no questions"):
-            prompt_tokens(made, [], max_tokens=short, overlong="drop")
+            prompt_tokens(made, [], **STYLE, max_tokens=short, overlong="drop")

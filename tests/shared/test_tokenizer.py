@@ -6,8 +6,10 @@ import json
 import shutil
 import string
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +22,8 @@ from shared.tokenizer import (
     SEPARATOR,
     START,
     VOCAB_MULTIPLE,
+    check_in_embedding,
+    embedding_rows,
     load_tokenizer,
     special_tokens,
     train_tokenizer,
@@ -68,7 +72,7 @@ def pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     return [tokenizer.decode([token]) for token in encode(tokenizer, text)]
 
 
-@settings(deadline=None, max_examples=200)
+@limits(deadline=None, max_examples=200)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=60))
 def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(encode(tokenizer, text)) == text
@@ -162,19 +166,127 @@ def test_training_is_repeatable(folder, tmp_path):
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize(("given", "more"), [(5, {5}), ([5, 6], {5, 6}), ([], set()), (None, set())])
-def test_stop_tokens_of_the_generation_config_count_too(folder, tmp_path, given, more):
+def settings(folder, tmp_path, **contents):
+    """A copy of the tokenizer's directory with these JSON files, and its tokenizer."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
-    made = load_tokenizer(copy)
-    assert special_tokens(made, copy).stop == tuple(sorted({made.eos_token_id, *more}))
+    for name, content in contents.items():
+        (copy / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return load_tokenizer(copy), copy
 
 
-def test_without_an_end_no_completion_could_end(folder):
-    made = load_tokenizer(folder)
-    made.eos_token = None
-    with pytest.raises(InputError, match="names no eos_token"):
-        special_tokens(made, folder)
+class TestEnds:
+    """A completion stops at whatever the tokenizer, config.json or generation_config.json calls an end."""
+
+    @pytest.mark.parametrize(
+        ("contents", "more"),
+        [
+            ({}, set()),
+            ({"generation_config": {"eos_token_id": 5}}, {5}),
+            ({"generation_config": {"eos_token_id": [5, 6]}}, {5, 6}),
+            ({"generation_config": {"eos_token_id": []}}, set()),
+            ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": None}}, set()),
+            ({"generation_config": {}, "config": {}}, set()),
+            ({"config": {"eos_token_id": 7}}, {7}),
+            ({"config": {"eos_token_id": [7, 9]}}, {7, 9}),
+            ({"config": {"eos_token_id": []}}, set()),
+            ({"config": {"eos_token_id": 7}, "generation_config": {"eos_token_id": 5}}, {5, 7}),
+            ({"config": {"eos_token_id": 7, "text_config": {"eos_token_id": [8, 0]}}}, {7, 8, 0}),
+            ({"config": {"text_config": {"eos_token_id": 8}}, "generation_config": {"eos_token_id": None}}, {8}),
+            ({"config": {"text_config": None, "vocab_size": 512, "eos_token_id": 511}}, {511}),
+        ],
+    )
+    def test_all_of_them(self, folder, tmp_path, contents, more):
+        made, copy = settings(folder, tmp_path, **contents)
+        assert special_tokens(made, copy).stop == tuple(sorted({made.eos_token_id, *more}))
+
+    @pytest.mark.parametrize("file", ["config", "generation_config"])
+    @pytest.mark.parametrize("value", [True, False, "5", 3.0, -1, [5, -1], [None], [[5]], {"id": 5}, ""])
+    def test_what_is_no_token_id_is_one_line(self, folder, tmp_path, file, value):
+        made, copy = settings(folder, tmp_path, **{file: {"eos_token_id": value}})
+        with pytest.raises(InputError) as caught:
+            special_tokens(made, copy)
+        assert str(caught.value).startswith(f"{copy / file}.json: eos_token_id is {value!r}; a token id, a list")
+        assert "\n" not in str(caught.value)
+
+    def test_nested_ones_are_named(self, folder, tmp_path):
+        made, copy = settings(folder, tmp_path, config={"text_config": {"eos_token_id": "5"}})
+        with pytest.raises(InputError, match="text_config.eos_token_id is '5'"):
+            special_tokens(made, copy)
+
+    @pytest.mark.parametrize("file", ["config", "generation_config"])
+    @pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", ""])
+    def test_a_file_that_holds_no_settings_is_one_line(self, folder, tmp_path, file, content):
+        made, copy = settings(folder, tmp_path, **{file: content})
+        with pytest.raises(InputError) as caught:
+            special_tokens(made, copy)
+        assert f"{copy / file}.json: " in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_without_one_no_completion_could_end(self, folder, tmp_path):
+        made, copy = settings(folder, tmp_path)
+        made.eos_token = None
+        with pytest.raises(InputError, match="names no eos_token"):
+            special_tokens(made, copy)
+        (copy / "config.json").write_text('{"eos_token_id": [7, 9]}')
+        assert special_tokens(made, copy).stop == (7, 9)
+
+
+class TestEmbedding:
+    """Token ids that a model has no row for are named before anything is computed."""
+
+    def test_stop_tokens_beyond_it(self, folder, tmp_path):
+        made, copy = settings(
+            folder, tmp_path, config={"vocab_size": 512}, generation_config={"eos_token_id": [3, 600]}
+        )
+        with pytest.raises(InputError) as caught:
+            special_tokens(made, copy)
+        assert f"eos_token_id in generation_config.json of {copy}: token id 600 is beyond" in str(caught.value)
+        assert "which has 512 rows" in str(caught.value)
+
+    def test_the_tokenizers_own_end_beyond_it(self, folder, tmp_path):
+        made, copy = settings(folder, tmp_path, config={"vocab_size": len(load_tokenizer(folder))})
+        made.add_special_tokens({"eos_token": "<|stop|>"})
+        with pytest.raises(
+            InputError, match=r"the tokenizer's eos_token of .*: token '<\|stop\|>' \(id \d+\) is beyond"
+        ):
+            special_tokens(made, copy)
+
+    @pytest.mark.parametrize(
+        ("config", "rows"),
+        [
+            ({"vocab_size": 512}, 512),
+            ({"text_config": {"vocab_size": 300}, "vocab_size": None}, 300),
+            ({}, None),
+            ({"vocab_size": "512"}, None),
+            ({"vocab_size": 512, "pad_token_id": 511}, 512),
+            ({"vocab_size": 512, "pad_token_id": -1}, 512),
+        ],
+    )
+    def test_its_rows(self, folder, tmp_path, config, rows):
+        assert embedding_rows(settings(folder, tmp_path, config=config)[1]) == rows
+        assert embedding_rows(folder) is None
+
+    def test_a_pad_token_beyond_it(self, folder, tmp_path):
+        _, copy = settings(folder, tmp_path, config={"vocab_size": 512, "pad_token_id": 512})
+        with pytest.raises(
+            InputError, match="config.json: pad_token_id is 512, and the model's embedding has 512 rows; set"
+        ):
+            embedding_rows(copy)
+
+    def test_an_added_token_is_named_and_a_learned_one_is_not(self, folder):
+        """A tokenizer that was trained on records may hold a patient's words as one token."""
+        made = load_tokenizer(folder)
+        last = len(made) - 1
+        made.add_special_tokens({"additional_special_tokens": ["<|extra|>"]})
+        texts = [encode(made, "fine"), encode(made, "so <|extra|> it is")]
+        with pytest.raises(InputError) as caught:
+            check_in_embedding(made, texts, last + 1, "prompts")
+        assert f"prompts: token '<|extra|>' (id {last + 1}) is beyond the model's embedding" in str(caught.value)
+        with pytest.raises(InputError) as caught:
+            check_in_embedding(made, [np.array([5, last])], last, "prompts")
+        assert f"prompts: token id {last} is beyond" in str(caught.value)
+        assert made.decode([last]) not in str(caught.value)
+        check_in_embedding(made, texts, last + 2, "prompts")
+        check_in_embedding(made, texts, None, "prompts")
 
 
 class TestBrokenDirectories:

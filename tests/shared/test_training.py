@@ -19,7 +19,7 @@ from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import SyncError, TrainingError
 from shared.grpo import GroupLayout, completion_view
-from shared.prompts import encode, prompt_tokens
+from shared.prompts import PromptStyle, encode, prompt_tokens
 from shared.questions import question_at
 from shared.randomness import uniforms
 from shared.stopping import Stopped, StopRequest
@@ -37,7 +37,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
-    return prompt_tokens(tokenizer, QUESTIONS, max_tokens=400, overlong="drop")[1]
+    return prompt_tokens(tokenizer, QUESTIONS, style=PromptStyle(), rows=None, max_tokens=400, overlong="drop")[1]
 
 
 class Engine:

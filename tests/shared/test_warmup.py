@@ -14,7 +14,7 @@ from exam import exam, exam_tokenizer
 from shared import run
 from shared.config import OptimizerConfig, RunConfig, validate
 from shared.errors import TrainingError
-from shared.prompts import chat_text, encode, user_message
+from shared.prompts import PromptStyle, chat_text, encode, user_message
 from shared.questions import write_questions
 from shared.randomness import generator
 from shared.warmup import (
@@ -122,7 +122,7 @@ class TestBatches:
     def documents(self, config, tokenizer, questions=TRAIN) -> list[tuple[str, np.ndarray]]:
         """(text, weights) of every document."""
         found = []
-        for batch in batches(config, tokenizer, questions, tokenizer.eos_token_id):
+        for batch in batches(config, tokenizer, questions, tokenizer.eos_token_id, style=PromptStyle()):
             assert batch.tokens.shape == (config.warmup.batch_size, config.warmup.sequence_length)
             for row in range(batch.tokens.shape[0]):
                 real = batch.groups[row] >= 0
@@ -132,14 +132,14 @@ class TestBatches:
     def test_the_same_again(self, tokenizer):
         def drawn(seed: int) -> bytes:
             config = dataclasses.replace(a_config(), seed=seed)
-            made = batches(config, tokenizer, TRAIN, tokenizer.eos_token_id)
+            made = batches(config, tokenizer, TRAIN, tokenizer.eos_token_id, style=PromptStyle())
             return b"".join(batch.tokens.tobytes() + batch.advantages.tobytes() for batch in made)
 
         assert drawn(3) == drawn(3)
         assert drawn(3) != drawn(4)
 
     def test_as_many_as_configured(self, tokenizer):
-        assert len(list(batches(a_config(steps=3), tokenizer, TRAIN, tokenizer.eos_token_id))) == 3
+        assert len(list(batches(a_config(steps=3), tokenizer, TRAIN, tokenizer.eos_token_id, style=PromptStyle()))) == 3
 
     @pytest.mark.parametrize(("fraction", "answers"), [(0.5, 12), (0.0, 0), (1.0, 24), (0.3, 8)])
     def test_a_share_are_worked_answers_of_a_few_training_questions(self, tokenizer, fraction, answers):
@@ -216,7 +216,9 @@ class TestWarmUp:
     def test_trains_and_exports(self, tokenizer, tmp_path):
         backend, config = Backend(), a_config()
         model = tmp_path / "initial"
-        warm_up(config, backend, model, tokenizer, TRAIN, tmp_path / "policy", tmp_path, progress=False)
+        warm_up(
+            config, backend, model, tokenizer, TRAIN, tmp_path / "policy", tmp_path, style=PromptStyle(), progress=False
+        )
         [(asked, folder, optimizer, steps, reference)] = backend.asked
         assert (folder, optimizer, steps, reference) == (model, config.warmup.optimizer, 4, False)
         assert (asked.grpo.loss, asked.grpo.beta, asked.grpo.inner_steps) == ("bnpo", 0.0, 1)
@@ -229,7 +231,17 @@ class TestWarmUp:
     def test_a_gradient_that_is_not_finite_stops_it(self, tokenizer, tmp_path):
         backend = Backend(Learner(grad_norm=math.nan))
         with pytest.raises(TrainingError, match=r"warm-up step 0: .* lower warmup.optimizer.learning_rate"):
-            warm_up(a_config(), backend, tmp_path, tokenizer, TRAIN, tmp_path / "policy", tmp_path, progress=False)
+            warm_up(
+                a_config(),
+                backend,
+                tmp_path,
+                tokenizer,
+                TRAIN,
+                tmp_path / "policy",
+                tmp_path,
+                style=PromptStyle(),
+                progress=False,
+            )
         assert not (tmp_path / "policy").exists()
 
 
