@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -44,16 +45,30 @@ def run(main: Callable[[], None]) -> None:
     app.run(checked, flags_parser=_parse)
 
 
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise InputError where the directory that a flag names is not there and cannot be made, or cannot be written to."""
+    _check_name(flag, folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise InputError(f"--{flag}={folder}: cannot be made ({there} is a file); give another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
+
+
 def make_folder(flag: str, folder: Path) -> None:
     """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible."""
-    if re.match(r"\w+:/", str(folder)):
-        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--{flag}={folder}: is a file; give a directory")
+    _check_name(flag, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--{flag}={folder}: cannot be made ({error.strerror}); give another directory") from None
+
+
+def _check_name(flag: str, folder: Path) -> None:
+    if re.match(r"\w+:/", str(folder)):
+        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--{flag}={folder}: is a file; give a directory")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

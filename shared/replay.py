@@ -174,6 +174,7 @@ def run(
     Every process calls it. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
     ends training early.
     """
+    config = backend.resolved(config)
     first = backend.process == 0
     policy = recording.policy(config, workdir)
     if first:
