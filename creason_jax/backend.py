@@ -7,11 +7,14 @@ from pathlib import Path
 
 import jax
 
-from creason_jax import distributed, sharding
+from creason_jax import distributed, memory, sharding
 from creason_jax.learner import Learner
-from creason_jax.model import DecoderConfig, load_params
+from creason_jax.model import DecoderConfig, abstract_params, load_params
 from creason_jax.rollout import Engine
-from shared.config import OptimizerConfig, RunConfig
+from shared import memory as host
+from shared.backend import Workload
+from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
+from shared.errors import InputError
 
 DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # by JAX's name of a platform
 
@@ -24,11 +27,16 @@ class Backend:
 
     def __init__(self, config: RunConfig):
         self.device_kind = DEVICE_KINDS.get(distributed.local_devices()[0].platform, "cpu")
+        config = self.resolved(config)
         if config.learner.compute_dtype == "float32":
             # On TPU and GPU the default precision of a float32 product is lower than float32.
             jax.config.update("jax_default_matmul_precision", "highest")
         self.mesh = sharding.make_mesh(config.learner)
         self.process, self.processes = jax.process_index(), jax.process_count()
+
+    def resolved(self, config: RunConfig) -> RunConfig:
+        """See `shared.backend.Backend`. XLA's products on a CPU are no faster in bfloat16 (docs/measurements.md)."""
+        return with_compute_dtype(config, "bfloat16" if _fast_bfloat16(jax.local_devices()[0]) else "float32")
 
     def barrier(self) -> None:
         """See `shared.backend.Backend`."""
@@ -42,13 +50,40 @@ class Backend:
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:
         """See `shared.backend.Backend`."""
+        config = self.resolved(config)
         return Learner(config, model, self.mesh, optimizer=optimizer, steps=steps, reference=reference)
 
-    def engine(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int]) -> Engine:
+    def engine(
+        self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], workload: Workload | None = None
+    ) -> Engine:
         """See `shared.backend.Backend`."""
+        config = self.resolved(config)
         shape = DecoderConfig.read(model, longest=config.longest_sequence)
-        return Engine(config, shape, self.mesh, stop_tokens=stop_tokens)
+        return Engine(config, shape, self.mesh, stop_tokens=stop_tokens, workload=workload)
+
+    def engine_kind(self, config: RunConfig) -> str:
+        """See `shared.backend.Backend`."""
+        return "jax"
 
     def load(self, engine: Engine, model: Path) -> None:
         """See `shared.backend.Backend`."""
-        engine.load(load_params(model, engine.model, sharding.param_shardings(engine.model, self.mesh)))
+        shardings = sharding.param_shardings(engine.model, self.mesh)
+        shapes = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract_params(engine.model),
+            shardings,
+        )
+        needed = memory.bytes_on_device(shapes) + memory.bytes_on_device(engine.abstract_params())
+        free = memory.free_bytes(self.mesh)
+        if free is not None and needed > free:
+            raise InputError(
+                f"{model}: loading its weights takes {host.text(needed)} of the {host.text(free)} that are free on a device; "
+                "take a smaller model, a larger machine, more devices, or compute_dtype = 'bfloat16'"
+            )
+        engine.load(load_params(model, engine.model, shardings))
+
+
+def _fast_bfloat16(device: jax.Device) -> bool:
+    """Whether the device has units for bfloat16: a TPU, or a GPU since NVIDIA's Ampere."""
+    capability = str(getattr(device, "compute_capability", "8.0"))
+    return device.platform != "cpu" and (not capability[0].isdecimal() or float(capability) >= 8.0)

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,14 @@ def least(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.asarray(number, np.int32)).min())
+
+
+def processes_here() -> int:
+    """How many of the run's processes share this one's machine; every process must call it."""
+    if jax.process_count() == 1:
+        return 1
+    own = np.asarray(zlib.crc32(socket.gethostname().encode()), np.uint32)
+    return int((multihost_utils.process_allgather(own) == own).sum())
 
 
 def place(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:

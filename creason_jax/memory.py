@@ -12,8 +12,10 @@ import jax.numpy as jnp
 
 from creason_jax import distributed, sharding
 from creason_jax.chips import GIB
+from shared import memory as host
 
 MIB = 2**20
+MOST = 2**31 - 1  # what `distributed.least` takes
 USED = 0.95  # of a device's memory at most: an allocator cannot hand out the last gaps
 # How the TPU compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
 REFUSED = re.compile(
@@ -30,11 +32,22 @@ class TooLarge(Exception):
 
 
 def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
-    """What is free on the fullest device of all processes, which must all call this; None where devices do not say (CPUs)."""
+    """What is free on the fullest device of all processes, which must all call this; None where devices do not say.
+
+    CPU devices share what the machine, or the container, has left: each of them gets its part.
+    """
     told = [device.memory_stats() for device in mesh.local_devices]
+    if on_cpu(mesh):
+        sharers = len(mesh.local_devices) * distributed.processes_here()
+        return distributed.least(min(host.free_bytes(sharers) // MIB, MOST)) * MIB
     if not all(told):
         return None
     return distributed.least(min(int(USED * each["bytes_limit"] - each["bytes_in_use"]) // MIB for each in told)) * MIB
+
+
+def on_cpu(mesh: jax.sharding.Mesh) -> bool:
+    """Whether the devices are a machine's processors."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def compiled(lowered: Any, options: Mapping[str, Any] | None = None) -> Any:

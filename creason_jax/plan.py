@@ -27,7 +27,7 @@ from creason_jax.model import DecoderConfig
 from creason_jax.rollout import Engine
 from shared import files
 from shared.backend import Sampling
-from shared.config import RunConfig
+from shared.config import RunConfig, with_compute_dtype
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from shared.initial import hugging_face_config
@@ -136,6 +136,7 @@ def plan(
 
     Raises InputError for what the slice would refuse.
     """
+    config = with_compute_dtype(config, "bfloat16")  # what `auto` is on every TPU
     check(config, model, name)
     chip = chip_of(name)
     mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))

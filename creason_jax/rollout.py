@@ -24,10 +24,13 @@ from creason_jax.decoding import Shape, Slots
 from creason_jax.logprobs import target_logprobs
 from creason_jax.model import DecoderConfig, platform_of, unstack_layers
 from creason_jax.model import abstract_params as parameter_shapes
+from creason_jax.model.attention import chunked
+from creason_jax.model.attention.choose import LARGE_SCORES
 from creason_jax.sampling import draw
 from shared.backend import (
     Completion,
     Sampling,
+    Workload,
     check_request,
     check_scored,
     check_stop_tokens,
@@ -37,15 +40,27 @@ from shared.backend import (
 from shared.config import RunConfig
 from shared.errors import InputError
 
+_log = logging.getLogger(__name__)
 SMALLEST_BUCKET = 32  # prompt lengths are rounded up to this times a power of two
 
 
 class Engine:
     """Twin of the PyTorch engine; see `shared.backend.RolloutEngine` for the contract."""
 
-    def __init__(self, config: RunConfig, model: DecoderConfig, mesh: jax.sharding.Mesh, *, stop_tokens: Sequence[int]):
+    def __init__(
+        self,
+        config: RunConfig,
+        model: DecoderConfig,
+        mesh: jax.sharding.Mesh,
+        *,
+        stop_tokens: Sequence[int],
+        workload: Workload | None = None,
+    ):
         check_stop_tokens(stop_tokens, model.vocab_size)
         self.config = config
+        self.workload = workload or Workload.of_limits(config)
+        # In buckets, so that questions of about one length make one program, and the run's limit where that is near.
+        self.longest_prompt = min(_bucket(self.workload.prompt_tokens), config.rollout.max_prompt_tokens)
         self.model = model
         self.mesh = sharding.engine_mesh(mesh, config.rollout.mesh_tensor)
         sharding.check_divisible(model, self.mesh, "rollout" if config.rollout.mesh_tensor else "learner")
@@ -56,6 +71,7 @@ class Engine:
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
         self.free_bytes: Callable[[], int | None] = functools.partial(memory.free_bytes, self.mesh)
         self._fitted: dict[Sampling, int] = {}
+        self._prefill = config.rollout.prefill_batch
         self._seconds: dict[str, float] = {}
 
     def load(self, params: Any) -> None:
@@ -78,14 +94,8 @@ class Engine:
         """See `shared.backend.RolloutEngine`."""
         if self.params is None:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        longest = self.config.rollout.max_prompt_tokens
-        check_request(prompts, sampling, uniforms, longest=longest, rows=self.model.vocab_size)
-        if not self._fitted.get(sampling) and not self.fit(sampling):
-            raise InputError(
-                f"rollout: the memory left on a device holds no slot with a prompt of {self.config.rollout.max_prompt_tokens} "
-                f"and {sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: more devices, a greater "
-                "rollout.mesh_tensor, a smaller rollout.prefill_batch, fewer tokens"
-            )
+        check_request(prompts, sampling, uniforms, longest=self.longest_prompt, rows=self.model.vocab_size)
+        self._make_room(sampling)
         slots = decoding.empty_slots(self, self._shape(sampling))
         waiting = deque(range(len(prompts)))
         parts, share = sharding.batch_ways(self.mesh), self._share(sampling)
@@ -114,7 +124,7 @@ class Engine:
 
     def lower_prefill(self, sampling: Sampling) -> Any:
         """The computation of `rollout.prefill_batch` prompts of the greatest length, lowered."""
-        width, longest = self.prefill_width(sampling), self.config.rollout.max_prompt_tokens
+        width, longest = self.prefill_width(sampling), self.longest_prompt
         rows = sharding.batch_sharding(self.mesh)
         placed = (
             jax.ShapeDtypeStruct((width, longest), jnp.int32, sharding=rows),
@@ -157,7 +167,7 @@ class Engine:
         begin = time.perf_counter()
         asked = tuple(int(token) for token in tokens)
         scored = np.zeros((len(texts), len(asked)), np.float32)
-        width = self.prefill_width()
+        width = self._scoring_width(_bucket(max(map(len, texts), default=1)))
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
             rows = sharding.batch_sharding(self.mesh)
@@ -178,7 +188,7 @@ class Engine:
 
     def prefill_width(self, sampling: Sampling | None = None) -> int:
         """Prompts that are computed in one call; without `sampling`, when they are only scored."""
-        return self._rounded(self.config.rollout.prefill_batch, sampling)
+        return self._rounded(self._prefill, sampling)
 
     def slots(self, sampling: Sampling) -> int:
         """Groups that decode at once: those asked for, or as many as `fit` found room for."""
@@ -190,7 +200,7 @@ class Engine:
         holds none. Every process must call it."""
         free, parts = self.free_bytes(), sharding.batch_ways(self.mesh)
         wanted = self.slots(sampling)
-        if free is None:
+        if free is None or (memory.on_cpu(self.mesh) and self._roughly_needed(sampling) < free):
             self._fitted[sampling] = wanted
             return True
 
@@ -201,8 +211,56 @@ class Engine:
         found = parts * memory.fitting(wanted // parts, free, needed)
         self._fitted[sampling] = found
         if 0 < found < wanted:
-            logging.getLogger(__name__).info("rollout: %d of %d slots fit the devices' memory", found, wanted)
+            _log.warning("rollout: %d of %d slots fit the devices' memory", found, wanted)
         return found > 0
+
+    def _make_room(self, sampling: Sampling) -> None:
+        """Take what `fit` finds, with prompts computed fewer at a time where nothing fits otherwise. Raises InputError where
+        not even one does."""
+        asked = self._prefill
+        while not self._fitted.get(sampling) and not self.fit(sampling):
+            if self.prefill_width(sampling) <= sharding.batch_ways(self.mesh):
+                self._prefill = asked
+                raise InputError(
+                    f"rollout: the memory left on a device holds no slot with a prompt of {self.longest_prompt} and "
+                    f"{sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: more devices, a greater "
+                    "rollout.mesh_tensor, fewer tokens, a smaller model, compute_dtype = 'bfloat16'"
+                )
+            self._prefill = max(1, self.prefill_width(sampling) // 2)
+        if self._prefill < asked:
+            _log.warning("rollout: %d of %d prompts are computed at a time, for the memory", self._prefill, asked)
+
+    def _roughly_needed(self, sampling: Sampling) -> float:
+        """More bytes on a CPU device than `_needed` finds, without compiling anything: most requests are far from the limit."""
+        ways = sharding.batch_ways(self.mesh)
+        logits = self.slots(sampling) // ways * sampling.group_size * self.model.vocab_size
+        width = self.prefill_width(sampling) // ways
+        kept = (
+            2 * self.model.num_hidden_layers * decoding.cached_heads(self) * self.model.head_dim * self.longest_prompt
+        )
+        slots = memory.bytes_on_device(self._abstract_slots(sampling))
+        return (
+            2 * slots
+            + 2 * self.dtype.itemsize * width * kept
+            + 16 * logits
+            + self._of_texts(width, self.longest_prompt)
+        )
+
+    def _of_texts(self, width: int, length: int) -> float:
+        """More bytes on a CPU device than so many texts of this length take while they are computed, but for their caches."""
+        model = self.model
+        row = width * model.num_attention_heads * length
+        scores = min(row * length, max(row * chunked.BLOCK, LARGE_SCORES))
+        states = width * length * (4 * model.hidden_size + 3 * model.intermediate_size)
+        return 16 * (scores + states + width * model.vocab_size)
+
+    def _scoring_width(self, length: int) -> int:
+        """Texts of at most this length that are scored in one call."""
+        width, ways = self.prefill_width(), sharding.batch_ways(self.mesh)
+        free = self.free_bytes() if memory.on_cpu(self.mesh) else None
+        while free is not None and width > ways and self._of_texts(width // ways, length) > free:
+            width = max(ways, width // 2 // ways * ways)
+        return width
 
     def _needed(self, sampling: Sampling) -> float:
         """Bytes on a device beside the weights, at the fuller of prefill and decoding. The programs compiled to know it are
@@ -220,14 +278,16 @@ class Engine:
         return self.slots(sampling) // sharding.batch_ways(self.mesh)
 
     def _rounded(self, wanted: int, sampling: Sampling | None) -> int:
-        """The next multiple of the mesh's parts. What is drawn is a step's questions: more of anything would idle."""
-        if sampling is not None and sampling.temperature > 0:
-            wanted = min(wanted, self.config.grpo.questions_per_step)
+        """The next multiple of the mesh's parts. What is drawn is a step's questions, what is greedy an evaluation's: more of
+        anything would idle."""
+        if sampling is not None:
+            greedy = sampling.temperature == 0
+            wanted = min(wanted, self.workload.questions if greedy else self.config.grpo.questions_per_step)
         ways = sharding.batch_ways(self.mesh)
         return -(-wanted // ways) * ways
 
     def _shape(self, sampling: Sampling) -> Shape:
-        longest = self.config.rollout.max_prompt_tokens
+        longest = self.longest_prompt
         return Shape(self.slots(sampling), sampling.group_size, sampling.max_new_tokens, longest)
 
     def _seats(self, waiting: deque[int], idle: list[deque[int]], each: int) -> dict[int, tuple[int, int]]:
@@ -252,7 +312,7 @@ class Engine:
         width = self.prefill_width(sampling)
         share = self._share(sampling)
         texts = {row: prompts[index] for row, (_, index) in seated.items()}
-        tokens, lengths = self._padded(texts, width, self.config.rollout.max_prompt_tokens)
+        tokens, lengths = self._padded(texts, width, self.longest_prompt)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
         target = np.full(width, share, np.int32)  # past the end: dropped when written
         for row, (place, index) in seated.items():
@@ -267,9 +327,7 @@ class Engine:
 
     def _padded(self, texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
         """Texts by row -> tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
-        bucket = SMALLEST_BUCKET
-        while bucket < max(len(text) for text in texts.values()):
-            bucket *= 2
+        bucket = _bucket(max(len(text) for text in texts.values()))
         tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
         for row, text in texts.items():
             tokens[row, : len(text)] = text
@@ -300,6 +358,14 @@ class Engine:
     def stops(self, tokens: jax.Array) -> jax.Array:
         """True where a token ends a completion."""
         return functools.reduce(jnp.logical_or, (tokens == stop for stop in self.stop_tokens))
+
+
+def _bucket(length: int) -> int:
+    """The number of columns for texts of at most this length."""
+    bucket = SMALLEST_BUCKET
+    while bucket < length:
+        bucket *= 2
+    return bucket
 
 
 def _by_layer(shardings: Any, model: DecoderConfig) -> Any:

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from creason_torch import zero
 from creason_torch.learner import Learner, check_supported
 from creason_torch.model import stored_weights
-from creason_torch.rollout import Engine, make_engine
-from shared.config import OptimizerConfig, RunConfig
+from creason_torch.rollout import Engine, engine_kind, make_engine
+from shared.backend import Workload
+from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 
 
 class Backend:
@@ -22,6 +23,7 @@ class Backend:
     checkpoints_in_buckets = False  # a checkpoint becomes whole by being renamed
 
     def __init__(self, config: RunConfig):
+        config = self.resolved(config)
         check_supported(config.learner)
         if config.learner.compute_dtype == "float32":
             # By default a GPU may round the operands of a float32 product.
@@ -31,6 +33,11 @@ class Backend:
         self.device = zero.device()
         self.device_kind = self.device.type
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
+
+    def resolved(self, config: RunConfig) -> RunConfig:
+        """See `shared.backend.Backend`. Stage 0 of ZeRO keeps no float32 masters in bfloat16."""
+        fast = zero.fast_bfloat16() and config.torch.zero_stage > 0
+        return with_compute_dtype(config, "bfloat16" if fast else "float32")
 
     def barrier(self) -> None:
         """See `shared.backend.Backend`."""
@@ -46,11 +53,19 @@ class Backend:
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:
         """See `shared.backend.Backend`."""
+        config = self.resolved(config)
         return Learner(config, model, self.device, optimizer=optimizer, steps=steps, reference=reference)
 
-    def engine(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int]) -> Engine:
+    def engine(
+        self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], workload: Workload | None = None
+    ) -> Engine:
         """See `shared.backend.Backend`."""
-        return make_engine(config, model, stop_tokens=stop_tokens, device=self.device)
+        config = self.resolved(config)
+        return make_engine(config, model, stop_tokens=stop_tokens, device=self.device, workload=workload)
+
+    def engine_kind(self, config: RunConfig) -> str:
+        """See `shared.backend.Backend`."""
+        return engine_kind(config)
 
     def load(self, engine: Engine, model: Path) -> None:
         """See `shared.backend.Backend`."""

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from shared.config import OptimizerConfig, RunConfig
 from shared.errors import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls them
 PERSISTENT_PARAMS = 100_000  # ZeRO-3 keeps smaller parameters whole on every process; DeepSpeed's default
 KNOWN_DEEPSPEED = ("0.19.",)  # versions whose table of prebuilt operators is the one below
 
@@ -26,6 +28,18 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def fast_bfloat16() -> bool:
+    """Whether this device has units for products of bfloat16: a GPU since Ampere, a CPU with AVX512_BF16, AMX or Arm's bf16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return False
+    words = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return not BFLOAT16_UNITS.isdisjoint(words)
 
 
 def start_processes() -> None:
@@ -52,6 +66,15 @@ def start_processes() -> None:
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
+def torch_dtype(config: RunConfig) -> torch.dtype:
+    """The type that a run computes in. Raises InputError for `auto`, which a backend has to decide first."""
+    if config.learner.compute_dtype == "auto":
+        raise InputError(
+            "learner.compute_dtype = 'auto': not decided yet; a Backend's `resolved` does, or give the type"
+        )
+    return getattr(torch, config.learner.compute_dtype)
+
+
 def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> dict[str, Any]:
     """DeepSpeed's configuration for the learner, or for a policy that is only read (`optimizer` None).
 
@@ -59,7 +82,7 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> di
     once, so DeepSpeed is told of one micro-batch and divides by processes only. Raises InputError for combinations that
     lose precision or do not exist.
     """
-    stage, bfloat16 = config.torch.zero_stage, config.learner.compute_dtype == "bfloat16"
+    stage, bfloat16 = config.torch.zero_stage, torch_dtype(config) == torch.bfloat16
     if stage == 0 and bfloat16 and optimizer is not None:
         raise InputError(
             "torch.zero_stage = 0: in bfloat16 it would keep no float32 master weights; use 1, 2 or 3, or "

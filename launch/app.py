@@ -41,13 +41,22 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, expand_home=expand_home))
 
 
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise InputError where the directory that a flag names is not there and cannot be made, or cannot be written to."""
+    _check_name(flag, folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise InputError(f"--{flag}={folder}: cannot be made ({there} is a file); give another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
+
+
 def make_folder(flag: str, folder: Path) -> None:
     """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible.
 
     Where the program fails, it is removed again if it is still empty.
     """
-    if re.match(r"\w+:/", str(folder)):
-        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
+    _check_name(flag, folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--{flag}={folder}: is a file; give a directory")
@@ -88,6 +97,13 @@ def _reported(work: Callable[[], None]) -> None:
             traceback.print_exc()
             others.leave(EXIT_STOPPED)
         raise
+
+
+def _check_name(flag: str, folder: Path) -> None:
+    if re.match(r"\w+:/", str(folder)):
+        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--{flag}={folder}: is a file; give a directory")
 
 
 def _parse(argv: Sequence[str], *, expand_home: bool) -> list[str]:

@@ -5,17 +5,22 @@ python -m launch.consult --model=runs/trained --notes=notes.csv --out=consult
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from launch import app, generation
+from launch import app, backends, generation
 from shared import files
-from shared.backend import Sampling
+from shared.backend import Backend, Sampling
+from shared.config import RunConfig
 from shared.errors import InputError
+from shared.kept import REQUEST_FILE, Kept, digest, model_digest
 from shared.prompts import decode, encode
-from shared.tasks.consult import read_notes
+from shared.tasks.consult import Note, read_notes
 from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
 FLAGS = flags.FLAGS
@@ -35,35 +40,57 @@ def main() -> None:
     folder, out = Path(FLAGS.model), Path(FLAGS.out)
     notes, left_out = read_notes(Path(FLAGS.notes))
     tokenizer = load_tokenizer(folder)
-    config = generation.config_of(folder)
+    config = generation.config_of(folder, questions=len(notes))
     style = generation.style_of(config, folder, tokenizer, out)
     texts = [encode(tokenizer, style.text(tokenizer, note.message, system="")) for note in notes]
     asked = [(note, text) for note, text in zip(notes, texts, strict=True) if len(text) <= FLAGS.max_prompt_tokens]
     if not asked:
         raise InputError(f"all notes are longer than {FLAGS.max_prompt_tokens} tokens; raise --max_prompt_tokens")
     check_in_embedding(tokenizer, [text for _, text in asked], embedding_rows(folder), "prompts")
+    app.check_folder("out", out)
+    prompts = [text for _, text in asked]
     stop = special_tokens(tokenizer, folder).stop
-    app.make_folder("out", out)
-    backend, engine = generation.engine_of(config, folder, stop=stop)
+    config = generation.config_of(folder, questions=len(asked))
+    backend = backends.make_backend(config)
+    config = backend.resolved(config)
+    kept = Kept(out, request(config, backend, asked, stop), backend)
     generation.begin(config, backend, tokenizer, style, out)
+    engine = generation.engine_of(config, backend, prompts, stop=stop)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
-    rows = []
-    cut_off = 0
-    with tqdm(total=len(asked), desc="consultation", unit="note", disable=not FLAGS.progress) as bar:
-        for start in range(0, len(asked), FLAGS.slots):
-            part = asked[start : start + FLAGS.slots]
-            for (note, _), (found,) in zip(
-                part, engine.generate([text for _, text in part], sampling, None), strict=True
-            ):
-                texts_of = {"id": note.id, "question": note.shown, "completion": decode(tokenizer, found.tokens)}
-                rows.append(texts_of | {"answer": note.recommendation})
-                cut_off += found.truncated
-            bar.update(len(part))
+    shown = FLAGS.progress and backend.process == 0
+    with tqdm(total=len(asked), initial=kept.done, desc="consultation", unit="note", disable=not shown) as bar:
+        for start in range(kept.done, len(asked), config.rollout.slots):
+            part = slice(start, start + config.rollout.slots)
+            found = engine.generate(prompts[part], sampling, None)
+            kept.add([
+                {"id": note.id, "question": note.shown, "completion": decode(tokenizer, completion.tokens),
+                 "answer": note.recommendation, "cut_off": completion.truncated}
+                for (note, _), (completion,) in zip(asked[part], found, strict=True)
+            ])  # fmt: skip
+            bar.update(len(found))
     if backend.process > 0:
         return
-    files.write_json_lines(out / "completions.jsonl", rows)
-    print(f"notes    {len(rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
+    cut_off = sum(row.pop("cut_off") for row in kept.rows)
+    files.write_json_lines(out / "completions.jsonl", kept.rows)
+    kept.remove_parts()
+    files.remove(out / REQUEST_FILE)
+    print(f"notes    {len(kept.rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
           f"{len(notes) - len(asked)} too long\nanswers  {out / 'completions.jsonl'}")  # fmt: skip
+
+
+def request(
+    config: RunConfig, backend: Backend, asked: Sequence[tuple[Note, np.ndarray]], stop: Sequence[int]
+) -> dict[str, Any]:
+    """What the recommendations depend on: only a start that asks for the same goes on from them."""
+    return {
+        "model": model_digest(Path(FLAGS.model)),
+        "notes": digest([note.id, note.shown, note.recommendation, text.tolist()] for note, text in asked),
+        "stop_tokens": [int(token) for token in stop],
+        "max_prompt_tokens": FLAGS.max_prompt_tokens,
+        "max_new_tokens": FLAGS.max_new_tokens,
+        "compute_dtype": config.learner.compute_dtype,
+        "engine": backend.engine_kind(config),
+    }
 
 
 if __name__ == "__main__":

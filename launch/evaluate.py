@@ -3,35 +3,45 @@
 python -m launch.evaluate --model=runs/quickstart/trained --questions=runs/quickstart/data/questions/valid.parquet \\
     --out=runs/quickstart/again
 python -m launch.evaluate --questions=FILE --lm_eval=DIR      a task folder for lm-evaluation-harness, no model needed
+
+Answers are written part by part as they come. The same command goes on from them, and makes only figures where all are there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from absl import flags
+from transformers import PreTrainedTokenizerFast
 
-from launch import app, generation
+from launch import app, backends, generation
 from shared import baselines, binary, evaluation, files, lm_eval, orders, prompt_style
-from shared.answering import answer_questions, force_answers
-from shared.backend import Backend
-from shared.comparison import compare
-from shared.config import EvaluationConfig
+from shared.answering import Answered, answer_questions, force_answers
+from shared.backend import Backend, RolloutEngine
+from shared.comparison import check_same, compare
+from shared.config import EvaluationConfig, RunConfig
 from shared.errors import InputError
 from shared.evaluation import Answer
 from shared.evaluation_page import write_page
 from shared.forced_choice import phrase_and_letters
+from shared.kept import REQUEST_FILE, Kept, digest, model_digest
 from shared.patients import read_patients
 from shared.prompts import prompt_tokens
 from shared.questions import Question, read_questions
 from shared.registry import store
+from shared.registry.store import Registry
 from shared.report import interval, percent
-from shared.subgroups import subgroups
+from shared.subgroups import check_patients, subgroups
 from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
+ANSWERS, BOXED = "answers.parquet", "boxed.parquet"
 FLAGS = flags.FLAGS
 
 
@@ -64,13 +74,39 @@ def define_flags() -> None:
     flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
 
 
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What the figures are made from beside questions and answers; None where it is not asked for."""
+
+    other: list[Answer] | None
+    patients: pd.DataFrame | None
+    registry: Registry | None
+
+
 def main() -> None:
-    """Evaluate. Raises InputError for a bad flag, model or question file."""
+    """Evaluate. Raises InputError for a bad flag or file, before anything is generated."""
     questions = read_all()
+    out = Path(FLAGS.out)
+    if FLAGS.lm_eval:
+        app.check_folder("lm_eval", Path(FLAGS.lm_eval))
+        lm_eval.check_target(questions, Path(FLAGS.lm_eval), FLAGS.lm_eval_name)
+    if FLAGS.model or not FLAGS.lm_eval:
+        check_flags(out)
+    asked = orders.cyclic(questions) if FLAGS.cyclic else questions
+    beside = read_beside(asked)
     if FLAGS.lm_eval:
         print(f"task     {lm_eval.export(questions, Path(FLAGS.lm_eval), FLAGS.lm_eval_name)}")
         if not FLAGS.model:
             return
+    backend, answers, boxed = answered(asked, out)
+    if backend.process == 0:
+        figures = report(asked, answers, boxed, beside)
+        write(out, figures | {"prompts": files.read_json(out / prompt_style.EVALUATION_FILE)})
+    backend.barrier()
+
+
+def check_flags(out: Path) -> None:
+    """Raise InputError for flags that are missing, that do not go together, or that name a place that cannot be written."""
     for name in ("model", "out"):
         if not getattr(FLAGS, name):
             raise InputError(f"--{name}: is needed to evaluate")
@@ -83,26 +119,32 @@ def main() -> None:
             )
         if FLAGS.completions:
             raise InputError("--completions: only with --protocol=boxed")
-    out = Path(FLAGS.out)
-    other = evaluation.read_answers(Path(FLAGS.compare)) if FLAGS.compare else None
-    backend, asked, answers, boxed = answered(orders.cyclic(questions) if FLAGS.cyclic else questions, out)
-    if backend.process == 0:
-        figures = report(asked, answers, boxed, other) | {
-            "prompts": files.read_json(out / prompt_style.EVALUATION_FILE)
-        }
-        write(out, figures, answers, boxed)
-    backend.barrier()
+    app.check_folder("out", out)
+    if FLAGS.lm_eval and Path(FLAGS.lm_eval).absolute() in (out.absolute(), *out.absolute().parents):
+        raise InputError(f"--lm_eval={FLAGS.lm_eval}: is replaced as a whole, --out with it; give a folder of its own")
 
 
-def write(out: Path, figures: dict[str, Any], answers: list[Answer], boxed: list[Answer] | None) -> None:
-    """Write answers, figures and page, and say where they are."""
-    evaluation.write_answers(out / "answers.parquet", answers)
-    if boxed is not None:
-        evaluation.write_answers(out / "boxed.parquet", boxed)
+def read_beside(questions: list[Question]) -> Beside:
+    """The files that the flags name, each of them of these questions. Raises InputError where one is not."""
+    other = patients = registry = None
+    if FLAGS.compare:
+        other = evaluation.read_answers(Path(FLAGS.compare))
+        check_same(other, questions)
+    if FLAGS.patients:
+        patients = read_patients(Path(FLAGS.patients))
+        check_patients(patients, {question.patient for question in questions})
+    if FLAGS.registry:
+        registry = store.load(Path(FLAGS.registry))
+        baselines.check_registry(registry, questions)
+    return Beside(other, patients, registry)
+
+
+def write(out: Path, figures: dict[str, Any]) -> None:
+    """Write figures and page, and say where they are."""
     files.write_json(out / "summary.json", figures)
     write_page(out / "evaluation.html", figures, title=f"Evaluation of {Path(FLAGS.model).name}")
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
-    print(f"answers  {out / 'answers.parquet'}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
+    print(f"answers  {out / ANSWERS}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
 
 
 def read_all() -> list[Question]:
@@ -115,12 +157,17 @@ def read_all() -> list[Question]:
     return questions
 
 
-def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Question], list[Answer], list[Answer] | None]:
-    """The backend, the questions that fit, and the model's answers; those that it boxed, where others were forced."""
+def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer], list[Answer] | None]:
+    """The backend and the model's answers; those that it boxed, where others were forced.
+
+    They are in `out`, whole, when this returns. What an earlier start of the same command left there is not asked again.
+    """
     folder = Path(FLAGS.model)
     tokenizer = load_tokenizer(folder)
     config = generation.config_of(
         folder,
+        questions=max(1, len(questions)),
+        samples=FLAGS.samples,
         seed=FLAGS.seed,
         evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=len(questions) if FLAGS.completions else 0),
     )
@@ -128,37 +175,111 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Questi
     questions, prompts, cut = prompt_tokens(
         tokenizer, questions, style=style, rows=rows, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
-    if FLAGS.protocol == "forced_choice":
-        check_in_embedding(tokenizer, phrase_and_letters(tokenizer), rows, "the answer phrase and its letters")
     stop = special_tokens(tokenizer, folder).stop
-    app.make_folder("out", out)
-    backend, engine = generation.engine_of(config, folder, stop=stop)
-    generation.begin(config, backend, tokenizer, style, out)
+    forced = FLAGS.protocol == "forced_choice"
+    scored = 0
+    if forced:
+        phrase, letters = phrase_and_letters(tokenizer)
+        check_in_embedding(tokenizer, [phrase, letters], rows, "the answer phrase and its letters")
+        scored = len(phrase) + 1
+    backend = backends.make_backend(config)
+    config = backend.resolved(config)
     progress = FLAGS.progress and backend.process == 0
-    if cut and backend.process == 0:
-        print(
-            f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning", file=sys.stderr
+    kept = Kept(out, request(config, backend, questions, prompts, stop), backend)
+    if backend.agreed(backend.process == 0 and (out / ANSWERS).is_file()):
+        return backend, *_earlier(out, backend, forced)
+    generation.begin(config, backend, tokenizer, style, out)
+    if kept.done < len(questions):
+        engine = generation.engine_of(config, backend, prompts, stop=stop, scored_tokens=scored)
+        _say(
+            backend, cut and f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning"
         )
+        _say(
+            backend, kept.done and f"{kept.done} of {len(questions)} answers are there already; it goes on behind them"
+        )
+        parts = _parts(config, engine, tokenizer, questions, prompts, stop, done=kept.done, progress=progress)
+        for part in parts:
+            kept.add([each.to_row() for each in part])
+    return backend, *_collected(out, kept, backend, forced)
+
+
+def _parts(
+    config: RunConfig,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: list[Question],
+    prompts: list[np.ndarray],
+    stop: Sequence[int],
+    *,
+    done: int,
+    progress: bool,
+) -> Iterator[list[Answered]]:
+    """The answers behind the first `done`, by the protocol that the flags name."""
+    asked = (config, engine, tokenizer, questions, prompts)
     if FLAGS.protocol == "forced_choice":
-        forced, boxed = force_answers(config, engine, tokenizer, questions, prompts, stop=stop, progress=progress)
-        return backend, questions, forced, boxed
-    answers, completions = answer_questions(
-        config,
-        engine,
-        tokenizer,
-        questions,
-        prompts,
-        samples=FLAGS.samples,
-        temperature=FLAGS.temperature,
-        progress=progress,
+        return force_answers(*asked, stop=stop, done=done, progress=progress)
+    samples, temperature = FLAGS.samples, FLAGS.temperature
+    return answer_questions(*asked, done=done, samples=samples, temperature=temperature, progress=progress)
+
+
+def request(
+    config: RunConfig, backend: Backend, questions: list[Question], prompts: list[np.ndarray], stop: Sequence[int]
+) -> dict[str, Any]:
+    """What the answers depend on: only a start that asks for the same goes on from them."""
+    return {
+        "model": model_digest(Path(FLAGS.model)),
+        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "prompts": digest(prompt.tolist() for prompt in prompts),
+        "stop_tokens": [int(token) for token in stop],
+        "protocol": FLAGS.protocol,
+        "samples": FLAGS.samples,
+        "temperature": FLAGS.temperature,
+        "seed": FLAGS.seed if FLAGS.temperature > 0 else None,
+        "max_prompt_tokens": FLAGS.max_prompt_tokens,
+        "max_new_tokens": FLAGS.max_new_tokens,
+        "completions": FLAGS.completions,
+        "compute_dtype": config.learner.compute_dtype,
+        "engine": backend.engine_kind(config),
+    }
+
+
+def _earlier(out: Path, backend: Backend, forced: bool) -> tuple[list[Answer], list[Answer] | None]:
+    """What an evaluation that has ended left in `out`, in process 0."""
+    if backend.process > 0:
+        return [], None
+    if not (out / REQUEST_FILE).is_file():
+        raise InputError(
+            f"--out={out}: holds the answers of an earlier version; give another --out, or remove that one"
+        )
+    _say(backend, "the answers are there already; only the figures are made again")
+    return evaluation.read_answers(out / ANSWERS), evaluation.read_answers(out / BOXED) if forced else None
+
+
+def _collected(out: Path, kept: Kept, backend: Backend, forced: bool) -> tuple[list[Answer], list[Answer] | None]:
+    """The answers of all parts, in process 0, which puts them into their files."""
+    if backend.process > 0:
+        return [], None
+    rows = [Answered.from_row(row) for row in kept.rows]
+    answers, boxed = (
+        [row.answer for row in rows],
+        [row.boxed for row in rows if row.boxed is not None] if forced else None,
     )
-    if FLAGS.completions and backend.process == 0:
-        files.write_json_lines(out / "completions.jsonl", completions)
-    return backend, questions, answers, None
+    if boxed is not None:
+        evaluation.write_answers(out / BOXED, boxed)
+    if FLAGS.completions:
+        files.write_json_lines(out / "completions.jsonl", [row.text for row in rows])
+    evaluation.write_answers(out / ANSWERS, answers)  # the last: where it is, all is
+    kept.remove_parts()
+    return answers, boxed
+
+
+def _say(backend: Backend, line: str | int) -> None:
+    if line and backend.process == 0:
+        print(line, file=sys.stderr)
 
 
 def report(
-    questions: list[Question], answers: list[Answer], boxed: list[Answer] | None, other: list[Answer] | None
+    questions: list[Question], answers: list[Answer], boxed: list[Answer] | None, beside: Beside
 ) -> dict[str, Any]:
     """Everything that goes into summary.json."""
     resampling = {"bootstrap": FLAGS.bootstrap, "seed": FLAGS.seed}
@@ -167,13 +288,13 @@ def report(
     figures |= {"protocol": FLAGS.protocol, "boxed": None if boxed is None else _accuracy(questions, boxed, resampling)}
     figures |= {"subgroups": None, "comparison": None, "binary": None, "orders": None}
     figures["baselines"] = {"most frequent value": _accuracy(questions, baselines.majority(questions), resampling)}
-    if FLAGS.registry:
-        trees = baselines.boosted_trees(store.load(Path(FLAGS.registry)), questions)
+    if beside.registry is not None:
+        trees = baselines.boosted_trees(beside.registry, questions)
         figures["baselines"]["boosted trees"] = _accuracy(questions, trees, resampling)
-    if FLAGS.patients:
-        figures["subgroups"] = subgroups(answers, read_patients(Path(FLAGS.patients)), **resampling)
-    if other is not None:
-        figures["comparison"] = compare(other, answers, **resampling)
+    if beside.patients is not None:
+        figures["subgroups"] = subgroups(answers, beside.patients, **resampling)
+    if beside.other is not None:
+        figures["comparison"] = compare(beside.other, answers, **resampling)
     if FLAGS.cyclic:
         figures["orders"] = orders.consistency(questions, answers)
     found = binary.labels_and_scores(questions, [answer.probabilities for answer in answers])

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from launch import backends
 from shared import prompt_style
-from shared.backend import Backend, RolloutEngine
+from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
 from shared.prompts import PromptStyle
 from shared.tokenizer import special_tokens
@@ -27,8 +28,16 @@ def define_flags(*, long_prompts: str, max_new_tokens: int) -> None:
     flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
     flags.DEFINE_integer("max_prompt_tokens", 9_000, long_prompts, lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", max_new_tokens, "Length limit of a completion.", lower_bound=1)
-    flags.DEFINE_integer("slots", 64, "Prompts answered at once.", lower_bound=1)
-    flags.DEFINE_enum("compute_dtype", "bfloat16", ["bfloat16", "float32"], "Number format of the computation.")
+    flags.DEFINE_integer(
+        "slots",
+        64,
+        "Prompts answered at once, at most: fewer where there are fewer, or memory holds fewer.",
+        lower_bound=1,
+    )
+    flags.DEFINE_enum(
+        "compute_dtype", "auto", ["auto", "bfloat16", "float32"],
+        "Number format of the computation; auto: bfloat16 where the device is faster in it, else float32.",
+    )  # fmt: skip
     flags.DEFINE_string(
         "prefill", "auto",
         "What an answer begins with; empty: nothing. auto: as in the run that wrote the model (its prompts.json), else by its "
@@ -43,18 +52,21 @@ def define_flags(*, long_prompts: str, max_new_tokens: int) -> None:
     )  # fmt: skip
 
 
-def config_of(folder: Path, **sections: Any) -> RunConfig:
-    """The configuration by which the model in `folder` answers; `sections` are further fields of RunConfig."""
+def config_of(folder: Path, *, questions: int, samples: int = 1, **sections: Any) -> RunConfig:
+    """The configuration by which the model in `folder` answers so many questions, each with so many samples.
+
+    `sections` are further fields of RunConfig.
+    """
+    slots = min(FLAGS.slots, questions)
     return RunConfig(
         name=folder.name,
         model=ModelConfig(
             path=str(folder), prefill=FLAGS.prefill, thinking=FLAGS.thinking, template_date=FLAGS.template_date
         ),
-        grpo=GrpoConfig(
-            beta=0.0, questions_per_step=FLAGS.slots
-        ),  # nothing is trained: as many as are answered at once
+        # Nothing is trained: a step is as many questions as are answered at once.
+        grpo=GrpoConfig(beta=0.0, questions_per_step=slots, group_size=max(2, samples)),
         rollout=RolloutConfig(
-            max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=FLAGS.slots
+            max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=slots
         ),
         learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
         torch=TorchConfig(rollout_engine=FLAGS.engine),
@@ -86,9 +98,15 @@ def begin(
         print(warning, file=sys.stderr)
 
 
-def engine_of(config: RunConfig, folder: Path, *, stop: Sequence[int]) -> tuple[Backend, RolloutEngine]:
-    """The backend that the flags name and its engine, with the weights in `folder`; `stop`: tokens that end a completion."""
-    backend = backends.make_backend(config)
-    engine = backend.engine(config, folder, stop_tokens=stop)
+def engine_of(
+    config: RunConfig, backend: Backend, prompts: Sequence[np.ndarray], *, stop: Sequence[int], scored_tokens: int = 0
+) -> RolloutEngine:
+    """The backend's engine for these prompts, with the weights in `config.model.path`.
+
+    `stop`: tokens that end a completion; `scored_tokens`: see `Workload`.
+    """
+    folder = Path(config.model.path)
+    workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
+    engine = backend.engine(config, folder, stop_tokens=stop, workload=workload)
     backend.load(engine, folder)
-    return backend, engine
+    return engine

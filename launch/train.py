@@ -58,6 +58,8 @@ def main() -> None:
     recording = Recording.open(Path(FLAGS.replay)) if FLAGS.replay else None
     if recording is not None:
         recording.check(config)
+        config = run.as_in(config, recording.config)  # a comparison: in the recording's own number format
+    config = run.as_begun(config, workdir)
     app.make_folder("workdir", workdir)
     backend = backends.make_backend(config)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,25 @@ from shared.randomness import uniforms
 from shared.rewards import answer_letter
 
 
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """One question answered; with a forced choice also the answer that was `boxed`, and its `text` where the report shows it."""
+
+    answer: Answer
+    boxed: Answer | None = None
+    text: dict[str, Any] | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Answered:
+        """What `to_row` made."""
+        boxed = row["boxed"]
+        return cls(_answer(row["answer"]), None if boxed is None else _answer(boxed), row["text"])
+
+
 def answer_questions(
     config: RunConfig,
     engine: RolloutEngine,
@@ -27,28 +47,27 @@ def answer_questions(
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],
     *,
+    done: int = 0,
     samples: int = 1,
     temperature: float = 0.0,
     progress: bool = True,
     description: str = "evaluation",
-) -> tuple[list[Answer], list[dict[str, Any]]]:
-    """One answer to each question, and `evaluation.examples` of them as text for the report.
+) -> Iterator[list[Answered]]:
+    """One answer to each question behind the first `done`, part by part, `evaluation.examples` of all with their text.
 
     Greedy with one sample; else the letter that most of `samples` at `temperature` box, the first letter of those that
     tie. The draws are keyed by (seed, question, sample).
     """
     sampling = Sampling(group_size=samples, temperature=temperature, max_new_tokens=_limit(config))
-    answers: list[Answer] = []
-    examples: list[dict[str, Any]] = []
-    shown = max(1, len(questions) // max(1, config.evaluation.examples))
-    for part, groups in _generated(config, engine, questions, prompts, sampling, progress, description):
+    every = max(1, len(questions) // max(1, config.evaluation.examples))
+    for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
+        found = []
         for index, (question, group) in enumerate(zip(questions[part], groups, strict=True), part.start):
             texts = [decode(tokenizer, completion.tokens) for completion in group]
             answer = _vote(question, group, [answer_letter(text) for text in texts])
-            answers.append(answer)
-            if index % shown == 0 and len(examples) < config.evaluation.examples:
-                examples.append(_example(question, texts[0], answer.predicted))
-    return answers, examples
+            shown = index % every == 0 and index // every < config.evaluation.examples
+            found.append(Answered(answer, text=_example(question, texts[0], answer.predicted) if shown else None))
+        yield found
 
 
 def force_answers(
@@ -59,26 +78,29 @@ def force_answers(
     prompts: Sequence[np.ndarray],
     *,
     stop: Sequence[int],
+    done: int = 0,
     progress: bool = True,
     description: str = "evaluation",
-) -> tuple[list[Answer], list[Answer]]:
-    """One forced answer to each question (`shared.forced_choice`), and the one boxed in the same greedy reasoning.
+) -> Iterator[list[Answered]]:
+    """Forced answers (`shared.forced_choice`) with those boxed in the same greedy reasoning, parts as `answer_questions`.
 
     `stop`: tokens that end a completion.
     """
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=_limit(config))
-    forced: list[Answer] = []
-    boxed: list[Answer] = []
-    for part, groups in _generated(config, engine, questions, prompts, sampling, progress, description):
+    for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
         asked, completions = questions[part], [group[0] for group in groups]
-        forced += forced_answers(
+        forced = forced_answers(
             engine, tokenizer, asked, prompts[part], completions, longest=longest_scored(config), stop=stop
         )
-        boxed += [
+        boxed = [
             _vote(question, [completion], [answer_letter(decode(tokenizer, completion.tokens))])
             for question, completion in zip(asked, completions, strict=True)
         ]
-    return forced, boxed
+        yield [Answered(*pair) for pair in zip(forced, boxed, strict=True)]
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    return Answer(**{**row, "probabilities": tuple(row["probabilities"])})
 
 
 def _limit(config: RunConfig) -> int:
@@ -91,13 +113,14 @@ def _generated(
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],
     sampling: Sampling,
+    done: int,
     progress: bool,
     description: str,
 ) -> Iterator[tuple[slice, list[list[Completion]]]]:
-    """The questions in parts, each with its completions."""
+    """The questions behind the first `done` in parts, each with its completions."""
     width = 4 * (config.evaluation.slots or config.rollout.slots)
-    with tqdm(total=len(questions), desc=description, unit="question", disable=not progress) as bar:
-        for start in range(0, len(questions), width):
+    with tqdm(total=len(questions), initial=done, desc=description, unit="question", disable=not progress) as bar:
+        for start in range(done, len(questions), width):
             part = slice(start, start + width)
             greedy = sampling.temperature == 0
             draws = None if greedy else _draws(config.seed, questions[part], sampling)

@@ -40,6 +40,29 @@ def check_stop_tokens(stop_tokens: Sequence[int], rows: int) -> None:
     check_tokens(np.maximum(np.asarray(stop_tokens), 0), "stop tokens", rows)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The most that an engine will be asked, by those who know their prompts: it makes room for no more.
+
+    The config's limits stand beside: they choose a model's rotation (docs/models.md), which must not hang on the prompts.
+    """
+
+    prompt_tokens: int  # of the longest prompt
+    questions: int  # answered greedily in one evaluation
+    scored_tokens: int = 0  # of a text whose next token is asked for, beyond its prompt and completion
+
+    @classmethod
+    def of_limits(cls, config: RunConfig) -> Workload:
+        """As much as the config allows."""
+        return cls(prompt_tokens=config.rollout.max_prompt_tokens, questions=2**31 - 1)
+
+
+def longest_text(config: RunConfig, workload: Workload) -> int:
+    """Tokens of the longest sequence that an engine must hold: the run's own limit, or what the workload needs."""
+    completion = config.longest_sequence - config.rollout.max_prompt_tokens
+    return min(config.longest_sequence, workload.prompt_tokens + completion + workload.scored_tokens)
+
+
 def check_request(
     prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None, *, longest: int, rows: int
 ) -> None:
@@ -168,6 +191,10 @@ class Backend(Protocol):
     checkpoints_in_buckets: bool
     device_kind: str  # cpu, cuda or tpu
 
+    def resolved(self, config: RunConfig) -> RunConfig:
+        """The config with what hangs on the device decided: `learner.compute_dtype` where it is auto."""
+        ...
+
     def barrier(self) -> None:
         """Return when every process has come here."""
         ...
@@ -182,10 +209,25 @@ class Backend(Protocol):
         """A learner that starts from the weights in `model`; the schedule ends at `steps`."""
         ...
 
-    def engine(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int]) -> RolloutEngine:
-        """An engine for `model`'s architecture; it must be published to before it generates."""
+    def engine(
+        self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], workload: Workload | None = None
+    ) -> RolloutEngine:
+        """An engine for `model`'s architecture; it must be published to before it generates. It makes room for `workload`, or
+        for the config's limits. Raises InputError where the free memory does not hold that."""
+        ...
+
+    def engine_kind(self, config: RunConfig) -> str:
+        """Which engine `engine` makes for this config: "jax", "vllm", "server" or "hf"."""
         ...
 
     def load(self, engine: Any, model: Path) -> None:
         """Give the engine the weights in `model`, without a learner."""
         ...
+
+
+def told_by_first(backend: Backend, number: int) -> int:
+    """Process 0's number (0 to 2**31 - 1), in every process; all call it together."""
+    if backend.processes == 1:
+        return number
+    own = number if backend.process == 0 else 0
+    return sum(backend.agreed(bool(own >> bit & 1)) << bit for bit in range(31))

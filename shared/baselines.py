@@ -45,13 +45,9 @@ def boosted_trees(
 
     Raises InputError for questions about other patients, and for the AKI task, whose records end at a moment of the stay.
     """
-    if any(question.task == "aki" for question in questions):
-        raise InputError("the boosted-tree baseline does not know the AKI task; leave --registry out")
+    check_registry(registry, questions)
     table = pd.concat([registry.train, registry.valid])
-    salt = str(registry.provenance.get("salt", ""))
-    rows = {pseudonym(salt, str(patient)): place for place, patient in enumerate(table.index)}
-    if any(question.patient not in rows for question in questions):
-        raise InputError("--registry: holds other patients than the questions; give the one that they were made from")
+    rows = _rows(registry)
     inputs = _inputs(registry.features, table, len(registry.train))
     answers: dict[str, Answer] = {}
     by_feature: dict[str, list[Question]] = {}
@@ -66,6 +62,31 @@ def boosted_trees(
         if progress:
             progress(len(asked))
     return [answers[question.id] for question in questions]
+
+
+def check_registry(registry: Registry, questions: Sequence[Question]) -> None:
+    """Raise InputError unless the questions were made from this registry, and trees can answer them."""
+    if any(question.task == "aki" for question in questions):
+        raise InputError("--registry: the boosted trees do not know the AKI task; leave --registry out")
+    rows = _rows(registry)
+    if any(question.patient not in rows for question in questions):
+        raise InputError("--registry: holds other patients than the questions; give the one that they were made from")
+    names = {feature.name for feature in registry.features}
+    unknown = sorted({question.feature for question in questions} - names)
+    if unknown:
+        raise InputError(
+            f"--registry: has no feature {unknown[0]!r}, which the questions ask for; give the one that they were made from"
+        )
+    empty = next((q.feature for q in questions if not registry.train[q.feature].notna().any()), None)
+    if empty is not None:
+        raise InputError(f"--registry: no training patient has a value of {empty!r}, so that trees cannot learn it")
+
+
+def _rows(registry: Registry) -> dict[str, int]:
+    """The place of each patient, by pseudonym, in the training and held-out tables put together."""
+    salt = str(registry.provenance.get("salt", ""))
+    patients = [*registry.train.index, *registry.valid.index]
+    return {pseudonym(salt, str(patient)): place for place, patient in enumerate(patients)}
 
 
 def _shown(registry: Registry, feature: Feature, question: Question, cutoff: float) -> list[str]:

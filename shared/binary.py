@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from shared.errors import InputError
 from shared.questions import LETTERS, Question
 from shared.randomness import generator
 
 BINS = 10
 CONFIDENCE = 0.95
-POSITIVE = ("yes", "Yes")
+YES, NO = "yes", "no"
 
 
 def positive_option(question: Question) -> int | None:
-    """The place of the option that says yes, in a question of yes or no; None in any other."""
-    texts = {text.lower() for text in question.choices}
-    if texts != {"yes", "no"}:
-        return None
-    return next(place for place, text in enumerate(question.choices) if text in POSITIVE)
+    """The place of the option that says yes, in a question of yes or no, however they are written; None in any other."""
+    texts = [text.strip().casefold() for text in question.choices]
+    return texts.index(YES) if sorted(texts) == [NO, YES] else None
 
 
 def labels_and_scores(
@@ -32,11 +31,16 @@ def labels_and_scores(
 ) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
     """`[questions]` whether the answer is yes, the probability given to yes, and patients; None unless all are of yes or no.
 
-    `probabilities` are those of each question's options, in order.
+    `probabilities` are those of each question's options, in order. Raises InputError where one is not a number.
     """
     places = [positive_option(question) for question in questions]
     if not questions or any(place is None for place in places) or any(len(given) != 2 for given in probabilities):
         return None
+    unknown = sum(not np.isfinite(given).all() for given in probabilities)
+    if unknown:
+        raise InputError(
+            f"the probabilities of {unknown} of {len(questions)} questions are not numbers: the model is broken"
+        )
     truth = np.array([LETTERS.index(q.answer) == place for q, place in zip(questions, places, strict=True)])
     scores = np.array([given[place] for given, place in zip(probabilities, places, strict=True) if place is not None])
     return truth, scores, [question.patient for question in questions]

@@ -9,6 +9,23 @@ from scipy.stats import binomtest
 
 from shared.errors import InputError
 from shared.evaluation import Answer, gain
+from shared.questions import Question
+
+
+def check_same(other: Sequence[Answer], questions: Sequence[Question]) -> None:
+    """Raise InputError unless another model's answers are of these very questions, once each."""
+    asked = {question.id: (question.patient, question.feature) for question in questions}
+    given = {answer.question_id: (answer.patient, answer.feature) for answer in other}
+    missing, unasked = asked.keys() - given.keys(), given.keys() - asked.keys()
+    if missing or unasked:
+        raise InputError(
+            f"--compare: answers {len(unasked)} other questions and lacks {len(missing)} of these {len(asked)}; evaluate both "
+            "models on the same files, with the same --limit and --cyclic"
+        )
+    if len(given) != len(other):
+        raise InputError("--compare: answers some questions more than once; give the answers.parquet of one evaluation")
+    if given != asked:
+        raise InputError("--compare: its questions have the same names but are about other patients or features")
 
 
 def compare(first: Sequence[Answer], second: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:

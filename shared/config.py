@@ -263,7 +263,9 @@ class LearnerConfig:
 
     micro_batch_rows: int = 1  # rows in one forward and backward pass, over all devices
     group_layout: bool = True  # False: a row for each completion, its prompt computed again
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # auto: bfloat16 where the device is faster in it (TPUs, GPUs; under PyTorch also CPUs with units for it), float32
+    # elsewhere. A run's config.json says which; to compare backends, name one.
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # What the backward pass keeps of each layer, the rest is computed again. "none": all of it; "dots": its products with
     # weights; "layer": its input; "offload": its input, in the host's memory. PyTorch knows "none" and "layer".
     remat: Remat = "layer"
@@ -377,6 +379,13 @@ class RunConfig:
     def longest_sequence(self) -> int:
         """Tokens of the longest prompt and the longest completion that the run asks for."""
         return self.rollout.max_prompt_tokens + max(self.rollout.max_new_tokens, self.evaluation.max_new_tokens)
+
+
+def with_compute_dtype(config: RunConfig, dtype: Literal["float32", "bfloat16"]) -> RunConfig:
+    """The config with `learner.compute_dtype = dtype` where it says auto."""
+    if config.learner.compute_dtype != "auto":
+        return config
+    return dataclasses.replace(config, learner=dataclasses.replace(config.learner, compute_dtype=dtype))
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -16,6 +16,7 @@ from shared.errors import InputError
 
 OWNER_ONLY_FILE = 0o600  # patient-level data: readable by their owner only
 OWNER_ONLY_FOLDER = 0o700
+COMPANIONS = (".json", ".jinja", ".model", ".txt")  # what stands beside the weights of a Hugging Face model
 # What an operating system answers where a place cannot be written or read, whatever the program does.
 FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 REFUSALS = {
@@ -131,7 +132,7 @@ def remove(path: Path) -> None:
 def copy_companions(source: Path, target: Path) -> None:
     """Copy what stands beside the weights of a Hugging Face model: its configuration and its tokenizer."""
     for path in sorted(source.iterdir()):
-        if path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.endswith(".index.json"):
+        if path.suffix in COMPANIONS and not path.name.endswith(".index.json"):
             (target / path.name).write_bytes(path.read_bytes())
 
 

@@ -61,7 +61,8 @@ def forced_answers(
 ) -> list[Answer]:
     """The most likely letter of each question among its options, with the probabilities of all of them.
 
-    `longest`: tokens that the engine takes, `shared.backend.longest_scored`; `stop`: tokens that end a completion.
+    `longest`: tokens that the engine takes, `shared.backend.longest_scored`; `stop`: tokens that end a completion. Raises
+    InputError where the engine gives no numbers: the first letter would win every time.
     """
     phrase, letters = phrase_and_letters(tokenizer)
     texts = [
@@ -72,6 +73,11 @@ def forced_answers(
     scored = engine.next_token_logprobs(texts, letters)
     for question, logprobs, completion in zip(questions, scored, completions, strict=True):
         shown = logprobs[: len(question.choices)].astype(np.float64)
+        if np.isnan(shown).any() or not np.isfinite(shown.max()):
+            raise InputError(
+                f"question {question.id}: the model's log-probabilities of its letters are not numbers; its weights are "
+                "broken, or too large for the number format: try --compute_dtype=float32"
+            )
         shares = np.exp(shown - shown.max())
         answers.append(
             answer_to(

@@ -40,15 +40,24 @@ metadata:
 """
 
 
-def export(questions: Sequence[Question], folder: Path, name: str) -> Path:
-    """Write `NAME.yaml` and the questions into `folder`, which is replaced; returns the path of the task file.
-
-    Raises InputError for a name that is no plain word, or where there are no questions.
-    """
+def check_target(questions: Sequence[Question], folder: Path, name: str) -> None:
+    """Raise InputError for a name that is no plain word, where there are no questions, or where the folder, which would be
+    replaced, holds something else than such a task."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise InputError(f"task name {name!r}: letters, digits and underscores only, a letter first")
     if not questions:
         raise InputError("there are no questions to export; the question file is empty")
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if there and not (QUESTIONS in there and all(each == QUESTIONS or each.endswith(".yaml") for each in there)):
+        raise InputError(f"{folder}: holds other files than a task, and would be replaced; give a new folder")
+
+
+def export(questions: Sequence[Question], folder: Path, name: str) -> Path:
+    """Write `NAME.yaml` and the questions into `folder`, which is replaced; returns the path of the task file.
+
+    Raises InputError as `check_target`.
+    """
+    check_target(questions, folder, name)
     with files.replacing(folder) as temporary:
         temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
         with (temporary / QUESTIONS).open("w", encoding="utf-8") as stream:

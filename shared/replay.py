@@ -188,6 +188,7 @@ def run(
     nothing of what it wrote. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
     ends training early.
     """
+    config = backend.resolved(config)
     first = backend.process == 0
     policy = recording.policy(config, workdir)
     checkpoints = checkpoint_folder(config, backend, workdir)

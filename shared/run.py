@@ -9,7 +9,7 @@ The work directory of a run:
     model/                 a copy of the model directory, where that is in a bucket
     tokenizer/ initial/    a small policy's tokenizer and random weights, where the run made them
     warmup/ policy/        next-token training of that policy, and the policy that GRPO starts from
-    evaluation/            answers before and after, examples
+    evaluation/            answers before and after, examples; while one is made, its parts in `before.unfinished`
     metrics.jsonl tensorboard/ trajectories/
     checkpoints/           where the config names no other folder
     trained/               the trained policy as a Hugging Face directory
@@ -31,11 +31,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shared import evaluation, files, preparation, prompt_style, report, storage, training
-from shared.answering import answer_questions
-from shared.backend import Backend, Learner, RolloutEngine
-from shared.config import RunConfig, changed_in_preset, validate
+from shared.answering import Answered, answer_questions
+from shared.backend import Backend, Learner, RolloutEngine, Workload
+from shared.config import RunConfig, changed_in_preset, validate, with_compute_dtype
 from shared.errors import InputError
 from shared.initial import write_model
+from shared.kept import Kept, differences, digest
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
 from shared.questions import Question, check_questions, read_questions
@@ -99,6 +100,7 @@ def _run(
     wandb_project: str,
 ) -> dict[str, Any]:
     """See `run`; into `claimed` go the files by which folders become this config's."""
+    config = backend.resolved(config)
     first = backend.process == 0
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
@@ -137,7 +139,9 @@ def _run(
 
     optimizer, reference = config.optimizer, config.grpo.beta > 0
     learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)
-    engine = backend.engine(config, policy, stop_tokens=stop)
+    longest = max(map(len, (*train_prompts, *valid_prompts)))
+    workload = Workload(prompt_tokens=longest, questions=len(valid_questions))
+    engine = backend.engine(config, policy, stop_tokens=stop, workload=workload)
     parts = (config, backend, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
     _evaluate("before", *parts)
     source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
@@ -185,6 +189,18 @@ def environment(backend: str) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def as_begun(config: RunConfig, workdir: Path) -> RunConfig:
+    """The config with `learner.compute_dtype` as the run in this work directory began, where it says auto."""
+    path = workdir / CONFIG_FILE
+    return as_in(config, read_config(path)) if path.is_file() else config
+
+
+def as_in(config: RunConfig, held: RunConfig) -> RunConfig:
+    """The config with `learner.compute_dtype` as in `held`, where it says auto."""
+    dtype = held.learner.compute_dtype
+    return config if dtype == "auto" else with_compute_dtype(config, dtype)
 
 
 def claim(config: RunConfig, workdir: Path, *others: Path | str) -> list[Path | str]:
@@ -397,17 +413,52 @@ def _evaluate(
     if backend.agreed(backend.process == 0 and path.is_file()):
         return
     learner.publish(engine)
-    answers, examples = answer_questions(
-        config, engine, tokenizer, questions, prompts, progress=progress, description=f"evaluation {when}"
-    )
+    kept = _unfinished(when, config, backend, workdir, questions, prompts)
+    for part in answer_questions(
+        config,
+        engine,
+        tokenizer,
+        questions,
+        prompts,
+        done=kept.done,
+        progress=progress,
+        description=f"evaluation {when}",
+    ):
+        kept.add([each.to_row() for each in part])
     engine.seconds()
     if backend.process > 0:
         return
+    answered = [Answered.from_row(row) for row in kept.rows]
     shown = workdir / "evaluation" / "examples.json"
     earlier = files.read_json(shown) if shown.is_file() else []
-    kept = [example for example in earlier if example["when"] != when]
-    files.write_json(shown, kept + [{**example, "when": when} for example in examples])
-    evaluation.write_answers(path, answers)
+    examples = [example for example in earlier if example["when"] != when]
+    files.write_json(shown, examples + [{**each.text, "when": when} for each in answered if each.text is not None])
+    evaluation.write_answers(path, [each.answer for each in answered])
+    files.remove(kept.folder)
+
+
+def _unfinished(
+    when: str,
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    questions: Sequence[Question],
+    prompts: Sequence[np.ndarray],
+) -> Kept:
+    """The answers that an interrupted start of this evaluation left; without those that another engine gave."""
+    folder = workdir / "evaluation" / f"{when}.unfinished"
+    request = {
+        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "prompts": digest(prompt.tolist() for prompt in prompts),
+        "max_new_tokens": config.evaluation.max_new_tokens or config.rollout.max_new_tokens,
+        "compute_dtype": config.learner.compute_dtype,
+        "engine": backend.engine_kind(config),
+    }
+    changed = differences(folder, request) if backend.process == 0 else []
+    if changed:
+        tqdm.write(f"evaluation {when}: begun with other {', '.join(changed)}; it starts again from its first question")
+        files.remove(folder)
+    return Kept(folder, request, backend)
 
 
 def describe(config: RunConfig) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pandas as pd
 
 from shared.errors import InputError
 from shared.evaluation import Answer, interval_of
-from shared.patients import SUBGROUPS
+from shared.patients import SUBGROUPS, UNKNOWN
 
 FEWEST = 10  # patients; a group with fewer is suppressed
 
@@ -20,15 +21,12 @@ def subgroups(answers: Sequence[Answer], patients: pd.DataFrame, *, bootstrap: i
     A group of fewer than 10 patients has `suppressed` true and no figures; where just one group of a kind is suppressed,
     the next smallest is too, or the totals would tell it. Raises InputError where a patient is not known.
     """
+    check_patients(patients, {answer.patient for answer in answers})
     known = patients.set_index("patient")
     table = pd.DataFrame({"patient": [a.patient for a in answers], "correct": [float(a.correct) for a in answers]})
-    missing = set(table["patient"]) - set(known.index)
-    if missing:
-        raise InputError(f"{len(missing)} patients of the answers are not in the file of patients; give the one beside the "
-                         "questions")  # fmt: skip
     rows: list[dict[str, Any]] = []
     for by in SUBGROUPS:
-        groups = table.assign(group=table["patient"].map(known[by])).groupby("group")
+        groups = table.assign(group=table["patient"].map(known[by].fillna(UNKNOWN))).groupby("group")
         sizes = groups["patient"].nunique().sort_values(kind="stable")
         if len(sizes) < 2:
             continue
@@ -46,3 +44,13 @@ def subgroups(answers: Sequence[Answer], patients: pd.DataFrame, *, bootstrap: i
                 }
             rows.append(row)
     return rows
+
+
+def check_patients(patients: pd.DataFrame, asked: AbstractSet[str]) -> None:
+    """Raise InputError unless each patient who is asked about is in the table of patients, and nobody is twice."""
+    missing = asked - set(patients["patient"])
+    if missing:
+        raise InputError(f"--patients: {len(missing)} patients of the answers are not in the file of patients; give the one "
+                         "beside the questions")  # fmt: skip
+    if patients["patient"].duplicated().any():
+        raise InputError("--patients: some patients have more than one row; give the file beside the questions")

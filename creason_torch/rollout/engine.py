@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import functools
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +15,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from creason_torch import zero
+from creason_torch import memory, zero
 from creason_torch.model import read_config
-from shared.backend import Completion, Sampling, check_request, check_scored, check_stop_tokens
+from shared.backend import Completion, Sampling, Workload, check_request, check_scored, check_stop_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -44,11 +46,21 @@ class Engine(abc.ABC):
     and gets everything back.
     """
 
-    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Path,
+        *,
+        stop_tokens: Sequence[int],
+        device: torch.device,
+        workload: Workload | None = None,
+    ):
         self.config = config
         self.model = model
         self.stop_tokens = tuple(int(token) for token in stop_tokens)
         self.device = device
+        self.workload = workload or Workload.of_limits(config)
+        self.free_bytes: Callable[[], int] = functools.partial(memory.free_bytes, device, memory.processes_here())
         self.loaded = False
         self._shapes, self._tied = _weight_shapes(model)
         self.rows = self._shapes[EMBEDDING][0]
@@ -79,7 +91,7 @@ class Engine(abc.ABC):
         """See `shared.backend.RolloutEngine`."""
         if not self.loaded:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
-        check_request(prompts, sampling, uniforms, longest=self.config.rollout.max_prompt_tokens, rows=self.rows)
+        check_request(prompts, sampling, uniforms, longest=self.workload.prompt_tokens, rows=self.rows)
         own = _own_part(len(prompts))
         drawn = self._draw(prompts[own], sampling, None if uniforms is None else uniforms[own])
         return self._completions(_from_all(drawn, len(prompts), self.device))
@@ -132,6 +144,11 @@ class Engine(abc.ABC):
             yield name, tensor
         if missing:
             raise InputError(f"{self.model}: weight {next(iter(missing))} is missing")
+
+    def weight_bytes(self) -> int:
+        """Of the network's weights in the type that is computed with."""
+        item = getattr(torch, self.config.learner.compute_dtype).itemsize
+        return item * sum(math.prod(shape) for shape in self._shapes.values())
 
     def _count(self, phase: str, begin: float) -> None:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from creason_torch.logprobs import target_logprobs
 from creason_torch.model import fix_rotation, read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
-from shared.backend import Sampling, scoring_temperature
+from shared import memory
+from shared.backend import Sampling, Workload, scoring_temperature
 from shared.config import RunConfig
 from shared.errors import InputError
 
 ATTENTION = "creason_rollout"
+_log = logging.getLogger(__name__)
 NOTHING_DRAWN = Sampling(group_size=1, temperature=0.0, max_new_tokens=1)  # caches of texts alone
 
 
@@ -51,7 +54,8 @@ class Caches:
     def keep(self, groups: torch.Tensor) -> None:
         """Leave the other groups out from now on."""
         for caches in (self.prompt_k, self.prompt_v, self.own_k, self.own_v):
-            caches[:] = [cache[groups] for cache in caches]
+            for layer, cache in enumerate(caches):  # one at a time: all copies at once would take half as much again
+                caches[layer] = cache[groups]
         self.missing = self.missing[groups]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -117,8 +121,21 @@ def attend(
 class HfEngine(Engine):
     """Draws with `creason_torch.sampling`: the completions of the JAX engine, up to rounding."""
 
-    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device)
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Path,
+        *,
+        stop_tokens: Sequence[int],
+        device: torch.device,
+        workload: Workload | None = None,
+    ):
+        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+        if self.weight_bytes() > self.free_bytes():
+            raise InputError(
+                f"{model}: its weights take {memory.text(self.weight_bytes())} of the {memory.text(self.free_bytes())} that are "
+                "free; take a smaller model, a larger machine, or compute_dtype = 'bfloat16'"
+            )
         AttentionInterface.register(ATTENTION, attend)
         with device, no_init_weights():
             self.network = AutoModelForCausalLM.from_config(
@@ -139,9 +156,7 @@ class HfEngine(Engine):
     @torch.inference_mode()
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
         drawn = Drawn.empty(len(prompts), sampling)
-        slots = self.config.rollout.slots
-        if sampling.temperature == 0 and self.config.evaluation.slots:
-            slots = self.config.evaluation.slots
+        slots = self._fitting(prompts, sampling) if prompts else 1
         for start in range(0, len(prompts), slots):
             part = slice(start, start + slots)
             numbers = np.zeros(drawn.tokens[part].shape, np.float32) if uniforms is None else uniforms[part]
@@ -152,7 +167,7 @@ class HfEngine(Engine):
     @torch.inference_mode()
     def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
         scored = np.zeros((len(texts), len(tokens)), np.float32)
-        width = self.config.rollout.prefill_batch
+        width = self._prefill_width(max(map(len, texts), default=1))
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
             lengths = torch.tensor([len(text) for text in part], device=self.device)
@@ -160,6 +175,51 @@ class HfEngine(Engine):
             logprobs = self._prefill(part, caches).log_softmax(dim=-1)
             scored[start : start + width] = logprobs[:, list(tokens)].cpu().numpy()
         return scored
+
+    def _fitting(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> int:
+        """Groups that decode at once: those asked for, or as many as the free memory holds. Raises InputError where that is
+        not even one."""
+        asked = self.config.rollout.slots
+        if sampling.temperature == 0 and self.config.evaluation.slots:
+            asked = self.config.evaluation.slots
+        longest = max(map(len, prompts))
+        asked = min(asked, len(prompts))
+        free = self.free_bytes() - self._of_texts(1, longest)
+        found = min(asked, int(free // self._of_slot(longest, sampling)))
+        if found < 1:
+            raise InputError(
+                f"rollout: the {memory.text(self.free_bytes())} of free memory hold no group with a prompt of {longest} and "
+                f"{sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: fewer tokens, a smaller model, "
+                "compute_dtype = 'bfloat16', torch.rollout_engine = 'vllm'"
+            )
+        if found < asked:
+            _log.warning("rollout: %d of %d slots fit the memory", found, asked)
+        return found
+
+    def _of_slot(self, longest: int, sampling: Sampling) -> int:
+        """Bytes of a group while it decodes: its caches, and what is made of them and of its logits for each token."""
+        settings = self.network.config
+        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+        columns = longest + sampling.group_size * sampling.max_new_tokens
+        layers = settings.num_hidden_layers + 1  # one is copied while samples that have ended are left out
+        caches = 2 * layers * settings.num_key_value_heads * size * columns * self.network.dtype.itemsize
+        scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
+        return caches + scores + 24 * sampling.group_size * settings.vocab_size
+
+    def _of_texts(self, width: int, length: int) -> int:
+        """Bytes of computing so many texts together, but for their caches."""
+        settings = self.network.config
+        states = (
+            width * length * (8 * settings.hidden_size + 4 * settings.intermediate_size) * self.network.dtype.itemsize
+        )
+        return states + 8 * width * settings.vocab_size
+
+    def _prefill_width(self, length: int) -> int:
+        """Texts that are computed in one call: as many as asked for, fewer where memory does not hold so many."""
+        width, free = self.config.rollout.prefill_batch, self.free_bytes()
+        while width > 1 and self._of_texts(width, length) > free:
+            width //= 2
+        return width
 
     def _slots(
         self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: torch.Tensor
@@ -209,7 +269,7 @@ class HfEngine(Engine):
     def _prefill(self, prompts: Sequence[np.ndarray], caches: Caches) -> torch.Tensor:
         """Logits `[S, V]` of the first tokens; the prompts' keys and values are in the caches then."""
         found = []
-        width = self.config.rollout.prefill_batch
+        width = self._prefill_width(max(map(len, prompts)))
         for start in range(0, len(prompts), width):
             part = [_tensor(prompt).long() for prompt in prompts[start : start + width]]
             tokens = torch.nn.utils.rnn.pad_sequence(part, batch_first=True).to(self.device)

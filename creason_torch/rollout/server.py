@@ -29,7 +29,7 @@ from creason_torch.model import long_factors, read_config, save_params
 from creason_torch.rollout import vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
 from shared import files
-from shared.backend import Sampling
+from shared.backend import Sampling, Workload, longest_text
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -46,8 +46,16 @@ SHOWN_LAYERS = {"num_hidden_layers": r"(\d+) x \w*DecoderLayer"}
 class ServerEngine(Engine):
     """Every process asks the server for its own prompts; process 0 brings it new weights."""
 
-    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device)
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Path,
+        *,
+        stop_tokens: Sequence[int],
+        device: torch.device,
+        workload: Workload | None = None,
+    ):
+        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
         self.url = config.torch.server_url.rstrip("/")
         self.folder = Path(config.torch.server_weights).absolute()
         # Learner and server are on one network: no proxy stands between them.
@@ -155,7 +163,7 @@ class ServerEngine(Engine):
                 f"{self.url}: the server holds {found['max_model_len']} tokens, for which it takes other longrope factors "
                 f"than this run; start it with --max-model-len {longest}"
             )
-        if found["max_model_len"] < longest:
+        if found["max_model_len"] < longest_text(self.config, self.workload):
             raise InputError(
                 f"{self.url}: the server holds {found['max_model_len']} tokens; start it with --max-model-len {longest}"
             )

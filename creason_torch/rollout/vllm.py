@@ -15,9 +15,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from creason_torch.model import long_factors, read_config
 from creason_torch.rollout import vllm_options
 from creason_torch.rollout.engine import Drawn, Engine
-from shared.backend import Sampling
+from shared import memory
+from shared.backend import Sampling, Workload, longest_text
 from shared.config import RunConfig
 from shared.errors import InputError
 
@@ -30,16 +32,27 @@ ENVIRONMENT = {
 CPU_ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": "cpu",  # else libtpu beside it is taken for a TPU
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner's threads are in this process too
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
+BLOCK = 128  # tokens of a block of its caches on a CPU
+CACHES = 0.5  # of the memory that its weights leave free on a CPU at most: a learner may live there, too
 
 
 class VllmEngine(Engine):
     """One instance for each process, beside the learner and its process group."""
 
-    def __init__(self, config: RunConfig, model: Path, *, stop_tokens: Sequence[int], device: torch.device):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device)
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Path,
+        *,
+        stop_tokens: Sequence[int],
+        device: torch.device,
+        workload: Workload | None = None,
+    ):
+        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
         on_cpu = device.type == "cpu"
+        self.longest = _longest(config, model, self.workload)
+        caches = self._cache_bytes() if on_cpu else None
         for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})).items():
             os.environ.setdefault(name, value)
         with _undisturbed(device), _launched(device):
@@ -51,7 +64,8 @@ class VllmEngine(Engine):
                     skip_tokenizer_init=True,
                     load_format="dummy",  # the weights come with the first `load`
                     dtype=config.learner.compute_dtype,
-                    max_model_len=config.longest_sequence,
+                    max_model_len=self.longest,
+                    kv_cache_memory_bytes=caches,  # on a CPU; VLLM_CPU_KVCACHE_SPACE in the environment counts more
                     max_num_seqs=config.rollout.slots * config.grpo.group_size,
                     gpu_memory_utilization=config.torch.gpu_memory_utilization,
                     enable_prefix_caching=True,  # the samples of a group share their prompt
@@ -80,6 +94,27 @@ class VllmEngine(Engine):
         if self.device.type != "cpu" and not self.asleep:
             self.llm.sleep(level=2)
             self.asleep, self.loaded = True, False
+
+    def _cache_bytes(self) -> int:
+        """Of the caches on a CPU: what all groups that decode at once need, or what is free. Raises InputError where that does
+        not hold one sequence."""
+        settings, rollout, group = read_config(self.model), self.config.rollout, self.config.grpo.group_size
+        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+        item = getattr(torch, self.config.learner.compute_dtype).itemsize
+        block = 2 * settings.num_hidden_layers * settings.num_key_value_heads * size * BLOCK * item
+        shared = self.workload.prompt_tokens // BLOCK  # full blocks of a prompt, which its samples share
+        groups = max(rollout.slots, self.config.evaluation.slots)
+        wanted = 1 + groups * (shared + group * (_blocks(self.longest) - shared))
+        least = 1 + _blocks(self.longest)
+        weights = self.weight_bytes()
+        there = int(CACHES * max(0, self.free_bytes() - weights)) // block
+        if there < least and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            raise InputError(
+                f"rollout: the free memory, {memory.text(self.free_bytes())} for weights of {memory.text(weights)} and caches, "
+                f"holds no sequence of {self.longest} tokens ({memory.text(least * block)}); what helps: fewer tokens, a "
+                "smaller model, compute_dtype = 'bfloat16'"
+            )
+        return min(wanted, there) * block
 
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         if self.asleep:
@@ -132,6 +167,17 @@ class VllmEngine(Engine):
             found: Any = output.outputs[0].logprobs
             scored[row] = [found[0][token].logprob for token in tokens]
         return scored
+
+
+def _longest(config: RunConfig, model: Path, workload: Workload) -> int:
+    """Tokens of the longest sequence that vLLM must hold; the run's limit where less would choose other longrope factors."""
+    needed, settings = longest_text(config, workload), read_config(model)
+    same = long_factors(settings, needed) == long_factors(settings, config.longest_sequence)
+    return needed if same else config.longest_sequence
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ CASES = [
     ((*EVALUATE, "--model={model}", "--slots=0"), "flag --slots=0: 0 is not a positive integer"),
     ((*EVALUATE, "--model={model}", "--max_new_tokens=1.5"), "flag --max_new_tokens=1.5: invalid literal for int"),
     ((*EVALUATE, "--model={model}", "--bootstrap=3"), "flag --bootstrap=3: 3 is not integer >= 100"),
-    ((*EVALUATE, "--model={model}", "--compute_dtype=int8"), "value should be one of <bfloat16|float32>"),
+    ((*EVALUATE, "--model={model}", "--compute_dtype=int8"), "value should be one of <auto|bfloat16|float32>"),
     ((*EXPORT, "--step=x"), "flag --step=x: invalid literal for int"),
     ((*EXPORT, "--step=-1"), "flag --step=-1: -1 is not a non-negative integer"),
     ((*PREPARE, "--cohort=foo"), "flag --cohort=foo: value should be one of"),

@@ -1,0 +1,33 @@
+"""What a device's memory has left, for those who fit their work into it."""
+
+from __future__ import annotations
+
+import socket
+import zlib
+
+import torch
+import torch.distributed as dist
+
+from shared import memory as host
+
+USED = 0.95  # of a GPU's free memory at most: an allocator cannot hand out the last gaps
+
+
+def free_bytes(device: torch.device, sharers: int = 1) -> int:
+    """Bytes that this process may fill; a CPU's memory is shared with `sharers` processes, this one included."""
+    if device.type != "cuda":
+        return host.free_bytes(sharers)
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(USED * (free + unused))
+
+
+def processes_here() -> int:
+    """How many of the run's processes share this one's machine; every process must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return 1
+    place = "cpu" if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
+    own = torch.tensor([zlib.crc32(socket.gethostname().encode())], dtype=torch.int64, device=place)
+    all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_of_them, own)
+    return int(sum(int(each == own) for each in all_of_them))

@@ -1,0 +1,74 @@
+"""What is free of a machine's own memory, for devices that have no other: CPUs. A container's limit counts, too."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+USED = 0.9  # of the free memory at most: libraries, threads and the rest of the machine need some
+# By version of Linux's control groups: the files of a group that hold its limit and its use, and in memory.stat what of that
+# use the kernel gives back when asked: files read.
+FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+def free_bytes(sharers: int = 1, root: Path = Path("/")) -> int:
+    """Bytes that each of `sharers` processes or devices may fill: of the machine, or of the control group around this process.
+
+    A group's limit is what a container, a Kubernetes pod, a Slurm job or systemd gives a process; beyond it the process is
+    killed. `root` has `proc` and `sys` below it.
+    """
+    left = [psutil.virtual_memory().available, *_left_in_groups(root)]
+    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`, as some batch systems set it
+    if addresses != resource.RLIM_INFINITY:
+        left.append(max(0, addresses - psutil.Process().memory_info().vms))
+    return int(USED * min(left) / sharers)
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """What every limited group that this process is in has left."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            version, mounts = 2, [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif "memory" in controllers.split(","):
+            version, mounts = 1, [root / "sys/fs/cgroup/memory"]
+        else:
+            continue
+        for mount in mounts:
+            # In a container the path may be the host's, and the group itself is mounted at the top.
+            group = mount / path.strip("/")
+            while group.is_relative_to(mount):
+                left = _left(group, version)
+                if left is not None:
+                    yield left
+                if group == mount:
+                    break
+                group = group.parent
+
+
+def _left(group: Path, version: int) -> int | None:
+    limit_file, use_file, reclaimable = FILES[version]
+    try:
+        limit, use = (group / limit_file).read_text().strip(), int((group / use_file).read_text())
+        stat = dict(line.split()[:2] for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None  # no such group here, or one without a limit of its own
+    if limit == "max":
+        return None
+    return max(0, int(limit) - use + int(stat.get(reclaimable, 0)))
+
+
+def text(count: float) -> str:
+    """So many bytes for a message."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
