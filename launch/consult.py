@@ -54,8 +54,8 @@ def main() -> None:
     backend = backends.make_backend(config)
     config = backend.resolved(config)
     kept = Kept(out, request(config, backend, asked, stop), backend)
-    generation.begin(config, backend, tokenizer, style, out)
     engine = generation.engine_of(config, backend, prompts, stop=stop)
+    generation.begin(config, backend, tokenizer, style, out)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     shown = FLAGS.progress and backend.process == 0
     with tqdm(total=len(asked), initial=kept.done, desc="consultation", unit="note", disable=not shown) as bar:

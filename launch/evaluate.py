@@ -188,9 +188,9 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
     kept = Kept(out, request(config, backend, questions, prompts, stop), backend)
     if backend.agreed(backend.process == 0 and (out / ANSWERS).is_file()):
         return backend, *_earlier(out, backend, forced)
-    generation.begin(config, backend, tokenizer, style, out)
     if kept.done < len(questions):
         engine = generation.engine_of(config, backend, prompts, stop=stop, scored_tokens=scored)
+        generation.begin(config, backend, tokenizer, style, out)
         _say(
             backend, cut and f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning"
         )

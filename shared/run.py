@@ -46,6 +46,7 @@ from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
 REPLAY_FILE = "replay.json"
+BINDING = {CONFIG_FILE, prompt_style.PROMPTS_FILE}  # by these a work directory is one run's, whether or not it made anything
 ROLES = ("system", "user", "assistant")
 # What a run may be continued with: how it is computed, not what.
 MAY_CHANGE = {
@@ -82,10 +83,9 @@ def run(
     try:
         return _run(config, backend, workdir, claimed, progress, show_examples, wandb_project)
     except InputError:
-        if not (
-            {path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()
-        ):
-            for place in claimed:
+        made = {path.name for path in workdir.glob("*")} - BINDING - {"data"}
+        if claimed and not made and not (workdir / "data/questions").exists():
+            for place in (*claimed, *(workdir / name for name in sorted(BINDING))):
                 storage.remove(place)
         raise
 
