@@ -25,7 +25,9 @@ def define_flags() -> None:
     """Define the flags that only this cohort has."""
     settings = Settings()
     flags.DEFINE_string("fix", "", f"mimic3: corrections of the original: all, or names of {', '.join(fixes.FIXES)}.")
-    flags.DEFINE_enum("ties", "stable", TIES, "mimic3: equally near rows: the lowest, or the original's choice.")
+    flags.DEFINE_enum(
+        "ties", "stable", TIES, "mimic3: equally near rows: the lowest, or the original's, with its numbers."
+    )
     flags.DEFINE_bool("csv", False, "mimic3: also write the final table as the original's CSV file.")
     flags.DEFINE_integer("measurement_stays", settings.measurement_stays, "mimic3: stays asked about.", lower_bound=1)
     flags.DEFINE_integer("mortality_stays", settings.mortality_stays, "mimic3: stays asked about.", lower_bound=1)

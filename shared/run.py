@@ -46,7 +46,10 @@ from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
 REPLAY_FILE = "replay.json"
-BINDING = {CONFIG_FILE, prompt_style.PROMPTS_FILE}  # by these a work directory is one run's, whether or not it made anything
+BINDING = {
+    CONFIG_FILE,
+    prompt_style.PROMPTS_FILE,
+}  # by these a work directory is one run's, whether or not it made anything
 ROLES = ("system", "user", "assistant")
 # What a run may be continued with: how it is computed, not what.
 MAY_CHANGE = {

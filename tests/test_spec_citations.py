@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "docs" / "spec"
-FOLDERS = ("shared", "creason_jax", "creason_torch", "parity", "launch", "configs", "benchmarks", "tests", "docs")
+FOLDERS = (
+    "creason", "creason_jax", "creason_torch", "shared", "parity", "launch", "configs", "examples", "benchmarks", "tests", "docs",
+)  # fmt: skip
 FAULTS = "g"  # the section of registry.md whose lines are called quirks
 
 ITEM = r"(?:[a-z](?:\.\d+)?|\d+(?:\.\d+)?)"

@@ -83,6 +83,7 @@ def _cohort(
 
 
 def _hospitalized(source: Path, valid_patients: int) -> PaperCohort:
+    raw = hospitalized.read(source)  # first: it names what is no number
     frame, flags = hospitalized.paper_frame(source)
     _enough(len(frame), valid_patients)
     choices = {name: artefacts.aki_distribution(frame[name]) for name in frame.columns}
@@ -92,7 +93,7 @@ def _hospitalized(source: Path, valid_patients: int) -> PaperCohort:
     parts = {"valid": order[:valid_patients], "train": order[valid_patients:]}
     return PaperCohort(
         style=STYLES["hospitalized"],
-        raw=hospitalized.read(source),
+        raw=raw,
         tables={name: artefacts.through_csv(numbered.iloc[rows]) for name, rows in parts.items()},
         choices={str(name): found for name, found in choices.items()},
         flags=dict(zip(ids, flags.to_numpy(dtype=np.float64).tolist(), strict=True)),

@@ -145,7 +145,7 @@ def test_flex_attention_equals_the_plain_form(shape, flex_gradients_on_a_cpu):
         np.testing.assert_allclose(ours, reference, rtol=0, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_compiled_flex_attention_on_a_gpu_equals_the_plain_form(shape):
     q, k, v, cotangent = random_tensors(shape, 1)

@@ -185,7 +185,7 @@ def test_the_products_of_an_accelerator_are_asked_for_in_float32(dtype):
     assert hidden.grad.shape == hidden.shape and weight.grad.shape == weight.shape
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_bfloat16_on_a_gpu_equals_float64():
     inputs = random_inputs(3, torch.bfloat16)
     expected = naive(*inputs)

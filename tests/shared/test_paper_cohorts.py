@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from golden_registry import FOLDER, choices, lines, material, matrix, needs_golden, patients, places, read_table, rows
 
+from shared.cohorts import hospitalized
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.paper import artefacts, cohorts
@@ -170,6 +171,57 @@ def test_too_few_patients_and_unknown_cohorts():
         cohorts.load("custom", FOLDER, valid_patients=10)
     with pytest.raises(InputError, match="compat"):
         DataConfig(cohort="stroke", source="x", compat="paper", fit="all")
+
+
+@pytest.fixture(scope="module")
+def with_a_text(tmp_path_factory):
+    """AKI's raw files with a text among the numbers, in the row of a patient who is not of the cohort; and where it is."""
+    source = tmp_path_factory.mktemp("aki")
+    for path in (FOLDER / "aki" / "raw").iterdir():
+        (source / path.name).symlink_to(path)
+    data = pd.read_csv(source / "data_processed.csv.gz", dtype=str, keep_default_na=False)
+    plan = hospitalized.layout(source)
+    column = next(f"d1_1_{name}" for name in plan["eight_hourly"] if data[f"d1_1_{name}"].str.contains(r"\.").any())
+    left_out = data.index[(data[plan["icu"]].astype(float) != 1) | (data[plan["excluded"]].astype(float) != 0)]
+    row = left_out[len(left_out) // 2]
+    data.loc[row, [column, plan["sections"][1]["columns"][0]]] = "≤0.3"  # the second is one of 1 and 0
+    (source / "data_processed.csv.gz").unlink()
+    data.to_csv(source / "data_processed.csv", index=False)
+    return source, data, column, row
+
+
+def test_a_text_of_a_patient_left_out_changes_texts_as_in_the_original(with_a_text):
+    source, written, column, row = with_a_text
+    frame, _ = hospitalized.paper_frame(source)
+    _, mask, _ = hospitalized.read_frames(source)
+    part = 2 ** int(np.log2(2**20 / written.shape[1] - 1))  # rows that pandas reads at once
+    assert 1 < part < len(written)
+    for index, value in frame[column].items():
+        cell = written.loc[index, column]
+        in_its_part = index // part == row // part
+        expected = cell if in_its_part else str(float(cell))
+        assert str(value) == (expected if mask.loc[index, column] else "N/A"), index
+    assert {str, float} <= {type(value) for value in frame[column]}
+    whole = artefacts.aki_distribution(frame[column])
+    assert {str(value) for value in frame[column] if value != "N/A"} <= whole.all_vocab
+
+
+def test_a_text_of_a_patient_left_out_changes_nothing_else(with_a_text):
+    source, *_ = with_a_text
+    ours, clean = (hospitalized.read(folder) for folder in (source, FOLDER / "aki" / "raw"))
+    for mine, theirs in zip(ours.columns, clean.columns, strict=True):
+        assert list(map(str, mine.values)) == list(map(str, theirs.values)), mine.name
+
+
+def test_a_text_among_a_patients_numbers_is_named(with_a_text, tmp_path):
+    source, data, column, _ = with_a_text
+    for name in ("metadata.xlsx", "feature.csv.gz"):
+        (tmp_path / name).symlink_to(source / name)
+    some = data.head(30).assign(**{column: "≤0.3"})
+    some.to_csv(tmp_path / "data_processed.csv", index=False)
+    pd.DataFrame(1, index=some.index, columns=some.columns).to_csv(tmp_path / "data_missing_processed.csv", index=False)
+    with pytest.raises(InputError, match=f"column {column}: holds a cell that is no number"):
+        cohorts.load("hospitalized", tmp_path, valid_patients=5)
 
 
 def test_the_round_trip_through_csv_gives_pandas_types():

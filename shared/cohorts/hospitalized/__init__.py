@@ -7,6 +7,7 @@ takes its place. Day 8 is kept for the labels of the AKI task only. A value that
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,17 @@ def placed(plan: Mapping[str, Any]) -> dict[str, str]:
     return found | dict.fromkeys(plan["outcomes"]["columns"], plan["outcomes"]["header"])
 
 
-def read_frames(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str], list[str]]:
+def read_frames(
+    source: Path, *, in_parts: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str], list[str]]:
     """Data and mask of the cohort's patients (index: row in the file), the display name of each column, and notes.
 
-    Raises InputError naming the columns where data, mask, metadata and layout do not agree.
+    `in_parts`: the data as the original read them, in parts with types of their own, so that a text anywhere in a column of
+    numbers leaves the numbers of its part as texts. Raises InputError naming the columns where data, mask, metadata and
+    layout do not agree.
     """
     found, plan = find(source, FILES), layout(source)
-    (data, left_out), (mask, also_left_out) = _frame(found["data"]), _frame(found["mask"])
+    (data, left_out), (mask, also_left_out) = _frame(found["data"], in_parts=in_parts), _frame(found["mask"])
     metadata = tables.read_table(found["metadata"], merged=True)
     if COLUMN_NAMES not in metadata.columns:
         raise InputError(f"{metadata.path}: these columns are missing: {COLUMN_NAMES}")
@@ -89,25 +94,35 @@ def read_frames(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str
     if unplaced:
         raise InputError(f"{found['data']}: the layout does not place these columns: {', '.join(unplaced[:10])}; "
                          f"describe this export in a {LAYOUT} beside it")  # fmt: skip
-    rows = (data[plan["icu"]] == 1) & (data[plan["excluded"]] == 0)
+    icu, excluded = (pd.to_numeric(data[plan[name]], errors="coerce") for name in ("icu", "excluded"))
+    rows = (icu == 1) & (excluded == 0)
     if not rows.any():
         raise InputError(f"{found['data']}: no row has {plan['icu']} = 1 and {plan['excluded']} = 0")
     notes = [*left_out, *also_left_out, *metadata.notes]
     return data[rows], mask[rows], {name: _display(name, shown) for name in placed(plan)}, notes
 
 
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """A column whose cells are texts because of a text elsewhere in it, as numbers where all that is left are numbers."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers if (numbers.notna() | column.isna()).all() else column
+
+
 def _first_slot(plan: Mapping[str, Any]) -> list[str]:
     return [f"d1_1_{name}" for name in plan["not_shown_eight_hourly"]]
 
 
-def _frame(path: Path) -> tuple[pd.DataFrame, list[str]]:
+def _frame(path: Path, *, in_parts: bool = False) -> tuple[pd.DataFrame, list[str]]:
     """The table as pandas types it, names as `plain_name` makes them, without a first column of row numbers; and notes."""
     if path.suffix == ".parquet":
         frame = tables.read_parquet(path).reset_index(drop=True)
     else:
         try:
-            with path.open("rb"):
-                frame = pd.read_csv(path, low_memory=False)
+            with path.open("rb"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+                frame = pd.read_csv(path, low_memory=in_parts)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a readable CSV file in UTF-8 ({str(error).splitlines()[0]})") from None
         if not isinstance(frame.index, pd.RangeIndex):
@@ -172,7 +187,7 @@ def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
     coded = words(plan)
     columns = []
     for name, section in placed(plan).items():
-        known = data[name].where(mask[name] != 0)
+        known = _as_numbers(data[name].where(mask[name] != 0))
         if name in coded:
             texts = _texts(name, known, coded[name])
             columns.append(RawColumn(name, shown[name], section, "", texts, tuple(coded[name].values())))
@@ -204,14 +219,14 @@ def _identifying(source: Path, ids: pd.Series) -> tables.RawTable:
 
 def paper_frame(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The original's table (its ids in `Unique ID`, blanks as `N/A`), and its AKI flags by slot, NaN where unknown."""
-    data, mask, shown, _ = read_frames(source)
+    data, mask, shown, _ = read_frames(source, in_parts=True)
     plan = layout(source)
     coded = words(plan)
     columns = {"Unique ID": data[plan["identifier"]]}
     for name in shown:
-        values = data[name].map(coded[name]) if name in coded else data[name]
+        values = _as_numbers(data[name]).map(coded[name]) if name in coded else data[name]
         columns[name] = values.where(mask[name] != 0, "N/A") if (mask[name] == 0).any() else values
-    return pd.DataFrame(columns), data[FLAGS].where(mask[FLAGS] != 0)
+    return pd.DataFrame(columns), data[FLAGS].where(mask[FLAGS] != 0).apply(_as_numbers)
 
 
 def _texts(name: str, values: pd.Series, coded: Mapping[int, str]) -> list[str | None]:
