@@ -72,8 +72,10 @@ def prepare(source: Path, out: Path, settings: Settings, *, progress: bool, make
         reader = Extracts(stages.folder, connection, batch=batch, as_csv=settings.options.as_csv)
         counts = _make_cohort(stages, reader, out, settings, key)
         counts |= _make_questions(stages, reader, out, settings, key, salt)
+    notes = [note for table in sources.values() for note in table.notes]
     record = {
         "rules": RULES,
+        "notes": notes,
         "source": digests,
         "options": {
             "ties": settings.options.ties,
@@ -87,7 +89,7 @@ def prepare(source: Path, out: Path, settings: Settings, *, progress: bool, make
         "versions": versions() | {"duckdb": duckdb.__version__},
     }
     files.write_json(out / "provenance.json", record)
-    return _summary(out, counts, stages.done)
+    return _summary(out, counts, stages.done, notes)
 
 
 def _kept_salt(note: Path) -> str:
@@ -219,12 +221,13 @@ def _make_questions(
     return counts
 
 
-def _summary(out: Path, counts: Mapping[str, Any], stages: list[Done]) -> str:
+def _summary(out: Path, counts: Mapping[str, Any], stages: list[Done], notes: list[str]) -> str:
     before = dict(counts["before"])
     patients, total = before.pop("patients"), before.pop("ICU stays")
     lines = ["cohort           mimic3"]
     if patients <= tables.DEMO_PATIENTS:
         lines.append(f"source           {patients} patients only, as in the public demo: too few for results")
+    lines += [f"note             {note}" for note in notes]
     lines.append(f"ICU stays        {total:,} of {patients:,} patients")
     lines += [f"  - {number:,} {name}" for name, number in before.items()]
     lines.append(f"first pass       {counts['candidates']:,} stays")

@@ -10,11 +10,13 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import duckdb
 from tqdm import tqdm
 
 from shared import files
+from shared.cohorts.tables import plain_name
 from shared.errors import InputError
 
 # Columns used, with their types. Codes and free values are texts: leading zeros count.
@@ -40,20 +42,45 @@ TABLES: dict[str, dict[str, str]] = {
     "d_items": {"itemid": "BIGINT"},
 }  # fmt: skip
 UNIQUE = {"patients": "subject_id", "admissions": "hadm_id", "icustays": "icustay_id"}
+# Codes that begin with zeros, and SQL that is true where another program has taken them for numbers. All codes of GSN have
+# six digits, ICD-9 codes at least three.
+CODES = {
+    ("prescriptions", "gsn"): r"bool_or(regexp_full_match(gsn, '[0-9]+\.0')) OR "
+    "(bool_or(regexp_full_match(gsn, '[1-9][0-9]{0,4}')) AND NOT bool_or(starts_with(gsn, '0')))",
+    ("diagnoses_icd", "icd9_code"): r"bool_or(regexp_full_match(icd9_code, '[0-9]+\.0|[0-9]{1,2}'))",
+}
 DEMO_PATIENTS = 100  # the public demo of MIMIC-III has exactly this many
 MIMIC_IV_COLUMNS = {"stay_id", "anchor_age", "anchor_year"}
 MIMIC_IV_FILES = {"hosp", "icu", "inputevents.csv", "inputevents.csv.gz"}
 NOT_FINITE = "holds a number that is not finite"
+NO_NUMBER, NO_WHOLE_NUMBER = "is not a number", "is not a whole number"
+NO_TIME = "is not a time (YYYY-MM-DD HH:MM:SS)"
+_PROBLEMS = (NO_NUMBER, NO_WHOLE_NUMBER, NO_TIME)
+INDEX_NAMES = ("", "Unnamed: 0")  # of the column of row numbers that pandas and R add
+MISSING = ("NA", "NULL", "None", "<NA>", "\\N")  # what programs write for a missing value where a cell should be empty
 FIX = "download it again from PhysioNet"
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One CSV file: its header as written, in the file's order."""
+    """One CSV file: the names of its columns in the file's order, for one without a name its place such as (1).
+
+    `notes` say what else the file holds.
+    """
 
     name: str
     path: Path
     header: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def scan(self, kinds: Mapping[str, str]) -> str:
+        """SQL that reads the file, columns of `kinds` (by lower-case name) as these, all others as texts."""
+        types = ", ".join(f"{_quoted(column)}: '{kinds.get(column.lower(), 'VARCHAR')}'" for column in self.header)
+        return (
+            f"read_csv({_quoted(str(self.path))}, header = true, auto_detect = false, delim = ',', quote = '\"', "
+            f"escape = '\"', allow_quoted_nulls = false, "
+            f"compression = '{'gzip' if self.path.suffix.lower() == '.gz' else 'none'}', columns = {{{types}}})"
+        )
 
 
 def find(source: Path) -> dict[str, Table]:
@@ -82,9 +109,11 @@ def _refuse_mimic_iv(source: Path, found: bool) -> None:
 
 
 def _table(name: str, path: Path) -> Table:
-    header = _header(path)
-    if not header:
+    written, first = _first_lines(path)
+    if not written:
         raise InputError(f"{path}: the file is empty; {FIX}")
+    names = [plain_name(column) for column in written]
+    header = [column or f"({place})" for place, column in enumerate(names, start=1)]
     lower = [column.lower() for column in header]
     _refuse_mimic_iv(path, bool(MIMIC_IV_COLUMNS & set(lower)))
     missing = [column.upper() for column in TABLES[name] if column not in lower]
@@ -95,16 +124,23 @@ def _table(name: str, path: Path) -> Table:
     twice = sorted({column for column in lower if lower.count(column) > 1})
     if twice:
         raise InputError(f"{path}: line 1 has the column {twice[0].upper()} twice; {FIX}")
-    return Table(name, path, tuple(header))
+    if len(first) == len(header) + 1:
+        raise InputError(f"{path}, line 2: {len(first)} columns in place of {len(header)}, as where R writes row names; "
+                         f"write it with row.names = FALSE, or {FIX}")  # fmt: skip
+    notes = [f"{path.name}: its first column ({names[0] or 'without a name'}) is none of MIMIC-III's and is left out"]
+    return Table(name, path, tuple(header), tuple(notes if names[0] in INDEX_NAMES else ()))
 
 
-def _header(path: Path) -> list[str]:
+def _first_lines(path: Path) -> tuple[list[str], list[str]]:
+    """The cells of the first two lines."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader([stream.readline()]), [])
+            lines = [stream.readline(), stream.readline()]
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); {FIX}") from None
+    header, first = (next(csv.reader([line]), []) for line in lines)
+    return header, first
 
 
 def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False) -> dict[str, str]:
@@ -130,26 +166,54 @@ def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False
 def make_views(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table]) -> None:
     """One view for each table, of the columns used, under lower-case names.
 
-    A quoted empty text is a text, an empty cell is missing. Columns that no query asks for are never converted. DuckDB takes
-    `nan` and `inf` for numbers; here they end the query.
+    A quoted empty text is a text, an empty cell is missing. Columns that no query asks for are never converted. Numbers are
+    read as texts first: DuckDB itself would take 200000.6 for the whole number 200001, and `1_000`, `0x1F`, `nan` and
+    `inf` for numbers; here they end the query.
     """
     for table in tables.values():
-        used = TABLES[table.name]
-        types = ", ".join(f"{_quoted(column)}: '{used.get(column.lower(), 'VARCHAR')}'" for column in table.header)
-        names = ", ".join(_read_as(table, column) for column in table.header if column.lower() in used)
-        connection.execute(
-            f"CREATE VIEW {table.name} AS SELECT {names} FROM read_csv({_quoted(str(table.path))}, header = true, "
-            f"auto_detect = false, delim = ',', quote = '\"', escape = '\"', allow_quoted_nulls = false, "
-            f"compression = '{'gzip' if table.path.suffix.lower() == '.gz' else 'none'}', columns = {{{types}}})"
-        )
+        names = ", ".join(_read_as(table, column) for column in table.header if column.lower() in TABLES[table.name])
+        connection.execute(f"CREATE VIEW {table.name} AS SELECT {names} FROM {table.scan(_times(table))}")
+
+
+def _times(table: Table) -> dict[str, str]:
+    return {name: kind for name, kind in TABLES[table.name].items() if kind == "TIMESTAMP"}
 
 
 def _read_as(table: Table, column: str) -> str:
     name = column.lower()
-    if TABLES[table.name][name] != "DOUBLE":
-        return f'"{column}" AS {name}'
-    message = _quoted(f"{table.path}: {name.upper()} {NOT_FINITE}")
-    return f'CASE WHEN isfinite("{column}") IS NOT false THEN "{column}" ELSE error({message}) END AS {name}'
+    kind, cell = TABLES[table.name][name], _column(column)
+    said = {text: f"error({_quoted(f'{table.path}: {name.upper()} {text}')})" for text in (*_PROBLEMS, NOT_FINITE)}
+    if kind == "BIGINT":
+        # Nearly every cell is the text of its own number, which is quick to see.
+        value = (
+            f"CASE WHEN CAST(TRY_CAST({cell} AS BIGINT) AS VARCHAR) = {cell} THEN CAST({cell} AS BIGINT) "
+            f"WHEN {cell} IS NULL THEN NULL "
+            f"WHEN {_is_whole(cell)} THEN CAST(TRY_CAST({cell} AS DOUBLE) AS BIGINT) ELSE {said[NO_WHOLE_NUMBER]} END"
+        )
+    elif kind == "DOUBLE":
+        value = (
+            f"CASE WHEN {_is_number(cell)} THEN CAST({cell} AS DOUBLE) WHEN {cell} IS NULL THEN NULL "
+            f"WHEN {_is_spelled(cell)} THEN {said[NOT_FINITE]} ELSE {said[NO_NUMBER]} END"
+        )
+    elif kind == "TIMESTAMP":
+        value = f"CASE WHEN isfinite({cell}) IS NOT false THEN {cell} ELSE {said[NO_TIME]} END"
+    else:
+        value = cell
+    return f"{value} AS {name}"
+
+
+def _is_spelled(cell: str) -> str:
+    return f"(TRY_CAST({cell} AS DOUBLE) IS NOT NULL AND NOT contains({cell}, '_'))"
+
+
+def _is_number(cell: str) -> str:
+    return f"(isfinite(TRY_CAST({cell} AS DOUBLE)) AND NOT contains({cell}, '_'))"
+
+
+def _is_whole(cell: str) -> str:
+    """Such as 200001.0, which pandas writes, or R's 2e+05."""
+    number = f"TRY_CAST({cell} AS DOUBLE)"
+    return f"({_is_number(cell)} AND {number} = floor({number}) AND abs({number}) < {2**53})"
 
 
 def _quoted(text: str) -> str:
@@ -159,7 +223,8 @@ def _quoted(text: str) -> str:
 def check_keys(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table]) -> dict[str, int]:
     """Rows of the three small tables that everything is joined to. Raises InputError where a key is missing or doubled.
 
-    A doubled stay would count its patient twice, and which of its rows is right cannot be known.
+    A doubled stay would count its patient twice, and which of its rows is right cannot be known. Codes that have lost their
+    leading zeros are refused too: they would never match.
     """
     rows = {}
     for name, key in UNIQUE.items():
@@ -173,6 +238,12 @@ def check_keys(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table
             where = f"line {line}: {key.upper()} occurs on an earlier line too ({count - distinct} such rows)"
             raise InputError(f"{tables[name].path}, {where}; remove the duplicates")
         rows[name] = count
+    for (name, column), lost in CODES.items():
+        with reading(tables):
+            found = connection.execute(f"SELECT {lost} FROM {name}").fetchall()[0][0]
+        if found:
+            raise InputError(f"{tables[name].path}: {column.upper()} has lost the zeros at the beginning of its codes, as where "
+                             f"a program read them as numbers; {FIX}")  # fmt: skip
     return rows
 
 
@@ -201,18 +272,58 @@ class reading:
             message = str(error)
             paths = [table.path for table in self._tables.values() if str(table.path) in message]
             if paths:
-                raise InputError(f"{paths[0]}{_explained(message)}") from None
+                table = next(table for table in self._tables.values() if table.path == paths[0])
+                raise InputError(f"{paths[0]}{_explained(table, message)}") from None
 
 
-def _explained(message: str) -> str:
-    if NOT_FINITE in message:
-        return f": {message.partition(NOT_FINITE)[0].split()[-1]} {NOT_FINITE}; correct it or {FIX}"
+def _place(table: Table, column: str, problem: str) -> tuple[int | None, str]:
+    """The line of the first cell of a column with a problem, and a hint. The file is read once more for it."""
+    cell = next(_column(name) for name in table.header if name.lower() == column.lower())
+    right = {
+        NO_WHOLE_NUMBER: f"CAST(TRY_CAST({cell} AS BIGINT) AS VARCHAR) = {cell} OR {_is_whole(cell)}",
+        NO_NUMBER: _is_spelled(cell),
+        NOT_FINITE: _is_number(cell),
+        NO_TIME: f"isfinite(TRY_CAST({cell} AS TIMESTAMP))",
+    }[problem]
+    counted = f"(SELECT row_number() OVER () AS row_in_file, * FROM {table.scan({})})"
+    found = _first(
+        f"SELECT row_in_file, {cell} FROM {counted} WHERE {cell} IS NOT NULL AND ({right}) IS NOT true LIMIT 1"
+    )
+    if found is None:
+        return None, ""
+    row, text = found
+    texts = [f"coalesce({_column(name)}, '')" for name in table.header]
+    breaks = " + ".join(f"length({text}) - length(replace({text}, chr(10), ''))" for text in texts)
+    within = _first(f"SELECT coalesce(sum({breaks}), 0) FROM {counted} WHERE row_in_file < {row}")
+    hint = f"; a missing value must be an empty cell, not {text.strip()}" if text.strip() in MISSING else ""
+    return int(row) + 1 + int(within[0] if within else 0), hint
+
+
+def _first(query: str) -> tuple[Any, ...] | None:
+    """The first row of a query over a file in its order; None where there is none, or the file is damaged further on."""
+    try:
+        with duckdb.connect(":memory:", config={"threads": 1}) as connection:
+            return connection.execute(query).fetchone()
+    except duckdb.Error:
+        return None
+
+
+def _column(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _explained(table: Table, message: str) -> str:
+    own = re.search(rf": (\w+) ({'|'.join(map(re.escape, (*_PROBLEMS, NOT_FINITE)))})", message)
+    if own:
+        place, hint = _place(table, own[1], own[2])
+        if own[2] == NOT_FINITE:
+            return f": {own[1]} {NOT_FINITE}{f' (line {place})' if place else ''}; correct it or {FIX}"
+        return f"{f', line {place}' if place else ''}: {own[1]} {own[2]}{hint}; correct it or {FIX}"
     line = re.search(r"CSV Error on Line: (\d+)", message)
     where = f", line {line[1]}" if line else ""
     column = re.search(r'Error when converting column "(\w+)".*? to \'(\w+)\'', message, re.DOTALL)
     if column:
-        kind = {"TIMESTAMP": "a time (YYYY-MM-DD HH:MM:SS)", "DOUBLE": "a number"}.get(column[2], "a whole number")
-        return f"{where}: {column[1].upper()} is not {kind}; correct it or {FIX}"
+        return f"{where}: {column[1].upper()} {NO_TIME}; correct it or {FIX}"
     columns = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
     if columns:
         return f"{where}: {columns[2]} columns in place of {columns[1]}; {FIX}"
