@@ -20,7 +20,10 @@ ONE_BACKEND = {
     "num_processes": ("jax", JOINS),
     "process_id": ("jax", JOINS),
     "engine": ("torch", "chooses between engines of --backend=torch; JAX has one, so leave it out"),
-    "local_rank": ("torch", "comes from the DeepSpeed launcher, which starts --backend=torch; launch.train alone starts JAX"),
+    "local_rank": (
+        "torch",
+        "comes from the DeepSpeed launcher, which starts --backend=torch; launch.train alone starts JAX",
+    ),
 }
 
 

@@ -395,7 +395,9 @@ def check_backend(fields: Iterable[str], backend: str) -> None:
     for field in fields:
         reader = ONE_BACKEND.get(field) or ONE_BACKEND.get(field.partition(".")[0], backend)
         if reader != backend:
-            raise InputError(f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out")
+            raise InputError(
+                f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out"
+            )
 
 
 def grpo_preset(name: str) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def run(
     try:
         return _run(config, backend, workdir, claimed, progress, show_examples, wandb_project)
     except InputError:
-        if not ({path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()):
+        if not (
+            {path.name for path in workdir.glob("*")} - {CONFIG_FILE, "data"} or (workdir / "data/questions").exists()
+        ):
             for place in claimed:
                 storage.remove(place)
         raise

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,12 @@ UNREADABLE = (
     IndexError,
     TypeError,
     AttributeError,
+    EOFError,
+    NotImplementedError,  # a way of compression that is not known
+    RuntimeError,  # a password is needed
+    SyntaxError,  # XML that is none
+    struct.error,
+    zlib.error,
     zipfile.BadZipFile,
     InvalidFileException,
 )

@@ -248,9 +248,7 @@ class TestCheckpointsElsewhere:
         shutil.copytree(recorded("jax", "paper") / "checkpoints", kept)
         shutil.copy(recorded("jax", "paper") / "config.json", kept)
         with pytest.raises(InputError, match=r"kept: holds a run that is no replay; give another checkpoint\.folder"):
-            replayed(
-                "jax", "paper", recorded("jax", "paper"), tmp_path / "again", **{"checkpoint.folder": str(kept)}
-            )
+            replayed("jax", "paper", recorded("jax", "paper"), tmp_path / "again", **{"checkpoint.folder": str(kept)})
         assert not (tmp_path / "again").exists()
 
 
@@ -275,7 +273,9 @@ class TestAnotherProcess:
         assert {path.name for path in (tmp_path / "second").iterdir()} == {"trained"}  # by JAX's process 0
 
     def test_it_says_that_it_does_not_see_its_checkpoints(self, second, tmp_path):
-        with pytest.raises(InputError, match="process 1 does not see what process 0 wrote there.*give checkpoint.folder"):
+        with pytest.raises(
+            InputError, match="process 1 does not see what process 0 wrote there.*give checkpoint.folder"
+        ):
             second(tmp_path / "second")
 
 
@@ -349,9 +349,7 @@ def test_a_replay_moves_between_backends_and_the_curves_show_it(recorded, tmp_pa
     """Two steps of one backend, two of the other, by the same command in the same work directory."""
     recording, workdir = recorded("jax", "paper"), tmp_path / "again"
     command = ["train", "--config=configs/smoke.py", f"--replay={recording}", f"--workdir={workdir}"]
-    whole = apart(
-        *command, *flags("paper", "torch"), "--backend=torch", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES=""
-    )
+    whole = apart(*command, *flags("paper", "torch"), "--backend=torch", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     assert whole.code == 0, whole.err[-3_000:]
     assert f"replay of {recording}" in whole.out and "largest relative" in whole.out
     for name in ("trained", "checkpoints/4"):

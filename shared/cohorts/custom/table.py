@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from shared.cohorts.tables import RawTable, read_table
+from shared.cohorts.tables import UNREADABLE, RawTable, read_table
 from shared.errors import InputError
 
 DATA = ("data.csv", "data.csv.gz", "data.parquet", "data.xlsx", "data.dta", "data.sas7bdat", "data.xpt")
@@ -18,7 +18,7 @@ def read_data(path: Path) -> RawTable:
         return read_table(path)
     try:
         table = pd.read_stata(path) if path.suffix == ".dta" else pd.read_sas(path, encoding="utf-8")
-    except (OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a readable {path.suffix[1:]} file ({reason})") from None
     columns = {}
