@@ -208,7 +208,7 @@ CASES = [
     (("consult", "--model={model}", "--notes={root}/empty", "--out={root}/new"), "{root}/empty: "),
     # Files of a run that are not what a run writes.
     ((*REPORT, "--workdir={root}/bad_examples"), "{root}/bad_examples/evaluation/examples.json: not what a run writes"),
-    (("curves", "--workdirs={root}/bad_examples", "--out={root}/new.png"), "summary.json: not what a run writes there"),
+    (("curves", "--workdirs={root}/bad_summary", "--out={root}/new.png"), "summary.json: not what a run writes there"),
     (("curves", "--workdirs={root}/no_steps", "--out={root}/new.png"), "metrics.jsonl: no step of it has a reward"),
     ((*PREPARE, "--patients=0"), "patients = 0: must be at least 1"),
     ((*PREPARE, "--num_choices=9"), "num_choices = 9: must be 2 to 5"),
@@ -269,7 +269,7 @@ def places(tmp_path_factory):
     (root / "bad_metrics").mkdir()
     (root / "bad_metrics" / "metrics.jsonl").write_text("nothing\n")
     files.write_json(root / "bad_examples" / "config.json", {})
-    files.write_json(root / "bad_examples" / "summary.json", [1])
+    files.write_json(root / "bad_summary" / "summary.json", [1])
     files.write_json(root / "bad_examples" / "evaluation" / "examples.json", [1])
     ended = {"before": {}, "after": {}, "environment": {"backend": "jax"}, "seed": 1}
     files.write_json(root / "no_steps" / "summary.json", {name: value or {"n": 1} for name, value in ended.items()})
