@@ -13,6 +13,7 @@ from shared import files
 from shared.errors import InputError
 
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
+REASON_LENGTH = 200  # characters of a library's message that are shown
 VOCAB_MULTIPLE = 64  # so that the vocabulary splits evenly over devices
 
 # Where a text may be cut. Merges may join whole phrases, so that a name, a header and a category are a token each, the same
@@ -92,7 +93,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     content = files.read_json(path)
     if not isinstance(content, dict) or not {"model", "added_tokens"} <= content.keys():
         raise InputError(f"{path}: not a fast tokenizer; save it with transformers' `save_pretrained`")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:
+        # A bare Exception is how the library reports a file that it does not understand.
+        if type(error) is not Exception and not isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
+            raise
+        reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
+        raise InputError(f"{folder}: its tokenizer cannot be read ({reason}); copy the model's folder again") from error
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template; use the instruction-tuned model's directory")
     return tokenizer
@@ -106,7 +114,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> SpecialT
     stop = {eos}
     generation = folder / "generation_config.json"
     if generation.is_file():
-        more = files.read_json(generation).get("eos_token_id") or []
+        more = files.read_json_object(generation).get("eos_token_id") or []
         stop |= set(more if isinstance(more, list) else [more])
     size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos

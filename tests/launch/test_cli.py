@@ -60,7 +60,7 @@ CASES = [
     ((*TRAIN, "--num_processes=0"), "flag --num_processes=0: 0 is not a positive integer"),
     ((*TRAIN, "--num_processes=2", "--process_id=2", "--coordinator=h:1"), "--process_id=2: must be 0 to 1"),
     ((*TRAIN, "--num_processes=2", "--process_id=0", "--coordinator=h"), "--coordinator=h: must be HOST:PORT"),
-    ((*GIVEN, "--backend=torch", "--process_id=0"), "--process_id: joins processes of --backend=jax; torchrun"),
+    ((*TRAIN, "--backend=torch", "--process_id=0"), "--process_id: joins processes of --backend=jax; torchrun"),
     ((*EXPORT, "--num_processes=2"), "--coordinator, --num_processes and --process_id go together"),
     # What only the other backend reads.
     (
@@ -183,6 +183,18 @@ CASES = [
     ((*EVALUATE, "--model={root}/cut_tokenizer"), "{root}/cut_tokenizer/tokenizer.json: not JSON"),
     ((*EVALUATE, "--model={root}/other_family"), "{root}/other_family/config.json: model_type is 'mamba'"),
     ((*EVALUATE, "--model={root}/other_width"), "has shape (512, 128), config.json asks for (512, 64)"),
+    (
+        (*EVALUATE, "--model={root}/listed_config"),
+        "{root}/listed_config/config.json: must hold a JSON object, not a list",
+    ),
+    ((*GIVEN, "--config.model.path={root}/listed_config"), "config.json: must hold a JSON object, not a list"),
+    (
+        (*EVALUATE, "--model={root}/cut_settings"),
+        "{root}/cut_settings: its tokenizer cannot be read (Unterminated string",
+    ),
+    ((*EVALUATE, "--model={root}/listed_settings"), "{root}/listed_settings: its tokenizer cannot be read"),
+    ((*EVALUATE, "--model={root}/odd_tokenizer"), "{root}/odd_tokenizer: its tokenizer cannot be read"),
+    ((*EVALUATE, "--model={root}/listed_generation"), "generation_config.json: must hold a JSON object, not a list"),
     # The questions.
     ((*GIVEN, "--config.data.train={root}/none.parquet"), "{root}/none.parquet: no such question file"),
     ((*GIVEN, "--config.data.train={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
@@ -290,6 +302,11 @@ def places(tmp_path_factory):
         "cut_tokenizer",
         "other_family",
         "other_width",
+        "listed_config",
+        "cut_settings",
+        "listed_settings",
+        "odd_tokenizer",
+        "listed_generation",
     ):
         shutil.copytree(model, root / name)
     (root / "no_weights" / "model.safetensors").unlink()
@@ -298,6 +315,11 @@ def places(tmp_path_factory):
     half(root / "cut_config" / "config.json")
     half(root / "cut_tokenizer" / "tokenizer.json")
     files.write_json(root / "other_family" / "config.json", {"model_type": "mamba"})
+    files.write_json(root / "listed_config" / "config.json", [1])
+    half(root / "cut_settings" / "tokenizer_config.json")
+    files.write_json(root / "listed_settings" / "tokenizer_config.json", [1])
+    files.write_json(root / "odd_tokenizer" / "tokenizer.json", {"model": {}, "added_tokens": []})
+    files.write_json(root / "listed_generation" / "generation_config.json", [1])
     known = files.read_json(model / "config.json")
     files.write_json(root / "other_width" / "config.json", known | {"hidden_size": 64})
 
