@@ -92,7 +92,7 @@ def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
     longest = config.longest_sequence
     if file:
         path = Path(file) / "config.json" if Path(file).is_dir() else Path(file)
-        return DecoderConfig.from_hugging_face(files.read_json(path), str(path), longest=longest)
+        return DecoderConfig.from_hugging_face(files.read_json_object(path), str(path), longest=longest)
     if not config.model.path:
         values = hugging_face_config(config.model, config.model.vocab_size, bos=0, eos=0, pad=0)
         return DecoderConfig.from_hugging_face(values, "model", longest=longest)

@@ -93,9 +93,11 @@ class Checkpoints:
         if (folder / orbax.STATE).is_dir():
             arrays = orbax.OrbaxArrays(folder, config)
             return found, arrays.extra(), arrays
-        meta = files.read_json(folder / META)
+        meta = files.read_json_object(folder / META)
         if meta.get("format") != FORMAT:
             raise InputError(f"{folder}: written by another version (format {meta.get('format')}); remove it")
+        if not isinstance(meta.get("extra"), dict):
+            raise InputError(f"{folder / META}: does not say how far the run was; remove that folder")
         return found, dict(meta["extra"]), Arrays(folder)
 
 

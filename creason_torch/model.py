@@ -80,7 +80,7 @@ class Policy(nn.Module):
 
 def read_config(folder: Path) -> Any:
     """The architecture in `folder/config.json`. Raises InputError for a family that this backend does not compute."""
-    values = files.read_json(folder / "config.json")
+    values = files.read_json_object(folder / "config.json")
     kind = values.get("model_type")
     if kind not in FAMILIES:
         raise InputError(

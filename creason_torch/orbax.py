@@ -42,7 +42,7 @@ class OrbaxArrays:
 
     def extra(self) -> dict[str, int]:
         """What the run noted beside the state, and the number of updates made."""
-        return {**files.read_json(self.folder / EXTRA), "updates": int(self._open("step").read().result())}
+        return {**files.read_json_object(self.folder / EXTRA), "updates": int(self._open("step").read().result())}
 
     def read(self, kind: str, name: str, shape: torch.Size) -> torch.Tensor:
         """One whole tensor as Hugging Face has it. Raises InputError where it is missing, damaged or of another size."""

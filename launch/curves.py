@@ -40,12 +40,16 @@ def main() -> None:
     for name in FLAGS.workdirs:
         workdir = Path(name)
         summary = files.read_json(workdir / SUMMARY_FILE)
+        if not isinstance(summary, dict):
+            raise InputError(f"{workdir / SUMMARY_FILE}: not what a run writes there; give a run's work directory")
         if not (summary.get("before") and summary.get("after")):
             raise InputError(f"{workdir}: its run has not finished; run it to its end first")
         label = f"{summary['environment']['backend']}, seed {summary['seed']}"
         if label in runs:
             raise InputError(f"--workdirs: {workdir} is a second run of {label}; give each run once")
         runs[label] = summary, read_metrics(workdir / METRICS_FILE)
+        if "reward" not in runs[label][1]:
+            raise InputError(f"{workdir / METRICS_FILE}: no step of it has a reward; give a run's work directory")
     plots.write_png(plots.runs_figure(runs), Path(FLAGS.out))
     print(f"{'run':<16}{'before':>8}{'after':>8}{'Bayes':>8}  {'gain, 95% interval':<34}{'of the distance':>15}")
     for label, (summary, _) in runs.items():

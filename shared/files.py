@@ -164,3 +164,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
+
+
+def read_json_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that has these keys at least. Raises InputError where the file holds something else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: must hold a JSON object, not a {type(found).__name__}")
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; it is damaged, or another file")
+    return found

@@ -269,7 +269,7 @@ def _start_wandb(folder: Path, project: str, run_name: str) -> Any:
         files.write_json(known, {"id": uuid.uuid4().hex})
     # Neither what the program prints nor its source code is sent.
     settings = wandb.Settings(console="off", disable_git=True, disable_code=True, save_code=False)
-    identifier = files.read_json(known)["id"]
+    identifier = files.read_json_object(known, "id")["id"]
     return wandb.init(
         project=project, name=run_name or None, id=identifier, resume="allow", dir=str(folder), settings=settings
     )

@@ -219,7 +219,7 @@ def run(
 def _compared(workdir: Path, recording: Recording) -> dict[str, Any]:
     """Write how far the metrics are from the recorded run's, and the report; returns what `replay.json` holds then."""
     apart = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
-    found = files.read_json(workdir / REPLAY_FILE) | {"differences": plain(apart.to_dict("records"))}
+    found = files.read_json_object(workdir / REPLAY_FILE) | {"differences": plain(apart.to_dict("records"))}
     files.write_json(workdir / REPLAY_FILE, found)
     report.write_report(workdir, show_examples=False)
     return found
@@ -229,7 +229,7 @@ def started_from(config: RunConfig, workdir: Path) -> Path:
     """The model directory that a run, or a replay of one, started from."""
     if config.model.path or not (workdir / REPLAY_FILE).is_file():
         return policy_folder(config, workdir)
-    recorded = Path(files.read_json(workdir / REPLAY_FILE).get("recording", ""))
+    recorded = Path(files.read_json_object(workdir / REPLAY_FILE, "recording")["recording"])
     return policy_folder(read_config(recorded / CONFIG_FILE), recorded)
 
 
@@ -248,10 +248,9 @@ def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path
         place = storage.join(folder, REPLAY_FILE)
         if storage.is_file(place):
             held = storage.read_json(place)
-            if held.get("first_step") != identity:
-                raise InputError(
-                    f"{folder}: holds a replay of another recording ({held.get('recording')}); give another {fix}"
-                )
+            if not isinstance(held, dict) or held.get("first_step") != identity:
+                other = held.get("recording") if isinstance(held, dict) else "unknown"
+                raise InputError(f"{folder}: holds a replay of another recording ({other}); give another {fix}")
         elif storage.is_file(storage.join(folder, CONFIG_FILE)):
             raise InputError(f"{folder}: holds a run that is no replay; give another {fix}")
         else:

@@ -24,6 +24,7 @@ REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"
 MAIN_PLOT = Path("plots") / "main.png"
 SUMMARY_KEYS = ("before", "after", "gain", "per_section", "per_feature", "timings")  # None where a run has none yet
+EXAMPLE_KEYS = {"when", "question", "completion", "answer", "predicted"}
 NO_STEPS = pd.DataFrame({"step": pd.Series(dtype="int64")})
 
 # Metric, title, what it says. In the order of the page; a metric that a run lacks is left out and named as missing.
@@ -192,6 +193,8 @@ def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
     warmup_path = workdir / "warmup" / METRICS_FILE
     warmup = read_metrics(warmup_path) if warmup_path.is_file() else NO_STEPS
     examples = optional_json(workdir / "evaluation" / "examples.json", [])
+    if not all(isinstance(example, dict) and EXAMPLE_KEYS <= example.keys() for example in examples):
+        raise InputError(f"{workdir / 'evaluation' / 'examples.json'}: not what a run writes there; remove it")
     parts = {when: _answered(workdir, when) for when in ("before", "after")}
     return {
         "summary": summary,

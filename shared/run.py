@@ -120,12 +120,7 @@ def _run(
         claimed += claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
         _make_questions(config, workdir, progress)
     backend.barrier()
-    check_shared(
-        backend,
-        workdir,
-        apart=bool(config.data.train and config.model.path and config.checkpoint.folder),
-        otherwise="give data.train, data.valid, model.path and checkpoint.folder",
-    )
+    _check_shared(config, backend, workdir)
     fetch_policy(config, backend, workdir, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
     policy, style = _policy(config, backend, workdir, train_questions, progress)
@@ -271,10 +266,18 @@ def checkpoint_folder(config: RunConfig, backend: Backend, workdir: Path) -> Pat
     return folder
 
 
+def _check_shared(config: RunConfig, backend: Backend, workdir: Path) -> None:
+    """Where nothing needs one work directory for all processes, each may have its own."""
+    apart = bool(config.data.train and config.model.path and config.checkpoint.folder)
+    check_shared(
+        backend, workdir, apart=apart, otherwise="give data.train, data.valid, model.path and checkpoint.folder"
+    )
+
+
 def check_shared(backend: Backend, workdir: Path, *, apart: bool, otherwise: str) -> None:
     """Raise InputError where this process needs what process 0 wrote and does not see it.
 
-    `apart`: nothing needs one work directory for all, so each may have its own; `otherwise` says how to come there.
+    `apart`: each may have a work directory of its own; `otherwise` says how to come there.
     """
     if backend.process > 0 and not apart and not (workdir / CONFIG_FILE).is_file():
         raise InputError(

@@ -17,6 +17,7 @@ from shared.errors import InputError
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 CONFIG_FILE = "config.json"
 TEXT_CONFIG = "text_config"  # the section of a language model inside a larger one
+REASON_LENGTH = 200  # characters of a library's message that are shown
 VOCAB_MULTIPLE = 64  # so that the vocabulary splits evenly over devices
 
 # Where a text may be cut. Merges may join whole phrases, so that a name, a header and a category are a token each, the same
@@ -96,7 +97,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     content = files.read_json(path)
     if not isinstance(content, dict) or not {"model", "added_tokens"} <= content.keys():
         raise InputError(f"{path}: not a fast tokenizer; save it with transformers' `save_pretrained`")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:
+        # A bare Exception is how the library reports a file that it does not understand.
+        if type(error) is not Exception and not isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
+            raise
+        reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
+        raise InputError(f"{folder}: its tokenizer cannot be read ({reason}); copy the model's folder again") from error
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise InputError(f"{folder}: of the tokenizer's chat templates none is called default; name one so")
     if not tokenizer.chat_template:

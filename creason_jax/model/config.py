@@ -126,7 +126,7 @@ class DecoderConfig:
     def read(cls, folder: Path, *, longest: int | None = None) -> DecoderConfig:
         """Read `folder/config.json`; see `from_hugging_face`."""
         path = folder / "config.json"
-        return cls.from_hugging_face(files.read_json(path), str(path), longest=longest)
+        return cls.from_hugging_face(files.read_json_object(path), str(path), longest=longest)
 
 
 def _window(given: Mapping[str, Any], source: str) -> int | None:

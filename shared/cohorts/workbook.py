@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -23,9 +25,14 @@ UNREADABLE = (
     IndexError,
     TypeError,
     AttributeError,
+    EOFError,
+    NotImplementedError,  # a way of compression that is not known
+    RuntimeError,  # a password is needed
+    SyntaxError,  # XML that is none
+    struct.error,
+    zlib.error,
     zipfile.BadZipFile,
     InvalidFileException,
-    ElementTree.ParseError,
 )
 VISIBLE = "visible"
 CHUNK, OVERLAP = 2**20, 2**10

@@ -96,3 +96,10 @@ def test_another_family_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(InputError, match="model_type is 'gpt2'; this backend computes phi3, llama, qwen2, qwen3"):
         read_config(folder)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "3", '"phi3"'])
+def test_a_config_that_is_no_object_is_one_clear_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match="config.json: must hold a JSON object"):
+        read_config(tmp_path)

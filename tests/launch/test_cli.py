@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
 import stat
@@ -61,6 +62,38 @@ CASES = [
     ((*TRAIN, "--num_processes=2", "--process_id=0", "--coordinator=h"), "--coordinator=h: must be HOST:PORT"),
     ((*TRAIN, "--backend=torch", "--process_id=0"), "--process_id: joins processes of --backend=jax; torchrun"),
     ((*EXPORT, "--num_processes=2"), "--coordinator, --num_processes and --process_id go together"),
+    # What only the other backend reads.
+    (
+        (*TRAIN, "--backend=torch", "--config.learner.mesh_data=1"),
+        "--config.learner.mesh_data: only the jax backend reads it",
+    ),
+    (
+        (*TRAIN, "--backend=torch", "--config.learner.mesh_fsdp=2"),
+        "--config.learner.mesh_fsdp: only the jax backend reads it",
+    ),
+    (
+        (*TRAIN, "--backend=torch", "--config.learner.mesh_tensor=2"),
+        "--config.learner.mesh_tensor: only the jax backend",
+    ),
+    (
+        (*TRAIN, "--backend=torch", "--config.rollout.mesh_tensor=2"),
+        "--config.rollout.mesh_tensor: only the jax backend",
+    ),
+    (
+        (*TRAIN, "--backend=torch", "--noconfig.learner.sequence_parallel", "--dry_run"),
+        "--config.learner.sequence_parallel: only the jax backend reads it, and this is torch; leave it out",
+    ),
+    (
+        (*TRAIN, "--config.torch.zero_stage=2"),
+        "--config.torch.zero_stage: only the torch backend reads it, and this is jax",
+    ),
+    ((*TRAIN, "--config.torch.server_url=http://a"), "--config.torch.server_url: only the torch backend reads it"),
+    ((*TRAIN, "--local_rank=1"), "--local_rank: comes from the DeepSpeed launcher, which starts --backend=torch"),
+    ((*EVALUATE, "--model={model}", "--engine=hf"), "--engine: chooses between engines of --backend=torch"),
+    (
+        ("plan", SMOKE, "--topology=v5e:2x2", "--config.torch.zero_stage=2"),
+        "--config.torch.zero_stage: only the torch backend reads it, and this is jax",
+    ),
     # A flag that is missing.
     (("train",), "--config is needed, e.g. --config=configs/quickstart.py"),
     (("train", SMOKE), "--workdir is needed: the directory that this run may fill"),
@@ -150,6 +183,18 @@ CASES = [
     ((*EVALUATE, "--model={root}/cut_tokenizer"), "{root}/cut_tokenizer/tokenizer.json: not JSON"),
     ((*EVALUATE, "--model={root}/other_family"), "{root}/other_family/config.json: model_type is 'mamba'"),
     ((*EVALUATE, "--model={root}/other_width"), "has shape (512, 128), config.json asks for (512, 64)"),
+    (
+        (*EVALUATE, "--model={root}/listed_config"),
+        "{root}/listed_config/config.json: must hold a JSON object, not a list",
+    ),
+    ((*GIVEN, "--config.model.path={root}/listed_config"), "config.json: must hold a JSON object, not a list"),
+    (
+        (*EVALUATE, "--model={root}/cut_settings"),
+        "{root}/cut_settings: its tokenizer cannot be read (Unterminated string",
+    ),
+    ((*EVALUATE, "--model={root}/listed_settings"), "{root}/listed_settings: its tokenizer cannot be read"),
+    ((*EVALUATE, "--model={root}/odd_tokenizer"), "{root}/odd_tokenizer: its tokenizer cannot be read"),
+    ((*EVALUATE, "--model={root}/listed_generation"), "generation_config.json: must hold a JSON object, not a list"),
     # The questions.
     ((*GIVEN, "--config.data.train={root}/none.parquet"), "{root}/none.parquet: no such question file"),
     ((*GIVEN, "--config.data.train={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
@@ -165,6 +210,18 @@ CASES = [
     (SEPSIS, "source = '': the folder with the raw files of 'sepsis' is needed"),
     ((*SEPSIS, "--source={root}/none"), "{root}/none: no such folder"),
     ((*SEPSIS, "--source={root}/empty"), "{root}/empty: missing data.xlsx"),
+    ((*SEPSIS, "--source={root}/file"), "{root}/file: is a file; give the folder that it lies in"),
+    ((*PREPARE, "--source={root}/file"), "{root}/file: is a file; give the folder that it lies in"),
+    ((*PREPARE, "--cohort=custom", "--source={root}/file"), "{root}/file: is a file; give the folder that it lies in"),
+    ((*PREPARE, "--cohort=mimic3", "--source={root}/file"), "{root}/file: no such folder"),
+    (("prepare", "--cohort=custom", "--source={root}/file", "--draft_codebook"), "{root}/file: is a file"),
+    ((*PREPARE, "--cohort=custom", "--source={root}/gz"), "{root}/gz/data.csv.gz: not a readable CSV file"),
+    ((*PREPARE, "--cohort=sepsis", "--source={root}/none", "--out={root}/new/deep/er"), "{root}/none: no such folder"),
+    (("consult", "--model={model}", "--notes={root}/empty", "--out={root}/new"), "{root}/empty: "),
+    # Files of a run that are not what a run writes.
+    ((*REPORT, "--workdir={root}/bad_examples"), "{root}/bad_examples/evaluation/examples.json: not what a run writes"),
+    (("curves", "--workdirs={root}/bad_summary", "--out={root}/new.png"), "summary.json: not what a run writes there"),
+    (("curves", "--workdirs={root}/no_steps", "--out={root}/new.png"), "metrics.jsonl: no step of it has a reward"),
     ((*PREPARE, "--patients=0"), "patients = 0: must be at least 1"),
     ((*PREPARE, "--num_choices=9"), "num_choices = 9: must be 2 to 5"),
     ((*PREPARE, "--difficulty=nan"), "difficulty = nan: must be above 0"),
@@ -223,6 +280,16 @@ def places(tmp_path_factory):
             (root / name / "config.json").write_text(text)
     (root / "bad_metrics").mkdir()
     (root / "bad_metrics" / "metrics.jsonl").write_text("nothing\n")
+    files.write_json(root / "bad_examples" / "config.json", {})
+    files.write_json(root / "bad_summary" / "summary.json", [1])
+    files.write_json(root / "bad_examples" / "evaluation" / "examples.json", [1])
+    ended = {"before": {}, "after": {}, "environment": {"backend": "jax"}, "seed": 1}
+    files.write_json(root / "no_steps" / "summary.json", {name: value or {"n": 1} for name, value in ended.items()})
+    (root / "no_steps" / "metrics.jsonl").write_text("")
+    content = gzip.compress(b"id,x\n" + b"".join(b"%d,%d\n" % (row, row * row) for row in range(5_000)))
+    (root / "gz").mkdir()
+    (root / "gz" / "data.csv.gz").write_bytes(content[:200] + bytes(50) + content[250:])
+    (root / "gz" / "codebook.csv").write_text("column,display_name,section,kind\nid,id,,id\nx,x,,number\n")
     write_questions(root / "no_questions.parquet", [])
     shutil.copy(questions, root / "cut.parquet")
     half(root / "cut.parquet")
@@ -235,6 +302,11 @@ def places(tmp_path_factory):
         "cut_tokenizer",
         "other_family",
         "other_width",
+        "listed_config",
+        "cut_settings",
+        "listed_settings",
+        "odd_tokenizer",
+        "listed_generation",
     ):
         shutil.copytree(model, root / name)
     (root / "no_weights" / "model.safetensors").unlink()
@@ -243,6 +315,11 @@ def places(tmp_path_factory):
     half(root / "cut_config" / "config.json")
     half(root / "cut_tokenizer" / "tokenizer.json")
     files.write_json(root / "other_family" / "config.json", {"model_type": "mamba"})
+    files.write_json(root / "listed_config" / "config.json", [1])
+    half(root / "cut_settings" / "tokenizer_config.json")
+    files.write_json(root / "listed_settings" / "tokenizer_config.json", [1])
+    files.write_json(root / "odd_tokenizer" / "tokenizer.json", {"model": {}, "added_tokens": []})
+    files.write_json(root / "listed_generation" / "generation_config.json", [1])
     known = files.read_json(model / "config.json")
     files.write_json(root / "other_width" / "config.json", known | {"hidden_size": 64})
 
@@ -299,6 +376,27 @@ def test_help(program, call):
     assert ended.code == 0
     assert ended.err == ""
     assert "--out" in ended.out or "--workdir" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "wanted"),
+    [
+        ("phi4_sepsis", (), "(paper preset; loss grpo"),  # as many steps as an epoch has, said otherwise
+        ("phi4_sepsis", ("--config.grpo.loss=dapo",), "(paper preset changed in: loss; loss dapo"),
+        (
+            "phi4_sepsis",
+            ("--config.grpo.beta=0.0", "--config.grpo.group_size=8"),
+            "(paper preset changed in: group_size, beta;",
+        ),
+        ("phi4_sepsis", ("--config.grpo.overlong_prompts=drop",), "(paper preset changed in: overlong_prompts;"),
+        ("phi4_sepsis", ("--config.grpo.preset=paper_fixed",), "(paper_fixed preset changed in: overlong_prompts;"),
+        ("phi4_sepsis", ("--config.grpo.preset=modern",), "(modern preset changed in: loss, epsilon_high, beta, "),
+        ("quickstart", (), "(paper preset changed in: group_size, questions_per_step;"),
+    ],
+)
+def test_a_preset_is_named_only_where_it_is_kept(config, flags, wanted, call):
+    ended = call("train", f"--config=configs/{config}.py", *flags, "--dry_run")
+    assert ended.code == 0 and wanted in ended.out
 
 
 class TestOverrides:

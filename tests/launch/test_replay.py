@@ -63,8 +63,9 @@ KINDS = {
 }
 
 
-def flags(kind: str) -> list[str]:
-    return [f"--config.{name}={value}" for name, value in (FIELDS | KINDS[kind]).items()]
+def flags(kind: str, backend: str = "jax") -> list[str]:
+    given = (FIELDS | KINDS[kind]).items()
+    return [f"--config.{name}={value}" for name, value in given if backend == "torch" or not name.startswith("torch.")]
 
 
 def a_config(kind: str, **changes) -> RunConfig:
@@ -245,6 +246,64 @@ def test_fewer_steps_are_the_beginning(recorded, tmp_path):
     assert len(lines(workdir)) == 2 and relative.max() == 0
 
 
+class TestCheckpointsElsewhere:
+    """`checkpoint.folder` of a replay is its own, as that of any run."""
+
+    def test_they_go_where_the_config_says(self, recorded, tmp_path, monkeypatch, capfd):
+        recording, workdir, kept = recorded("jax", "paper"), tmp_path / "again", tmp_path / "kept"
+        elsewhere = {"checkpoint.folder": str(kept)}
+        replayed("jax", "paper", recording, workdir, **elsewhere)
+        assert (kept / "4").is_dir() and not (workdir / "checkpoints").exists()
+        told = read_metrics(workdir / METRICS_FILE)
+        files.remove(workdir / "trained")
+        replayed("jax", "paper", recording, workdir, **elsewhere)
+        assert read_metrics(workdir / METRICS_FILE).equals(told)  # clock fields too: no step was made again
+        # The policy that it started from lies in the recorded run, not in its own work directory.
+        out = tmp_path / "exported"
+        ended = here("export", f"--workdir={workdir}", f"--out={out}", monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.code == 0, ended
+        assert (out / "model.safetensors").read_bytes() == (workdir / "trained" / "model.safetensors").read_bytes()
+        config = a_config("paper", **elsewhere)
+        with pytest.raises(InputError, match=r"kept: holds checkpoints of a replay; give another checkpoint\.folder"):
+            run.run(config, backend_of("jax", config), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+    def test_those_of_the_recorded_run_are_left_alone(self, recorded, tmp_path):
+        kept = tmp_path / "kept"
+        shutil.copytree(recorded("jax", "paper") / "checkpoints", kept)
+        shutil.copy(recorded("jax", "paper") / "config.json", kept)
+        with pytest.raises(InputError, match=r"kept: holds a run that is no replay; give another checkpoint\.folder"):
+            replayed("jax", "paper", recorded("jax", "paper"), tmp_path / "again", **{"checkpoint.folder": str(kept)})
+        assert not (tmp_path / "again").exists()
+
+
+class TestAnotherProcess:
+    """Process 0 alone writes the work directory; another may have one of its own, on another machine."""
+
+    @pytest.fixture
+    def second(self, recorded, tmp_path):
+        opened = Recording.open(recorded("jax", "paper"))
+
+        def second(workdir: Path, **changes):
+            config = a_config("paper", **changes)
+            backend = backend_of("jax", config)
+            backend.process = 1
+            return replay.run(config, backend, workdir, opened, progress=False)
+
+        return second
+
+    def test_it_reads_nothing_that_process_0_wrote(self, second, tmp_path):
+        elsewhere = {"checkpoint.folder": str(tmp_path / "kept")}
+        assert second(tmp_path / "second", **elsewhere) == {}
+        assert {path.name for path in (tmp_path / "second").iterdir()} == {"trained"}  # by JAX's process 0
+
+    def test_it_says_that_it_does_not_see_its_checkpoints(self, second, tmp_path):
+        with pytest.raises(
+            InputError, match="process 1 does not see what process 0 wrote there.*give checkpoint.folder"
+        ):
+            second(tmp_path / "second")
+
+
 class TestRefusals:
     """What cannot be replayed is said in one line, before anything is begun."""
 
@@ -314,13 +373,13 @@ class TestRefusals:
 def test_a_replay_moves_between_backends_and_the_curves_show_it(recorded, tmp_path, monkeypatch, capfd):
     """Two steps of one backend, two of the other, by the same command in the same work directory."""
     recording, workdir = recorded("jax", "paper"), tmp_path / "again"
-    command = ["train", "--config=configs/smoke.py", *flags("paper"), f"--replay={recording}", f"--workdir={workdir}"]
-    whole = apart(*command, "--backend=torch", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+    command = ["train", "--config=configs/smoke.py", f"--replay={recording}", f"--workdir={workdir}"]
+    whole = apart(*command, *flags("paper", "torch"), "--backend=torch", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     assert whole.code == 0, whole.err[-3_000:]
     assert f"replay of {recording}" in whole.out and "largest relative" in whole.out
     for name in ("trained", "checkpoints/4"):
         files.remove(workdir / name)
-    moved = apart(*command, "--backend=jax")
+    moved = apart(*command, *flags("paper"), "--backend=jax")
     assert moved.code == 0, moved.err[-3_000:]
     assert [line["step"] for line in lines(workdir)] == [0, 1, 2, 3]
     assert (workdir / "checkpoints" / "4" / "state").is_dir() and (workdir / "checkpoints" / "2" / "params").is_dir()

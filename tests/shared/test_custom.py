@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import shutil
 import stat
 import struct
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -213,3 +216,109 @@ def test_damaged_tables_are_one_clear_line(source, content, words):
     with pytest.raises(InputError, match=words) as caught:
         custom.read(source)
     assert "\n" not in str(caught.value)
+
+
+TRUTHS = [True, False, True, False, None, True] * 4
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table with what CSV cannot hold: truth values, lists, structures, bytes, decimals, times of day."""
+    rows = len(TRUTHS)
+    return tmp_path, pd.DataFrame(
+        {
+            "id": [f"p{row}" for row in range(rows)],
+            "alive": pd.array(TRUTHS, dtype="boolean"),
+            "x": range(rows),
+            "codes": [[row % 3, 1] for row in range(rows)],
+            "part": [{"a": row} for row in range(rows)],
+            "image": [b"abc"] * rows,
+            "price": [decimal.Decimal(f"{row}.5") for row in range(rows)],
+            "at": [datetime.time(row % 24, 5) for row in range(rows)],
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data.xlsx"])
+def test_truth_values_are_drafted_as_a_category(table, name):
+    """TRUE and FALSE cells, as Excel and Parquet have them; they prepare as they would from a CSV file."""
+    folder, frame = table
+    frame = frame[["id", "alive", "x"]]
+    frame.to_parquet(folder / name) if name.endswith("parquet") else frame.to_excel(folder / name, index=False)
+    lines = draft(read_data(folder / name))
+    assert {line.column: (line.kind, dict(line.coding)) for line in lines} == {
+        "id": ("id", {}), "alive": ("category", {}), "x": ("number", {})
+    }  # fmt: skip
+    write_codebook(folder / "codebook.csv", lines)
+    columns = {column.name: column.values for column in custom.read(folder).columns}
+    assert columns["alive"] == [None if value is None else str(value) for value in TRUTHS]
+
+
+def test_lists_are_drafted_to_be_ignored_and_nothing_else(table):
+    folder, frame = table
+    frame.to_parquet(folder / "data.parquet")
+    write_codebook(folder / "codebook.csv", draft(read_data(folder / "data.parquet")))
+    kinds = {line.column: line.kind for line in read_codebook(folder / "codebook.csv")}
+    assert kinds == {
+        "id": "id", "alive": "category", "x": "number", "codes": "ignore", "part": "ignore", "image": "ignore",
+        "price": "number", "at": "text",
+    }  # fmt: skip
+    assert {column.name for column in custom.read(folder).columns} == {"alive", "x", "price", "at"}
+
+
+@pytest.mark.parametrize("column", ["codes", "part", "image"])
+@pytest.mark.parametrize("kind", ["id", "number", "category", "datetime", "text"])
+def test_lists_that_are_asked_for_are_named(table, column, kind):
+    folder, frame = table
+    frame[["id", column]].to_parquet(folder / "data.parquet")
+    other = "category" if kind == "id" else "id"
+    (folder / "codebook.csv").write_text(
+        f"column,display_name,section,kind\nid,id,,{other}\n{column},c,,{kind}\n", encoding="utf-8"
+    )
+    with pytest.raises(Problems, match="row 2, column .*: a list, a structure or bytes in place of") as caught:
+        custom.read(folder)
+    assert len(caught.value.found) == len(frame)
+
+
+def damages(content: bytes):
+    """Cut off, zeroed, overwritten, in many places."""
+    random = np.random.default_rng(1)
+    for place in np.linspace(0, len(content) - 1, 12).astype(int):
+        yield content[:place]
+        yield content[:place] + bytes(40) + content[place + 40 :]
+        yield content[:place] + random.bytes(8) + content[place + 8 :]
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.csv.gz", "data.parquet", "data.xlsx", "data.dta"])
+def test_a_damaged_table_is_read_or_refused_in_one_line(tmp_path, name):
+    path = tmp_path / name
+    frame = pd.DataFrame({"id": [f"p{row}" for row in range(300)], "x": range(300), "y": ["some text"] * 300})
+    {
+        "data.parquet": frame.to_parquet,
+        "data.xlsx": lambda path: frame.to_excel(path, index=False),
+        "data.dta": lambda path: frame.to_stata(path, write_index=False),
+    }.get(name, lambda path: frame.to_csv(path, index=False))(path)
+    content, refused = path.read_bytes(), 0
+    for damaged in damages(content):
+        path.write_bytes(damaged)
+        try:
+            read_data(path)
+        except InputError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused or name == "data.csv"
+    path.unlink()
+    if name != "data.parquet":  # a folder of Parquet files is a table too
+        path.mkdir()
+        with pytest.raises(InputError, match="data"):
+            read_data(path)
+
+
+def test_a_failed_start_leaves_what_was_prepared(source, tmp_path):
+    data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=60, valid_questions=20)
+    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    before = read_questions(tmp_path / "out" / "questions" / "train.parquet")
+    edit(source / "data.csv", 3, "age", "old")
+    with pytest.raises(Problems):
+        preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    assert read_questions(tmp_path / "out" / "questions" / "train.parquet") == before

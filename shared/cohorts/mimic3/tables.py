@@ -148,7 +148,7 @@ def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False
 
     `record` keeps them with size and time of change, so that tens of gigabytes are not read again by every start.
     """
-    known = files.read_json(record) if record.is_file() else {}
+    known = files.read_json_object(record) if record.is_file() else {}
     result = {}
     for table in tqdm(tables.values(), desc="digests of the files", unit=" files", disable=not progress):
         status = table.path.stat()
