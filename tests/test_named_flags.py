@@ -18,7 +18,11 @@ from shared.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CODE = ("shared", "creason_jax", "creason_torch", "parity", "launch", "configs")
-PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
+SPEC = REPOSITORY / "docs" / "spec"  # names flags and fields of the original
+PAGES = (
+    REPOSITORY / "README.md",
+    *(page for page in sorted((REPOSITORY / "docs").rglob("*.md")) if SPEC not in page.parents),
+)
 PROGRAMS = [
     path.stem
     for path in sorted((REPOSITORY / "launch").glob("*.py"))

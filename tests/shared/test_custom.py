@@ -251,7 +251,7 @@ def test_truth_values_are_drafted_as_a_category(table, name):
     }  # fmt: skip
     write_codebook(folder / "codebook.csv", lines)
     columns = {column.name: column.values for column in custom.read(folder).columns}
-    assert columns["alive"] == [None if value is None else str(value) for value in TRUTHS]
+    assert columns["alive"] == [None if value is None else str(value).upper() for value in TRUTHS]
 
 
 def test_lists_are_drafted_to_be_ignored_and_nothing_else(table):
