@@ -78,6 +78,7 @@ def _shown(registry: Registry, feature: Feature, question: Question, cutoff: flo
         leakage=registry.leakage,
         features=registry.features,
         statistics=registry.statistics,
+        relations=registry.relations,
     )
     return [name for name in names if name not in hidden]
 

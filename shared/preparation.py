@@ -26,7 +26,7 @@ from shared.registry.leakage import leak_audit
 from shared.registry.store import Registry
 from shared.tasks import aki, denoising, stroke_outcome
 
-RULES = 2  # raised whenever the same options would make other questions
+RULES = 3  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
 LEAKS, PATIENTS, PROVENANCE = "leaks.csv", "patients.parquet", "provenance.json"
 
@@ -64,7 +64,14 @@ def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str
             raise
         stage("saving the registry")
         store.save(registry, out / "registry")
-        leaks = leak_audit(registry.features, registry.statistics, registry.leakage, cutoff=data.mi_cutoff)
+        leaks = leak_audit(
+            registry.features,
+            registry.statistics,
+            registry.leakage,
+            cutoff=data.mi_cutoff,
+            relations=registry.relations,
+            later=denoising.later_features(registry.features) if data.causal else None,
+        )
         with files.replacing(out / "registry" / LEAKS) as temporary:
             leaks.to_csv(temporary, index=False)
     _write_questions(registry, maker, data, out, wanted, progress=progress)
@@ -168,7 +175,7 @@ def _write_questions(
             with tqdm(total=count, desc=f"{split} questions", unit=" questions", disable=not progress) as bar:
                 made = maker(split, count, bar.update)
             write_questions(temporary / f"{split}.parquet", made)
-            audits[split] = shortcuts.audit(made)
+            audits[split] = shortcuts.audit(made, sets=len(SPLITS))
             pseudonyms[split] = {question.patient for question in made}
         both = pseudonyms["train"] & pseudonyms["valid"]
         if both or set(registry.train.index) & set(registry.valid.index):
@@ -239,6 +246,7 @@ def summary(out: Path) -> str:
         f"can be asked for {len(registry.statistics)}",
         f"hidden with what {out / 'registry' / LEAKS}",
         *(f"note             {note}" for note in registry.provenance.get("notes", [])),
+        *_causal_lines(registry),
     ]
     audits = files.read_json(out / "questions" / PROVENANCE)["shortcuts"]
     for split in SPLITS:
@@ -246,6 +254,20 @@ def summary(out: Path) -> str:
         figures = [*_figures(read_questions(path)), *shortcuts.lines(audits[split])]
         lines += ["", f"{split}: {path}", *(f"  {line}" for line in figures)]
     return "\n".join(lines)
+
+
+def _causal_lines(registry: Registry) -> list[str]:
+    """With `causal`: what drops out of a record, by the section of the masked value."""
+    if not registry.provenance.get("prepared", {}).get("options", {}).get("causal"):
+        return []
+    ranks = denoising.section_ranks(registry.features)
+    shown = [feature for feature in registry.features if feature.visible]
+    headers = {ranks[feature.name]: denoising.shown_section(feature.section) for feature in shown}
+    return [
+        f"causal           asked in {headers[rank] or 'no section'}: "
+        f"{sum(other > rank for other in ranks.values())} of {len(shown)} features stand later and are not shown"
+        for rank in sorted(headers)
+    ]
 
 
 def _figures(questions: list[Question]) -> list[str]:

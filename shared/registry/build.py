@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shared.registry import relations as relation_files
 from shared.registry import statistics as statistics_files
 from shared.registry.features import Feature, Kind, as_number, fewest_decimals, numbers_of
 from shared.registry.leakage import mutual_information
@@ -100,6 +101,7 @@ def build(
         cutoff=mi_cutoff,
         unknown=raw.unknown,
     )
+    relations = relation_files.find(fitted, features, statistics)
     return Registry(
         cohort=raw.cohort,
         features=features,
@@ -107,6 +109,7 @@ def build(
         valid=valid,
         statistics=statistics,
         leakage=leakage,
+        relations=relations,
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
