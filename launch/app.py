@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -17,11 +18,16 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1  # a run that must not go on
 EXIT_INTERRUPTED = 130
 
+OWNER_ONLY = 0o077  # umask: what a program writes holds patients' data, or was learned from them
+
 OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError."""
+    """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError.
+
+    Whatever the program and its libraries write from here on is readable by its owner only.
+    """
 
     def checked(_: Sequence[str]) -> None:
         try:
@@ -41,6 +47,7 @@ def run(main: Callable[[], None]) -> None:
                 others.leave(EXIT_STOPPED)
             raise
 
+    os.umask(OWNER_ONLY)
     app.run(checked, flags_parser=_parse)
 
 

@@ -87,7 +87,9 @@ def main() -> None:
     if FLAGS.draft_codebook:
         check_alone("draft_codebook", "cohort", "source")
         if FLAGS["cohort"].present and FLAGS.cohort != "custom":
-            raise InputError(f"--cohort={FLAGS.cohort}: --draft_codebook is for a registry of your own, --cohort=custom")
+            raise InputError(
+                f"--cohort={FLAGS.cohort}: --draft_codebook is for a registry of your own, --cohort=custom"
+            )
         print(draft_codebook(Path(FLAGS.source)))
         return
     if not FLAGS.out:
@@ -105,7 +107,7 @@ def main() -> None:
     data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP})
     check_given(data)
     app.make_folder("out", out)
-    prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None)
+    prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None, ceiling=True)
     print(summary(out))
 
 
@@ -134,7 +136,9 @@ def draft_codebook(source: Path) -> str:
     drafted = [line.kind for line in lines]
     kinds = ", ".join(f"{drafted.count(kind)} {kind}" for kind in dict.fromkeys(drafted))
     missing = "" if "id" in drafted else "; no column looks like an id: give one the kind id"
-    return f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}\nedit it, then prepare (docs/custom.md)"
+    ignored = ", ".join(line.column for line in lines if line.kind == "ignore")
+    left_out = f"\nnot shown, as they may name a patient or hold nothing: {ignored}" if ignored else ""
+    return f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}{left_out}\nedit it, then prepare (docs/custom.md)"
 
 
 if __name__ == "__main__":

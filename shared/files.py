@@ -20,19 +20,26 @@ OWNER_ONLY_FOLDER = 0o700
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed.
 
-    Works for a file or a folder, whichever the block makes.
+    Works for a file or a folder, whichever the block makes; it, and all that is in it, is its owner's alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     remove(temporary)
     try:
         yield temporary
-        os.chmod(temporary, OWNER_ONLY_FOLDER if temporary.is_dir() else OWNER_ONLY_FILE)
+        owner_only(temporary)
         if temporary.is_dir():
             remove(path)
         os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def owner_only(path: Path) -> None:
+    """Make a file, or a folder with all that is in it, readable by its owner only; links are left alone."""
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not each.is_symlink():
+            os.chmod(each, OWNER_ONLY_FOLDER if each.is_dir() else OWNER_ONLY_FILE)
 
 
 def remove(path: Path) -> None:

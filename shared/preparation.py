@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shared import files, shortcuts
+from shared import baselines, files, shortcuts
 from shared.cohorts import synthetic, tables
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.custom import problems
@@ -25,6 +25,7 @@ from shared.registry.build import build, versions
 from shared.registry.leakage import leak_audit
 from shared.registry.store import Registry
 from shared.tasks import aki, denoising, stroke_outcome
+from shared.vocabulary import registry_words
 
 RULES = 3  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
@@ -34,12 +35,15 @@ Stage = Callable[[str], None]
 Maker = Callable[[str, int, Callable[[int], object]], list[Question]]
 
 
-def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str | None = None) -> None:
+def prepare(
+    data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str | None = None, ceiling: bool = False
+) -> None:
     """Write `out/registry`, `out/questions/train.parquet` and `out/questions/valid.parquet`.
 
     For the synthetic cohort without a source the raw files are drawn into `out/raw` first. Nothing is done where the
     questions are there already, made by the same rules from the same files with the same options. `salt` goes into the
-    pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. Raises
+    pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. `ceiling`
+    adds to the audit what boosted trees reach on held-out questions from what the records show. Raises
     InputError where the raw files or the options are wrong; the cells of a custom registry that do not fit its codebook
     are then listed in `out/problems.csv`.
     """
@@ -74,7 +78,7 @@ def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str
         )
         with files.replacing(out / "registry" / LEAKS) as temporary:
             leaks.to_csv(temporary, index=False)
-    _write_questions(registry, maker, data, out, wanted, progress=progress)
+    _write_questions(registry, maker, data, out, wanted, progress=progress, ceiling=ceiling)
 
 
 def _made(
@@ -163,19 +167,29 @@ def _paper_maker(registry: Registry, cohort: paper_cohorts.PaperCohort, data: Da
 
 
 def _write_questions(
-    registry: Registry, maker: Maker, data: DataConfig, out: Path, wanted: dict[str, Any], *, progress: bool
+    registry: Registry,
+    maker: Maker,
+    data: DataConfig,
+    out: Path,
+    wanted: dict[str, Any],
+    *,
+    progress: bool,
+    ceiling: bool,
 ) -> None:
     folder = out / "questions"
     with files.replacing(folder) as temporary:
         temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
         audits: dict[str, Any] = {}
         pseudonyms: dict[str, set[str]] = {}
+        words = registry_words(registry)
         for split in SPLITS:
             count = data.train_questions if split == "train" else data.valid_questions
             with tqdm(total=count, desc=f"{split} questions", unit=" questions", disable=not progress) as bar:
                 made = maker(split, count, bar.update)
-            write_questions(temporary / f"{split}.parquet", made)
+            write_questions(temporary / f"{split}.parquet", made, words=words)
             audits[split] = shortcuts.audit(made, sets=len(SPLITS))
+            if ceiling and split == "valid" and data.task != "aki" and data.compat == "none":
+                audits[split]["ceiling"] = baselines.ceiling(registry, made, mi_cutoff=data.mi_cutoff)
             pseudonyms[split] = {question.patient for question in made}
         both = pseudonyms["train"] & pseudonyms["valid"]
         if both or set(registry.train.index) & set(registry.valid.index):

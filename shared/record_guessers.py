@@ -154,7 +154,7 @@ def dates_apart(asked: Asked) -> list[Clue]:
     dates = _columns(asked, moment)
     kept = sorted(dates, key=lambda line: -np.count_nonzero(~np.isnan(dates[line])))[:MOST_DATES]
     pairs = [(first, second) for first, second in itertools.combinations([line for line in dates if line in kept], 2)]
-    times = [((line,), dates[line]) for line in dates]
+    times: list[tuple[tuple[Line, ...], np.ndarray]] = [((line,), dates[line]) for line in dates]
     times += [(pair, dates[pair[1]] - dates[pair[0]]) for pair in pairs]
     times += [(pair, np.floor(dates[pair[1]]) - np.floor(dates[pair[0]])) for pair in pairs]
     return [Clue(tuple(map(_title, lines)), _judged(asked, values[:, None])) for lines, values in times]
@@ -237,7 +237,9 @@ def _nearest_options(
     change = np.log if logarithms else np.asarray
     table, wanted = change(inputs), change(answers)
     centre = table[train].mean(axis=0)
-    weights = np.linalg.lstsq(np.column_stack([table[train] - centre, np.ones(len(train))]), wanted[train], rcond=None)[0]
+    weights = np.linalg.lstsq(np.column_stack([table[train] - centre, np.ones(len(train))]), wanted[train], rcond=None)[
+        0
+    ]
     predicted = np.column_stack([table[test] - centre, np.ones(len(test))]) @ weights
     with np.errstate(divide="ignore", invalid="ignore"):  # an option of 0 or below has no logarithm and is far from all
         return np.nanargmin(np.abs(change(options[test]) - predicted[:, None]), axis=1)

@@ -37,8 +37,9 @@ from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, prompt_tokens, user_message
-from shared.questions import Question, check_questions, read_questions
+from shared.questions import Question, check_questions, read_questions, read_words
 from shared.tokenizer import load_tokenizer, special_tokens, train_tokenizer
+from shared.vocabulary import training_texts
 from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
@@ -268,18 +269,23 @@ def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Seque
         return policy
     tokenizer, initial = workdir / "tokenizer", workdir / "initial"
     if backend.process == 0:
-        _make_initial(config, questions, tokenizer, initial)
+        words = read_words(_question_files(config, workdir)[0])
+        _make_initial(config, questions, tokenizer, initial, words)
     backend.barrier()
     if not backend.agreed(policy.is_dir()):  # without a warm-up it is `initial`
         warm_up(config, backend, initial, load_tokenizer(tokenizer), questions, policy, workdir, progress=progress)
     return policy
 
 
-def _make_initial(config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path) -> None:
-    """A tokenizer for these questions, and random weights with its vocabulary."""
+def _make_initial(
+    config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path, words: Sequence[str] | None = None
+) -> None:
+    """A tokenizer for these questions, trained on no patient's own text, and random weights with its vocabulary."""
     if not tokenizer.is_dir():
         texts = (
-            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))
+            text
+            for q in training_texts(questions, words)
+            for text in (*ROLES, SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))
         )
         train_tokenizer(texts, config.model.vocab_size, tokenizer)
     if initial.is_dir():

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, t as student
+from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
@@ -69,7 +70,13 @@ def lines(found: dict[str, Any]) -> list[str]:
     failed = [item for item in ranked if not item[1]["passed"]]
     shown = [_line(name, figures) for name, figures in failed or ranked[:1]]
     verdict = "FOUND" if failed else "none; best guesser"
-    return [f"shortcuts      {verdict}: " + "; ".join(shown)]
+    ceiling = found.get("ceiling")
+    beside = [
+        f"trees on the   record {ceiling['accuracy']:.3f}, on {ceiling['questions']:,} questions about "
+        f"{ceiling['features']} features: the ceiling of a table, no shortcut"
+        for ceiling in ([ceiling] if ceiling else [])
+    ]
+    return [f"shortcuts      {verdict}: " + "; ".join(shown), *beside]
 
 
 def _line(name: str, figures: dict[str, Any]) -> str:

@@ -106,7 +106,7 @@ def _check_again(
     known = {field.name for field in dataclasses.fields(DataConfig)}
     options = {name: value for name, value in record["options"].items() if name in known}
     drawn = "patients" in options  # else the registry was read from a source, which is not needed here
-    data = DataConfig(**options, **({} if drawn else {"source": "unused"}))
+    data = DataConfig(**{**options, "source": "" if drawn else "unused"})
     maker = question_maker(registry, data, record["seed"])
     total = 0
     for split in SPLITS:

@@ -181,6 +181,7 @@ def _feature(column: RawColumn, kind: Any, train: pd.Series) -> Feature:
         unit=column.unit,
         decimals=fewest_decimals(set(numbers_of(train).dropna())) if kind == "number" else 0,
         categories=tuple(categories),
+        labels=tuple(column.coded or ()) if kind == "category" else (),
         leak_group=column.leak_group,
         visible=column.visible,
     )

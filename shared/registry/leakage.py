@@ -169,10 +169,11 @@ def _related(relations: pd.DataFrame, target: str, lowest: float) -> dict[str, t
     """For each feature of a relation that hides it from `target`: the nats of the strongest, and what it is."""
     found: dict[str, tuple[float, str]] = {}
     telling = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
-    for row in telling.sort_values("nats", ascending=False, kind="stable").itertuples():
-        for name, other in ((row.first, row.second), (row.second, row.first)):
+    for row in telling.sort_values("nats", ascending=False, kind="stable").to_dict("records"):
+        first, second, reason = str(row["first"]), str(row["second"]), str(row["reason"])
+        for name, other in ((first, second), (second, first)):
             if name:
-                found.setdefault(name, (row.nats, f"{row.reason} with {other}" if other else row.reason))
+                found.setdefault(name, (float(row["nats"]), f"{reason} with {other}" if other else reason))
     return found
 
 

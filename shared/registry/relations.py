@@ -38,7 +38,7 @@ _MOMENT = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[ T](\d{1,2}):(\d{2
 
 def moment(text: str) -> float:
     """Days since 1970 of a text such as 2024-01-31, 2024/1/31 or 2024-01-31 08:30:00; NaN for any other."""
-    found = _MOMENT.fullmatch(text.strip())
+    found = _MOMENT.fullmatch(text.strip()) if text.strip()[4:5] in ("-", "/", ".") else None
     if not found:
         return np.nan
     year, month, day, hour, minute, second = (int(part or 0) for part in found.groups())
@@ -62,9 +62,7 @@ def moments(feature: Feature, column: pd.Series) -> np.ndarray | None:
 
 
 @threadpool_limits.wrap(limits=1)
-def find(
-    train: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[str, ValueStatistics]
-) -> pd.DataFrame:
+def find(train: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[str, ValueStatistics]) -> pd.DataFrame:
     """Who gives whom away, one row each: `target`, `first`, `second` ("" for a single date), `nats`, `reason`.
 
     `nats` is what the two tell about the target: mutual information, for arithmetic that of a Gaussian with the same
@@ -198,7 +196,7 @@ def arithmetic(table: pd.DataFrame, targets: Sequence[str]) -> list[Computed]:
         asked = [name for name in targets if name in usable.columns]
         if usable.shape[1] < 3 or not asked:
             continue
-        values = np.log(usable) if logarithms else usable
+        values = pd.DataFrame(np.log(usable)) if logarithms else usable
         part = values.iloc[sample]
         for first, second, target in _search(part, asked):
             explained = _fit(values[target], values[first], values[second])

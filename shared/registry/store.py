@@ -29,8 +29,8 @@ class Registry:
     `train` and `valid` have one row for each patient (index: patient id, str) and one column for each feature, in the
     order of `features`: float64 for numbers, str or None for texts (and for numbers mixed with texts), datetime64 for
     datetimes. `statistics` and `leakage` (mutual information in nats; column = target, row = feature, NaN where not
-    defined) come from the training patients alone, and so do `relations`: which two give a third away. `provenance` says where it came from: source digests, options,
-    versions, salt.
+    defined) come from the training patients alone, and so do `relations`: which two give a third away.
+    `provenance` says where it came from: source digests, options, versions, salt.
     """
 
     cohort: str

@@ -83,8 +83,9 @@ class Rules:
 
     `balance`: each option is the right one equally often, given the options (`shared.tasks.balanced`). `masked`: so many
     values of a record are masked together, and each is asked for. `causal`: nothing is shown from sections that a record
-    shows after that of the masked value. `core_features` keeps only so many features, the most informative (0: all), of `core_kind`;
-    `context_features` shows only so many of a record, at random (0: all). `option_order`: "shuffled" or "sorted".
+    shows after that of the masked value. `core_features` keeps only so many features, the most informative (0: all), of
+    `core_kind`; `context_features` shows only so many of a record, at random (0: all). `option_order`: "shuffled" or
+    "sorted".
     """
 
     num_choices: int = 5

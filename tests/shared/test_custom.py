@@ -190,7 +190,7 @@ def test_a_draft_can_be_read_and_names_an_id(source):
     kinds = {line.column: line.kind for line in read_codebook(source / "codebook.csv")}
     assert kinds == {
         "patient_id": "id", "hospital": "category", "admitted": "datetime", "age": "number", "sex": "category",
-        "lactate": "text", "lactate_high": "category", "ecog": "category", "note": "text", "phone": "ignore",
+        "lactate": "number", "lactate_high": "category", "ecog": "category", "note": "ignore", "phone": "ignore",
     }  # fmt: skip
     assert build(custom.read(source), valid_patients=10, seed=1).statistics
     with pytest.raises(InputError, match="is there already"):
