@@ -169,7 +169,8 @@ def _related(relations: pd.DataFrame, target: str, lowest: float) -> dict[str, t
     """For each feature of a relation that hides it from `target`: the nats of the strongest, and what it is."""
     found: dict[str, tuple[float, str]] = {}
     telling = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
-    for row in telling.sort_values("nats", ascending=False, kind="stable").to_dict("records"):
+    telling = telling.assign(alone=telling["second"] == "")  # what tells by itself is hidden for that
+    for row in telling.sort_values(["alone", "nats"], ascending=False, kind="stable").to_dict("records"):
         first, second, reason = str(row["first"]), str(row["second"]), str(row["reason"])
         for name, other in ((first, second), (second, first)):
             if name:

@@ -82,7 +82,7 @@ def test_the_list_says_what_is_no_patients_own(questions):
 
 
 def test_a_label_of_the_codebook_needs_no_patients(questions, tmp_path):
-    few = [question for question in read_questions(questions)[:5]]
+    few = read_questions(questions)[:5]
     write_questions(tmp_path / "few.parquet", few, words=read_words(questions))
     assert "Female" in read_words(tmp_path / "few.parquet") and "Female" not in question_words(few)
     assert read_questions(tmp_path / "few.parquet") == few
