@@ -28,6 +28,8 @@ EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
 HOME = re.compile(r"(?<=,)~(?=/|,|$)")
 
+OWNER_ONLY = 0o077  # umask: what a program writes holds patients' data, or was learned from them
+
 OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
 _made: list[Path] = []  # folders made for a flag, the innermost first
 
@@ -36,8 +38,10 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError.
 
     `~/` at the start of a flag's value is the user's home, which shells leave to the program; not where `expand_home` is
-    false, for a program whose paths are another machine's.
+    false, for a program whose paths are another machine's. Whatever the program and its libraries write from here on is
+    readable by its owner only.
     """
+    os.umask(OWNER_ONLY)
     app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, expand_home=expand_home))
 
 

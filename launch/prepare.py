@@ -51,9 +51,9 @@ HELP = {
     "difficulty": "Half as much stands for options twice as close; 2 is the paper's.",
     "mi_cutoff": "Features that share more nats with the masked one are hidden.",
     "balance": "Whose questions have each option right equally often: all, train (held-out values as they come), none.",
-    "all_victims": "Ask for every value of one held-out patient after the other.",
+    "all_victims": "Ask for every value of one held-out patient after the other, one masked at a time.",
     "masked": "Values masked together in a record; each is asked for.",
-    "causal": "Show nothing from sections after that of the masked value.",
+    "causal": "Show nothing from sections that a record shows after that of the masked value.",
     "core_features": "Keep only the most informative; 0: all features.",
     "core_kind": "Kind of the features kept.",
     "option_order": "Order of the options.",
@@ -83,25 +83,49 @@ def define_flags() -> None:
 
 def main() -> None:
     """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
+    prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.draft_codebook:
+        check_alone("draft_codebook", "cohort", "source", "encoding")
+        if FLAGS["cohort"].present and FLAGS.cohort != "custom":
+            raise InputError(
+                f"--cohort={FLAGS.cohort}: --draft_codebook is for a registry of your own, --cohort=custom"
+            )
         print(draft_codebook(Path(FLAGS.source), encoding=FLAGS.encoding))
         return
     if not FLAGS.out:
         raise InputError("--out must have a value: the folder for the prepared registry and the questions")
-    prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.cohort == prepare_mimic3.COHORT:
         app.make_folder("out", Path(FLAGS.out))
         print(prepare_mimic3.main(Path(FLAGS.out)))
         return
     out = Path(FLAGS.out)
     if FLAGS.verify:
+        check_alone("verify", "out", "source", "progress")
         lines = verify(out, progress=FLAGS.progress)
         print("\n".join([*lines, check_sources(out, Path(FLAGS.source))] if FLAGS.source else lines))
         return
     data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP})
+    check_given(data)
     app.make_folder("out", out)
-    prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None)
+    prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None, ceiling=True)
     print(summary(out))
+
+
+def check_given(data: DataConfig) -> None:
+    """Refuse a flag that was given but that nothing would read, whatever its value. Raises InputError."""
+    for name, reason in data.unread().items():
+        if FLAGS[name].present:
+            raise InputError(f"--{name}: {reason}")
+    if FLAGS["seed"].present and data.compat == "paper" and data.source:
+        raise InputError("--seed: compat = 'paper' draws with the original's own seed; leave it out")
+
+
+def check_alone(mode: str, *read: str) -> None:
+    """Refuse a flag that was given but that `--mode` does not read. Raises InputError."""
+    every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
+    for name in (flag.name for flag in every):
+        if FLAGS[name].present and name not in (mode, *read):
+            raise InputError(f"--{name}: --{mode} does not read it; leave it out")
 
 
 def draft_codebook(source: Path, *, encoding: str = "") -> str:
@@ -113,8 +137,11 @@ def draft_codebook(source: Path, *, encoding: str = "") -> str:
     drafted = [line.kind for line in lines]
     kinds = ", ".join(f"{drafted.count(kind)} {kind}" for kind in dict.fromkeys(drafted))
     missing = "" if "id" in drafted else "; no column looks like an id: give one the kind id"
-    written = f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}"
-    return "\n".join([written, *(f"note: {note}" for note in table.notes), "edit it, then prepare (docs/custom.md)"])
+    ignored = ", ".join(line.column for line in lines if line.kind == "ignore")
+    told = [f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}"]
+    if ignored:
+        told.append(f"not shown, as they may name a patient or hold nothing to ask for: {ignored}")
+    return "\n".join([*told, *(f"note: {note}" for note in table.notes), "edit it, then prepare (docs/custom.md)"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ has not used the record as well as a table would be.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +20,15 @@ from shared.errors import InputError
 from shared.evaluation import Answer, answer_to
 from shared.paper.prediction import outcome_columns
 from shared.questions import LETTERS, Question
+from shared.record_guessers import read_record
 from shared.registry.features import Feature, as_number, numbers_of, value_text
 from shared.registry.leakage import hidden_with
 from shared.registry.store import Registry
 from shared.tasks import stroke_outcome
-from shared.tasks.denoising import pseudonym
+from shared.tasks.denoising import pseudonym, shown_section
 
 MAX_CATEGORIES = 200  # of a categorical input; rarer values count as missing
+CEILING_FEATURES, CEILING_QUESTIONS = 8, 500  # a look beside the audit, within seconds
 TREES = {"max_iter": 100, "random_state": 0}
 
 
@@ -39,10 +43,12 @@ def boosted_trees(
     questions: Sequence[Question],
     *,
     mi_cutoff: float = 0.5,
+    only_shown: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> list[Answer]:
     """The trees' answer to each question about the registry's patients; probabilities where the options are categories.
 
+    With `only_shown`, what a question's own record does not show is missing for the trees too (`causal`, few features).
     Raises InputError for questions about other patients, and for the AKI task, whose records end at a moment of the stay.
     """
     check_registry(registry, questions)
@@ -57,8 +63,10 @@ def boosted_trees(
         feature = registry.feature(name)
         shown = [inputs[other] for other in _shown(registry, feature, asked[0], mi_cutoff) if other in inputs]
         matrix = pd.concat(shown, axis=1)
-        places = [rows[question.patient] for question in asked]
-        answers |= _answer(registry, feature, matrix, asked, places)
+        read = matrix.iloc[[rows[question.patient] for question in asked]]
+        if only_shown:
+            read = read.where(_in_record(registry, list(matrix.columns), asked))
+        answers |= _answer(registry, feature, matrix, asked, read)
         if progress:
             progress(len(asked))
     return [answers[question.id] for question in questions]
@@ -89,6 +97,35 @@ def _rows(registry: Registry) -> dict[str, int]:
     return {pseudonym(salt, str(patient)): place for place, patient in enumerate(patients)}
 
 
+def ceiling(registry: Registry, questions: Sequence[Question], *, mi_cutoff: float) -> dict[str, Any]:
+    """What the trees score from what the records show, on the most asked features: `accuracy`, `chance`, `questions`.
+
+    It is the honest ceiling of a table beside the audit's guessers. Empty where the trees do not know the task.
+    """
+    asked = Counter(question.feature for question in questions)
+    known = {feature.name for feature in registry.features}
+    chosen = [name for name, _ in asked.most_common() if name in known][:CEILING_FEATURES]
+    judged = [question for question in questions if question.feature in chosen][:CEILING_QUESTIONS]
+    if not judged:
+        return {}
+    answers = boosted_trees(registry, judged, mi_cutoff=mi_cutoff, only_shown=True)
+    right = [answer.predicted == question.answer for question, answer in zip(judged, answers, strict=True)]
+    chance = sum(question.chance for question in judged) / len(judged)
+    return {
+        "accuracy": sum(right) / len(right),
+        "chance": chance,
+        "questions": len(judged),
+        "features": len({question.feature for question in judged}),
+    }
+
+
+def _in_record(registry: Registry, columns: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
+    """`[questions, columns]` bool: whether the question's record shows the column."""
+    features = {feature.name: feature for feature in registry.features}
+    lines = [(shown_section(features[name].section), features[name].display_name) for name in columns]
+    return np.array([[line in record for line in lines] for record in (read_record(q.context) for q in questions)])
+
+
 def _shown(registry: Registry, feature: Feature, question: Question, cutoff: float) -> list[str]:
     names = [other.name for other in registry.features if other.visible and other.name != feature.name]
     if question.task in stroke_outcome.TARGETS:
@@ -99,6 +136,7 @@ def _shown(registry: Registry, feature: Feature, question: Question, cutoff: flo
         leakage=registry.leakage,
         features=registry.features,
         statistics=registry.statistics,
+        relations=registry.relations,
     )
     return [name for name in names if name not in hidden]
 
@@ -118,17 +156,17 @@ def _inputs(features: Sequence[Feature], table: pd.DataFrame, training: int) -> 
 
 
 def _answer(
-    registry: Registry, feature: Feature, matrix: pd.DataFrame, asked: Sequence[Question], places: Sequence[int]
+    registry: Registry, feature: Feature, matrix: pd.DataFrame, asked: Sequence[Question], read: pd.DataFrame
 ) -> Mapping[str, Answer]:
     column = registry.train[feature.name]
     present = np.flatnonzero(column.notna())
     statistics = registry.statistics.get(feature.name)
     if statistics is not None and not statistics.finite:
-        return _nearest(column, matrix, present, asked, places)
+        return _nearest(column, matrix, present, asked, read)
     texts = np.array([value_text(feature, value) for value in column.iloc[present]])
     model = HistGradientBoostingClassifier(categorical_features="from_dtype", **TREES)
     model.fit(matrix.iloc[present], texts)
-    chances = model.predict_proba(matrix.iloc[list(places)])
+    chances = model.predict_proba(read)
     classes = {text: place for place, text in enumerate(model.classes_)}
     found = {}
     for question, row in zip(asked, chances, strict=True):
@@ -142,7 +180,7 @@ def _answer(
 
 
 def _nearest(
-    column: pd.Series, matrix: pd.DataFrame, present: np.ndarray, asked: Sequence[Question], places: Sequence[int]
+    column: pd.Series, matrix: pd.DataFrame, present: np.ndarray, asked: Sequence[Question], read: pd.DataFrame
 ) -> Mapping[str, Answer]:
     """The option nearest to the predicted number."""
     numbers = numbers_of(column).to_numpy()
@@ -150,7 +188,7 @@ def _nearest(
     model = HistGradientBoostingRegressor(categorical_features="from_dtype", **TREES)
     model.fit(matrix.iloc[known], numbers[known])
     found = {}
-    for question, value in zip(asked, model.predict(matrix.iloc[list(places)]), strict=True):
+    for question, value in zip(asked, model.predict(read), strict=True):
         distances = [abs(as_number(text) - value) for text in question.choices]
         letter = LETTERS[int(np.nanargmin(distances))]
         found[question.id] = answer_to(question, letter, truncated=False, tokens=0)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from shared import data_options
 from shared.errors import InputError
 
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
@@ -70,7 +71,7 @@ class DataConfig:
     balance: Literal["all", "train", "none"] = "all"
     all_victims: bool = False  # held-out patients: every value of one after the other, not one drawn from each in turn
     masked: int = 1  # values masked together in a record; each is asked for
-    causal: bool = False  # show nothing from sections after that of the masked value
+    causal: bool = False  # show nothing from sections that a record shows after that of the masked value
     core_features: int = 0  # keep only so many features of the registry, the most informative; 0 keeps all
     core_kind: Literal["any", "category", "number"] = "any"  # of the features kept
     # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
@@ -85,7 +86,8 @@ class DataConfig:
         check(bool(self.train) == bool(self.valid), "valid", self.valid, "give both `train` and `valid`, or neither")
         check(self.cohort == "synthetic" or bool(self.source or self.train), "source", self.source,
               f"the folder with the raw files of {self.cohort!r} is needed")  # fmt: skip
-        check(self.cohort != "synthetic" or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
+        drawn = self.cohort == "synthetic" and not self.source
+        check(not drawn or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
               f"must leave training patients: below patients = {self.patients}")  # fmt: skip
         check(not self.held_out or self.split != "random", "held_out", self.held_out,
               "goes with split = 'site' or 'time'")  # fmt: skip
@@ -98,6 +100,18 @@ class DataConfig:
               "the original had no custom cohort")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
               "fixes the split and what is fitted; leave split and fit alone")  # fmt: skip
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, reason in self.unread().items():
+            check(getattr(self, name) == defaults[name], name, getattr(self, name), reason)
+
+    def unread(self) -> dict[str, str]:
+        """The options that nothing would read, and why; `balance` = "none" is what compat = "paper" does anyway."""
+        found = data_options.unread(
+            cohort=self.cohort, task=self.task, compat=self.compat, source=self.source, held_out=self.held_out
+        )
+        if (self.compat, self.balance) == ("paper", "none"):
+            del found["balance"]
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

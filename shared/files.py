@@ -96,8 +96,8 @@ def remove_empty(folders: Sequence[Path]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, else it is removed.
 
-    Works for a file or a folder, whichever the block makes. Folders above it are made, and removed again where the block
-    fails. Raises InputError where the file system refuses.
+    Works for a file or a folder, whichever the block makes; it, and all that is in it, is its owner's alone. Folders above it
+    are made, and removed again where the block fails. Raises InputError where the file system refuses.
     """
     with writing(path):
         made = make_folder(path.parent)
@@ -106,7 +106,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with writing(path):
             remove(temporary)
             yield temporary
-            os.chmod(temporary, OWNER_ONLY_FOLDER if temporary.is_dir() else OWNER_ONLY_FILE)
+            owner_only(temporary)
             if temporary.is_dir():
                 remove(path)
             os.replace(temporary, path)
@@ -119,6 +119,13 @@ def replacing(path: Path) -> Iterator[Path]:
 def kvstore(folder: Path) -> dict[str, str]:
     """A folder as TensorStore wants it named: from the root, without `..`; a text of the form file://... would be decoded."""
     return {"driver": "file", "path": f"{folder.resolve()}/"}
+
+
+def owner_only(path: Path) -> None:
+    """Make a file, or a folder with all that is in it, readable by its owner only; links are left alone."""
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not each.is_symlink():
+            os.chmod(each, OWNER_ONLY_FOLDER if each.is_dir() else OWNER_ONLY_FILE)
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shared import files, shortcuts
+from shared import baselines, files, shortcuts
 from shared.cohorts import custom, synthetic, tables
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.custom import problems
@@ -25,6 +25,7 @@ from shared.registry.build import build, versions
 from shared.registry.leakage import leak_audit
 from shared.registry.store import Registry
 from shared.tasks import aki, denoising, stroke_outcome
+from shared.vocabulary import registry_words
 
 RULES = 3  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
@@ -34,12 +35,15 @@ Stage = Callable[[str], None]
 Maker = Callable[[str, int, Callable[[int], object]], list[Question]]
 
 
-def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str | None = None) -> None:
+def prepare(
+    data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str | None = None, ceiling: bool = False
+) -> None:
     """Write `out/registry`, `out/questions/train.parquet` and `out/questions/valid.parquet`.
 
     For the synthetic cohort without a source the raw files are drawn into `out/raw` first. Nothing is done where the
     questions are there already, made by the same rules from the same files with the same options. `salt` goes into the
-    pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. Raises
+    pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. `ceiling`
+    adds to the audit what boosted trees reach on held-out questions from what the records show. Raises
     InputError where the raw files or the options are wrong; the cells of a custom registry that do not fit its codebook
     are then listed in `out/problems.csv`.
     """
@@ -63,10 +67,17 @@ def prepare(data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str
         stage("saving the registry")
         files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
         store.save(registry, out / "registry")
-        leaks = leak_audit(registry.features, registry.statistics, registry.leakage, cutoff=data.mi_cutoff)
+        leaks = leak_audit(
+            registry.features,
+            registry.statistics,
+            registry.leakage,
+            cutoff=data.mi_cutoff,
+            relations=registry.relations,
+            later=denoising.later_features(registry.features) if data.causal else None,
+        )
         with files.replacing(out / "registry" / LEAKS) as temporary:
             leaks.to_csv(temporary, index=False)
-    _write_questions(registry, maker, data, out, wanted, progress=progress)
+    _write_questions(registry, maker, data, out, wanted, progress=progress, ceiling=ceiling)
 
 
 def _made(
@@ -158,19 +169,29 @@ def _paper_maker(registry: Registry, cohort: paper_cohorts.PaperCohort, data: Da
 
 
 def _write_questions(
-    registry: Registry, maker: Maker, data: DataConfig, out: Path, wanted: dict[str, Any], *, progress: bool
+    registry: Registry,
+    maker: Maker,
+    data: DataConfig,
+    out: Path,
+    wanted: dict[str, Any],
+    *,
+    progress: bool,
+    ceiling: bool,
 ) -> None:
     folder = out / "questions"
     with files.replacing(folder) as temporary:
         temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
         audits: dict[str, Any] = {}
         pseudonyms: dict[str, set[str]] = {}
+        words = registry_words(registry)
         for split in SPLITS:
             count = data.train_questions if split == "train" else data.valid_questions
             with tqdm(total=count, desc=f"{split} questions", unit=" questions", disable=not progress) as bar:
                 made = maker(split, count, bar.update)
-            write_questions(temporary / f"{split}.parquet", made)
-            audits[split] = shortcuts.audit(made)
+            write_questions(temporary / f"{split}.parquet", made, words=words)
+            audits[split] = shortcuts.audit(made, sets=len(SPLITS))
+            if ceiling and split == "valid" and data.task != "aki" and data.compat == "none":
+                audits[split]["ceiling"] = baselines.ceiling(registry, made, mi_cutoff=data.mi_cutoff)
             pseudonyms[split] = {question.patient for question in made}
         both = pseudonyms["train"] & pseudonyms["valid"]
         if both or set(registry.train.index) & set(registry.valid.index):
@@ -241,6 +262,7 @@ def summary(out: Path) -> str:
         f"can be asked for {len(registry.statistics)}",
         f"hidden with what {out / 'registry' / LEAKS}",
         *(f"note             {note}" for note in registry.provenance.get("notes", [])),
+        *_causal_lines(registry),
     ]
     audits = files.read_json(out / "questions" / PROVENANCE)["shortcuts"]
     for split in SPLITS:
@@ -248,6 +270,20 @@ def summary(out: Path) -> str:
         figures = [*_figures(read_questions(path)), *shortcuts.lines(audits[split])]
         lines += ["", f"{split}: {path}", *(f"  {line}" for line in figures)]
     return "\n".join(lines)
+
+
+def _causal_lines(registry: Registry) -> list[str]:
+    """With `causal`: what drops out of a record, by the section of the masked value."""
+    if not registry.provenance.get("prepared", {}).get("options", {}).get("causal"):
+        return []
+    ranks = denoising.section_ranks(registry.features)
+    shown = [feature for feature in registry.features if feature.visible]
+    headers = {ranks[feature.name]: denoising.shown_section(feature.section) for feature in shown}
+    return [
+        f"causal           asked in {headers[rank] or 'no section'}: "
+        f"{sum(other > rank for other in ranks.values())} of {len(shown)} features stand later and are not shown"
+        for rank in sorted(headers)
+    ]
 
 
 def _figures(questions: list[Question]) -> list[str]:

@@ -201,13 +201,13 @@ def _make_questions(
     def ahead(path: Path, bar: tqdm[Any]) -> Written:
         names, count = reference.question_names("measurement"), settings.measurement_stays
         made = measurement.questions(table, names, patients, count=count, salt=salt, progress=bar.update)
-        write_questions(path, made)
+        write_questions(path, made, words=timeline.words(table, names))
         return len(made), {"patients": len({question.patient for question in made})}
 
     def outcome(path: Path, bar: tqdm[Any]) -> Written:
         names, count = reference.question_names("mortality"), settings.mortality_stays
         made = mortality.questions(table, names, patients, died, count=count, salt=salt, progress=bar.update)
-        write_questions(path, made)
+        write_questions(path, made, words=timeline.words(table, names))
         return len(made), {"patients": len({question.patient for question in made})}
 
     counts: dict[str, Any] = {"not finite": left_out}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +62,28 @@ class Question:
 COLUMNS = [field.name for field in dataclasses.fields(Question)]
 KINDS = {"choices": pa.list_(pa.string()), "bayes_accuracy": pa.float64()}
 SCHEMA = pa.schema([(name, KINDS.get(name, pa.string())) for name in COLUMNS])
+WORDS = b"words"  # key of the file's own note of which texts are no patient's: see `shared.vocabulary`
 ROWS_AT_ONCE = 2_048  # written together: questions may share a context in memory, but not on their way to the file
 
 
-def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """Write a question store (Parquet, readable by its owner only); replaces `path` atomically."""
+def write_questions(path: Path, questions: Iterable[Question], *, words: Collection[str] | None = None) -> None:
+    """Write a question store (Parquet, readable by its owner only); replaces `path` atomically.
+
+    `words`: texts in the questions that are no patient's own, from which a new tokenizer may learn (`shared.vocabulary`).
+    """
     waiting = iter(questions)
-    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    schema = SCHEMA if words is None else SCHEMA.with_metadata({WORDS: json.dumps(sorted(words))})
+    with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         while part := list(itertools.islice(waiting, ROWS_AT_ONCE)):
             columns = {name: [getattr(question, name) for question in part] for name in COLUMNS}
-            writer.write_table(pa.table(columns, schema=SCHEMA))
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def read_words(path: Path | str) -> list[str] | None:
+    """The `words` that a question store was written with; None where it names none, as one made elsewhere."""
+    source = io.BytesIO(storage.read_bytes(path)) if isinstance(path, str) and storage.is_address(path) else path
+    metadata = pq.read_schema(source).metadata or {}
+    return list(json.loads(metadata[WORDS])) if WORDS in metadata else None
 
 
 def check_questions(path: Path | str) -> None:

@@ -39,9 +39,10 @@ from shared.initial import write_model
 from shared.kept import Kept, differences, digest
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
-from shared.questions import Question, check_questions, read_questions
+from shared.questions import Question, check_questions, read_questions, read_words
 from shared.tokenizer import embedding_rows, load_tokenizer, special_tokens, train_tokenizer
 from shared.turns import end_of_turn_warning
+from shared.vocabulary import training_texts
 from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
@@ -344,7 +345,8 @@ def _policy(
         return policy, prompt_style.of_run(config, backend, workdir, policy)
     tokenizer, initial = workdir / "tokenizer", workdir / "initial"
     if backend.process == 0:
-        _make_initial(config, questions, tokenizer, initial)
+        words = read_words(_question_files(config, workdir)[0])
+        _make_initial(config, questions, tokenizer, initial, words)
     backend.barrier()
     style = prompt_style.of_run(config, backend, workdir, initial)
     if backend.process == 0:
@@ -378,12 +380,16 @@ def _prompts(
     )  # fmt: skip
 
 
-def _make_initial(config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path) -> None:
-    """A tokenizer for these questions, and random weights with its vocabulary."""
+def _make_initial(
+    config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path, words: Sequence[str] | None = None
+) -> None:
+    """A tokenizer for these questions, trained on no patient's own text, and random weights with its vocabulary."""
     if not tokenizer.is_dir():
         prefill = PREFILL if config.model.prefill == prompt_style.AUTO else config.model.prefill
         texts = (
-            text for q in questions for text in (*ROLES, SYSTEM_PROMPT, user_message(q), prefill, worked_answer(q))
+            text
+            for q in training_texts(questions, words)
+            for text in (*ROLES, SYSTEM_PROMPT, user_message(q), prefill, worked_answer(q))
         )
         train_tokenizer(texts, config.model.vocab_size, tokenizer)
     if initial.is_dir():

@@ -105,7 +105,8 @@ def _check_again(
         return "made by other rules or versions, so it is not made again here"
     known = {field.name for field in dataclasses.fields(DataConfig)}
     options = {name: value for name, value in record["options"].items() if name in known}
-    data = DataConfig(**{**options, "source": "unused", "patients": options.get("patients", 10**9)})
+    drawn = "patients" in options  # else the registry was read from a source, which is not needed here
+    data = DataConfig(**{**options, "source": "" if drawn else "unused"})
     maker = question_maker(registry, data, record["seed"])
     total = 0
     for split in SPLITS:

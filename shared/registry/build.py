@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shared.errors import InputError
+from shared.registry import relations as relation_files
 from shared.registry import statistics as statistics_files
 from shared.registry.features import BEYOND, Feature, Kind, as_number, fewest_decimals, numbers_of, to_units, too_wide
 from shared.registry.leakage import mutual_information
@@ -103,6 +104,7 @@ def build(
         cutoff=mi_cutoff,
         unknown=raw.unknown,
     )
+    relations = relation_files.find(fitted, features, statistics)
     return Registry(
         cohort=raw.cohort,
         features=features,
@@ -110,6 +112,7 @@ def build(
         valid=valid,
         statistics=statistics,
         leakage=leakage,
+        relations=relations,
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
@@ -204,6 +207,7 @@ def _feature(column: RawColumn, kind: Any, train: pd.Series) -> Feature:
         unit=column.unit,
         decimals=fewest_decimals(set(numbers_of(train).dropna())) if kind == "number" else 0,
         categories=tuple(categories),
+        labels=tuple(column.coded or ()) if kind == "category" else (),
         leak_group=column.leak_group,
         visible=column.visible,
     )

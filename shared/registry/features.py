@@ -30,9 +30,10 @@ class Feature:
 
     `section` is a header such as `[Outcome/Hospital outcome]`, or "" in a registry without sections.
     `decimals` is how many decimals numbers are shown with (see `fewest_decimals`). `categories` are the texts that a
-    category may take, in the order of its coding, then of first appearance. Features of one `leak_group` give each other
-    away. A number column may hold a few texts such as `<0.3`; it is then stored as texts (see `numbers_of`). A feature
-    that is not `visible` is never shown nor asked for: it is kept for splits, labels and subgroups.
+    category may take, in the order of its coding, then of first appearance; `labels` are those that its code table spells.
+    Features of one `leak_group` give each other away. A number column may hold a few texts such as `<0.3`; it is then stored
+    as texts (see `numbers_of`). A feature that is not `visible` is never shown nor asked for: it is kept for splits, labels
+    and subgroups.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Feature:
     unit: str = ""
     decimals: int = 0
     categories: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     leak_group: str | None = None
     visible: bool = True
 
@@ -62,7 +64,10 @@ class Feature:
 
 def to_json(features: Iterable[Feature]) -> list[dict[str, Any]]:
     """Features as JSON values, in order."""
-    return [dataclasses.asdict(feature) | {"categories": list(feature.categories)} for feature in features]
+    return [
+        dataclasses.asdict(feature) | {"categories": list(feature.categories), "labels": list(feature.labels)}
+        for feature in features
+    ]
 
 
 def from_json(values: Any, where: str) -> list[Feature]:
@@ -70,7 +75,8 @@ def from_json(values: Any, where: str) -> list[Feature]:
     if not isinstance(values, list):
         raise InputError(f"{where}: not a list of features")
     try:
-        return [Feature(**{**value, "categories": tuple(value["categories"])}) for value in values]
+        lists = ("categories", "labels")
+        return [Feature(**{**value, **{name: tuple(value.get(name, ())) for name in lists}}) for value in values]
     except (TypeError, KeyError) as error:
         raise InputError(f"{where}: not a list of features ({error})") from None
 

@@ -100,12 +100,14 @@ def hidden_with(
     leakage: pd.DataFrame,
     features: Sequence[Feature],
     statistics: Mapping[str, ValueStatistics],
+    relations: pd.DataFrame | None = None,
 ) -> frozenset[str]:
     """The features that must not be shown when `target` is asked for.
 
     Those with more than `cutoff` nats about it (strict, as in the original), those of its leak group, and, where the
     target takes one of a known set of values, those with more than half of its entropy: a binary target cannot exceed
-    0.69 nats, so the absolute cutoff of 0.5 would rarely protect it (spec: registry, quirk 14).
+    0.69 nats, so the absolute cutoff of 0.5 would rarely protect it (spec: registry, quirk 14). Of `relations` (see
+    `shared.registry.relations`) that tell as much, both features, unless one of them is hidden anyway.
     """
     hidden = set()
     if target in leakage.columns:
@@ -115,30 +117,65 @@ def hidden_with(
     group = groups.get(target)
     if group is not None:
         hidden |= {name for name, other in groups.items() if other == group}
+    if relations is not None and len(relations):
+        lowest = lowest_cutoff(statistics.get(target), cutoff)
+        telling = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
+        pairs = list(zip(telling["first"], telling["second"], strict=True))
+        hidden |= {first for first, second in pairs if not second}
+        hidden |= {name for pair in pairs if not hidden.intersection(pair) for name in pair}
     return frozenset(hidden - {target})
 
 
 def leak_audit(
-    features: Sequence[Feature], statistics: Mapping[str, ValueStatistics], leakage: pd.DataFrame, *, cutoff: float
+    features: Sequence[Feature],
+    statistics: Mapping[str, ValueStatistics],
+    leakage: pd.DataFrame,
+    *,
+    cutoff: float,
+    relations: pd.DataFrame | None = None,
+    later: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
     """What is hidden with each feature that can be asked for, and why: one row for each pair.
 
-    Columns: `asked`, `hidden`, `nats` between the two (NaN where unknown), the `cutoff` that holds for the one asked for,
-    and `reason`: "nats", "half of its entropy" or "leak group".
+    Columns: `asked`, `hidden`, `nats` between the two (NaN where unknown; of a relation what its two tell together), the
+    `cutoff` that holds for the one asked for, and `reason`: "nats", "half of its entropy", "leak group", "date",
+    "difference in time with ..." or "arithmetic with ...", and "later section" for those of `later` (see `causal`).
     """
     groups = {feature.name: feature.leak_group for feature in features}
-    rows = []
+    rows: list[tuple[str, str, float, float, str]] = []
     for target in statistics:
-        hidden = hidden_with(target, cutoff, leakage=leakage, features=features, statistics=statistics)
+        hidden = hidden_with(
+            target, cutoff, leakage=leakage, features=features, statistics=statistics, relations=relations
+        )
+        after = frozenset() if later is None else frozenset(later.get(target, ())) - hidden
         lowest = lowest_cutoff(statistics[target], cutoff)
-        for name in (feature.name for feature in features if feature.name in hidden):
+        related = {} if relations is None else _related(relations, target, lowest)
+        for name in (feature.name for feature in features if feature.name in hidden | after):
             known = target in leakage.columns and name in leakage.index
             nats = float(leakage.loc[name, target]) if known else np.nan  # type: ignore[arg-type]
-            together = groups[target] is not None and groups[target] == groups[name]
-            reason = "nats" if nats > cutoff else "half of its entropy" if nats > lowest else "leak group"
-            reasons = [reason] if reason == "leak group" or not together else [reason, "leak group"]
+            reasons = ["later section"] if name in after else []
+            if name in hidden and nats > lowest:
+                reasons = ["nats" if nats > cutoff else "half of its entropy"]
+            if name in hidden and groups[target] is not None and groups[target] == groups[name]:
+                reasons.append("leak group")
+            if name in hidden and not reasons:
+                nats, reason = related[name]
+                reasons = [reason]
             rows.append((target, name, nats, lowest, " and ".join(reasons)))
     return pd.DataFrame(rows, columns=["asked", "hidden", "nats", "cutoff", "reason"])
+
+
+def _related(relations: pd.DataFrame, target: str, lowest: float) -> dict[str, tuple[float, str]]:
+    """For each feature of a relation that hides it from `target`: the nats of the strongest, and what it is."""
+    found: dict[str, tuple[float, str]] = {}
+    telling = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
+    telling = telling.assign(alone=telling["second"] == "")  # what tells by itself is hidden for that
+    for row in telling.sort_values(["alone", "nats"], ascending=False, kind="stable").to_dict("records"):
+        first, second, reason = str(row["first"]), str(row["second"]), str(row["reason"])
+        for name, other in ((first, second), (second, first)):
+            if name:
+                found.setdefault(name, (float(row["nats"]), f"{reason} with {other}" if other else reason))
+    return found
 
 
 def most_informative(

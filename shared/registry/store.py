@@ -14,6 +14,7 @@ import pyarrow
 from shared import files
 from shared.errors import InputError
 from shared.registry import features as feature_files
+from shared.registry import relations as relation_files
 from shared.registry import statistics as statistics_files
 from shared.registry.features import Feature, value_text
 from shared.registry.statistics import ValueStatistics
@@ -28,8 +29,8 @@ class Registry:
     `train` and `valid` have one row for each patient (index: patient id, str) and one column for each feature, in the
     order of `features`: float64 for numbers, str or None for texts (and for numbers mixed with texts), datetime64 for
     datetimes. `statistics` and `leakage` (mutual information in nats; column = target, row = feature, NaN where not
-    defined) come from the training patients alone. `provenance` says where it came from: source digests, options,
-    versions, salt.
+    defined) come from the training patients alone, and so do `relations`: which two give a third away.
+    `provenance` says where it came from: source digests, options, versions, salt.
     """
 
     cohort: str
@@ -39,6 +40,7 @@ class Registry:
     statistics: Mapping[str, ValueStatistics]
     leakage: pd.DataFrame
     provenance: Mapping[str, Any]
+    relations: pd.DataFrame = dataclasses.field(default_factory=relation_files.nothing)
 
     def split(self, name: str) -> pd.DataFrame:
         """The table of `train` or `valid`. Raises InputError for another name."""
@@ -70,6 +72,7 @@ def save(registry: Registry, folder: Path) -> None:
         registry.valid.rename_axis(PATIENT).to_parquet(temporary / "valid.parquet")
         statistics_files.to_table(registry.statistics).to_parquet(temporary / "statistics.parquet", index=False)
         registry.leakage.to_parquet(temporary / "leakage.parquet")
+        registry.relations.to_parquet(temporary / "relations.parquet", index=False)
         files.write_json(temporary / "features.json", feature_files.to_json(registry.features))
         files.write_json(temporary / "provenance.json", {**registry.provenance, "cohort": registry.cohort})
         for path in temporary.iterdir():
@@ -94,6 +97,7 @@ def load(folder: Path) -> Registry:
         statistics=statistics_files.from_table(read_parquet(statistics_path), str(statistics_path)),
         leakage=read_parquet(folder / "leakage.parquet"),
         provenance=provenance,
+        relations=_read_relations(folder / "relations.parquet"),
     )
 
 
@@ -106,6 +110,13 @@ def read_parquet(path: Path) -> pd.DataFrame:
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a readable Parquet file ({reason}); prepare the registry again") from None
+
+
+def _read_relations(path: Path) -> pd.DataFrame:
+    table = read_parquet(path)
+    if list(table.columns) != list(relation_files.COLUMNS):
+        raise InputError(f"{path}: not a table of relations; prepare the registry again")
+    return table
 
 
 def _read_table(path: Path, features: list[Feature]) -> pd.DataFrame:

@@ -42,6 +42,19 @@ def shown_section(section: str) -> str:
     return FIRST_SECTIONS.get(section, section)
 
 
+def section_ranks(features: Sequence[Feature]) -> dict[str, int]:
+    """The place of each visible feature's section in the order in which `render` shows sections."""
+    visible = [feature for feature in features if feature.visible]
+    order = list(dict.fromkeys((*FIRST_SECTIONS.values(), *(shown_section(feature.section) for feature in visible))))
+    return {feature.name: order.index(shown_section(feature.section)) for feature in visible}
+
+
+def later_features(features: Sequence[Feature]) -> dict[str, frozenset[str]]:
+    """For each visible feature those of later sections: what `causal` does not show when it is asked for."""
+    ranks = section_ranks(features)
+    return {name: frozenset(other for other in ranks if ranks[other] > rank) for name, rank in ranks.items()}
+
+
 def render(
     features: Sequence[Feature],
     texts: Mapping[str, str],
@@ -69,9 +82,10 @@ class Rules:
     """How questions are made.
 
     `balance`: each option is the right one equally often, given the options (`shared.tasks.balanced`). `masked`: so many
-    values of a record are masked together, and each is asked for. `causal`: nothing is shown from sections after that of
-    the masked value. `core_features` keeps only so many features, the most informative (0: all), of `core_kind`;
-    `context_features` shows only so many of a record, at random (0: all). `option_order`: "shuffled" or "sorted".
+    values of a record are masked together, and each is asked for. `causal`: nothing is shown from sections that a record
+    shows after that of the masked value. `core_features` keeps only so many features, the most informative (0: all), of
+    `core_kind`; `context_features` shows only so many of a record, at random (0: all). `option_order`: "shuffled" or
+    "sorted".
     """
 
     num_choices: int = 5
@@ -104,8 +118,9 @@ class Denoising:
         self.oracle = oracle
         self.records = registry.shown(split)
         self._by_name = {feature.name: feature for feature in registry.features}
-        sections = list(dict.fromkeys(feature.section for feature in registry.features))
-        self._section = {feature.name: sections.index(feature.section) for feature in registry.features}
+        self._section = section_ranks(registry.features)
+        if self.rules.causal and len(set(self._section.values())) < 2:
+            raise InputError("causal = True: this registry's features stand in one section, so nothing comes later")
         sizes: dict[str, Any] = {"num_choices": self.rules.num_choices, "difficulty": self.rules.difficulty}
         self._training = choices.option_laws(registry, **sizes)
         natural: dict[str, OptionLaw] = {**self._training}
@@ -117,6 +132,7 @@ class Denoising:
                 leakage=registry.leakage,
                 features=registry.features,
                 statistics=registry.statistics,
+                relations=registry.relations,
             )
             for name in self._laws
         }

@@ -53,6 +53,13 @@ def context(rows: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def words(table: pd.DataFrame, names: Mapping[str, str]) -> set[str]:
+    """What the records of the readable table say beside numbers: names, headers and the words of flags; no patient's own."""
+    hours = np.unique((table["m:charttime"] - table["m:presumed_onset"]) // HOUR).astype(int)
+    headers = {"[Patient Information]", *(f"[Time: Onset{hour:+d}h]" for hour in hours.tolist())}
+    return {*names.values(), *headers, "Female", "Male", "Yes", "No"}
+
+
 def value_text(value: str | float) -> str:
     """A value as shown: texts as they are, whole numbers without a point, others with three decimals."""
     if isinstance(value, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -28,6 +29,7 @@ SMALL = ("--max_prompt_tokens=64", "--max_new_tokens=4", "--slots=8", "--compute
 EVALUATE = ("evaluate", *SMALL, "--questions={questions}", "--out={root}/new")
 EXPORT = ("export", "--workdir={run}", "--out={root}/new")
 PREPARE = ("prepare", "--out={root}/new")
+AKI = (*PREPARE, "--cohort=hospitalized", "--task=aki", "--source=x")
 SEPSIS = (*PREPARE, "--cohort=sepsis")
 REPORT = ("report",)
 
@@ -227,6 +229,28 @@ CASES = [
     ((*PREPARE, "--difficulty=nan"), "difficulty = nan: must be above 0"),
     ((*PREPARE, "--mi_cutoff=-1"), "mi_cutoff = -1.0: must be at least 0"),
     ((*PREPARE, "--patients=30", "--valid_patients=30"), "valid_patients = 30: must leave training patients"),
+    # An option that nothing would read, whatever its value.
+    ((*AKI, "--context_features=8"), "context_features = 8: task 'aki' does not read it; leave it out"),
+    ((*AKI, "--context_features=0"), "--context_features: task 'aki' does not read it; leave it out"),
+    ((*AKI, "--num_choices=5"), "--num_choices: task 'aki' does not read it; leave it out"),
+    (
+        (*SEPSIS, "--source=x", "--compat=paper", "--nocausal"),
+        "--causal: with compat = 'paper', task 'denoising' does not",
+    ),
+    ((*SEPSIS, "--source=x", "--compat=paper", "--balance=all"), "--balance: with compat = 'paper', task 'denoising'"),
+    ((*SEPSIS, "--source=x", "--compat=paper", "--seed=42"), "--seed: compat = 'paper' draws with the original's own"),
+    ((*SEPSIS, "--source=x", "--patients=2000"), "--patients: only a synthetic registry that is drawn reads it"),
+    (("prepare", "--out={root}", "--verify", "--masked=2"), "--masked: --verify does not read it; leave it out"),
+    (("prepare", "--out={root}", "--verify", "--cohort=custom"), "--cohort: --verify does not read it; leave it out"),
+    (("prepare", "--draft_codebook", "--source={root}", "--out={root}"), "--out: --draft_codebook does not read it"),
+    (
+        ("prepare", "--draft_codebook", "--source={root}", "--cohort=stroke"),
+        "--draft_codebook is for a registry of your own",
+    ),
+    (
+        (*TRAIN, "--config.data.task=aki", "--config.data.cohort=hospitalized", "--config.data.source=x"),
+        "data.context_features = 8: task 'aki' does not read it; leave it out",
+    ),
 ]
 
 CONFIG_FILES = {
@@ -358,6 +382,15 @@ def test_a_mistake_is_one_clear_line(arguments, wanted, places, call):
     left = sorted(path.name for path in root.rglob("*") if path not in places["there"])
     shutil.rmtree(root / "new", ignore_errors=True)
     assert left == []
+
+
+def test_what_a_program_writes_is_its_owners_alone(places, call):
+    before = os.umask(0o022)
+    try:
+        call("report", f"--workdir={places['root']}/none")
+        assert os.umask(0o022) == 0o077
+    finally:
+        os.umask(before)
 
 
 def test_what_was_there_is_still_there(places, call):

@@ -285,3 +285,51 @@ def test_defaults_are_valid():
         assert kind() == kind()
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig(name="run").seed = 3
+
+
+# What each task reads of the options that make questions; everything else must be left alone.
+OTHER_VALUES = {
+    "num_choices": 3, "difficulty": 1.0, "mi_cutoff": 0.3, "balance": "train", "all_victims": True, "masked": 2,
+    "causal": True, "core_features": 5, "core_kind": "number", "option_order": "sorted", "context_features": 8,
+}  # fmt: skip
+READ = {
+    ("sepsis", "denoising", "none"): set(OTHER_VALUES),
+    ("hospitalized", "denoising", "none"): set(OTHER_VALUES),
+    ("custom", "denoising", "none"): set(OTHER_VALUES),
+    ("hospitalized", "aki", "none"): {"balance"},
+    ("stroke", "mrs_3m", "none"): {"balance", "num_choices"},
+    ("stroke", "mace_1y", "none"): {"balance"},
+    ("sepsis", "denoising", "paper"): {"num_choices", "difficulty", "mi_cutoff", "masked", "all_victims"},
+    ("hospitalized", "aki", "paper"): set(),
+    ("stroke", "mrs_3m", "paper"): set(),
+    ("stroke", "mace_1y", "paper"): set(),
+}
+
+
+@pytest.mark.parametrize(("cohort", "task", "compat"), READ)
+def test_an_option_that_a_task_does_not_read_is_refused(cohort, task, compat):
+    base = {"cohort": cohort, "task": task, "compat": compat, "source": "raw"}
+    assert validate({"name": "run", "data": base}).data.task == task
+    for name, value in OTHER_VALUES.items():
+        if name in READ[cohort, task, compat]:
+            assert getattr(validate({"name": "run", "data": base | {name: value}}).data, name) == value
+        else:
+            message = refused(data=base | {name: value})
+            assert message.startswith(f"data.{name} = {value!r}: ") and f"task {task!r} does not read it" in message
+
+
+def test_every_option_of_the_data_section_is_walked_through():
+    elsewhere = {"cohort", "task", "source", "train", "valid", "compat", "patients", "valid_patients", "split", "held_out",
+                 "fit", "train_questions", "valid_questions"}  # fmt: skip
+    assert {field.name for field in dataclasses.fields(DataConfig)} == elsewhere | set(OTHER_VALUES)
+
+
+def test_sizes_that_nothing_reads_are_refused():
+    real = {"cohort": "sepsis", "source": "raw"}
+    assert "only a synthetic registry that is drawn reads it" in refused(data=real | {"patients": 300})
+    assert "only a synthetic registry that is drawn" in refused(data={"source": "raw", "patients": 300})
+    late = real | {"split": "time", "held_out": "2023-01-01"}
+    assert "held_out says who is held out" in refused(data=late | {"valid_patients": 30})
+    assert validate({"name": "run", "data": late}).data.held_out == "2023-01-01"
+    # What the original did anyway may be said, so that a config names it.
+    assert validate({"name": "run", "data": real | {"compat": "paper", "balance": "none"}}).data.balance == "none"

@@ -193,12 +193,31 @@ def test_a_draft_can_be_read_and_names_an_id(source):
     kinds = {line.column: line.kind for line in read_codebook(source / "codebook.csv")}
     assert kinds == {
         "patient_id": "id", "hospital": "category", "admitted": "datetime", "age": "number", "sex": "category",
-        "lactate": "text", "lactate_high": "category", "ecog": "category", "note": "text", "phone": "ignore",
+        "lactate": "number", "lactate_high": "category", "ecog": "category", "note": "ignore", "phone": "ignore",
     }  # fmt: skip
     assert build(custom.read(source), valid_patients=10, seed=1).statistics
     with pytest.raises(InputError, match="is there already"):
         write_codebook(source / "codebook.csv", [])
     assert set(COLUMNS) >= {"column", "kind", "coding", "leak_group"}
+
+
+def test_a_draft_shows_nothing_that_could_name_a_patient(source):
+    """Initials, remarks (though few and repeated), a phone number and the keys beside the id are drafted as `ignore`."""
+    rows = ["initials,remark,subject,hospital_no,Contact Phone,sex,ward,lactate,grade"]
+    for number in range(40):
+        remark = ("pt transferred from ED", "seen at home by the doctor")[number % 2]
+        first, second = divmod(number, 6)
+        cells = (f"{'ABCDEFG'[first]}{'HJKLMN'[second]}", remark, 500 + number, f"H-{number}", f"0{number}12345",
+                 "MF"[number % 2], ("North wing", "South wing")[number % 2], ("1.2", "3.4", "<0.3", "NA", "2.2", "5.1")[second],
+                 ("mild", "severe")[number % 2])  # fmt: skip
+        rows.append(",".join(map(str, cells)))
+    (source / "data.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    lines = {line.column: line for line in draft(read_data(source / "data.csv"))}
+    assert {name: line.kind for name, line in lines.items()} == {
+        "initials": "ignore", "remark": "ignore", "subject": "id", "hospital_no": "ignore", "Contact Phone": "ignore",
+        "sex": "category", "ward": "category", "lactate": "number", "grade": "category",
+    }  # fmt: skip
+    assert lines["lactate"].coding == {"<0.3": "<0.3", "NA": ""}
 
 
 @pytest.mark.parametrize(

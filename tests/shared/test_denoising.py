@@ -20,7 +20,7 @@ from shared.registry.features import Feature
 from shared.registry.statistics import ValueStatistics
 from shared.tasks.balanced import WindowLaw, category_law, number_law
 from shared.tasks.choices import CategoryLaw, LadderLaw, heap, ladder_steps
-from shared.tasks.denoising import MASK, Denoising, questions, render
+from shared.tasks.denoising import MASK, Denoising, later_features, questions, render
 
 HOSPITAL = "[Derived variable/Hospital factor]"
 
@@ -397,6 +397,26 @@ def test_causal_records_show_nothing_later(registry):
     for question in questions(registry, "train", 200, seed=4, causal=True, balance=False):
         if question.feature == "age":  # its section comes first
             assert "[V/lab]" not in question.context and "[P/basic]" in question.context
+
+
+def test_causal_follows_the_order_in_which_sections_are_shown(registry):
+    """The hospital's factors come last in the registry and first in a record: they must not show what comes after them."""
+    made = questions(registry, "train", 300, seed=4, causal=True)
+    assert list(dict.fromkeys(feature.section for feature in registry.features))[-1] == HOSPITAL
+    asked = [question for question in made if question.feature == "beds"]
+    assert asked and all(question.context.split("\n")[1:] == ["Beds: [MASK]"] for question in asked)
+    later = [question for question in made if question.feature == "died"]
+    assert later and any(
+        "Beds: " in question.context for question in later
+    )  # and what comes first is shown to the others
+    for question in made:
+        shown = [line for line in question.context.split("\n") if line.startswith("[")]
+        assert shown[-1] == question.section or (question.section == "[V/lab]" and "[V/lab]" in shown)
+    dropped = later_features(registry.features)
+    assert dropped["beds"] == {f.name for f in registry.features if f.name != "beds"} and not dropped["died"]
+    plain = [dataclasses.replace(feature, section="[V/lab]") for feature in registry.features]
+    with pytest.raises(InputError, match="stand in one section, so nothing comes later"):
+        questions(dataclasses.replace(registry, features=plain), "train", 5, seed=4, causal=True)
 
 
 def test_a_registry_without_sections_reads_without_headers(registry):

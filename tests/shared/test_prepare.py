@@ -216,9 +216,9 @@ def test_provenance_holds_the_audit_and_the_leaks(prepared):
 
 @pytest.mark.parametrize(("split", "held_out"), [("site", ""), ("time", "2023-01-01"), ("time", "")])
 def test_held_out_sites_and_times(prepared, tmp_path, split, held_out):
-    data = dataclasses.replace(
-        SMALL, cohort="sepsis", source=str(prepared / "raw"), split=split, held_out=held_out, valid_patients=30
-    )
+    sizes = {} if held_out else {"valid_patients": 30}
+    data = DataConfig(cohort="sepsis", source=str(prepared / "raw"), split=split, held_out=held_out, train_questions=120,
+                      valid_questions=40, context_features=8, **sizes)  # fmt: skip
     preparation.prepare(data, tmp_path, seed=3, progress=False)
     registry = store.load(tmp_path / "registry")
     role = registry.provenance["roles"][split]
@@ -230,7 +230,8 @@ def test_held_out_sites_and_times(prepared, tmp_path, split, held_out):
 
 
 def test_paper_compat_from_raw_files(prepared, tmp_path):
-    data = dataclasses.replace(SMALL, cohort="sepsis", source=str(prepared / "raw"), compat="paper", balance="none")
+    data = DataConfig(cohort="sepsis", source=str(prepared / "raw"), compat="paper", balance="none", valid_patients=60,
+                      train_questions=120, valid_questions=40)  # fmt: skip
     preparation.prepare(data, tmp_path, seed=3, progress=False)
     train, valid = (read_questions(tmp_path / "questions" / f"{split}.parquet") for split in ("train", "valid"))
     assert 100 < len(train) <= 120 and 0 < len(valid) <= 40 and len({q.id for q in train}) == len(train)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from shared import shortcuts
+from shared.cohorts import sepsis, synthetic
 from shared.questions import LETTERS, Question
+from shared.registry import build
+from shared.tasks.denoising import questions
 
 
 def question(number, choices, right, majority=0):
@@ -77,3 +83,53 @@ def test_patients_are_the_observations():
     ]
     narrow = [shortcuts.audit(asked)["guessers"]["always A"]["interval"] for asked in (once, many)]
     assert np.ptp(narrow[1]) == pytest.approx(np.ptp(narrow[0]), rel=1e-9)
+
+
+def honest_excess(rng, sets, patients, each):
+    """`[sets, questions]` excess of a blind guesser over honest questions of two to five options, and the patients."""
+    sizes = rng.integers(2, 6, (sets, patients * each))
+    return (rng.random(sizes.shape) < 1 / sizes) - 1 / sizes, np.repeat(np.arange(patients), each)
+
+
+@pytest.mark.parametrize(("patients", "each"), [(4, 10), (10, 4), (150, 4)])
+def test_the_false_alarm_rate_is_the_stated_one(patients, each):
+    """Few patients too: with the normal distribution in place of Student's t, 6, 2 and 1 % of honest figures failed at 1 %."""
+    excess, owner = honest_excess(np.random.default_rng(0), 6_000, patients, each)
+    failed = [not shortcuts._figures(figures, np.zeros(len(owner)), owner, 0.01)["passed"] for figures in excess]
+    assert 0.002 < np.mean(failed) < 0.0135
+
+
+def test_one_patient_alone_shows_nothing():
+    """Every value of one patient: there is no scatter between patients to judge by."""
+    asked = [dataclasses.replace(each, patient="p") for each in exam(lambda rng: (["x", "y", "z"], 1, 2), 60)]
+    assert shortcuts.audit(asked)["passed"]
+
+
+def test_a_small_shortcut_is_found_among_many_questions():
+    """The right option is the longest text in 3 of 10 questions where chance gives 2."""
+
+    def make(rng):
+        options, right = shuffled(rng, ["1234", "234", "345", "456", "567"])
+        return (options, right) if rng.random() < 0.125 else (options, int(rng.integers(5)))
+
+    found = shortcuts.audit(exam(make, 3_000), sets=2)
+    assert not found["guessers"]["longest text"]["passed"]
+
+
+def test_small_honest_registries_pass(monkeypatch, tmp_path):
+    """Seed 42 of the synthetic registry with 600 patients: `longest text` is 2 points over chance, by chance.
+
+    Over 150 other draws of the same registry's questions the mean excess is -0.06 points, with a standard error of 0.05.
+    """
+    monkeypatch.setattr(build, "mutual_information", lambda *_, **__: pd.DataFrame())  # options do not depend on it
+    synthetic.write_raw(tmp_path, patients=600, seed=42)
+    registry = build.build(sepsis.read(tmp_path, cohort="synthetic"), valid_patients=150, seed=42, salt="synthetic")
+    longest = []
+    for seed in (42, 43, 44):
+        asked = questions(registry, "train", 3_000, seed=seed)
+        credit = [shortcuts._credit(each, shortcuts.longest(each)) - each.chance for each in asked]
+        longest.append(np.mean(credit))
+        if seed == 42:
+            found = shortcuts.audit(asked, sets=2)
+    assert longest[0] == pytest.approx(0.0204, abs=5e-5) and abs(np.mean(longest[1:])) < 0.0125
+    assert found["passed"] and found["guessers"]["longest text"]["accuracy"] == pytest.approx(0.272, abs=5e-4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,16 @@ OPTIONAL = ("unit", "coding", "leak_group", "role")
 KINDS = ("id", "number", "category", "ordinal", "datetime", "text", "ignore")
 ROLES = ("", "site", "time", "sex", "age")
 FEW_CODES = 10  # a column of so few whole numbers is drafted as codes
+FEW_MARKS = 3  # a column of numbers is drafted as such although so many other texts stand in it, such as <0.3
+MISSING_MARKS = ("na", "n/a", "nan", "null", "none", ".", "-", "?", "unknown", "missing")
+LONGEST_LABEL = 40  # characters: longer texts are remarks
+PROSE_WORDS = 4  # and so are texts of which half have so many words
+KEYS = frozenset("subject patient case record pid mrn serial index".split())  # of values that all differ
+# Columns of these names are never shown by a draft, whatever they hold.
+IDENTIFYING = frozenset(
+    "name names surname firstname lastname initial initials phone telephone mobile fax email mail address street zip "
+    "postcode ssn mrn passport insurance".split()
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,26 +118,62 @@ def _coding(text: str, where: str) -> dict[str, str]:
 
 
 def draft(table: RawTable) -> list[Line]:
-    """A first codebook for a table, to be edited: kinds from the values, names as the file has them, one section."""
-    lines = []
-    has_id = False
-    for name, cells in table.columns.items():
-        label = table.labels.get(name) or name
-        if not all(map(is_single, cells)):  # nothing that a question could ask for
-            lines.append(Line(column=name, display_name=label, section="Record", kind="ignore"))
-            continue
-        present = [cell for cell in cells if cell != ""]
-        if not has_id and present and len({str(cell) for cell in present}) == len(cells) and _is_key(name, present):
-            lines.append(Line(column=name, display_name=label, section="", kind="id"))
-            has_id = True
-        else:
-            lines.append(dataclasses.replace(_drafted(name, present), display_name=label))
-    return lines
+    """A first codebook for a table, to be edited: kinds from the values, names as the file has them, one section.
+
+    What could name a patient is drafted as `ignore`, so that no prompt shows it unasked: free text, columns that are called
+    names, initials, phone and such, and keys beside the id; and so are lists and structures.
+    """
+    single = {name: cells for name, cells in table.columns.items() if all(map(is_single, cells))}
+    columns = {name: [cell for cell in cells if cell != ""] for name, cells in single.items()}
+    unique = [name for name, present in columns.items() if _is_unique(present, table.rows)]
+    keys = [name for name in unique if _is_key(name, columns[name])]
+    codes = [name for name in unique if not _all_numbers(columns[name]) and not _has_blanks(columns[name])]
+    own = next(iter([*keys, *(name for name in codes if not _is_identifying(name))]), None)
+    lines = {name: _line_of(name, present, own, keys) for name, present in columns.items()}
+    ignored = {name: Line(column=name, display_name=name, section="Record", kind="ignore") for name in table.columns}
+    return [
+        dataclasses.replace((ignored | lines)[name], display_name=table.labels.get(name) or name)
+        for name in table.columns
+    ]
 
 
-def _is_key(name: str, cells: Sequence[Any]) -> bool:
-    fractions = any(isinstance(cell, float) and not cell.is_integer() for cell in cells)
-    return not fractions and (name.lower().endswith(("id", "no", "number", "key", "번호")) or not _all_numbers(cells))
+def _line_of(name: str, present: Sequence[Any], own: str | None, keys: Sequence[str]) -> Line:
+    if name == own:
+        return Line(column=name, display_name=name, section="", kind="id")
+    if name in keys or _is_identifying(name):
+        return Line(column=name, display_name=name, section="Record", kind="ignore")
+    return _drafted(name, present)
+
+
+def _is_unique(present: Sequence[Any], rows: int) -> bool:
+    fractions = any(isinstance(cell, float) and not cell.is_integer() for cell in present)
+    return bool(present) and not fractions and len({str(cell) for cell in present}) == rows
+
+
+def _is_key(name: str, present: Sequence[Any]) -> bool:
+    """Whether a column of values that all differ is called a key, or counts the rows."""
+    if name.lower().endswith(("id", "no", "number", "key", "번호")) or not KEYS.isdisjoint(_words(name)):
+        return True
+    numbers = sorted(as_number(cell) for cell in present)
+    return len(numbers) > 2 and all(second - first == 1 for first, second in itertools.pairwise(numbers))
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+
+
+def _is_identifying(name: str) -> bool:
+    return not IDENTIFYING.isdisjoint(_words(name))
+
+
+def _is_prose(texts: Sequence[str]) -> bool:
+    """Whether texts read like remarks, however often they repeat."""
+    words = sorted(len(text.split()) for text in texts)
+    return max(map(len, texts)) > LONGEST_LABEL or words[len(words) // 2] >= PROSE_WORDS
+
+
+def _has_blanks(cells: Sequence[Any]) -> bool:
+    return any(" " in str(cell).strip() for cell in cells)
 
 
 def _all_numbers(cells: Sequence[Any]) -> bool:
@@ -134,7 +182,8 @@ def _all_numbers(cells: Sequence[Any]) -> bool:
 
 def _drafted(name: str, present: Sequence[Any]) -> Line:
     texts = list(dict.fromkeys(_as_code(cell) for cell in present))
-    kind, coding = "text", {}
+    marks = [text for text in texts if as_number(text) != as_number(text)]
+    kind, coding = "ignore", {}  # free text: what nobody has read yet is not shown
     if not texts:
         kind = "ignore"
     elif all(hasattr(cell, "year") or _is_date(cell) for cell in present):
@@ -143,7 +192,9 @@ def _drafted(name: str, present: Sequence[Any]) -> Line:
         whole = all(float(as_number(cell)).is_integer() for cell in present)
         kind = "category" if whole and len(texts) <= FEW_CODES else "number"
         coding = {code: code for code in sorted(texts, key=float)} if kind == "category" else {}
-    elif len(texts) <= FEW_VALUES:
+    elif len(marks) <= FEW_MARKS and len(texts) - len(marks) > len(marks):
+        kind, coding = "number", {mark: "" if mark.lower() in MISSING_MARKS else mark for mark in marks}
+    elif len(texts) <= min(FEW_VALUES, len(present) // 2) and not _is_prose(texts):
         kind = "category"
     return Line(column=name, display_name=name, section="Record", kind=kind, coding=coding)
 

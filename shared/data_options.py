@@ -1,0 +1,45 @@
+"""Which options of the data section mean something to a task: the others are refused, not silently ignored.
+
+`shared.config` refuses what differs from its default, `launch.prepare` any flag that is given.
+"""
+
+from __future__ import annotations
+
+# How questions are made; the defaults are in `shared.config.DataConfig`.
+OF_QUESTIONS = (
+    "num_choices",
+    "difficulty",
+    "mi_cutoff",
+    "balance",
+    "all_victims",
+    "masked",
+    "causal",
+    "core_features",
+    "core_kind",
+    "option_order",
+    "context_features",
+)
+READ_BY_TASK = {
+    "denoising": frozenset(OF_QUESTIONS),
+    "aki": frozenset({"balance"}),  # its options are always yes and no
+    "mrs_3m": frozenset({"num_choices", "balance"}),
+    "mace_1y": frozenset({"balance"}),
+}
+READ_BY_PAPER = {
+    "denoising": frozenset({"num_choices", "difficulty", "mi_cutoff", "all_victims", "masked"}),
+    "aki": frozenset[str](),
+    "mrs_3m": frozenset[str](),
+    "mace_1y": frozenset[str](),
+}
+
+
+def unread(*, cohort: str, task: str, compat: str, source: str, held_out: str) -> dict[str, str]:
+    """The options that nothing would read, and for each the reason, as the end of a message."""
+    read = (READ_BY_PAPER if compat == "paper" else READ_BY_TASK)[task]
+    whose = f"with compat = {compat!r}, task" if compat == "paper" else "task"
+    found = {name: f"{whose} {task!r} does not read it; leave it out" for name in OF_QUESTIONS if name not in read}
+    if source or cohort != "synthetic":
+        found["patients"] = "only a synthetic registry that is drawn reads it, not one with a source; leave it out"
+    if held_out:
+        found["valid_patients"] = "held_out says who is held out; leave one of the two out"
+    return found
