@@ -184,8 +184,12 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
         return backend, *_earlier(out, backend, forced)
     if kept.done < len(questions):
         engine = generation.engine_of(config, backend, prompts, stop=stop, scored_tokens=scored)
-        _say(backend, cut and f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning")
-        _say(backend, kept.done and f"{kept.done} of {len(questions)} answers are there already; it goes on behind them")
+        _say(
+            backend, cut and f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning"
+        )
+        _say(
+            backend, kept.done and f"{kept.done} of {len(questions)} answers are there already; it goes on behind them"
+        )
         parts = _parts(config, engine, tokenizer, questions, prompts, stop, done=kept.done, progress=progress)
         for part in parts:
             kept.add([each.to_row() for each in part])
