@@ -18,6 +18,7 @@ from shared.config import OptimizerConfig, RunConfig
 from shared.errors import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls them
 PERSISTENT_PARAMS = 100_000  # ZeRO-3 keeps smaller parameters whole on every process; DeepSpeed's default
 KNOWN_DEEPSPEED = ("0.19.",)  # versions whose table of prebuilt operators is the one below
@@ -35,7 +36,7 @@ def fast_bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPU_INFO.read_text().splitlines()
     except OSError:  # not Linux
         return False
     words = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])

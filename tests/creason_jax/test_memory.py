@@ -18,7 +18,6 @@ from tiny import run_config
 from creason_jax import memory, moments, sharding, topology
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig
-from shared.config import LearnerConfig
 from shared.grpo import GroupLayout
 
 MODEL = DecoderConfig(
@@ -266,5 +265,14 @@ def test_a_refusal_for_memory_says_how_much(line, needed, limit):
     assert (caught.value.needed, caught.value.limit) == (needed * memory.GIB, limit * memory.GIB)
 
 
-def test_a_cpu_does_not_say_what_is_free():
-    assert memory.free_bytes(sharding.make_mesh(LearnerConfig())) is None
+def test_devices_that_do_not_say_what_is_free_are_not_asked():
+    class Device:
+        platform = "other"
+
+        def memory_stats(self):
+            return None
+
+    class Mesh:
+        devices, local_devices = np.array([Device()]), [Device()]
+
+    assert memory.free_bytes(Mesh()) is None

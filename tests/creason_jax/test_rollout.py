@@ -14,12 +14,12 @@ import torch
 from tiny import run_config, tiny_phi3
 from transformers import Phi3ForCausalLM
 
-from creason_jax import memory, sharding
+from creason_jax import decoding, memory, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine
 from launch import generation
-from shared.backend import Completion, Sampling
+from shared.backend import Completion, Sampling, Workload
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
@@ -259,8 +259,10 @@ def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
         "engine": "auto",
     }
     monkeypatch.setattr(generation, "FLAGS", types.SimpleNamespace(**given))
-    engine = Engine(generation.config_of(world.folder), world.config, world.mesh, stop_tokens=world.stops)
-    assert engine.slots(SAMPLED) == 40
+    for questions, slots in ((400, 40), (7, 7)):
+        config = generation.config_of(world.folder, questions=questions, samples=GROUP)
+        engine = Engine(config, world.config, world.mesh, stop_tokens=world.stops)
+        assert engine.slots(SAMPLED) == engine.slots(GREEDY) == slots
 
 
 def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
@@ -268,7 +270,8 @@ def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
     questions = len(short)
     asked = {"slots": questions, "prefill_batch": 2}
     by_number = [
-        world.engine(slots=number, prefill_batch=2, grpo={"questions_per_step": questions}) for number in (1, 3)
+        world.engine(slots=number, prefill_batch=batch, grpo={"questions_per_step": questions})
+        for number, batch in ((1, 1), (3, 2))
     ]
     one, three = (
         max(memory.reserved(lower(SAMPLED).compile()) for lower in (each.lower_prefill, each.lower_decode))
@@ -279,7 +282,7 @@ def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
     engine = world.engine(**asked, grpo={"questions_per_step": questions})
     engine.free_bytes = lambda: three
     assert engine.slots(SAMPLED) == questions > 3
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):  # which is shown
         found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
     assert_same(found, sampled)
     assert engine.slots(SAMPLED) == 3
@@ -289,6 +292,49 @@ def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
     for _ in range(2):  # asked again, it looks again
         with pytest.raises(InputError, match=r"holds no slot with a prompt of 40 and 3 x 12 new tokens; what helps: "):
             full.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
+
+
+def test_room_is_made_for_the_prompts_at_hand(world, short, sampled):
+    """A run's limit of 9,000 tokens costs nothing where prompts are short; its completions are the same."""
+    workload = Workload(prompt_tokens=20, questions=len(short))
+    config = run_config(rollout=ROLLOUT | {"max_prompt_tokens": 9_000, "slots": 64}, grpo={"questions_per_step": 3})
+    engine = Engine(config, world.config, world.mesh, stop_tokens=world.stops, workload=workload)
+    engine.load(world.params())
+    model, slots = world.config, len(short)
+    assert (engine.slots(GREEDY), engine.prefill_width(GREEDY), engine.slots(SAMPLED)) == (slots, 2, 3)
+    caches = decoding.empty_slots(engine, engine._shape(GREEDY))
+    each = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4  # bytes of a token
+    held = sum(leaf.nbytes for name in ("prompt_k", "prompt_v", "own_k", "own_v") for leaf in getattr(caches, name))
+    assert held == slots * (32 + LIMIT) * each
+    assert_same(engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short]), sampled)
+    with pytest.raises(InputError, match="prompt 0 has 33 tokens"):
+        engine.generate([np.ones(33, np.int32)], GREEDY, None)
+    near = Engine(config, model, world.mesh, stop_tokens=(3,), workload=Workload(prompt_tokens=8_500, questions=1))
+    assert near.longest_prompt == 9_000  # a bucket never passes the limit
+
+
+def test_a_cpu_gives_what_the_machine_has_left(world, monkeypatch):
+    """Free memory is asked of the machine, and a request beyond it takes fewer slots before anything is allocated."""
+    engine = world.engine(slots=400, prefill_batch=2, grpo={"questions_per_step": 400})
+    left = 2**30
+    monkeypatch.setattr("shared.memory.free_bytes", lambda sharers: left // sharers)
+    assert engine.free_bytes() == left
+    assert memory.free_bytes(sharding.make_mesh(LearnerConfig())) == left // 8 // 2**20 * 2**20
+    assert engine.fit(SAMPLED) and engine.slots(SAMPLED) == 400
+    left = 8 * 2**20
+    engine._fitted.clear()
+    assert engine._roughly_needed(SAMPLED) > left
+    assert engine.fit(SAMPLED) and 1 <= engine.slots(SAMPLED) < 400
+    assert engine._needed(SAMPLED) <= left
+
+
+@pytest.mark.parametrize(("slots", "group", "prompt", "batch"), [(1, 1, 1_024, 2), (4, 8, 64, 4), (8, 1, 300, 16)])
+def test_the_rough_estimate_is_never_too_small(world, slots, group, prompt, batch):
+    asked = {"max_prompt_tokens": prompt, "max_new_tokens": 24, "slots": slots, "prefill_batch": batch}
+    config = run_config(rollout=asked, grpo={"questions_per_step": slots})
+    engine = Engine(config, world.config, world.mesh, stop_tokens=(3,))
+    sampling = Sampling(group_size=group, temperature=0.9, max_new_tokens=24)
+    assert engine._needed(sampling) < engine._roughly_needed(sampling)
 
 
 def test_prompts_are_spread_over_the_parts_of_the_mesh(engine):

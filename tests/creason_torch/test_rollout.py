@@ -16,7 +16,8 @@ from creason_jax import sharding
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine as JaxEngine
 from creason_torch.rollout import Engine, make_engine, vllm_options
-from creason_torch.rollout.hf import HfEngine
+from creason_torch.rollout.hf import Caches, HfEngine
+from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
 
@@ -101,6 +102,41 @@ def test_evaluation_has_its_own_slots(world, monkeypatch):
     assert widths == [2, 2, 2, 1]
     engine.generate(world.prompts, SAMPLED, world.uniforms)
     assert widths[4:] == [3, 3, 1]
+
+
+def test_as_many_slots_as_the_memory_holds(world, engine, monkeypatch, caplog):
+    """The same completions from fewer slots, said so; none, and the request is refused before anything is computed."""
+    widths = []
+    original = HfEngine._slots
+
+    def counted(self, prompts, *arguments):
+        widths.append(len(prompts))
+        return original(self, prompts, *arguments)
+
+    monkeypatch.setattr(HfEngine, "_slots", counted)
+    expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    other = world.engine("hf")
+    each, prefill = other._of_slot(rollouts.LONGEST, SAMPLED), other._of_texts(1, rollouts.LONGEST)
+    other.free_bytes = lambda: prefill + 2 * each
+    assert_same(other.generate(world.prompts, SAMPLED, world.uniforms), expected)
+    assert widths == [3, 3, 1, 2, 2, 2, 1]
+    assert "2 of 3 slots fit the memory" in caplog.text
+    other.free_bytes = lambda: prefill + each - 1
+    with pytest.raises(InputError, match=r"hold no group with a prompt of 300 and 3 x 12 new tokens; what helps: "):
+        other.generate(world.prompts, SAMPLED, world.uniforms)
+    other.free_bytes = lambda: 2**20
+    with pytest.raises(InputError, match=r"its weights take \d+ MiB of the 1 MiB that are free"):
+        monkeypatch.setattr("creason_torch.memory.free_bytes", lambda device, sharers: 2**20)
+        world.engine("hf")
+
+
+@pytest.mark.parametrize(("group", "completion"), [(1, 2_000), (7, 300)])
+def test_a_slot_takes_what_its_caches_take(engine, group, completion):
+    """Told before they are made: never less, and not twice as much where they are most of it."""
+    sampling = Sampling(group_size=group, temperature=0.9, max_new_tokens=completion)
+    caches = Caches(engine.network, torch.tensor([400, 500]), 500, sampling)
+    held = sum(each.nbytes for name in ("prompt_k", "prompt_v", "own_k", "own_v") for each in getattr(caches, name))
+    assert held / 2 < engine._of_slot(500, sampling) < 2.5 * held / 2
 
 
 def test_one_token_scored_at_the_sampling_temperature(world):

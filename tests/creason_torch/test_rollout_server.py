@@ -27,6 +27,7 @@ from workers import free_port
 from creason_torch.rollout import Engine, make_engine
 from creason_torch.rollout.server import ServerEngine
 from shared import files
+from shared.backend import Workload
 from shared.errors import InputError
 
 # What vLLM's server needs beside vLLM itself.
@@ -141,6 +142,8 @@ def test_a_server_of_another_kind_is_refused(world, server, tmp_path):
         return str(caught.value)
 
     assert f"start it with --max-model-len {LONGEST + 13}" in message(rollout={"max_new_tokens": 13})
+    short = Workload(prompt_tokens=LONGEST - 1, questions=1)  # what is asked counts, not what might be
+    build(server, tmp_path, world.folder, short, rollout={"max_new_tokens": 13})
     assert "start it with --dtype bfloat16" in message(learner={"compute_dtype": "bfloat16"})
     assert "--logprobs-mode processed_logprobs" in message(grpo={"score_temperature": "sampling"})
     for name, value in {"vocab_size": 640, "hidden_size": 256, "num_hidden_layers": 3}.items():
@@ -168,9 +171,11 @@ def test_processes_share_the_prompts(world, server, engine, tmp_path):
         assert_same(found, expected)
 
 
-def build(url: str, weights_folder: Path, model: Path, **sections: Any) -> ServerEngine:
+def build(
+    url: str, weights_folder: Path, model: Path, workload: Workload | None = None, **sections: Any
+) -> ServerEngine:
     config = rollout_config("server", torch_options=options(url, weights_folder), **sections)
-    engine = make_engine(config, model, stop_tokens=[3], device=CPU)
+    engine = make_engine(config, model, stop_tokens=[3], device=CPU, workload=workload)
     assert isinstance(engine, ServerEngine)
     return engine
 

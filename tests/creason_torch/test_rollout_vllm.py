@@ -18,7 +18,7 @@ from tiny import tiny_phi3
 
 from creason_torch.rollout import Engine, make_engine
 from creason_torch.rollout.vllm import VllmEngine
-from shared.backend import Sampling
+from shared.backend import Sampling, Workload
 from shared.errors import InputError
 
 pytestmark = [
@@ -114,6 +114,32 @@ def test_more_prompts_than_vllm_computes_at_once(world):
     budget = other.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     assert sum(map(len, many)) * rollouts.GROUP > budget
     rollouts.assert_scored(world.network, many, other.generate(many, SAMPLED, uniforms))
+
+
+def test_room_is_made_for_the_prompts_at_hand(world):
+    """A limit of 9,000 tokens needs no more than the prompts do, but where it chooses among longrope's factors."""
+    rollout = {"max_prompt_tokens": 9_000, "max_new_tokens": 20}
+    config = rollout_config("vllm", rollout=rollout)
+    workload = Workload(prompt_tokens=300, questions=7, scored_tokens=10)
+    other = make_engine(config, world.folder, stop_tokens=world.stops, device=CPU, workload=workload)
+    settings = other.llm.llm_engine.vllm_config
+    assert settings.model_config.max_model_len == 300 + 20 + 10
+    model = other.llm.llm_engine.model_config.hf_config
+    token = 2 * model.num_hidden_layers * model.num_key_value_heads * (128 // 4) * 4
+    # Three groups of two: two full blocks of a prompt for both samples, one block of its own for each; one block is vLLM's.
+    assert settings.cache_config.kv_cache_memory_bytes == (1 + 3 * (2 + 2)) * 128 * token
+    other.load(weights(world.folder))
+    rollouts.assert_scored(world.network, world.prompts, other.generate(world.prompts, SAMPLED, world.uniforms))
+    with pytest.raises(InputError, match="prompt 0 has 301 tokens"):
+        other.generate([np.ones(301, np.int32)], GREEDY, None)
+
+
+def test_caches_that_memory_does_not_hold_are_refused(world, monkeypatch):
+    monkeypatch.setattr("creason_torch.memory.free_bytes", lambda device, sharers: 2**20)
+    with pytest.raises(
+        InputError, match=r"the free memory, 1 MiB for weights of \d+ MiB and caches, holds no sequence of 312"
+    ):
+        world.engine("vllm")
 
 
 def test_an_engine_that_is_gone_leaves_the_process_group_and_other_engines_alone(world, engine):

@@ -15,14 +15,14 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from shared import binary, forced_choice, lm_eval, orders
 from shared.answering import _vote
 from shared.backend import Completion
-from shared.comparison import compare
+from shared.comparison import check_same, compare
 from shared.errors import InputError
 from shared.evaluation import answer_to, details, read_answers, summarise, write_answers
 from shared.evaluation_page import write_page
 from shared.patients import age_band
 from shared.prompts import encode
 from shared.questions import LETTERS
-from shared.subgroups import subgroups
+from shared.subgroups import check_patients, subgroups
 
 
 def yes_no(count, seed=0):
@@ -191,3 +191,129 @@ def test_the_page_shows_every_part_and_no_text_of_a_patient(tmp_path):
     html = (tmp_path / "page.html").read_text()
     assert "61.3" in html and "suppressed" in html and "<svg" in html and "auroc" in html and "&lt;b&gt;" in html
     assert not any(line in html for question in questions for line in question.context.split("\n") if ":" in line)
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        (("YES", "NO"), 0),
+        (("no", "Yes"), 1),
+        (("nO", "yEs"), 1),
+        ((" Yes", "No "), 0),
+        (("yes", "yes"), None),
+        (("yes", "no", "unknown"), None),
+        (("yes", "none"), None),
+        (("예", "아니오"), None),
+        (("oui", "non"), None),
+    ],
+)
+def test_yes_and_no_however_they_are_written(options, place):
+    (question,) = exam(1)
+    question = dataclasses.replace(question, choices=options, answer="B")
+    assert binary.positive_option(question) == place
+    found = binary.labels_and_scores([question], [tuple(0.1 + 0.2 * i for i in range(len(options)))])
+    if place is None:
+        assert found is None
+    else:
+        truth, scores, _ = found
+        assert (truth.tolist(), scores.tolist()) == ([place == 1], [0.1 + 0.2 * place])
+
+
+def test_one_question_of_capitals_among_many_changes_no_figure():
+    """All figures of the set are those with that question in small letters."""
+    questions, given = yes_no(50)
+    loud = [dataclasses.replace(questions[0], choices=tuple(c.upper() for c in questions[0].choices)), *questions[1:]]
+    options = {"bootstrap": 100, "seed": 1}
+    expected = binary.figures(*binary.labels_and_scores(questions, given), **options)
+    assert binary.figures(*binary.labels_and_scores(loud, given), **options) == expected
+
+
+def test_figures_of_few_questions_and_of_one_class():
+    for count, event in ((1, True), (1, False), (3, True), (3, False)):
+        truth, scores = np.full(count, event), np.linspace(0.2, 0.4, count)
+        for patients in (["p"] * count, [f"p{i}" for i in range(count)]):
+            found = binary.figures(truth, scores, patients, bootstrap=100, seed=1)
+            assert (found["auroc"], found["auroc_ci"]) == (None, None)
+            assert found["auprc"] == (1.0 if event else None)
+            assert found["brier"] == pytest.approx(((scores - event) ** 2).mean())
+            assert (found["brier_ci"] is None) == (len(set(patients)) == 1)
+    assert binary.labels_and_scores([], []) is None
+
+
+def test_probabilities_that_are_no_numbers_are_refused(tmp_path):
+    questions, given = yes_no(5)
+    given[2] = (float("nan"), float("nan"))
+    with pytest.raises(InputError, match="probabilities of 1 of 5 questions are not numbers"):
+        binary.labels_and_scores(questions, given)
+    tokenizer = exam_tokenizer(tmp_path)
+    ended = Completion(encode(tokenizer, "thinking"), np.zeros(3, np.float32), truncated=False)
+    for bad in ([np.nan, 0, 0, 0, 0], [-np.inf] * 5, [np.inf, 0, 0, 0, 0]):
+
+        class Broken:
+            def next_token_logprobs(self, texts, tokens):
+                return np.tile(np.float32(bad), (len(texts), 1))  # noqa: B023
+
+        with pytest.raises(InputError, match="question question-1: the model's log-probabilities .* are not numbers"):
+            forced_choice.forced_answers(
+                Broken(), tokenizer, exam(1, start=1), [encode(tokenizer, "q")], [ended], longest=200, stop=[7]
+            )
+
+
+def test_unanswered_questions_and_one_patient_have_their_figures(tmp_path):
+    questions = [dataclasses.replace(question, patient="p") for question in exam(4)]
+    answers = [answer_to(question, "", truncated=True, tokens=3) for question in questions]
+    options = {"bootstrap": 100, "seed": 1}
+    for asked in (questions, questions[:1]):
+        found = summarise(asked, answers[: len(asked)], **options) | details(asked, answers[: len(asked)])
+        assert (found["accuracy"], found["answered"], found["ci"], found["macro_f1"]) == (0, 0, None, 0)
+        found |= {"chance_accuracy": 0.5, "majority_accuracy": 0.7, "boxed": None, "binary": None, "comparison": None}
+        found |= {"baselines": None, "subgroups": None, "orders": None}
+        write_page(tmp_path / "page.html", found, title="A model")
+        assert "no interval" in (tmp_path / "page.html").read_text()
+
+
+def test_another_models_answers_are_checked_before_anything_is_asked():
+    questions = exam(10)
+    given = [answer_to(question, "A", truncated=False, tokens=1) for question in questions]
+    check_same(given, questions)
+    check_same(given[::-1], questions)
+    for wrong, message in (
+        (given[1:], "answers 0 other questions and lacks 1 of these 10"),
+        (
+            [*given, answer_to(*exam(1, start=11), "A", truncated=False, tokens=1)],
+            "answers 1 other questions and lacks 0",
+        ),
+        ([*given, given[0]], "more than once"),
+        ([dataclasses.replace(given[0], patient="x"), *given[1:]], "about other patients"),
+        ([], "lacks 10"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_same(wrong, questions)
+    with pytest.raises(InputError, match="lacks 33 of these 33"):
+        check_same(given, orders.cyclic(questions))
+
+
+def test_a_file_of_patients_is_checked_for_who_is_missing_and_who_is_twice():
+    table = pd.DataFrame({"patient": ["a", "b"], "age_band": "40-59", "sex": [None, "Female"], "site": "A"})
+    check_patients(table, {"a", "b"})
+    with pytest.raises(InputError, match="--patients: 1 patients"):
+        check_patients(table, {"a", "c"})
+    with pytest.raises(InputError, match="more than one row"):
+        check_patients(pd.concat([table, table[:1]]), {"a"})
+    answers = [answer_to(question, "A", truncated=False, tokens=1) for question in exam(40)]
+    table = pd.DataFrame({"patient": [f"patient-{i}" for i in range(40)], "age_band": "40-59", "site": "A"})
+    table["sex"] = ["Male"] * 20 + [None] * 20
+    found = subgroups(answers, table, bootstrap=100, seed=1)
+    assert [(row["by"], row["group"], row["n"]) for row in found] == [("sex", "Male", 20), ("sex", "unknown", 20)]
+
+
+def test_a_task_folder_replaces_only_its_like(tmp_path):
+    questions = exam(3)
+    lm_eval.export(questions, tmp_path / "task", "one")
+    lm_eval.export(questions[:2], tmp_path / "task", "two")
+    assert {path.name for path in (tmp_path / "task").iterdir()} == {"two.yaml", "questions.jsonl"}
+    (tmp_path / "task" / "mine.txt").write_text("x")
+    for folder in (tmp_path / "task", tmp_path):
+        with pytest.raises(InputError, match="holds other files than a task, and would be replaced"):
+            lm_eval.export(questions, folder, "one")
+    assert (tmp_path / "task" / "mine.txt").read_text() == "x"

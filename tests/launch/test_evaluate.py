@@ -1,0 +1,248 @@
+"""Evaluation in parts: what is wrong is said before anything is generated, and what was answered is not asked again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from commands import REPOSITORY, here
+from exam import exam, exam_tokenizer
+from tiny import tiny_phi3
+
+from creason_jax.rollout import Engine
+from shared import run
+from shared.backend import Completion
+from shared.config import RunConfig, validate
+from shared.errors import TrainingError
+from shared.evaluation import answer_to, read_answers, write_answers
+from shared.prompts import encode, prompt_tokens
+from shared.questions import write_questions
+from shared.tokenizer import load_tokenizer
+
+SMALL = ("--max_prompt_tokens=300", "--max_new_tokens=3", "--slots=1", "--bootstrap=100")
+QUESTIONS = 10  # in parts of 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    exam_tokenizer(root / "model")
+    tiny_phi3(root / "model", vocab_size=512, num_hidden_layers=1)
+    write_questions(root / "questions.parquet", exam(QUESTIONS))
+    write_questions(root / "other.parquet", exam(QUESTIONS, start=20))
+    yes_no = [dataclasses.replace(q, choices=("YES", "NO"), answer="AB"[i % 2]) for i, q in enumerate(exam(4))]
+    write_questions(root / "yes_no.parquet", [*yes_no[:3], dataclasses.replace(yes_no[3], choices=("yes", "no"))])
+    write_answers(
+        root / "others.parquet", [answer_to(q, "A", truncated=False, tokens=1) for q in exam(QUESTIONS, start=20)]
+    )
+    columns = {"patient": [f"patient-{i}" for i in range(3)], "split": "valid", "age_band": "", "sex": "", "site": ""}
+    pd.DataFrame(columns).to_parquet(root / "patients.parquet")
+    (root / "file").write_text("x")
+    (root / "full").mkdir()
+    (root / "full" / "mine.txt").write_text("x")
+    return root
+
+
+@pytest.fixture
+def evaluate(root, monkeypatch, capfd):
+    """Runs `launch.evaluate` on the questions; `asked` counts the prompts that the engine was given.
+
+    In place of the network a rule answers, which nothing has to be compiled for: a box by the prompt and the sample's draws.
+    """
+    monkeypatch.chdir(REPOSITORY)
+    tokenizer = load_tokenizer(root / "model")
+    boxes = [encode(tokenizer, f"\\boxed{{{letter}}}") for letter in "ABC"]
+
+    def generate(self, prompts, sampling, uniforms):
+        if call.left == 0:
+            raise TrainingError("interrupted")
+        call.left -= 1
+        call.asked += len(prompts)
+        draws = np.zeros((len(prompts), sampling.group_size)) if uniforms is None else uniforms[:, :, 0]
+        found = [[boxes[int(prompt.sum() + 100 * draw) % 3] for draw in own] for prompt, own in zip(prompts, draws)]
+        return [[Completion(box, np.zeros(len(box), np.float32), truncated=False) for box in group] for group in found]
+
+    def next_token_logprobs(self, texts, tokens):
+        return np.float32([[-(int(text.sum()) % 7 + token % 5) for token in tokens] for text in texts])
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(Engine, "next_token_logprobs", next_token_logprobs)
+
+    def call(out, *flags, left=99, questions="questions"):
+        call.left, call.asked = left, 0
+        given = (*SMALL, f"--model={root / 'model'}", f"--questions={root / questions}.parquet", f"--out={out}", *flags)
+        return here("evaluate", *given, monkeypatch=monkeypatch, capfd=capfd)
+
+    return call
+
+
+def content(folder):
+    """What an evaluation wrote, without the place."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--compare={root}/others.parquet",), "--compare: answers 10 other questions and lacks 10 of these 10"),
+        (("--compare={root}/others.parquet", "--cyclic"), "lacks 33 of these 33"),
+        (("--compare={root}/questions.parquet",), "not a file of answers, these columns are missing: question_id"),
+        (("--compare={root}/none.parquet",), "no such file of answers"),
+        (("--compare={root}/file",), "not a readable Parquet file"),
+        (("--patients={root}/patients.parquet",), "--patients: 7 patients of the answers are not in the file"),
+        (("--patients={root}/others.parquet",), "not a file of patients, these columns are missing"),
+        (("--patients={root}/none.parquet",), "no such file"),
+        (("--registry={root}/none",), "no prepared registry there"),
+        (("--registry={root}/full",), "provenance.json: no such file"),
+        (("--lm_eval={root}/file",), "--lm_eval={root}/file: is a file; give a directory"),
+        (("--lm_eval={root}/full",), "{root}/full: holds other files than a task, and would be replaced"),
+        (("--lm_eval={root}/new", "--lm_eval_name=a b"), "letters, digits and underscores only"),
+        (("--lm_eval={root}/new",), "is replaced as a whole, --out with it"),
+        (("--out={root}/file/x",), "cannot be made"),
+        (("--out=gs://bucket/x",), "must be a folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_is_asked(flags, message, root, evaluate):
+    ended = evaluate(root / "new", *(flag.format(root=root) for flag in flags))
+    assert message.format(root=root) in ended.refusal
+    assert evaluate.asked == 0 and ended.out == ""
+    assert not (root / "new").exists()
+    assert (root / "full" / "mine.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--protocol=forced_choice",), ("--samples=3", "--temperature=0.8", "--completions")],
+    ids=["greedy", "forced", "voted"],
+)
+def test_an_evaluation_that_was_interrupted_goes_on(flags, tmp_path, evaluate):
+    """Twice, and the files are those of one that was not; started once more it asks nothing."""
+    whole = evaluate(tmp_path / "whole", *flags)
+    assert whole.code == 0 and evaluate.asked == QUESTIONS, whole
+    out = tmp_path / "cut"
+    for asked in (4, 4):
+        assert evaluate(out, *flags, left=1).code == 1
+        assert evaluate.asked == asked
+        assert not (out / "answers.parquet").exists()
+    last = evaluate(out, *flags)
+    assert last.code == 0 and evaluate.asked == QUESTIONS - 8
+    assert f"8 of {QUESTIONS} answers are there already" in last.err
+    assert content(out) == content(tmp_path / "whole")
+    assert not (out / "parts").exists()
+    again = evaluate(out, *flags, "--bootstrap=200")
+    assert (again.code, evaluate.asked) == (0, 0)
+    assert "only the figures are made again" in again.err
+    assert content(out)["answers.parquet"] == content(tmp_path / "whole")["answers.parquet"]
+
+
+def test_other_requests_do_not_go_on_from_it(root, tmp_path, evaluate):
+    assert evaluate(tmp_path / "out", left=1).code == 1
+    before = content(tmp_path / "out")
+    shutil.copytree(root / "model", tmp_path / "model")
+    tiny_phi3(tmp_path / "model", seed=5, vocab_size=512, num_hidden_layers=1)
+    for flags, differs in (
+        (("--max_new_tokens=4",), "max_new_tokens"),
+        (("--temperature=0.5",), "temperature, seed"),
+        (("--cyclic",), "questions, prompts"),
+        (("--limit=5",), "questions, prompts"),
+        (("--compute_dtype=bfloat16",), "compute_dtype"),
+        ((f"--model={tmp_path / 'model'}",), "model"),
+        ((f"--questions={root / 'other.parquet'}",), "questions, prompts"),
+    ):
+        refused = evaluate(tmp_path / "out", *flags).refusal
+        assert f"holds answers to another request (it differs in {differs}); give another --out" in refused, refused
+        assert evaluate.asked == 0
+    assert content(tmp_path / "out") == before
+    # What changes no answer may differ.
+    assert evaluate(tmp_path / "out", "--seed=3", "--slots=2").code == 0 and evaluate.asked == 6
+
+
+def test_answers_outlive_a_failure_of_their_figures(tmp_path, evaluate, monkeypatch):
+    def fail(*_, **__):
+        raise TrainingError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.evaluation.summarise", fail)
+        assert evaluate(tmp_path / "out").code == 1 and evaluate.asked == QUESTIONS
+    assert len(read_answers(tmp_path / "out" / "answers.parquet")) == QUESTIONS
+    assert evaluate(tmp_path / "out").code == 0 and evaluate.asked == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == QUESTIONS
+
+
+def test_answers_of_an_earlier_version_are_left_alone(tmp_path, evaluate):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "answers.parquet").write_text("x")
+    assert "holds the answers of an earlier version; give another --out" in evaluate(tmp_path / "out").refusal
+    assert (tmp_path / "out" / "answers.parquet").read_text() == "x"
+
+
+def test_capitals_of_yes_and_no_have_their_figures(tmp_path, evaluate):
+    ended = evaluate(tmp_path / "out", "--protocol=forced_choice", questions="yes_no")
+    assert ended.code == 0, ended
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["binary"]
+    assert (found["n"], found["prevalence"]) == (4, 0.5) and 0 <= found["auroc"] <= 1
+
+
+def test_with_its_defaults_room_is_made_for_the_questions_alone(root, tmp_path, monkeypatch, capfd):
+    """No limit is given: ten prompts of some 100 tokens do not take 64 slots of 11,000 tokens."""
+    engines = []
+    generate = Engine.generate
+    monkeypatch.setattr(Engine, "generate", lambda self, *asked: (engines.append(self), generate(self, *asked))[1])
+    given = (f"--model={root / 'model'}", f"--questions={root / 'questions.parquet'}", f"--out={tmp_path / 'out'}")
+    ended = here("evaluate", *given, "--max_new_tokens=40", "--bootstrap=100", monkeypatch=monkeypatch, capfd=capfd)
+    assert (ended.code, ended.err) == (0, "")
+    (engine,) = engines
+    tokenizer = load_tokenizer(root / "model")
+    _, prompts, _ = prompt_tokens(tokenizer, exam(QUESTIONS), max_tokens=9_000, overlong="drop")
+    assert 64 < max(map(len, prompts)) <= engine.longest_prompt == 128
+    assert list(engine._fitted.values()) == [16]  # ten, over eight devices
+    assert engine.config.longest_sequence == 9_040  # which chooses the rotation: that does not hang on the prompts
+    assert engine.config.learner.compute_dtype == "float32"  # on a CPU
+
+
+def test_a_consultation_goes_on_where_it_was_interrupted(root, tmp_path, evaluate, monkeypatch, capfd):
+    notes = tmp_path / "notes.csv"
+    notes.write_text("id,note,header\n7,Fever.,\n8,Cough.,\n9,Pain.,\n")
+
+    def consult(out, left=99):
+        evaluate.left, evaluate.asked = left, 0
+        given = ("--max_new_tokens=3", "--slots=1", f"--model={root / 'model'}", f"--notes={notes}", f"--out={out}")
+        return here("consult", *given, monkeypatch=monkeypatch, capfd=capfd)
+
+    assert consult(tmp_path / "whole").code == 0 and evaluate.asked == 3
+    assert consult(tmp_path / "cut", left=2).code == 1
+    ended = consult(tmp_path / "cut")
+    assert (ended.code, evaluate.asked) == (0, 1) and "3 answered" in ended.out
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert set(content(tmp_path / "cut")) == {"completions.jsonl"}
+
+
+class Entered(Exception):
+    pass
+
+
+def test_the_number_format_is_decided_into_the_runs_config(root, tmp_path):
+    class Backend:
+        name, process, checkpoints_in_buckets = "test", 0, True
+
+        def resolved(self, config):
+            return dataclasses.replace(config, learner=dataclasses.replace(config.learner, compute_dtype="bfloat16"))
+
+        def barrier(self):
+            raise Entered
+
+    questions = str(root / "questions.parquet")
+    config = validate({"name": "x", "data": {"train": questions, "valid": questions}})
+    assert config.learner.compute_dtype == "auto"
+    with pytest.raises(Entered):
+        run.run(config, Backend(), tmp_path, progress=False)
+    assert json.loads((tmp_path / "config.json").read_text())["learner"]["compute_dtype"] == "bfloat16"
+    # Started again anywhere, it goes on in the number format that it began with; a given one counts.
+    assert run.as_begun(config, tmp_path).learner.compute_dtype == "bfloat16"
+    assert run.as_begun(config, tmp_path / "none") == config
+    given = validate({"name": "x", "learner": {"compute_dtype": "float32"}})
+    assert run.as_begun(given, tmp_path) == given == run.as_in(given, RunConfig(name="y"))
