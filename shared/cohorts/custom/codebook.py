@@ -146,7 +146,8 @@ def _line_of(name: str, present: Sequence[Any], own: str | None, keys: Sequence[
 
 
 def _is_unique(present: Sequence[Any], rows: int) -> bool:
-    fractions = any(isinstance(cell, float) and not cell.is_integer() for cell in present)
+    numbers = [as_number(cell) for cell in present]
+    fractions = any(number == number and not number.is_integer() for number in numbers)
     return bool(present) and not fractions and len({str(cell) for cell in present}) == rows
 
 
