@@ -243,6 +243,9 @@ def test_sas_transport_files_that_are_not_read(tmp_path):
     path.write_bytes(content.replace(b"HEADER RECORD*******LIBRARY ", b"HEADER RECORD*******LIBV8   "))
     with pytest.raises(InputError, match=r"data\.xpt: a SAS transport file of version 8; write it as version 5"):
         read_data(path)
+    path.write_bytes(content[:-20])
+    with pytest.raises(InputError, match=r"data\.xpt: is cut off"):
+        read_data(path)
     path.write_bytes(content + content[240:])
     with pytest.raises(InputError, match=r"data\.xpt: holds 2 tables"):
         read_data(path)

@@ -23,6 +23,7 @@ UNREADABLE = (
 EPOCH = datetime.datetime(1960, 1, 1)  # of both packages
 DAY = 86_400  # seconds
 SMALLEST = 1e-70  # SAS transport files hold nothing between 0 and 5.4e-79, as which pandas reads their 0
+RECORD = 80  # bytes of a record of a transport file
 MEMBER = b"HEADER RECORD*******MEMBER  HEADER RECORD!!!!!!!"
 VERSION_8 = b"HEADER RECORD*******LIBV8   HEADER RECORD!!!!!!!"
 PERIODS = {"tw": "weeks", "tm": "months", "tq": "quarters", "th": "half-years", "ty": "years"}
@@ -104,6 +105,10 @@ def _transport(path: Path, encoding: str) -> RawTable:
         )
     with pd.read_sas(path, format="xport", encoding=RAW, iterator=True) as opened:
         reader: Any = opened
+        if len(content) % RECORD:
+            raise InputError(
+                f"{path}: is cut off: {len(content):,} bytes are no whole number of records of {RECORD}; copy it again"
+            )
         reader.nobs = _transport_rows(content, reader)
         names = [str(name) for name in reader.columns]
         frame: Any = reader.read() if reader.nobs else pd.DataFrame(columns=names)
