@@ -165,6 +165,10 @@ def test_error_values_and_dates_in_categories_are_problems_of_a_custom_registry(
         (7, "age", "not a number"),
         (8, "age", "a number of 1e+30 or more"),
     ]
+    edit(source / "data.csv", 8, "age", "1e20")
+    with pytest.raises(Problems) as caught:
+        custom.read(source)
+    assert caught.value.found[-1].problem == "too large a number beside the others of its column"
     edit(source / "codebook.csv", 3, "coding", "#N/A=; A=A; B=B; C=C")  # a codebook may say what it means
     with pytest.raises(Problems) as caught:
         custom.read(source)
