@@ -231,8 +231,8 @@ def _read_ratings(path: Path, rater: str, drawn: Sequence[Mapping[str, Any]]) ->
     found: dict[int, tuple[Any, ...]] = {}
     for row in range(sheet.rows):
         case, said, grade_a, grade_b = (_text(sheet.columns[name][row]) for name in COLUMNS[:-1])
-        where = f"{path}, row {row + 2}"
-        if not case.isdecimal() or not 1 <= int(case) <= len(drawn):
+        where = f"{path}, row {sheet.number(row)}"
+        if not (case.isascii() and case.isdecimal()) or not 1 <= int(case) <= len(drawn):
             raise InputError(f"{where}: case must be a number from 1 to {len(drawn)}")
         if int(case) in found:
             raise InputError(f"{where}: case {case} comes twice")

@@ -15,7 +15,17 @@ import pandas as pd
 from shared.errors import InputError
 from shared.registry import relations as relation_files
 from shared.registry import statistics as statistics_files
-from shared.registry.features import BEYOND, Feature, Kind, as_number, fewest_decimals, numbers_of, to_units, too_wide
+from shared.registry.features import (
+    BEYOND,
+    Feature,
+    Kind,
+    as_number,
+    fewest_decimals,
+    is_misspelt_number,
+    numbers_of,
+    to_units,
+    too_wide,
+)
 from shared.registry.leakage import mutual_information
 from shared.registry.split import Split, held_out_patients
 from shared.registry.statistics import FEW_VALUES
@@ -79,10 +89,11 @@ def build(
     """Make the registry. `fit="all"` describes the values of held-out patients too, as the original did.
 
     Raises InputError if no training patients would remain, a split asks for what the registry does not have, or a
-    number is too large to be shown.
+    number is misspelt or too large to be shown.
     """
     index = pd.Index(list(raw.ids), dtype=object, name=PATIENT)
     kinds = {column.name: column.kind or _kind(column) for column in raw.columns}
+    _refuse_misspelt(raw.columns, kinds)
     typed = {column.name: _typed(column.values, kinds[column.name], index) for column in raw.columns}
     table = pd.DataFrame(typed, index=index)
     _refuse_huge(table, kinds, {patient: place for place, patient in enumerate(index, start=1)})
@@ -130,6 +141,18 @@ def build(
             "versions": versions(),
         },
     )
+
+
+def _refuse_misspelt(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) -> None:
+    for column in columns:
+        if kinds[column.name] != "number" or isinstance(column.values, np.ndarray):
+            continue
+        wrong = next((place for place, value in enumerate(column.values, start=1) if is_misspelt_number(value)), None)
+        if wrong:
+            raise InputError(
+                f"column {column.name}, patient {wrong} of {len(column.values)}: no number as it is written (such as 12_3, nan, "
+                f"inf, or digits of another script); correct it, or empty the cell"
+            )
 
 
 def _refuse_huge(table: pd.DataFrame, kinds: Mapping[str, Kind], place: Mapping[Any, int]) -> None:

@@ -105,6 +105,17 @@ def as_number(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
+def is_misspelt_number(value: Any) -> bool:
+    """Whether a text is a number to Python only: `12_3`, `nan`, `inf`, digits of another script."""
+    if not isinstance(value, str) or not math.isnan(as_number(value)):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
 def to_units(number: float, decimals: int) -> int:
     """`number` as a whole count of its last shown place: 1.35 is 135 with two decimals, 1200 is 12 with minus two."""
     return round(number * 10**decimals) if decimals >= 0 else round(number / 10**-decimals)

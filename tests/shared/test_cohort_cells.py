@@ -51,7 +51,6 @@ def place_of(cohort, column):
 
 
 def identifier(cohort):
-
     return layout(RAW[cohort])["identifier"].lower() if cohort == "hospitalized" else ID[cohort]
 
 
@@ -71,7 +70,6 @@ def test_an_id_with_a_fraction_is_refused_with_its_row(cohort, tmp_path):
 @needs_golden
 @pytest.mark.parametrize("value", ["12_3", "inf", "1,000", "１２"])
 def test_what_pandas_takes_for_a_number_is_refused(value, tmp_path):
-
     plan = layout(RAW["hospitalized"])
     raw = sheets("hospitalized")
     header, icu, excluded = raw["data_processed"][0], plan["icu"], plan["excluded"]

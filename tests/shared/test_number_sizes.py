@@ -107,3 +107,14 @@ def test_what_is_shown_as_zero_is_said():
     numbers[7] = 5.4e-79
     (note,) = registry(numbers).provenance["notes"]
     assert "column x: 1 of 100 values are not 0 and are shown as 0" in note
+
+
+@pytest.mark.parametrize("text", ["12_3", "nan", "-inf", "٣", "1e999"])
+def test_texts_that_only_python_takes_for_numbers_are_refused_in_a_number_column(text):
+    numbers = [str(5 + 0.25 * i) for i in range(60)]
+    mixed = RawColumn("x", "X", "", "", [*numbers[:9], "<0.3", *numbers[10:]])
+    raw = RawRegistry(cohort="t", ids=[str(i) for i in range(60)], columns=[mixed])
+    assert build(raw, valid_patients=10, seed=1).features[0].kind == "number"
+    wrong = RawColumn("x", "X", "", "", [*numbers[:9], text, *numbers[10:]])
+    with pytest.raises(InputError, match="column x, patient 10 of 60: no number as it is written"):
+        build(RawRegistry(cohort="t", ids=raw.ids, columns=[wrong]), valid_patients=10, seed=1)

@@ -55,6 +55,13 @@ def test_korean_texts_of_old_stata_files(tmp_path, version, encoding):
     assert named.columns == table.columns and not named.notes
 
 
+def test_korean_names_of_old_stata_files(tmp_path):
+    (name,) = as_bytes(["구역"], "cp949")  # holds the bytes of a superscript and of an ordinal sign
+    path = stata(tmp_path / "data.dta", pd.DataFrame({"xxxx": as_bytes(["²가", "남"], "cp949")}), 114)
+    path.write_bytes(path.read_bytes().replace(b"xxxx", name.encode("latin-1"), 1))
+    assert read_data(path).columns == {"구역": ["²가", "남"]}
+
+
 @pytest.mark.parametrize("version", [114, 117])
 @pytest.mark.parametrize(
     ("encoding", "texts"), [("utf-8", KOREAN), ("utf-8", ["Größe"]), ("cp1252", ["Müller", "Ärztin", "38 °C", "créée"])]
@@ -242,6 +249,9 @@ def test_sas_transport_files_that_are_not_read(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"HEADER RECORD*******LIBRARY ", b"HEADER RECORD*******LIBV8   "))
     with pytest.raises(InputError, match=r"data\.xpt: a SAS transport file of version 8; write it as version 5"):
+        read_data(path)
+    path.write_bytes(content[:-20])
+    with pytest.raises(InputError, match=r"data\.xpt: is cut off"):
         read_data(path)
     path.write_bytes(content + content[240:])
     with pytest.raises(InputError, match=r"data\.xpt: holds 2 tables"):

@@ -14,13 +14,17 @@ import pandas as pd
 import pytest
 from test_custom import EXAMPLE, edit
 
+from launch.prepare import draft_codebook
+from shared import preparation
 from shared.cohorts import custom, tables
 from shared.cohorts.custom.codebook import draft, read_codebook, write_codebook
 from shared.cohorts.custom.problems import Problems
 from shared.cohorts.custom.table import read_data
 from shared.cohorts.stroke.cleaning import joined
 from shared.cohorts.tables import RawTable, plain_name, read_table
+from shared.config import DataConfig
 from shared.errors import InputError
+from shared.questions import read_questions
 
 DATA_ROWS = [["id", "age", "site"], *[[f"P{i:02}", 20 + i, "AB"[i % 2]] for i in range(60)]]
 
@@ -161,6 +165,10 @@ def test_error_values_and_dates_in_categories_are_problems_of_a_custom_registry(
         (7, "age", "not a number"),
         (8, "age", "a number of 1e+30 or more"),
     ]
+    edit(source / "data.csv", 8, "age", "1e20")
+    with pytest.raises(Problems) as caught:
+        custom.read(source)
+    assert caught.value.found[-1].problem == "too large a number beside the others of its column"
     edit(source / "codebook.csv", 3, "coding", "#N/A=; A=A; B=B; C=C")  # a codebook may say what it means
     with pytest.raises(Problems) as caught:
         custom.read(source)
@@ -364,3 +372,28 @@ def test_a_csv_file_in_korean_is_read_with_its_encoding(source):
         custom.read(source, encoding="ascii")
     with pytest.raises(InputError, match="encoding = 'cp9499': no encoding of that name"):
         custom.read(source, encoding="cp9499")
+
+
+def test_a_draft_and_a_preparation_take_the_encoding(source, tmp_path):
+    text = (source / "data.csv").read_text().replace("made up note", "호흡 곤란")
+    (source / "data.csv").write_bytes(text.encode("cp949"))
+    data = DataConfig(cohort="custom", source=str(source), encoding="cp949", valid_patients=20, train_questions=40,
+                      valid_questions=10)  # fmt: skip
+    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
+    assert any("호흡 곤란" in question.context for question in made)
+    (source / "codebook.csv").unlink()
+    assert "10 columns" in draft_codebook(source, encoding="cp949")
+    with pytest.raises(InputError, match=r"encoding = 'cp949': goes with cohort = 'custom' only"):
+        DataConfig(cohort="sepsis", source=str(source), encoding="cp949")
+
+
+def test_what_was_left_out_is_kept_and_shown(source, tmp_path):
+    table = pd.read_csv(source / "data.csv", dtype=str, keep_default_na=False)
+    (source / "data.csv").unlink()
+    workbook(source / "data.xlsx", {"Data": [list(table.columns), *table.to_numpy().tolist()], "Old": [["x"]]})
+    data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=40, valid_questions=10)
+    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    assert "note             data.xlsx: read from sheet 'Data'; not read: 'Old'" in preparation.summary(
+        tmp_path / "out"
+    )

@@ -20,7 +20,7 @@ from shared.cohorts.custom.table import DATA, read_data
 from shared.cohorts.tables import RawTable
 from shared.errors import InputError
 from shared.registry.build import RawColumn, RawRegistry
-from shared.registry.features import BEYOND, Kind, as_number
+from shared.registry.features import BEYOND, Kind, as_number, too_wide
 
 FILES = {"data": DATA, "codebook": (CODEBOOK,)}
 
@@ -40,7 +40,7 @@ def read(source: Path, *, cohort: str = "custom", encoding: str = "") -> RawRegi
     data = read_data(found["data"], encoding=encoding)
     lines = read_codebook(found["codebook"], data.labels, encoding=encoding)
     data = _with_row_numbers(data, lines)
-    _same_columns(found["codebook"], lines, found["data"], list(data.columns))
+    _same_columns(found["codebook"], lines, data)
     if not data.rows:
         raise InputError(f"{found['data']}: there is no row below the first")
     problems: list[Problem] = []
@@ -72,13 +72,15 @@ def _with_row_numbers(data: RawTable, lines: Sequence[Line]) -> RawTable:
     return dataclasses.replace(data, columns={**data.row_numbers, **data.columns}, notes=data.notes[:-1])
 
 
-def _same_columns(codebook: Path, lines: Sequence[Line], data: Path, names: Sequence[str]) -> None:
+def _same_columns(codebook: Path, lines: Sequence[Line], data: RawTable) -> None:
+    names = list(data.columns)
     described = {line.column for line in lines}
     absent, unknown = sorted(described - set(names)), sorted(set(names) - described)
     if absent or unknown:
         raise InputError(
-            f"{codebook} and {data} name different columns; only in the codebook: {', '.join(absent[:10]) or 'none'}; only in "
-            f"the data: {', '.join(unknown[:10]) or 'none'} (a line of kind `ignore` leaves a column out)"
+            f"{codebook} and {data.path} name different columns; only in the codebook: {', '.join(absent[:10]) or 'none'}; "
+            f"only in the data: {', '.join(unknown[:10]) or 'none'} (a line of kind `ignore` leaves a column out)"
+            + "".join(f"; {note}" for note in data.notes)
         )
 
 
@@ -112,6 +114,12 @@ def _column(line: Line, data: RawTable, problems: list[Problem]) -> RawColumn:
         values.append(value)
         if problem:
             problems.append(Problem(data.number(row), line.column, problem))
+    numbers = {row: value for row, value in enumerate(values) if isinstance(value, float)}
+    if line.kind == "number" and too_wide(numbers.values()):
+        largest = max(numbers, key=lambda row: abs(numbers[row]))
+        problems.append(
+            Problem(data.number(largest), line.column, "too large a number beside the others of its column")
+        )
     kind: Kind = "category" if line.kind == "ordinal" else line.kind  # type: ignore[assignment]
     coded = tuple(line.labels) if line.coding and kind == "category" else None
     unit = f" ({line.unit})" if line.unit else ""

@@ -88,7 +88,7 @@ def read_codebook(path: Path, labels: Mapping[str, str] | None = None, *, encodi
 def _line(path: Path, number: int, table: RawTable, labels: Mapping[str, str]) -> Line:
     cells = {name: str(table.columns[name][number]).strip() for name in table.columns}
     cells["column"] = plain_name(cells["column"])
-    where = f"{path}, line {number + 2}"
+    where = f"{path}, line {table.number(number)}"
     if not cells["column"]:
         raise InputError(f"{where}: the column's name is empty")
     if cells["kind"] not in KINDS:

@@ -23,6 +23,7 @@ UNREADABLE = (
 EPOCH = datetime.datetime(1960, 1, 1)  # of both packages
 DAY = 86_400  # seconds
 SMALLEST = 1e-70  # SAS transport files hold nothing between 0 and 5.4e-79, as which pandas reads their 0
+RECORD = 80  # bytes of a record of a transport file
 MEMBER = b"HEADER RECORD*******MEMBER  HEADER RECORD!!!!!!!"
 VERSION_8 = b"HEADER RECORD*******LIBV8   HEADER RECORD!!!!!!!"
 PERIODS = {"tw": "weeks", "tm": "months", "tq": "quarters", "th": "half-years", "ty": "years"}
@@ -46,6 +47,7 @@ def read_package(path: Path, encoding: str) -> RawTable:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnicodeWarning)
+            warnings.filterwarnings("ignore", "xport file may be corrupted")  # it is refused
             return read(path, encoding)
     except InputError:
         raise
@@ -104,6 +106,10 @@ def _transport(path: Path, encoding: str) -> RawTable:
         )
     with pd.read_sas(path, format="xport", encoding=RAW, iterator=True) as opened:
         reader: Any = opened
+        if len(content) % RECORD:
+            raise InputError(
+                f"{path}: is cut off: {len(content):,} bytes are no whole number of records of {RECORD}; copy it again"
+            )
         reader.nobs = _transport_rows(content, reader)
         names = [str(name) for name in reader.columns]
         frame: Any = reader.read() if reader.nobs else pd.DataFrame(columns=names)
@@ -177,19 +183,22 @@ def _each(path: Path, name: Any, values: pd.Series, convert: Callable[[float], A
     return pd.Series(made, index=values.index, dtype=object)
 
 
-def _decoded(
-    path: Path, frame: pd.DataFrame, about: Mapping[str, str], encoding: str, notes: Sequence[str]
-) -> RawTable:
-    """The table, its texts and labels decoded from how they were read: a byte for each letter."""
-    table = table_of(path, frame, labels=about)
-    cells = (cell for values in table.columns.values() for cell in values if isinstance(cell, str))
-    decode, found = decoder(path, [*table.columns, *table.labels.values(), *cells], encoding)
-    columns = {
-        decode(name): [decode(cell) if isinstance(cell, str) else cell for cell in values]
-        for name, values in table.columns.items()
-    }
-    labels = {decode(name): decode(label) for name, label in table.labels.items()}
-    return RawTable(path, columns, labels, table.row_numbers, [*table.notes, *notes, *found])
+def _decoded(path: Path, frame: Any, about: Mapping[str, str], encoding: str, notes: Sequence[str]) -> RawTable:
+    """The table, its names, texts and labels decoded from how they were read: a byte for each letter."""
+    names = [str(name) for name in frame.columns]
+    texts = {place: frame.iloc[:, place].tolist() for place in range(len(names)) if not _is_plain(frame.iloc[:, place])}
+    cells = (cell for values in texts.values() for cell in values if isinstance(cell, str))
+    decode, found = decoder(path, [*names, *about.values(), *cells], encoding)
+    for place, values in texts.items():
+        decoded = [decode(cell) if isinstance(cell, str) else cell for cell in values]
+        frame.isetitem(place, pd.Series(decoded, index=frame.index, dtype=object))
+    frame.columns = pd.Index([decode(name) for name in names])
+    table = table_of(path, frame, labels={decode(name): decode(label) for name, label in about.items()})
+    return _noted(table, [*notes, *found])
+
+
+def _is_plain(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)
 
 
 def _noted(table: RawTable, notes: Sequence[str]) -> RawTable:
