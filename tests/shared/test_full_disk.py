@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,6 +41,12 @@ def a_review(path):
     review.export(replies, replies, names=("a", "b"), raters=["r1"], count=0, out=path, key=path.parent / "key", seed=1)
 
 
+def an_extract(path):
+    """As MIMIC-III's are written, by DuckDB."""
+    with files.replacing(path) as temporary, duckdb.connect() as connection:
+        connection.execute(f"COPY (SELECT random() AS x FROM range(9_000)) TO '{temporary}' (FORMAT parquet)")
+
+
 WRITERS = {
     "json": lambda path: files.write_json(path, list(range(9_000))),
     "json lines": lambda path: files.write_json_lines(path, ({"a": number} for number in range(9_000))),
@@ -54,6 +61,7 @@ WRITERS = {
     "problems": lambda path: write_report(path, [Problem(row, "c", "no id") for row in range(9_000)]),
     "model": a_model,
     "review": a_review,
+    "extract": an_extract,
     "raw registry": lambda path: synthetic.write_raw(path, patients=30, seed=1),
     "tokenizer": lambda path: train_tokenizer(["a record of a patient"] * 9, 400, path),
     "page": lambda path: write_html(path, "review.html", {"rater": "r1", "cases": [
