@@ -231,10 +231,10 @@ def test_held_out_sites_and_times(prepared, tmp_path, split, held_out):
 
 def test_paper_compat_from_raw_files(prepared, tmp_path):
     data = DataConfig(cohort="sepsis", source=str(prepared / "raw"), compat="paper", balance="none", valid_patients=60,
-                      train_questions=300, valid_questions=40)  # fmt: skip
+                      train_questions=600, valid_questions=40)  # fmt: skip
     preparation.prepare(data, tmp_path, seed=3, progress=False)
     train, valid = (read_questions(tmp_path / "questions" / f"{split}.parquet") for split in ("train", "valid"))
-    assert 250 < len(train) <= 300 and 0 < len(valid) <= 40 and len({q.id for q in train}) == len(train)
+    assert 500 < len(train) <= 600 and 0 < len(valid) <= 40 and len({q.id for q in train}) == len(train)
     record = json.loads((tmp_path / "questions" / "provenance.json").read_text())
     assert not record["shortcuts"]["train"]["passed"]  # the original's options give answers away
     assert store.load(tmp_path / "registry").provenance["options"]["fit"] == "all"
