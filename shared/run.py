@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, preparation, report, storage, training
+from shared import evaluation, files, preparation, report, storage, training, weight_files
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
 from shared.config import RunConfig, validate
@@ -234,11 +234,13 @@ def _make_questions(config: RunConfig, workdir: Path, progress: bool) -> None:
 
 
 def check_policy(config: RunConfig) -> None:
-    """Say at once that the model is not there, before anything is made."""
+    """Say at once that the model is not there or not whole, before anything is made."""
     if config.model.path and not storage.is_file(storage.join(config.model.path, "config.json")):
         raise InputError(
             f"model.path = {config.model.path!r}: no config.json there; give a Hugging Face model directory"
         )
+    if config.model.path and not storage.is_address(config.model.path):
+        weight_files.places(Path(config.model.path))
 
 
 def policy_folder(config: RunConfig, workdir: Path) -> Path:

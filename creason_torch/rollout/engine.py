@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from creason_torch import zero
 from creason_torch.model import read_config
+from shared import weight_files
 from shared.backend import Completion, Sampling, check_request, check_scored
 from shared.config import RunConfig
 from shared.errors import InputError
@@ -130,7 +131,7 @@ class Engine(abc.ABC):
             missing.pop(name, None)
             yield name, tensor
         if missing:
-            raise InputError(f"{self.model}: weight {next(iter(missing))} is missing")
+            raise weight_files.missing(self.model, next(iter(missing)))
 
     def _count(self, phase: str, begin: float) -> None:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
