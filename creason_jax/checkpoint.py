@@ -96,8 +96,9 @@ class Checkpoints:
         noted = self._read(found, "extra", ocp.args.JsonRestore())
         if not isinstance(noted, dict):
             raise InputError(f"{here}: damaged: it does not say where the run was; {REMEDY}")
-        known = files.is_sealed(noted) or CHECKSUMS in noted
-        extra = files.unsealed(noted, here, REMEDY) if known else noted
+        if files.is_sealed(noted) or CHECKSUMS in noted:
+            noted = files.unsealed(noted, here, REMEDY)
+        extra = dict(noted)
         sums = extra.pop(CHECKSUMS, None)
         if sums is None and jax.process_index() == 0:
             tqdm.write(

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from shared import files, grpo, report, training
+from shared import files, grpo, inputs, report, training
 from shared.backend import Backend, Learner
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
+from shared.inputs import Digests, Inputs
 from shared.metrics import METRICS_FILE, differences, differences_table, plain, read_metrics
 from shared.run import (
     MAY_CHANGE,
+    OWN_POLICY,
     REPLAY_FILE,
     changed_fields,
     check_policy,
@@ -107,6 +109,10 @@ class Recording:
             raise InputError(f"{policy}: the policy that the recorded run started from is not there; put it back")
         return policy
 
+    def digests(self, steps: int) -> Digests:
+        """Of what is noted of the first so many optimizer steps: the checksums of their arrays among it."""
+        return inputs.of_files(self.reader.markers(range(0, steps, self.config.grpo.inner_steps)))
+
     def identity(self) -> dict[str, int]:
         """What tells this recording from another: the checksums of its first step's arrays."""
         return self.reader.checksums(0)
@@ -176,10 +182,14 @@ def run(
     """
     first = backend.process == 0
     policy = recording.policy(config, workdir)
+    noted: Inputs | None = None
     if first:
-        _claim(config, workdir, recording)
+        noted = _claim(config, workdir, recording)
+        noted.hold("recording", recording.reader.folder, recording.digests(config.steps))
+        if not config.model.path:
+            noted.hold(OWN_POLICY, policy, inputs.of_model(policy))
     backend.barrier()
-    fetch_policy(config, backend, workdir, progress=progress and first)
+    fetch_policy(config, backend, workdir, noted, progress=progress and first)
     learner = backend.learner(
         config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
     )
@@ -205,8 +215,8 @@ def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
     return "\n".join([*lines, f"figures  {workdir / REPLAY_FILE}", f"report   {workdir / report.REPORT_FILE}"])
 
 
-def _claim(config: RunConfig, workdir: Path, recording: Recording) -> None:
-    """Make the work directory a replay of this recording, or see that it is."""
+def _claim(config: RunConfig, workdir: Path, recording: Recording) -> Inputs:
+    """Make the work directory a replay of this recording, or see that it is; returns what is noted there of its inputs."""
     path = workdir / REPLAY_FILE
     identity = recording.identity()
     if path.is_file():
@@ -219,4 +229,4 @@ def _claim(config: RunConfig, workdir: Path, recording: Recording) -> None:
         raise InputError(f"{workdir}: holds a run that is no replay; give another --workdir")
     else:
         files.write_json(path, {"recording": str(recording.workdir), "first_step": identity})
-    claim(config, workdir)
+    return claim(config, workdir)

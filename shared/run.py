@@ -3,6 +3,7 @@
 The work directory of a run:
 
     config.json            what it was asked for; a different config in the same directory is refused
+    inputs.json            digests of questions, raw files and policy; others in their place are refused (shared/inputs.py)
     replay.json            of which recording it is a replay, where it is one (shared/replay.py), and how far it differs
     data/                  prepared registry and question files, where the run made them
     model/                 a copy of the model directory, where that is in a bucket
@@ -29,12 +30,13 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, preparation, report, storage, training, weight_files
+from shared import evaluation, files, inputs, preparation, report, storage, training, weight_files
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
 from shared.config import RunConfig, validate
 from shared.errors import InputError
 from shared.initial import write_model
+from shared.inputs import Inputs
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, prompt_tokens, user_message
 from shared.questions import Question, check_questions, read_questions
@@ -43,6 +45,7 @@ from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
 REPLAY_FILE = "replay.json"
+POLICY, OWN_POLICY = "model.path", "policy"  # names in inputs.json
 ROLES = ("system", "user", "assistant")
 # What a run may be continued with: how it is computed, not what.
 MAY_CHANGE = {
@@ -78,19 +81,25 @@ def run(
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
     checkpoints = checkpoint_folder(config, backend, workdir)
+    noted: Inputs | None = None
     if first:
         check_policy(config)
         for path in (train_file, valid_file) if config.data.train else ():
             check_questions(path)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
-        claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        noted = claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        inputs.hold_data(config.data, noted)
         _make_questions(config, workdir, progress)
+        if not config.data.train:
+            made = {path.name: path for path in (Path(train_file), Path(valid_file))}
+            noted.hold("questions", Path(train_file).parent, inputs.of_files(made), own=True)
     backend.barrier()
     _check_shared(config, backend, workdir)
-    fetch_policy(config, backend, workdir, progress=progress)
+    fetch_policy(config, backend, workdir, noted, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
-    policy = _policy(config, backend, workdir, train_questions, progress)
+    policy = _policy(config, backend, workdir, train_questions, noted, progress)
+    inputs.check_alike(backend, policy, (train_file, valid_file))
     tokenizer = load_tokenizer(policy)
     stop = special_tokens(tokenizer, policy).stop
     limit, overlong = config.rollout.max_prompt_tokens, config.grpo.overlong_prompts
@@ -152,9 +161,12 @@ def environment(backend: str) -> dict[str, Any]:
     return found
 
 
-def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
-    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`."""
-    outdated = []
+def claim(config: RunConfig, workdir: Path, *others: Path | str) -> Inputs:
+    """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`.
+
+    Returns what is noted there of the run's inputs.
+    """
+    outdated, begun = [], any(storage.is_file(storage.join(folder, CONFIG_FILE)) for folder in (workdir, *others))
     for folder in (workdir, *others):
         place = storage.join(folder, CONFIG_FILE)
         if storage.is_file(place):
@@ -168,8 +180,10 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str) -> None:
             if not changed:
                 continue
         outdated.append(place)
+    noted = Inputs(workdir, *others, begun=begun)
     for place in reversed(outdated):  # the work directory last: a bucket may refuse
         storage.write_json(place, plain(dataclasses.asdict(config)))
+    return noted
 
 
 def read_config(path: Path | str) -> RunConfig:
@@ -250,20 +264,45 @@ def policy_folder(config: RunConfig, workdir: Path) -> Path:
     return workdir / ("policy" if config.warmup.steps else "initial")
 
 
-def fetch_policy(config: RunConfig, backend: Backend, workdir: Path, *, progress: bool) -> None:
+def fetch_policy(
+    config: RunConfig, backend: Backend, workdir: Path, noted: Inputs | None = None, *, progress: bool
+) -> None:
     """Copy a model directory that is in a bucket into the work directory, once where processes share it.
 
-    Every process calls it. Process 0 copies first, so that the others copy only where they do not see what it made.
+    Every process calls it. Process 0 copies first, so that the others copy only where they do not see what it made; it is given
+    what is `noted` of the run's inputs. Raises InputError where the model that is named is not the one that is noted.
     """
-    if not storage.is_address(config.model.path):
+    if not config.model.path:
+        return
+    folder, address = policy_folder(config, workdir), config.model.path
+    if not storage.is_address(address):
+        if noted is not None:
+            noted.hold(POLICY, folder, inputs.of_model(folder, progress=progress))
         return
     for turn in (backend.process == 0, backend.process > 0):
         if turn:
-            storage.fetch_model(config.model.path, policy_folder(config, workdir), progress=progress)
+            marks = None if folder.is_dir() or noted is None else storage.checksums(address)
+            storage.fetch_model(address, folder, progress=progress)
+            if noted is not None:
+                noted.hold_copy(POLICY, address, folder, inputs.of_model(folder, progress=progress), marks)
         backend.barrier()
 
 
-def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool) -> Path:
+def check_inputs(config: RunConfig, workdir: Path) -> None:
+    """Raise InputError where the policy that a run was begun with is no longer there as it was."""
+    folder, noted, name = policy_folder(config, workdir), Inputs(workdir), POLICY if config.model.path else OWN_POLICY
+    if noted.noted(name):
+        noted.check(name, folder, inputs.of_model(folder, progress=None))
+
+
+def _policy(
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    questions: Sequence[Question],
+    noted: Inputs | None,
+    progress: bool,
+) -> Path:
     """The model directory that GRPO starts from, made here unless it is named."""
     policy = policy_folder(config, workdir)
     if config.model.path:
@@ -274,6 +313,8 @@ def _policy(config: RunConfig, backend: Backend, workdir: Path, questions: Seque
     backend.barrier()
     if not backend.agreed(policy.is_dir()):  # without a warm-up it is `initial`
         warm_up(config, backend, initial, load_tokenizer(tokenizer), questions, policy, workdir, progress=progress)
+    if noted is not None:
+        noted.hold(OWN_POLICY, policy, inputs.of_model(policy), own=True)
     return policy
 
 

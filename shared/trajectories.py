@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,15 @@ class TrajectoryReader:
         rewards = arrays.pop(REWARDS)
         assert rewards is not None
         return GroupBatch(layout=self.layout, **arrays), rewards, marker["question_ids"]  # type: ignore[arg-type]
+
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder
+
+    def markers(self, steps: Iterable[int]) -> dict[str, Path]:
+        """The files that say of `steps` what was recorded, by their names in the folder."""
+        return {f"{STEPS_FOLDER}/{_marker(self._folder, step).name}": _marker(self._folder, step) for step in steps}
 
     def notes(self, step: int) -> dict[str, Any]:
         """What was noted of `step`. Raises InputError where the step is not there."""
