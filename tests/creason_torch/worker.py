@@ -4,7 +4,8 @@
     torchrun --nproc-per-node=2 worker.py SPEC.json    two
 
 The file holds a list of learners. `actions` of each is a list of [name, argument]: `update` SEED, `sync`, `logprobs`
-[SEED, WHICH], `save` STEP, `save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER, `same` (what processes say of the same bytes, and of others).
+[SEED, WHICH], `save` STEP, `save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER,
+`same` (what processes say of the same bytes, and of others).
 Process 0 writes `out`.npz (parameters, moments, reference, log-probabilities) and `out`.json (metrics of each update, what
 was restored, and how many elements of policy and reference a process holds).
 """
