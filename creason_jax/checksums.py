@@ -25,16 +25,15 @@ SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))  # to the right by so ma
 
 def checksums(tree: Any) -> dict[str, dict[str, Any]]:
     """Path of each array -> its dtype and its sums; every process must call it, and gets all of them."""
-    found: dict[str, tuple[str, jax.Array]] = {}
+    found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array, name = jnp.asarray(leaf), path_name(path)
-        if array.sharding.memory_kind == "pinned_host":
-            # Devices do not compute on the host's memory: one array of it at a time is copied.
-            array = jax.device_put(array, array.sharding.with_memory_kind("device"))
-            found[name] = array.dtype.name, jax.block_until_ready(_summed(array, name))
-        else:
-            found[name] = array.dtype.name, _summed(array, name)
-    return {name: {"dtype": kind, "sums": np.asarray(sums).tolist()} for name, (kind, sums) in found.items()}
+        kind, where = array.dtype.name, array.sharding
+        if where.memory_kind == "pinned_host":
+            array = jax.device_put(array, where.with_memory_kind("device"))  # devices compute on their own memory only
+        # One after the other: CPUs of several processes may begin programs in different orders, and would wait for each other.
+        found[name] = {"dtype": kind, "sums": np.asarray(_summed(array, name)).tolist()}
+    return found
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from shared import storage, weight_files
+from shared import files, storage, weight_files
 from shared.backend import Backend
 from shared.cohorts.catalogue import COHORTS
 from shared.config import DataConfig
@@ -140,9 +140,14 @@ class Inputs:
         """Like `hold`, for the copy in `folder` of the model directory at `address`: both must be what they were.
 
         `marks`: `storage.checksums` of the address before it was copied now; None where the copy was there before. An object
-        whose mark is not the one that is known is read.
+        whose mark is not the one that is known is read. A copy made now of another model than was noted is removed again.
         """
-        self.check(name, folder, found)
+        try:
+            self.check(name, folder if marks is None else address, found)
+        except InputError:
+            if marks is not None:
+                files.remove(folder)
+            raise
         known = marks if marks is not None else {file: held.get(MARK) for file, held in self.noted(name).items()}
         listed = {
             file: mark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from exam import exam, exam_tokenizer
 
 from shared import files, inputs, run
 from shared.cohorts import synthetic
-from shared.config import ModelConfig, RunConfig, validate
+from shared.config import CheckpointConfig, ModelConfig, RunConfig, validate
 from shared.errors import InputError
 from shared.initial import write_model
 from shared.inputs import Inputs
@@ -309,6 +310,15 @@ class TestInABucket:
         start(config, tmp_path / "run")
         one_bit(tmp_path / "run" / "model" / "model.safetensors")
         assert refused(config, tmp_path / "run").startswith(f"{tmp_path / 'run' / 'model' / 'model.safetensors'}: ")
+
+    def test_another_model_is_not_left_in_a_new_work_directory(self, config, there, tmp_path, given):
+        config = dataclasses.replace(config, checkpoint=CheckpointConfig(folder=str(tmp_path / "kept")))
+        start(config, tmp_path / "first")
+        before = (given["model"] / "tokenizer.json").read_bytes()
+        there[1].pipe_file(f"{there[0]}/model/tokenizer.json", before + b" ")
+        assert refused(config, tmp_path / "second").startswith(f"{there[0]}/model/tokenizer.json: ")
+        there[1].pipe_file(f"{there[0]}/model/tokenizer.json", before)
+        start(config, tmp_path / "second")
 
     def test_a_copy_that_was_there_before_anything_was_noted(self, config, there, tmp_path, given):
         """Nobody knows of which objects it is: they are read once."""
