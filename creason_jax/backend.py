@@ -46,6 +46,10 @@ class Backend:
         """See `shared.backend.Backend`."""
         return distributed.agreed(flag)
 
+    def same(self, value: bytes) -> bool:
+        """See `shared.backend.Backend`."""
+        return distributed.same(value)
+
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:

@@ -1,4 +1,4 @@
-"""Orbax behind one small file: asynchronous, sharded, whole or absent."""
+"""Orbax behind one small file: asynchronous, sharded, whole or absent, and with checksums of all values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from tqdm import tqdm
 
 from creason_jax import zarr
+from creason_jax.checksums import checksums, path_name
 from creason_jax.model import DecoderConfig
-from shared import storage
+from shared import files, storage
 from shared.errors import InputError
 
 REASON_LENGTH = 200  # characters of a library's message that are shown
+REMEDY = "remove that folder to go on from the one before"
+CHECKSUMS = "checksums"  # beside what the run notes of a checkpoint
 
 
 class Checkpoints:
@@ -49,7 +54,8 @@ class Checkpoints:
         Raises InputError where it cannot be written, or where the one before could not.
         """
         self.wait()
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
+        noted = files.sealed({**extra, CHECKSUMS: checksums(state)})
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(noted))
         with _written(self.folder):
             self._manager.save(step, args=items)
 
@@ -71,7 +77,8 @@ class Checkpoints:
         """The newest checkpoint (or `step`) as (state, step, extra), or None where there is none.
 
         `target` holds shapes, dtypes and shardings, which may be those of another mesh. It may be one of the PyTorch
-        backend where `model` is given. Raises InputError where the checkpoint is truncated or belongs to another model.
+        backend where `model` is given. Raises InputError where the checkpoint is truncated or damaged, or belongs to another
+        model.
         """
         self.wait()
         found = self._manager.latest_step() if step is None else step
@@ -86,20 +93,63 @@ class Checkpoints:
         if model is not None and isinstance(here, Path) and zarr.written_by_torch(here):
             arrays = zarr.ZarrArrays(here)
             return arrays.state(target, model), found, arrays.extra()
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
+        noted = self._read(found, "extra", ocp.args.JsonRestore())
+        if not isinstance(noted, dict):
+            raise InputError(f"{here}: damaged: it does not say where the run was; {REMEDY}")
+        if files.is_sealed(noted) or CHECKSUMS in noted:
+            noted = files.unsealed(noted, here, REMEDY)
+        extra = dict(noted)
+        sums = extra.pop(CHECKSUMS, None)
+        if sums is None and jax.process_index() == 0:
+            tqdm.write(
+                f"{here}: an earlier version saved it without checksums, so damage to its values would go unseen"
+            )
+        state = self._read(found, "state", ocp.args.StandardRestore(_as_stored(target, sums or {})))
+        if sums is not None:
+            _check(state, sums, here)
+        return jax.tree.map(_converted, state, target), found, extra
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        """One item of a checkpoint. Raises InputError where it cannot be had whole."""
+        here = storage.join(self.folder, str(step))
         try:
             with _one_report():
-                restored = self._manager.restore(found, args=items)
+                return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:
-            # A bare Exception is how Orbax reports values that cannot be read.
-            if type(error) is not Exception and not isinstance(error, (KeyError, *storage.failures())):
+            # A bare Exception is how Orbax reports values that cannot be read; the others are of a damaged description.
+            damaged = (KeyError, AttributeError, TypeError, *storage.failures())
+            if type(error) is not Exception and not isinstance(error, damaged):
                 raise
             unless = "see that the bucket answers, and if it does " if self._in_bucket else ""
             raise InputError(
-                f"{here}: not a whole checkpoint of this model ({_reason(error)}); {unless}remove that "
-                "folder to go on from the one before"
+                f"{here}: not a whole checkpoint of this model ({_reason(error)}); {unless}{REMEDY}"
             ) from error
-        return restored["state"], found, restored["extra"]
+
+
+def _as_stored(target: Any, sums: dict[str, Any]) -> Any:
+    """`target` with the dtypes that were saved, which are those that the checksums are of."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = sums.get(path_name(path), {}).get("dtype", leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, target)
+
+
+def _converted(found: jax.Array, wanted: Any) -> jax.Array:
+    if found.dtype == wanted.dtype:
+        return found
+    return jax.device_put(found.astype(wanted.dtype), wanted.sharding)
+
+
+def _check(state: Any, sums: dict[str, Any], here: Path | str) -> None:
+    """Raise InputError for values that are not those that were saved."""
+    found = checksums(state)
+    changed = [name for name in sorted({*found, *sums}) if found.get(name) != sums.get(name)]
+    if changed:
+        raise InputError(
+            f"{here}: damaged: {changed[0]} does not hold the values that were saved, as its checksum says; {REMEDY}"
+        )
 
 
 class _Manager(ocp.CheckpointManager):

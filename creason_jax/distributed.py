@@ -99,6 +99,14 @@ def agreed(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def same(value: bytes) -> bool:
+    """True in every process where all gave the same bytes, as many of them; every process must call it."""
+    if jax.process_count() == 1:
+        return True
+    every = multihost_utils.process_allgather(np.frombuffer(value, np.uint8))
+    return bool((every == every[0]).all())
+
+
 def least(number: int) -> int:
     """The least of the processes' numbers, each below 2**31; every process must call it."""
     if jax.process_count() == 1:

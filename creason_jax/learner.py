@@ -28,7 +28,7 @@ from creason_jax.model import (
     save_params,
 )
 from creason_jax.rollout import Engine
-from shared import files, grpo
+from shared import files, grpo, weight_files
 from shared.backend import check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
@@ -209,7 +209,7 @@ class Learner:
             with files.replacing(folder) as temporary:
                 temporary.mkdir()
                 save_params(temporary, self.state.params, self.model)
-                files.copy_companions(self.model_folder, temporary)
+                weight_files.describe(self.model_folder, temporary)
         distributed.barrier()
 
     def compiled_updates(self) -> int:

@@ -39,6 +39,8 @@ class ZarrArrays:
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             found = meta.get("format") if isinstance(meta, dict) else None
             raise InputError(f"{folder}: written by another version (format {found}); remove it")
+        if files.is_sealed(meta):  # earlier versions did not seal it
+            meta = files.unsealed(meta, folder / META, "remove that folder to go on from the one before")
         noted = meta.get("extra")
         if not isinstance(noted, dict) or "updates" not in noted:
             raise InputError(f"{folder / META}: does not say how many updates were made; remove that folder")

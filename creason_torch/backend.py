@@ -49,6 +49,12 @@ class Backend:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
 
+    def same(self, value: bytes) -> bool:
+        """See `shared.backend.Backend`."""
+        own = torch.frombuffer(bytearray(value), dtype=torch.uint8).to(self.device)
+        every = zero.from_all(own).reshape(self.processes, -1)
+        return bool((every == every[0]).all())
+
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder named by its step: `meta.json`, and for each of `params`, `exp_avg`, `exp_avg_sq`, `reference` one
 flat Zarr array per parameter, named as Hugging Face names it. Nothing in it depends on the ZeRO stage or on the number of
-processes, so it restores on any, and it holds no pickle. Each chunk carries a checksum.
+processes, so it restores on any, and it holds no pickle. Each chunk carries a checksum, and so does `meta.json`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Checkpoints:
             _write_share(partial / kind / name, value)
         dist.barrier()
         if dist.get_rank() == 0:
-            files.write_json(partial / META, {"format": FORMAT, "step": step, "extra": dict(extra), "arrays": names})
+            meta = {"format": FORMAT, "step": step, "extra": dict(extra), "arrays": names}
+            files.write_json(partial / META, files.sealed(meta))
             files.remove(self.folder / str(step))
             partial.rename(self.folder / str(step))
             for old in self.steps()[: -self.keep]:
@@ -93,12 +94,16 @@ class Checkpoints:
         if (folder / orbax.STATE).is_dir():
             arrays = orbax.OrbaxArrays(folder, config)
             return found, arrays.extra(), arrays
-        meta = files.read_json_object(folder / META)
-        if meta.get("format") != FORMAT:
-            raise InputError(f"{folder}: written by another version (format {meta.get('format')}); remove it")
-        if not isinstance(meta.get("extra"), dict):
-            raise InputError(f"{folder / META}: does not say how far the run was; remove that folder")
-        return found, dict(meta["extra"]), Arrays(folder)
+        meta = files.read_json(folder / META)
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            version = meta.get("format") if isinstance(meta, dict) else None
+            raise InputError(f"{folder}: written by another version (format {version}); remove it")
+        if files.is_sealed(meta):  # earlier versions did not seal it
+            meta = files.unsealed(meta, folder / META, orbax.REMEDY)
+        extra = meta.get("extra")
+        if not isinstance(extra, dict) or "updates" not in extra:
+            raise InputError(f"{folder / META}: does not say how many updates were made; remove that folder")
+        return found, dict(extra), Arrays(folder)
 
 
 class Arrays:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from creason_torch import loss, zero
 from creason_torch.checkpoint import Checkpoints
 from creason_torch.model import Policy, build_network, load_weights, read_config, save_params
-from shared import files, grpo
+from shared import files, grpo, weight_files
 from shared.backend import check_tokens, scoring_temperature
 from shared.config import LearnerConfig, OptimizerConfig, RunConfig, check
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
@@ -160,7 +160,7 @@ class Learner:
             with files.replacing(folder) as temporary:
                 temporary.mkdir()
                 save_params(temporary, masters)
-                files.copy_companions(self.model_folder, temporary)
+                weight_files.describe(self.model_folder, temporary)
         dist.barrier()
 
     def _load(self, settings: Mapping[str, Any]) -> Policy:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -148,21 +147,23 @@ def load_weights(
         put(weights[name], value)
         missing.discard(name)
     if missing:
-        raise InputError(f"{folder}: tensor {min(missing)} is missing")
+        raise weight_files.missing(folder, min(missing))
 
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a model directory, one at a time, as it is stored. Raises InputError for a missing or truncated file."""
+    """Every tensor of a model directory, one at a time, as it is stored.
+
+    Raises InputError for a missing or truncated file, for values that are not finite, and see `weight_files.places`.
+    """
     named = weight_files.places(folder)
-    for path in sorted(set(named.values())) if named else [folder / weight_files.SINGLE]:
-        try:
-            with safe_open(path, framework="pt") as stored:
-                for name in stored.keys():
-                    yield name, stored.get_tensor(name)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file, though the index names it") from None
-        except SafetensorError as error:
-            raise InputError(f"{path}: truncated or not safetensors ({error})") from None
+    for path in sorted(set(named.values())):
+        with weight_files.opened(path, "pt") as stored:
+            for name in [name for name, place in named.items() if place == path]:
+                weight_files.check_dtype(folder, name, stored.get_slice(name).get_dtype())
+                tensor = stored.get_tensor(name)
+                if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+                    raise weight_files.not_finite(path, name)
+                yield name, tensor
 
 
 def save_params(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -1,4 +1,7 @@
-"""Reads a checkpoint of the JAX backend through TensorStore, without jax: weights, moments, reference, position."""
+"""Reads a checkpoint of the JAX backend through TensorStore, without jax: weights, moments, reference, position.
+
+What is read is held against the checksums that the JAX backend made of the values (`creason_jax.checksums` says how).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorstore
 import torch
+import torch.distributed as dist
+from tqdm import tqdm
 
 from shared import files
 from shared.errors import InputError
@@ -15,6 +20,11 @@ from shared.kernels import Source, sources, to_rows
 
 STATE, EXTRA = "state", "extra/metadata"
 KINDS = {"params": "params", "exp_avg": "moments.mu", "exp_avg_sq": "moments.nu", "reference": "reference"}
+CHECKSUMS = "checksums"
+REMEDY = "remove that folder to go on from the one before"
+PLACE = 0x9E3779B1
+SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))
+PIECE = 2**17  # values that are added up at once: what a processor's cache holds
 REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
@@ -22,8 +32,19 @@ class OrbaxArrays:
     """Twin of `creason_torch.checkpoint.Arrays` over the arrays of the Flax decoder, stacked over layers."""
 
     def __init__(self, folder: Path, config: Any):
-        """`config` is the Hugging Face configuration of the model that reads."""
+        """`config` is the Hugging Face configuration of the model that reads. Raises InputError for a damaged position."""
         self.folder = folder
+        noted = files.read_json(folder / EXTRA)
+        if not isinstance(noted, dict):
+            raise InputError(f"{folder}: damaged: it does not say where the run was; {REMEDY}")
+        if files.is_sealed(noted) or CHECKSUMS in noted:
+            noted = files.unsealed(noted, folder, REMEDY)
+        self._sums: dict[str, Any] | None = noted.pop(CHECKSUMS, None)
+        self._extra: dict[str, int] = noted
+        if self._sums is None and (not dist.is_initialized() or dist.get_rank() == 0):
+            tqdm.write(
+                f"{folder}: an earlier version saved it without checksums, so damage to its values would go unseen"
+            )
         table = sources(
             config.model_type,
             heads=config.num_attention_heads,
@@ -42,7 +63,7 @@ class OrbaxArrays:
 
     def extra(self) -> dict[str, int]:
         """What the run noted beside the state, and the number of updates made."""
-        return {**files.read_json_object(self.folder / EXTRA), "updates": int(self._open("step").read().result())}
+        return {**self._extra, "updates": int(self._values(self._open("step"), "step", None))}
 
     def read(self, kind: str, name: str, shape: torch.Size) -> torch.Tensor:
         """One whole tensor as Hugging Face has it. Raises InputError where it is missing, damaged or of another size."""
@@ -50,8 +71,8 @@ class OrbaxArrays:
             raise InputError(f"{self.folder}: the JAX backend has no tensor {name}; this model is of another family")
         found = []
         for kernel, source, layer in self._parts[name]:
-            array = self._open(f"{KINDS[kind]}.{kernel}")
-            values = self._values(array if layer is None else array[layer], kernel)
+            path = f"{KINDS[kind]}.{kernel}"
+            values = self._values(self._open(path), path, layer)
             found.append(to_rows(values, source.inputs))
         whole = np.ascontiguousarray(np.concatenate(found) if len(found) > 1 else found[0])
         if whole.shape != tuple(shape):
@@ -65,13 +86,41 @@ class OrbaxArrays:
         except (ValueError, OSError) as error:
             raise InputError(self._broken(path, error)) from error
 
-    def _values(self, array: Any, path: str) -> np.ndarray:
+    def _values(self, array: Any, path: str, layer: int | None) -> np.ndarray:
+        """The whole of an array, or a layer of it, float32 but for the number of updates; as it was saved."""
         try:
-            # Moments may be stored in bfloat16.
-            return np.asarray(array.read().result(), np.float32)
+            stored = np.asarray((array if layer is None else array[layer]).read().result())
         except (ValueError, OSError) as error:
             raise InputError(self._broken(path, error)) from error
+        if self._sums is not None:
+            noted = self._sums.get(path, {"dtype": "", "sums": []})
+            place = layer or 0
+            if stored.dtype.name != noted["dtype"] or noted["sums"][place : place + 1] != [checksum(stored)]:
+                raise InputError(
+                    f"{self.folder}: damaged: {path} does not hold the values that were saved, as its checksum says; "
+                    f"{REMEDY}"
+                )
+        # Moments may be stored in bfloat16.
+        return stored if stored.dtype == np.int32 else np.asarray(stored, np.float32)
 
     def _broken(self, path: str, error: Exception) -> str:
         reason = " ".join(str(error).split())[:REASON_LENGTH]
         return f"{self.folder}: not a whole checkpoint of the JAX backend ({path}: {reason})"
+
+
+def checksum(values: np.ndarray) -> int:
+    """Of an array that is not stacked, or of one layer of it; see `creason_jax.checksums`."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    bits = flat.view({2: np.uint16, 4: np.uint32}[flat.dtype.itemsize])
+    places = np.arange(min(PIECE, len(bits)), dtype=np.uint32)
+    total = 0
+    for begin in range(0, len(bits), PIECE):
+        part = bits[begin : begin + PIECE]
+        mixed = places[: len(part)] + np.uint32(begin % 2**32)
+        mixed *= np.uint32(PLACE)
+        mixed ^= part
+        for shift, factor in SCATTER:
+            mixed ^= mixed >> np.uint32(shift)
+            mixed *= np.uint32(factor)
+        total += int(mixed.sum(dtype=np.uint32))
+    return total % 2**32

@@ -25,7 +25,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Export a checkpoint. Raises InputError where there is none, or where `--out` exists."""
+    """Export a checkpoint. Raises InputError where there is none, where `--out` exists, or where the policy was replaced."""
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
     if out.exists():
         raise InputError(f"--out={out}: exists already; give a new directory")
@@ -34,6 +34,8 @@ def main() -> None:
     backend = backends.make_backend(config)
     checkpoints = run.checkpoint_folder(config, backend, workdir)
     run.fetch_policy(config, backend, workdir, progress=False)
+    if backend.process == 0:
+        run.check_inputs(config, workdir)
     learner = backend.learner(
         config,
         replay.started_from(config, workdir),

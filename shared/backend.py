@@ -203,6 +203,10 @@ class Backend(Protocol):
         """True in every process where it was true in any. Every process calls it."""
         ...
 
+    def same(self, value: bytes) -> bool:
+        """True in every process where all gave the same bytes, as many of them. Every process calls it."""
+        ...
+
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool
     ) -> Learner:

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shared.errors import InputError
 
 OWNER_ONLY_FILE = 0o600  # patient-level data: readable by their owner only
 OWNER_ONLY_FOLDER = 0o700
+SEAL = "json_crc32"  # in a JSON object: the checksum of the rest of it
 COMPANIONS = (".json", ".jinja", ".model", ".txt")  # what stands beside the weights of a Hugging Face model
 # What an operating system answers where a place cannot be written or read, whatever the program does.
 FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -182,3 +184,25 @@ def read_json_object(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; it is damaged, or another file")
     return found
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of its content in it."""
+    return {**value, SEAL: _content_crc32(value)}
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether this is an object from `sealed`; earlier versions wrote none."""
+    return isinstance(value, dict) and SEAL in value
+
+
+def unsealed(value: Mapping[str, Any], name: Path | str, remedy: str) -> dict[str, Any]:
+    """What was given to `sealed`. Raises InputError where that is no longer what it holds; `name` is where it was read."""
+    content = {key: item for key, item in value.items() if key != SEAL}
+    if value.get(SEAL) != _content_crc32(content):
+        raise InputError(f"{name}: damaged: it does not hold what was written, as its checksum says; {remedy}")
+    return content
+
+
+def _content_crc32(value: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())

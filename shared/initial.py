@@ -51,6 +51,7 @@ def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: i
         "initializer_range": model.initializer_range,
         "tie_word_embeddings": model.tie_word_embeddings,
         "torch_dtype": "float32",
+        "dtype": "float32",  # as newer versions of Transformers spell it
         "use_cache": True,
         "bos_token_id": bos,
         "eos_token_id": eos,

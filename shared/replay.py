@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from shared import files, grpo, prompt_style, report, storage, training
+from shared import files, grpo, inputs, prompt_style, report, storage, training
 from shared.backend import Backend, Learner, check_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
+from shared.inputs import Digests, Inputs
 from shared.metrics import METRICS_FILE, differences, differences_table, plain, read_metrics
 from shared.run import (
     CONFIG_FILE,
     MAY_CHANGE,
+    OWN_POLICY,
     REPLAY_FILE,
     changed_fields,
     check_policy,
@@ -111,6 +113,10 @@ class Recording:
             raise InputError(f"{policy}: the policy that the recorded run started from is not there; put it back")
         return policy
 
+    def digests(self, steps: int) -> Digests:
+        """Of what is noted of the first so many optimizer steps: the checksums of their arrays among it."""
+        return inputs.of_files(self.reader.markers(range(0, steps, self.config.grpo.inner_steps)))
+
     def identity(self) -> dict[str, int]:
         """What tells this recording from another: the checksums of its first step's arrays."""
         return self.reader.checksums(0)
@@ -192,11 +198,15 @@ def run(
     first = backend.process == 0
     policy = recording.policy(config, workdir)
     checkpoints = checkpoint_folder(config, backend, workdir)
+    noted: Inputs | None = None
     if first:
-        _claim(config, recording, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        noted = _claim(config, recording, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        noted.hold("recording", recording.reader.folder, recording.digests(config.steps))
+        if not config.model.path:
+            noted.hold(OWN_POLICY, policy, inputs.of_model(policy))
     backend.barrier()
     check_shared(backend, workdir, apart=bool(config.checkpoint.folder), otherwise="give checkpoint.folder")
-    fetch_policy(config, backend, workdir, progress=progress and first)
+    fetch_policy(config, backend, workdir, noted, progress=progress and first)
     source = Recorded(recording, policy)
     style = prompt_style.recorded(recording.config, recording.workdir)
     if first and style is not None:
@@ -239,8 +249,11 @@ def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
     return "\n".join([*lines, f"figures  {workdir / REPLAY_FILE}", f"report   {workdir / report.REPORT_FILE}"])
 
 
-def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path | str) -> None:
-    """Make the work directory, and a folder of checkpoints elsewhere, a replay of this recording, or see that they are."""
+def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path | str) -> Inputs:
+    """Make the work directory, and a folder of checkpoints elsewhere, a replay of this recording, or see that they are.
+
+    Returns what is noted there of its inputs.
+    """
     identity = recording.identity()
     unmarked = []
     for folder in (workdir, *others):
@@ -257,4 +270,4 @@ def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path
             unmarked.append(place)
     for place in reversed(unmarked):  # the work directory last: a bucket may refuse
         storage.write_json(place, {"recording": str(recording.workdir.absolute()), "first_step": identity})
-    claim(config, workdir, *others)
+    return claim(config, workdir, *others)

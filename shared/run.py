@@ -3,6 +3,7 @@
 The work directory of a run:
 
     config.json            what it was asked for; a different config in the same directory is refused
+    inputs.json            digests of questions, raw files and policy; others in their place are refused (shared/inputs.py)
     prompts.json           how its prompts are rendered, chosen as it began (shared/prompt_style.py)
     replay.json            of which recording it is a replay, where it is one (shared/replay.py), and how far it differs
     data/                  prepared registry and question files, where the run made them
@@ -30,12 +31,13 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, preparation, prompt_style, report, storage, training
+from shared import evaluation, files, inputs, preparation, prompt_style, report, storage, training, weight_files
 from shared.answering import Answered, answer_questions
 from shared.backend import Backend, Learner, RolloutEngine, Workload
 from shared.config import RunConfig, changed_in_preset, validate, with_compute_dtype
 from shared.errors import InputError
 from shared.initial import write_model
+from shared.inputs import Inputs
 from shared.kept import Kept, differences, digest
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
 from shared.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
@@ -47,10 +49,9 @@ from shared.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"
 REPLAY_FILE = "replay.json"
-BINDING = {
-    CONFIG_FILE,
-    prompt_style.PROMPTS_FILE,
-}  # by these a work directory is one run's, whether or not it made anything
+# By these a work directory is one run's, whether or not it made anything.
+BINDING = {CONFIG_FILE, inputs.INPUTS_FILE, prompt_style.PROMPTS_FILE}
+POLICY, OWN_POLICY = "model.path", "policy"  # names in inputs.json
 ROLES = ("system", "user", "assistant")
 # What a run may be continued with: how it is computed, not what.
 MAY_CHANGE = {
@@ -90,7 +91,8 @@ def run(
         made = {path.name for path in workdir.glob("*")} - BINDING - {"data"}
         if claimed and not made and not (workdir / "data/questions").exists():
             for place in (*claimed, *(workdir / name for name in sorted(BINDING))):
-                storage.remove(place)
+                if storage.is_file(place):
+                    storage.remove(place)
         raise
 
 
@@ -109,6 +111,7 @@ def _run(
     progress = progress and first
     train_file, valid_file = _question_files(config, workdir)
     checkpoints = checkpoint_folder(config, backend, workdir)
+    noted: Inputs | None = None
     if first:
         check_policy(config)
         for path in (train_file, valid_file) if config.data.train else ():
@@ -118,13 +121,18 @@ def _run(
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
         if config.checkpoint.folder and storage.is_file(storage.join(checkpoints, REPLAY_FILE)):
             raise InputError(f"{checkpoints}: holds checkpoints of a replay; give another checkpoint.folder")
-        claimed += claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        noted = claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []), new=claimed)
+        inputs.hold_data(config.data, noted)
         _make_questions(config, workdir, progress)
+        if not config.data.train:
+            made = {path.name: path for path in (Path(train_file), Path(valid_file))}
+            noted.hold("questions", Path(train_file).parent, inputs.of_files(made), own=True)
     backend.barrier()
     _check_shared(config, backend, workdir)
-    fetch_policy(config, backend, workdir, progress=progress)
+    fetch_policy(config, backend, workdir, noted, progress=progress)
     train_questions, valid_questions = read_questions(train_file), read_questions(valid_file)
-    policy, style = _policy(config, backend, workdir, train_questions, progress)
+    policy, style = _policy(config, backend, workdir, train_questions, noted, progress)
+    inputs.check_alike(backend, policy, (train_file, valid_file))
     tokenizer = load_tokenizer(policy)
     stop = special_tokens(tokenizer, policy).stop
     train_questions, train_prompts, cut = _prompts(config, tokenizer, policy, style, train_questions)
@@ -202,12 +210,12 @@ def as_in(config: RunConfig, held: RunConfig) -> RunConfig:
     return config if dtype == "auto" else with_compute_dtype(config, dtype)
 
 
-def claim(config: RunConfig, workdir: Path, *others: Path | str) -> list[Path | str]:
+def claim(config: RunConfig, workdir: Path, *others: Path | str, new: list[Path | str] | None = None) -> Inputs:
     """Make the work directory and other folders this config's, or see that they are, but for `MAY_CHANGE`.
 
-    Returns the files written where there was none.
+    Returns what is noted there of the run's inputs. To `new` are added the files written where there was none.
     """
-    outdated, new = [], []
+    outdated, begun = [], any(storage.is_file(storage.join(folder, CONFIG_FILE)) for folder in (workdir, *others))
     for folder in (workdir, *others):
         place = storage.join(folder, CONFIG_FILE)
         if storage.is_file(place):
@@ -220,12 +228,13 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str) -> list[Path | 
                 )
             if not changed:
                 continue
-        else:
-            new.append(place)
+        elif new is not None:
+            new += [place, *([storage.join(folder, inputs.INPUTS_FILE)] if folder != workdir else [])]
         outdated.append(place)
+    noted = Inputs(workdir, *others, begun=begun)
     for place in reversed(outdated):  # the work directory last: a bucket may refuse
         storage.write_json(place, plain(dataclasses.asdict(config)))
-    return new
+    return noted
 
 
 def read_config(path: Path | str) -> RunConfig:
@@ -300,11 +309,13 @@ def _make_questions(config: RunConfig, workdir: Path, progress: bool) -> None:
 
 
 def check_policy(config: RunConfig) -> None:
-    """Say at once that the model is not there, before anything is made."""
+    """Say at once that the model is not there or not whole, before anything is made."""
     if config.model.path and not storage.is_file(storage.join(config.model.path, "config.json")):
         raise InputError(
             f"model.path = {config.model.path!r}: no config.json there; give a Hugging Face model directory"
         )
+    if config.model.path and not storage.is_address(config.model.path):
+        weight_files.places(Path(config.model.path))
 
 
 def _check_prompts(config: RunConfig) -> None:
@@ -323,21 +334,44 @@ def policy_folder(config: RunConfig, workdir: Path) -> Path:
     return workdir / ("policy" if config.warmup.steps else "initial")
 
 
-def fetch_policy(config: RunConfig, backend: Backend, workdir: Path, *, progress: bool) -> None:
+def fetch_policy(
+    config: RunConfig, backend: Backend, workdir: Path, noted: Inputs | None = None, *, progress: bool
+) -> None:
     """Copy a model directory that is in a bucket into the work directory, once where processes share it.
 
-    Every process calls it. Process 0 copies first, so that the others copy only where they do not see what it made.
+    Every process calls it. Process 0 copies first, so that the others copy only where they do not see what it made; it is given
+    what is `noted` of the run's inputs. Raises InputError where the model that is named is not the one that is noted.
     """
-    if not storage.is_address(config.model.path):
+    if not config.model.path:
+        return
+    folder, address = policy_folder(config, workdir), config.model.path
+    if not storage.is_address(address):
+        if noted is not None:
+            noted.hold(POLICY, folder, inputs.of_model(folder, progress=progress))
         return
     for turn in (backend.process == 0, backend.process > 0):
         if turn:
-            storage.fetch_model(config.model.path, policy_folder(config, workdir), progress=progress)
+            marks = None if folder.is_dir() or noted is None else storage.checksums(address)
+            storage.fetch_model(address, folder, progress=progress)
+            if noted is not None:
+                noted.hold_copy(POLICY, address, folder, inputs.of_model(folder, progress=progress), marks)
         backend.barrier()
 
 
+def check_inputs(config: RunConfig, workdir: Path) -> None:
+    """Raise InputError where the policy that a run was begun with is no longer there as it was."""
+    folder, noted, name = policy_folder(config, workdir), Inputs(workdir), POLICY if config.model.path else OWN_POLICY
+    if noted.noted(name):
+        noted.check(name, folder, inputs.of_model(folder, progress=None))
+
+
 def _policy(
-    config: RunConfig, backend: Backend, workdir: Path, questions: Sequence[Question], progress: bool
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    questions: Sequence[Question],
+    noted: Inputs | None,
+    progress: bool,
 ) -> tuple[Path, PromptStyle]:
     """The model directory that GRPO starts from, made here unless it is named, and how its prompts are rendered."""
     policy = policy_folder(config, workdir)
@@ -363,6 +397,8 @@ def _policy(
             style=style,
             progress=progress,
         )
+    if noted is not None:
+        noted.hold(OWN_POLICY, policy, inputs.of_model(policy), own=True)
     return policy, style
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import fsspec
@@ -24,6 +24,13 @@ from shared.errors import InputError
 
 REASON_LENGTH = 200  # characters of a client's message that are shown
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # what is read of a model; not its other formats
+REMOTE_CHECKSUMS = (
+    "md5Hash",
+    "crc32c",
+    "ETag",
+    "etag",
+    "content_md5",
+)  # as Google's, Amazon's and Azure's file systems name them
 # Errors of clients that are no OSError, each to be looked up only where its client is loaded.
 CLIENT_ERRORS = (
     ("gcsfs.retry", "HttpError"),
@@ -89,6 +96,45 @@ def read_bytes(address: str) -> bytes:
     with understood(address):
         filesystem, path = _opened(address)
         return filesystem.cat_file(path)
+
+
+@contextlib.contextmanager
+def reading(name: Path | str) -> Iterator[BinaryIO]:
+    """A file, or the object at an address, to be read from its beginning; wrap it in `understood`."""
+    if not is_address(name):
+        try:
+            stream: Any = Path(name).open("rb")
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+    else:
+        filesystem, path = _opened(name)
+        stream = filesystem.open(path, "rb")
+    with stream:
+        yield stream
+
+
+def size(name: Path | str) -> int:
+    """Bytes of a file or of an object. Raises InputError where it is not there."""
+    if not is_address(name):
+        try:
+            return Path(name).stat().st_size
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+    with understood(name):
+        filesystem, path = _opened(name)
+        return filesystem.info(path)["size"]
+
+
+def checksums(address: str) -> dict[str, str | None]:
+    """What the bucket says of the content of each file of the model directory at an address; None where it says nothing."""
+    with understood(address):
+        filesystem, path = _opened(address)
+        found = {}
+        for item in filesystem.ls(path, detail=True):
+            if item["name"].endswith(MODEL_FILES):
+                mark = next((f"{key} {item[key]}" for key in REMOTE_CHECKSUMS if item.get(key)), None)
+                found[item["name"].rsplit("/", 1)[-1]] = mark
+        return found
 
 
 def read_json(name: Path | str) -> Any:

@@ -2,8 +2,8 @@
 
 A folder holds a zarr 3 array `[steps, rows, time]` for each field of a batch, `rewards` `[steps, rows, group]`,
 `trajectories.json` (the layout, fixed when the folder is made) and `steps/N.json` for each step: what marks the step as
-whole, with its question ids, a checksum of each array and what else is noted of it. No pickle; the folder can be read by its
-owner only.
+whole, with its question ids, a checksum of each array, what else is noted of it, and a checksum of all that. No pickle; the
+folder can be read by its owner only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,11 @@ class TrajectoryWriter:
             (folder / STEPS_FOLDER).mkdir(parents=True, exist_ok=True)
             os.chmod(folder, files.OWNER_ONLY_FOLDER)
         if (folder / METADATA_FILE).is_file():
-            found = files.read_json(folder / METADATA_FILE)
+            found = _unsealed(folder / METADATA_FILE)
             if found != metadata:
                 raise InputError(f"{folder}: made with {found}, not {metadata}; write the trajectories to a new folder")
         else:
-            files.write_json(folder / METADATA_FILE, metadata)
+            files.write_json(folder / METADATA_FILE, files.sealed(metadata))
         with files.writing(folder):
             self._arrays = {name: _create(folder, name, kind, self._shape(name)) for name, kind in KINDS.items()}
 
@@ -95,16 +95,14 @@ class TrajectoryWriter:
                 writes.append(self._at(name, step).write(stored))
             for write in writes:
                 write.result()
-        files.write_json(
-            marker,
-            {
-                "step": step,
-                "question_ids": list(question_ids),
-                "absent": [name for name in OPTIONAL if name not in arrays],
-                "crc32": {name: _checksum(array) for name, array in arrays.items()},
-                "notes": dict(notes or {}),
-            },
-        )
+        found = {
+            "step": step,
+            "question_ids": list(question_ids),
+            "absent": [name for name in OPTIONAL if name not in arrays],
+            "crc32": {name: _checksum(array) for name, array in arrays.items()},
+            "notes": dict(notes or {}),
+        }
+        files.write_json(marker, files.sealed(found))
 
     def _checked(
         self, step: int, batch: GroupBatch, rewards: np.ndarray, question_ids: Sequence[str]
@@ -145,7 +143,7 @@ class TrajectoryReader:
         metadata_path = folder / METADATA_FILE
         if not metadata_path.is_file():
             raise InputError(f"{folder}: holds no trajectories; a run writes them with store_trajectories = True")
-        metadata = files.read_json(metadata_path)
+        metadata = _unsealed(metadata_path)
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise InputError(f"{metadata_path}: not trajectories of format {FORMAT}")
         self._folder = folder
@@ -179,6 +177,15 @@ class TrajectoryReader:
         assert rewards is not None
         return GroupBatch(layout=self.layout, **arrays), rewards, marker["question_ids"]  # type: ignore[arg-type]
 
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder
+
+    def markers(self, steps: Iterable[int]) -> dict[str, Path]:
+        """The files that say of `steps` what was recorded, by their names in the folder."""
+        return {f"{STEPS_FOLDER}/{_marker(self._folder, step).name}": _marker(self._folder, step) for step in steps}
+
     def notes(self, step: int) -> dict[str, Any]:
         """What was noted of `step`. Raises InputError where the step is not there."""
         return self._read_marker(step).get("notes", {})
@@ -190,7 +197,7 @@ class TrajectoryReader:
     def _read_marker(self, step: int) -> dict[str, Any]:
         if not _marker(self._folder, step).is_file():
             raise InputError(f"{self._folder}: has no step {step}; it has {_ranges(self.steps())}")
-        marker = files.read_json(_marker(self._folder, step))
+        marker = _unsealed(_marker(self._folder, step))
         if not (isinstance(marker, dict) and {"question_ids", "absent", "crc32"} <= marker.keys()):
             raise InputError(_damaged(_marker(self._folder, step), step))
         return marker
@@ -198,6 +205,12 @@ class TrajectoryReader:
 
 def _marker(folder: Path, step: int) -> Path:
     return folder / STEPS_FOLDER / f"{step:08d}.json"
+
+
+def _unsealed(path: Path) -> Any:
+    found = files.read_json(path)
+    # Earlier versions did not seal it.
+    return files.unsealed(found, path, "record the run again") if files.is_sealed(found) else found
 
 
 def _damaged(path: Path, step: int) -> str:

@@ -9,7 +9,6 @@ let go of yet (a few at most were seen), and CHUNK_BYTES of what is read, beside
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -31,7 +29,6 @@ from shared.kernels import Source, sources, to_rows
 
 CHUNK_BYTES = 2**26  # read at once, as stored
 SHOWN_BYTES = 2**30  # models of at least so many bytes in float32 load under a progress bar
-DTYPES = ("F32", "F16", "BF16")
 Bounds = tuple[range, ...]  # a block of an array
 
 
@@ -194,12 +191,11 @@ class _Reader:
         self.handles: dict[Path, Any] = {}
 
     def __enter__(self) -> _Reader:
-        named = weight_files.places(self.folder)
+        self.files = weight_files.places(self.folder)
         with contextlib.ExitStack() as stack:
-            for path in sorted(set(named.values())) if named else [self.folder / weight_files.SINGLE]:
-                self.handles[path] = stack.enter_context(_opened(path))
+            for path in sorted(set(self.files.values())):
+                self.handles[path] = stack.enter_context(weight_files.opened(path))
             self.stack = stack.pop_all()
-        self.files = named or {name: path for path, handle in self.handles.items() for name in handle.keys()}
         return self
 
     def __exit__(
@@ -211,23 +207,19 @@ class _Reader:
         """Raise InputError unless every tensor is there with its shape, and no other one, before anything is read."""
         for name, needed in expected.items():
             if name not in self.files:
-                raise InputError(f"{self.folder}: tensor {name} is missing")
-            try:
-                tensor = self._tensor(name)
-            except SafetensorError:
-                raise InputError(f"{self.files[name]}: tensor {name} is missing, though the index names it") from None
+                raise weight_files.missing(self.folder, name)
+            tensor = self._tensor(name)
             found = tuple(tensor.get_shape())
             if found != needed:
                 raise InputError(f"{self.folder}: tensor {name} has shape {found}, config.json asks for {needed}")
-            if tensor.get_dtype() not in DTYPES:
-                raise InputError(
-                    f"{self.folder}: tensor {name} is stored as {tensor.get_dtype()}; only {', '.join(DTYPES)} are read"
-                )
+            weight_files.check_dtype(self.folder, name, tensor.get_dtype())
         weight_files.check_known(self.folder, self.files, expected)
 
     def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
-        """See `Reader`."""
+        """See `Reader`. Raises InputError for values that are not finite."""
         read_part(self._tensor(name), source, shape, bounds, out)
+        if out.size and not (np.isfinite(out.min()) and np.isfinite(out.max())):
+            raise weight_files.not_finite(self.files[name], name)
 
     def _tensor(self, name: str) -> Any:
         return self.handles[self.files[name]].get_slice(name)
@@ -248,15 +240,6 @@ def read_part(tensor: Any, source: Source, shape: tuple[int, ...], bounds: Bound
         stop = min(start + step, len(rows))
         at = source.row + rows.start
         target[start:stop] = tensor[at + start : at + stop, columns.start : columns.stop]
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, though the index names it") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: truncated or not safetensors ({error})") from None
 
 
 def _flat(bounds: Bounds, shape: tuple[int, ...]) -> range:

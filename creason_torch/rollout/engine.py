@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from creason_torch import memory, zero
 from creason_torch.model import read_config
+from shared import weight_files
 from shared.backend import Completion, Sampling, Workload, check_request, check_scored, check_stop_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
@@ -143,7 +144,7 @@ class Engine(abc.ABC):
             missing.pop(name, None)
             yield name, tensor
         if missing:
-            raise InputError(f"{self.model}: weight {next(iter(missing))} is missing")
+            raise weight_files.missing(self.model, next(iter(missing)))
 
     def weight_bytes(self) -> int:
         """Of the network's weights in the type that is computed with."""

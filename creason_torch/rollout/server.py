@@ -28,7 +28,7 @@ import torch.distributed as dist
 from creason_torch.model import long_factors, read_config, save_params
 from creason_torch.rollout import vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
-from shared import files
+from shared import files, weight_files
 from shared.backend import Sampling, Workload, longest_text
 from shared.config import RunConfig
 from shared.errors import InputError
@@ -76,7 +76,7 @@ class ServerEngine(Engine):
             with files.replacing(self.folder) as temporary:
                 temporary.mkdir()
                 save_params(temporary, weights)
-                files.copy_companions(self.model, temporary)
+                weight_files.describe(self.model, temporary)
             try:
                 self._publish()
             except InputError as error:

@@ -68,6 +68,7 @@ def do_all(model: Path, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, 
     again = learner.update(random_batch(ROWS, seed=2))
     figures = {"metrics": metrics, "again": again, "restored": restored}
     figures["agreed"] = [backend.agreed(backend.process == 1), backend.agreed(False), backend.agreed(True)]
+    figures["same"] = [backend.same(b"digest"), backend.same(b"digest" + bytes([backend.process]))]
     figures["least"] = distributed.least(2**31 - 2 + backend.process)
     held = [leaf.addressable_shards for leaf in jax.tree.leaves(learner.state.params)]
     figures["held"] = sum(shard.data.size for shards in held for shard in shards if shard.replica_id == 0)

@@ -201,6 +201,68 @@ def test_a_damaged_checkpoint_is_named_in_one_line(copied, learner, damage):
     assert_bitwise(learner.state, before)
 
 
+def overwrite(path: Path, at: int, changed: int = 0x15) -> None:
+    """Four bytes of a file become others, as on a failing disk."""
+    content = bytearray(path.read_bytes())
+    content[at : at + 4] = bytes(byte ^ changed for byte in content[at : at + 4])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
+def test_four_bytes_of_the_values_overwritten_are_found(copied, learner, part):
+    before = on_host(learner.state)
+    values = largest(copied / "2")
+    overwrite(values, int(part * values.stat().st_size))
+    with pytest.raises(InputError) as refusal:
+        learner.restore(copied)
+    message = str(refusal.value)
+    assert message.startswith(f"{copied / '2'}: ") and "remove that folder" in message and "\n" not in message
+    assert "damaged" in message or "not a whole checkpoint" in message
+    assert_bitwise(learner.state, before)
+
+
+def test_another_position_than_was_saved_is_found(copied, learner):
+    noted = copied / "2" / "extra" / "metadata"
+    noted.write_text(noted.read_text().replace('"position": 16', '"position": 61'))
+    with pytest.raises(InputError, match=f"^{copied / '2'}: damaged: .* remove that folder"):
+        learner.restore(copied)
+
+
+def test_whatever_is_overwritten_what_is_restored_is_what_was_saved(tmp_path):
+    """Four bytes at a time in every file of a checkpoint: refused in one line, or of no effect."""
+    state = {"layers": {"a": jax.random.normal(jax.random.key(0), (2, 40, 30))}, "step": jax.numpy.int32(7)}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, {"position": 16})
+    checkpoints.wait()
+    refused = 0
+    for path in data_files(tmp_path / "1"):
+        whole = path.read_bytes()
+        for at in np.linspace(0, max(0, len(whole) - 4), 4).astype(int):
+            overwrite(path, at)
+            try:
+                found, step, extra = Checkpoints(tmp_path, keep=2).restore(abstract(state), None)
+            except InputError as error:
+                assert "\n" not in str(error)
+                refused += 1
+            else:
+                assert (step, extra) == (1, {"position": 16}), path
+                assert_bitwise(found, state)
+            path.write_bytes(whole)
+    assert refused > 15
+
+
+def test_a_checkpoint_of_an_earlier_version_is_restored_and_said_to_have_no_checksums(tmp_path, capsys):
+    state = small_state(3)
+    with ocp.CheckpointManager(tmp_path) as earlier:
+        earlier.save(3, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave({"position": 30})
+        ))  # fmt: skip
+    found, step, extra = Checkpoints(tmp_path, keep=2).restore(abstract(state), None)
+    assert (step, extra) == (3, {"position": 30})
+    assert_bitwise(found, state)
+    assert f"{tmp_path / '3'}: an earlier version saved it without checksums" in capsys.readouterr().out
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -371,6 +433,22 @@ class TestInABucket:
         message = str(refusal.value)
         assert message.startswith(f"{bucket}/3: not a whole checkpoint") and "see that the bucket answers" in message
         assert "\n" not in message and len(message) < 500
+
+    def test_four_bytes_of_the_values_overwritten_are_found(self, bucket):
+        state = {"weights": jax.random.normal(jax.random.key(0), (64, 64))}
+        checkpoints = Checkpoints(bucket, keep=2)
+        checkpoints.save(3, state, {"position": 30})
+        checkpoints.wait()
+        files = fsspec.filesystem("gs", use_listings_cache=False)
+        path = max((found for found in files.find(f"{bucket}/3/state")), key=lambda found: files.info(found)["size"])
+        content = files.cat_file(path)
+        files.pipe_file(path, content[:5_000] + b"\x15\x15\x15\x15" + content[5_004:])
+        with pytest.raises(InputError, match=f"^{bucket}/3: damaged: weights does not hold the values that were saved"):
+            self.fresh(bucket).restore(abstract(state), None)
+        files.pipe_file(path, content)
+        found, *rest = self.fresh(bucket).restore(abstract(state), None)
+        assert rest == [3, {"position": 30}]
+        assert_bitwise(found, state)
 
     def test_a_bucket_that_is_not_there_is_named(self, cloud):
         with pytest.raises(InputError, match="^gs://none-such/run: "):

@@ -91,6 +91,7 @@ def test_every_process_gets_the_whole_of_every_result(two):
         assert array.tobytes() == second[name].tobytes(), name
     assert {**said, "held": 0} == {**also_said, "held": 0}
     assert said["agreed"] == [True, False, True]
+    assert said["same"] == [True, False]
     assert said["least"] == 2**31 - 2
 
 

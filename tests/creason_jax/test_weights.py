@@ -170,9 +170,36 @@ def test_tensors_of_another_model_are_refused(folder):
     save_file(tensors | {extra: np.ones(32, np.float32)}, folder / "model.safetensors")
     assert f"tensor {extra} is not of the model that config.json describes" in error_of(lambda: load_whole(folder))
     # A table that old directories store, and the head of a tied model stored a second time, are read past.
-    save_file(tensors | {"model.rotary_emb.inv_freq": np.ones(16, np.float32)}, folder / "model.safetensors")
+    same = {"lm_head.weight": tensors["model.embed_tokens.weight"].copy(), "model.rotary_emb.inv_freq": np.ones(16)}
+    save_file(tensors | same, folder / "model.safetensors")
     change_config(folder, tie_word_embeddings=True)
     assert "head" not in load_whole(folder)[1]
+
+
+def test_a_tied_model_with_a_head_of_its_own_is_refused(folder, monkeypatch):
+    change_config(folder, tie_word_embeddings=True)
+    refusal = "lm_head.weight in model.safetensors is not model.embed_tokens.weight; set tie_word_embeddings to false"
+    assert refusal in error_of(lambda: load_whole(folder))
+    for size in (2**26, 1_000):  # compared at once
+        monkeypatch.setattr(weight_files, "COMPARED_BYTES", size)
+        tensors = load_file(folder / "model.safetensors")
+        head = tensors["model.embed_tokens.weight"].copy()
+        replace_tensor(folder, "lm_head.weight", head)
+        load_whole(folder)
+        head[-1, -1] += 1e-6
+        replace_tensor(folder, "lm_head.weight", head)
+        assert refusal in error_of(lambda: load_whole(folder))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
+    tensor = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    tensor[3, 5] = value
+    replace_tensor(folder, "model.layers.0.mlp.down_proj.weight", tensor)
+    found = error_of(lambda: load_whole(folder))
+    assert (
+        f"{folder / 'model.safetensors'}: tensor model.layers.0.mlp.down_proj.weight holds values that are not" in found
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float64])

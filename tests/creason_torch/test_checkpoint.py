@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
 from full_disk import full_disk
@@ -197,6 +199,98 @@ def test_bfloat16_moments_of_the_jax_backend_are_read_as_float32(tmp_path):
         found = arrays.read("exp_avg", name, weight.shape)
         assert found.dtype == torch.float32
         assert torch.equal(found, weight.bfloat16().float()), name
+
+
+@pytest.fixture(scope="module")
+def by_jax(tmp_path_factory):
+    """The tensors of a small model, and a checkpoint of the JAX backend with them, one of them in bfloat16 too."""
+    folder = tmp_path_factory.mktemp("jax")
+    pair = variant_pair(folder / "model", "qwen2 tied")
+    writer = jax_checkpoint.Checkpoints(folder / "checkpoints", keep=1)
+    moments = {"mu": jax.tree.map(lambda leaf: leaf.astype("bfloat16"), pair.params)}
+    state = {"params": pair.params, "moments": moments, "step": jax.numpy.int32(4)}
+    writer.save(1, state, {"position": 8})
+    writer.wait()
+    return pair, folder / "checkpoints", state
+
+
+def read_all(folder: Path, pair) -> dict[str, torch.Tensor]:
+    step, extra, arrays = Checkpoints(folder, keep=2).open(None, read_config(pair.folder))
+    assert (step, extra) == (1, {"position": 8, "updates": 4})
+    shapes = {name: weight.shape for name, weight in pair.torch.named_parameters()}
+    return {
+        f"{kind} {name}": arrays.read(kind, name, shape)
+        for kind in ("params", "exp_avg")
+        for name, shape in shapes.items()
+    }
+
+
+def test_four_bytes_of_a_checkpoint_of_the_jax_backend_overwritten_are_found(by_jax, tmp_path):
+    pair, folder, _ = by_jax
+    shutil.copytree(folder, tmp_path / "copy")
+    expected = read_all(tmp_path / "copy", pair)
+    path = max((tmp_path / "copy").rglob("d/*"), key=lambda found: found.stat().st_size)
+    whole = path.read_bytes()
+    for at in np.linspace(0.05, 0.9, 12):
+        content = bytearray(whole)
+        place = int(at * len(content))
+        content[place : place + 4] = bytes(byte ^ 0x15 for byte in content[place : place + 4])
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="1: (damaged|not a whole checkpoint)") as refusal:
+            read_all(tmp_path / "copy", pair)
+        assert "\n" not in str(refusal.value)
+    path.write_bytes(whole)
+    found = read_all(tmp_path / "copy", pair)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_another_position_in_a_checkpoint_of_the_jax_backend_is_found(by_jax, tmp_path):
+    pair, folder, _ = by_jax
+    shutil.copytree(folder, tmp_path / "copy")
+    noted = tmp_path / "copy" / "1" / "extra" / "metadata"
+    noted.write_text(noted.read_text().replace('"position": 8', '"position": 9'))
+    with pytest.raises(InputError, match=f"^{tmp_path / 'copy' / '1'}: damaged: .* remove that folder"):
+        read_all(tmp_path / "copy", pair)
+
+
+def test_a_checkpoint_of_an_earlier_jax_backend_is_read_and_said_to_have_no_checksums(by_jax, tmp_path, capsys):
+    pair, _, state = by_jax
+    with ocp.CheckpointManager(tmp_path) as earlier:
+        earlier.save(1, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave({"position": 8})
+        ))  # fmt: skip
+    found = read_all(tmp_path, pair)
+    for name, weight in pair.torch.named_parameters():
+        assert torch.equal(found[f"params {name}"], weight), name
+    assert f"{tmp_path / '1'}: an earlier version saved it without checksums" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "another version"),
+        ('{"format": 1}', "does not say how many updates"),
+        ('{"format": 1, "extra": {"position": 7}}', "does not say how many updates"),
+    ],
+)
+def test_a_description_of_no_use_is_one_clear_line(saved, content, message):
+    checkpoints, _ = saved
+    (checkpoints.folder / "5" / META).write_text(content)
+    with pytest.raises(InputError, match=message):
+        checkpoints.open(None, None)
+
+
+def test_another_position_than_was_saved_is_found(saved):
+    checkpoints, values = saved
+    path = checkpoints.folder / "5" / META
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"extra": {"position": 70, "updates": 5}}))
+    with pytest.raises(InputError, match=r"meta.json: damaged: .* remove that folder"):
+        checkpoints.open(None, None)
+    # Earlier versions did not say what the file should hold.
+    path.write_text(json.dumps({name: value for name, value in meta.items() if name != "json_crc32"}))
+    assert checkpoints.open(None, None)[:2] == (5, {"position": 7, "updates": 5})
+    assert torch.equal(read(checkpoints), values["a.weight"])
 
 
 def test_a_damaged_checkpoint_of_the_jax_backend_is_one_clear_line(tmp_path):

@@ -304,8 +304,9 @@ class TestCheckpoints:
 
 
 def test_export_is_what_transformers_loads(model, tmp_path):
-    runs = [spec(model, tmp_path / "run", [["update", 0], ["export", str(tmp_path / "hf")]], torch={"zero_stage": 3})]
-    [found] = run_workers(runs, tmp_path, processes=2)
+    actions = [["update", 0], ["export", str(tmp_path / "hf")], ["same", None]]
+    [found] = run_workers([spec(model, tmp_path / "run", actions, torch={"zero_stage": 3})], tmp_path, processes=2)
+    assert found.metrics[1] == [True, False]
     network, report = Phi3ForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True, dtype=torch.float32)
     assert not any(report.values()), report
     for name, weight in network.named_parameters():

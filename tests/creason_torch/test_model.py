@@ -63,9 +63,14 @@ def test_several_files_and_their_index(folder, tmp_path, monkeypatch):
         load(parts)
 
 
-def test_a_tied_head_may_be_stored_too(folder):
+def tie(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
+def test_a_tied_head_may_be_stored_too(folder):
+    tie(folder)
+    change(folder, lm_head__weight=load_file(folder / weight_files.SINGLE)["model.embed_tokens.weight"].clone())
     assert HEAD not in load(folder)
 
 
@@ -79,12 +84,33 @@ def test_a_tied_head_may_be_stored_too(folder):
         ),
         (partial(change, model__extra__weight=torch.ones(3)), "tensor model.extra.weight is not of the model"),
         (lambda folder: (folder / weight_files.SINGLE).unlink(), "no model.safetensors and no"),
+        (tie, "tie_word_embeddings = true, but lm_head.weight in model.safetensors is not model.embed_tokens.weight"),
+        (partial(change, model__norm__weight=torch.ones(64, dtype=torch.int8)), f"tensor {NORM} is stored as I8; only"),
+        (partial(change, model__norm__weight=torch.ones(64).double()), f"tensor {NORM} is stored as F64; only"),
+        (partial(change, model__norm__weight=torch.full((64,), torch.nan)), f"tensor {NORM} holds values that are not"),
+        (partial(change, model__norm__weight=torch.full((64,), torch.inf)), f"tensor {NORM} holds values that are not"),
+        (
+            partial(change, lm_head__weight=None),
+            "tensor lm_head.weight is missing; if the embedding is the head, set tie",
+        ),
         (
             lambda folder: (folder / weight_files.SINGLE).write_bytes((folder / weight_files.SINGLE).read_bytes()[:-9]),
             "truncated or not safetensors",
         ),
     ],
-    ids=["missing", "shape", "foreign", "no file", "truncated"],
+    ids=[
+        "missing",
+        "shape",
+        "foreign",
+        "no file",
+        "tied, and a head of its own",
+        "integers",
+        "float64",
+        "not a number",
+        "infinite",
+        "no head",
+        "truncated",
+    ],
 )
 def test_what_is_not_a_whole_model_is_named(folder, damage, message):
     damage(folder)

@@ -190,6 +190,12 @@ def one_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
+
+
 DAMAGE = {
     "truncated": (lambda at: chunk(at, "params", NORM).write_bytes(b"\0" * 100), "params of model.norm.weight: "),
     "one bit": (lambda at: one_bit(chunk(at, "exp_avg", NORM)), "exp_avg of model.norm.weight: "),
@@ -199,6 +205,8 @@ DAMAGE = {
     "no meta": (lambda at: (at / "meta.json").unlink(), "meta.json: no such file"),
     "meta cut": (lambda at: (at / "meta.json").write_text('{"form'), "meta.json: not JSON"),
     "meta of no use": (lambda at: (at / "meta.json").write_text('{"format": 1}'), "does not say how many updates"),
+    "another position": (lambda at: edit(at / "meta.json", '"position": 70', '"position": 77'), "meta.json: damaged"),
+    "another count": (lambda at: edit(at / "meta.json", '"updates": 10', '"updates": 11'), "meta.json: damaged"),
     "another version": (lambda at: (at / "meta.json").write_text('{"format": 9}'), "another version (format 9)"),
 }
 
@@ -232,7 +240,8 @@ def test_moments_count_for_the_updates_after_a_move(by_torch, stayed_jax, model,
     shutil.copytree(by_torch[2] / "stayed", tmp_path / "checkpoints")
     at = tmp_path / "checkpoints" / str(HALF)
     meta = json.loads((at / "meta.json").read_text())
-    (at / "meta.json").write_text(json.dumps(meta | {"extra": meta["extra"] | {"updates": 0}}))
+    changed = {name: value for name, value in meta.items() if name != "json_crc32"}
+    (at / "meta.json").write_text(json.dumps(changed | {"extra": meta["extra"] | {"updates": 0}}))
     shutil.rmtree(at / "exp_avg_sq")
     shutil.copytree(at / "exp_avg", at / "exp_avg_sq")
     learner = make_learner(model, steps=STEPS, learner=LEARNER)

@@ -4,7 +4,8 @@
     torchrun --nproc-per-node=2 worker.py SPEC.json    two
 
 The file holds a list of learners. `actions` of each is a list of [name, argument]: `update` SEED, `sync`, `logprobs`
-[SEED, WHICH], `save` STEP, `save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER.
+[SEED, WHICH], `save` STEP, `save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER,
+`same` (what processes say of the same bytes, and of others).
 Process 0 writes `out`.npz (parameters, moments, reference, log-probabilities) and `out`.json (metrics of each update, what
 was restored, and how many elements of policy and reference a process holds).
 """
@@ -45,6 +46,7 @@ def main(specs: list[dict[str, Any]]) -> None:
 
 def work(spec: dict[str, Any]) -> None:
     """Do the actions of one learner."""
+    from creason_torch.backend import Backend
     from creason_torch.learner import Learner
 
     config = run_config(
@@ -83,6 +85,9 @@ def work(spec: dict[str, Any]) -> None:
             metrics.append(None if found is None else [found[0], found[1]["position"]])
         elif name == "export":
             learner.export(Path(argument))
+        elif name == "same":
+            backend = Backend(config)
+            metrics.append([backend.same(b"digest"), backend.same(b"digest" + bytes([backend.process]))])
     for kind, key, value in learner._state() if learner.step else ():
         arrays[f"{kind}/{key}"] = value.float().cpu().numpy()
     if dist.get_rank() == 0:

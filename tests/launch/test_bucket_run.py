@@ -81,12 +81,13 @@ def test_processes_without_a_common_folder_make_a_run_through_a_bucket(bucket, t
     assert [each.returncode for each in ended] == [0, 0], "".join(each.stderr for each in ended)[-4_000:]
     assert "after GRPO" in ended[0].stdout and "after GRPO" not in ended[1].stdout
     there = fsspec.filesystem("gs", use_listings_cache=False).ls(f"{bucket}/run")
-    assert sorted(path.rsplit("/", 1)[-1] for path in there) == ["1", "2", "config.json", "prompts.json"]
+    assert sorted(path.rsplit("/", 1)[-1] for path in there) == ["1", "2", "config.json", "inputs.json", "prompts.json"]
     first, second = (sorted(path.name for path in (tmp_path / process).iterdir()) for process in "01")
     assert second == [".model.lock", "model"]
     assert {
         "config.json",
         "evaluation",
+        "inputs.json",
         "metrics.jsonl",
         "model",
         "prompts.json",

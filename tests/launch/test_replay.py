@@ -304,6 +304,35 @@ class TestAnotherProcess:
             second(tmp_path / "second")
 
 
+class Halted(Exception):
+    """Instead of a learner."""
+
+
+def test_a_recording_or_a_policy_replaced_between_two_starts_is_refused(recorded, tmp_path, monkeypatch):
+    recording = tmp_path / "copy"
+    shutil.copytree(recorded("jax", "paper"), recording, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+
+    def halt(*_, **__):
+        raise Halted
+
+    monkeypatch.setattr(JaxBackend, "learner", halt)
+    for _ in range(2):
+        with pytest.raises(Halted):
+            replayed("jax", "paper", recording, tmp_path / "again")
+    noted = files.read_json(tmp_path / "again" / "inputs.json")["inputs"]
+    assert noted["recording"].keys() == {f"steps/{step:08d}.json" for step in range(4)}
+    for path in (recording / "trajectories" / "steps" / "00000001.json", recording / "policy" / "model.safetensors"):
+        before = path.read_bytes()
+        if path.suffix == ".json":
+            other = altered(recording, tmp_path / "other", 1, tokens=one_token)  # its first step is as it was
+            shutil.copytree(other / "trajectories", recording / "trajectories", dirs_exist_ok=True)
+        else:
+            path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(InputError, match=f"^{path}: not what this run was begun with"):
+            replayed("jax", "paper", recording, tmp_path / "again")
+        path.write_bytes(before)
+
+
 class TestRefusals:
     """What cannot be replayed is said in one line, before anything is begun."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import stat
 from typing import Any
 
@@ -209,6 +210,42 @@ def test_notes_come_back_and_a_step_may_have_none(folder):
     (folder / "trajectories.json").write_text('{"format": 1, "layout": {"prompt": 5}}')
     with pytest.raises(InputError, match="trajectories.json: damaged"):
         TrajectoryReader(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"position": 7', '"position": 8'), ('"a"', '"c"'), ('"reward": 0.5', '"reward": 0.7')]
+)
+def test_what_is_noted_of_a_step_is_never_another_without_a_word(folder, old, new):
+    writer = TrajectoryWriter(folder, rows_per_step=2, layout=LAYOUT)
+    writer.append(0, batch(0), rewards(0), ["a", "b"], notes={"described": {"reward": 0.5}, "position": 7})
+    path = folder / "steps" / "00000000.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    for read in (TrajectoryReader(folder).read, TrajectoryReader(folder).notes):
+        with pytest.raises(InputError, match="00000000.json: damaged"):
+            read(0)
+
+
+def test_another_layout_than_was_written_is_found(folder):
+    TrajectoryWriter(folder, rows_per_step=2, layout=LAYOUT).append(0, batch(0), rewards(0), ["a", "b"])
+    path = folder / "trajectories.json"
+    path.write_text(
+        path.read_text().replace('"prompt": 5', '"prompt": 8').replace('"completion": 4', '"completion": 3')
+    )
+    with pytest.raises(InputError, match="trajectories.json: damaged"):
+        TrajectoryReader(folder)
+
+
+def test_steps_of_an_earlier_version_are_read(folder):
+    writer = TrajectoryWriter(folder, rows_per_step=2, layout=LAYOUT)
+    writer.append(0, batch(0), rewards(0), ["a", "b"], notes={"position": 7})
+    for path in (folder / "trajectories.json", folder / "steps" / "00000000.json"):
+        content = json.loads(path.read_text())
+        del content["json_crc32"]
+        path.write_text(json.dumps(content))
+    assert TrajectoryReader(folder).notes(0) == {"position": 7}
+    assert same(TrajectoryReader(folder).read(0)[0], batch(0))
+    TrajectoryWriter(folder, rows_per_step=2, layout=LAYOUT).append(1, batch(1), rewards(1), ["a", "b"])
 
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
