@@ -100,13 +100,27 @@ def long_factors(config: Any, longest: int) -> bool:
 
 
 def fix_rotation(network: PreTrainedModel, longest: int) -> None:
-    """Make a longrope network rotate every sequence alike; others do already."""
-    rotary = network.model.rotary_emb
-    if rotary.rope_type == "longrope":
-        # Called for a length, Transformers' function takes the long factors above the switch, else the short ones.
-        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](network.config, rotary.inv_freq.device, seq_len=longest)
-        rotary.inv_freq.copy_(frequencies)
-        rotary.rope_type = "default"  # which is never decided anew
+    """Give a network its rotary frequencies: float32 whatever it computes in, and one table for every sequence of a run.
+
+    A network that was built in `zero.sharded` needs it again outside: in there DeepSpeed rounds the frequencies, or what
+    they are computed from, to the compute dtype (in bfloat16 a phase is off by radians some hundred tokens away).
+    """
+    rounded = network.model.rotary_emb
+    with torch.device("cpu"):  # where every engine and every stage computes the same bits
+        rotary = type(rounded)(config=network.config)
+        if rotary.rope_type == "longrope":
+            # Called for a length, Transformers' function takes the long factors above the switch, else the short ones.
+            frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](network.config, torch.device("cpu"), seq_len=longest)
+            rotary.inv_freq.copy_(frequencies)
+            rotary.rope_type = "default"  # which is never decided anew
+    network.model.rotary_emb = rotary.to(rounded.inv_freq.device)
+
+
+def check_tables(network: nn.Module) -> None:
+    """Raise InputError for a table (what is no parameter) that was rounded to the compute dtype, as DeepSpeed and casts do."""
+    for name, buffer in network.named_buffers():
+        if buffer.is_floating_point() and buffer.dtype != torch.float32:
+            raise InputError(f"{name} of this model is a table in {buffer.dtype}; this backend keeps its tables in float32")
 
 
 def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool = False) -> PreTrainedModel:
