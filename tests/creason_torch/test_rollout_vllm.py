@@ -67,24 +67,6 @@ def test_a_prefix_cache_that_vllm_does_not_reset_ends_the_run(world, engine, mon
     engine.load(weights(world.folder))
 
 
-def test_draws_follow_the_tempered_policy(world, engine):
-    """The first token of many samples, by a chi-square test over the likelier tokens and the rest together."""
-    count, temperature = 3_000, 0.7
-    prompt = world.prompts[4]
-    uniforms = np.random.default_rng(2).random((1, count, 1), np.float32)
-    sampling = Sampling(group_size=count, temperature=temperature, max_new_tokens=1)
-    found = engine.generate([prompt], sampling, uniforms)
-    drawn = np.bincount([int(completion.tokens[0]) for completion in found[0]], minlength=320)
-    with torch.no_grad():
-        logits = world.network(torch.tensor(prompt[None]).long()).logits[0, -1].double()
-    expected = count * (logits / temperature).softmax(-1).numpy()
-    likely = expected >= 10
-    cells = [np.append(values[likely], values[~likely].sum()) for values in (drawn, expected)]
-    freedom = likely.sum()
-    statistic = ((cells[0] - cells[1]) ** 2 / cells[1]).sum()
-    assert statistic < freedom + 3.1 * np.sqrt(2 * freedom) + 3  # about once in a thousand
-
-
 def test_global_random_states_and_threads_are_left_alone(world):
     """A second instance in the same process, which scores at the sampling temperature."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
