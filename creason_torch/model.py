@@ -120,7 +120,9 @@ def check_tables(network: nn.Module) -> None:
     """Raise InputError for a table (what is no parameter) that was rounded to the compute dtype, as DeepSpeed and casts do."""
     for name, buffer in network.named_buffers():
         if buffer.is_floating_point() and buffer.dtype != torch.float32:
-            raise InputError(f"{name} of this model is a table in {buffer.dtype}; this backend keeps its tables in float32")
+            raise InputError(
+                f"{name} of this model is a table in {buffer.dtype}; this backend keeps its tables in float32"
+            )
 
 
 def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool = False) -> PreTrainedModel:

@@ -24,7 +24,6 @@ from shared.backend import Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
 
-
 # Nothing beside temperature and filters changes what is drawn.
 NEUTRAL: dict[str, Any] = {
     "n": 1,
