@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from creason_jax import distributed, sharding
+from creason_jax import distributed, plain, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine
+from shared.backend import Completion
 from shared.config import OptimizerConfig, RunConfig
 
 
@@ -49,3 +51,9 @@ class Backend:
     def load(self, engine: Engine, model: Path) -> None:
         """See `shared.backend.Backend`."""
         engine.load(load_params(model, engine.model, sharding.param_shardings(engine.model, self.mesh)))
+
+    def plain_logprobs(
+        self, engine: Engine, model: Path, prompts: Sequence[np.ndarray], completions: Sequence[Completion]
+    ) -> list[np.ndarray]:
+        """See `shared.backend.Backend`."""
+        return plain.completion_logprobs(engine, model, prompts, completions)

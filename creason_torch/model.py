@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -169,16 +170,55 @@ def load_weights(
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a model directory, one at a time, as it is stored. Raises InputError for a missing or truncated file."""
+    for path in _files(folder):
+        with _opened(path) as stored:
+            for name in stored.keys():
+                yield name, stored.get_tensor(name)
+
+
+class StoredWeights:
+    """The tensors of a model directory by name, each read when it is asked for. A context manager.
+
+    Raises InputError as `stored_weights` does.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._held = contextlib.ExitStack()
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> StoredWeights:
+        with contextlib.ExitStack() as stack:
+            for path in _files(self.folder):
+                file = stack.enter_context(_opened(path))
+                self._files |= dict.fromkeys(file.keys(), file)
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._held.close()
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored. Raises InputError where there is none of that name."""
+        if name not in self._files:
+            raise InputError(f"{self.folder}: tensor {name} is missing")
+        return self._files[name].get_tensor(name)
+
+
+def _files(folder: Path) -> list[Path]:
     named = weight_files.places(folder)
-    for path in sorted(set(named.values())) if named else [folder / weight_files.SINGLE]:
-        try:
-            with safe_open(path, framework="pt") as stored:
-                for name in stored.keys():
-                    yield name, stored.get_tensor(name)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file, though the index names it") from None
-        except SafetensorError as error:
-            raise InputError(f"{path}: truncated or not safetensors ({error})") from None
+    return sorted(set(named.values())) if named else [folder / weight_files.SINGLE]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            yield stored
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, though the index names it") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: truncated or not safetensors ({error})") from None
 
 
 def save_params(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -43,7 +43,8 @@ def main() -> None:
         raise InputError(f"all notes are longer than {FLAGS.max_prompt_tokens} tokens; raise --max_prompt_tokens")
     app.make_folder("out", out)
     config = generation.config_of(folder)
-    backend, engine = generation.engine_of(config, folder, stop=special_tokens(tokenizer, folder).stop)
+    prompts = [text for _, text in asked]
+    backend, engine = generation.engine_of(config, folder, prompts, stop=special_tokens(tokenizer, folder).stop)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     rows = []
     cut_off = 0

@@ -125,7 +125,7 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Questi
     )
     app.make_folder("out", out)
     stop = special_tokens(tokenizer, folder).stop
-    backend, engine = generation.engine_of(config, folder, stop=stop)
+    backend, engine = generation.engine_of(config, folder, prompts, stop=stop)
     progress = FLAGS.progress and backend.process == 0
     if cut and backend.process == 0:
         print(

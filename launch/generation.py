@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from launch import backends
 from shared.backend import Backend, RolloutEngine
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
+from shared.engine_check import check_by_file
 
 FLAGS = flags.FLAGS
 
@@ -42,9 +44,15 @@ def config_of(folder: Path, **sections: Any) -> RunConfig:
     )
 
 
-def engine_of(config: RunConfig, folder: Path, *, stop: Sequence[int]) -> tuple[Backend, RolloutEngine]:
-    """The backend that the flags name and its engine, with the weights in `folder`; `stop`: tokens that end a completion."""
+def engine_of(
+    config: RunConfig, folder: Path, prompts: Sequence[np.ndarray], *, stop: Sequence[int]
+) -> tuple[Backend, RolloutEngine]:
+    """The backend that the flags name and its engine, with the weights in `folder`; `stop`: tokens that end a completion.
+
+    Raises SyncError where the engine does not compute what these weights do, on some of the `prompts` that it is to answer.
+    """
     backend = backends.make_backend(config)
     engine = backend.engine(config, folder, stop_tokens=stop)
     backend.load(engine, folder)
+    check_by_file(config, backend, engine, prompts, folder)
     return backend, engine

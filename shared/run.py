@@ -8,7 +8,7 @@ The work directory of a run:
     model/                 a copy of the model directory, where that is in a bucket
     tokenizer/ initial/    a small policy's tokenizer and random weights, where the run made them
     warmup/ policy/        next-token training of that policy, and the policy that GRPO starts from
-    evaluation/            answers before and after, examples
+    evaluation/            answers before and after, examples, and engines.json: whose answers, and how it was checked
     metrics.jsonl tensorboard/ trajectories/
     checkpoints/           where the config names no other folder
     trained/               the trained policy as a Hugging Face directory
@@ -29,10 +29,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, preparation, report, storage, training
+from shared import evaluation, files, preparation, report, run_evaluations, storage, training
 from shared.answering import answer_questions
 from shared.backend import Backend, Learner, RolloutEngine
 from shared.config import RunConfig, validate
+from shared.engine_check import check_by_learner, engine_name
 from shared.errors import InputError
 from shared.initial import write_model
 from shared.metrics import METRICS_FILE, plain, read_metrics, timings
@@ -106,16 +107,17 @@ def run(
     learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)
     engine = backend.engine(config, policy, stop_tokens=stop)
     parts = (config, backend, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
-    _evaluate("before", *parts)
-    source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
-    training.train(
-        config, learner, source, workdir, checkpoints=checkpoints,
-        first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
-    )  # fmt: skip
-    learner.finish_saves()
-    if not backend.agreed(first and (workdir / "trained").is_dir()):
-        learner.export(workdir / "trained")
-    _evaluate("after", *parts)
+    with run_evaluations.dropped_with(engine_name(backend, engine), workdir, first=first):
+        _evaluate("before", *parts)
+        source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
+        training.train(
+            config, learner, source, workdir, checkpoints=checkpoints,
+            first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
+        )  # fmt: skip
+        learner.finish_saves()
+        if not backend.agreed(first and (workdir / "trained").is_dir()):
+            learner.export(workdir / "trained")
+        _evaluate("after", *parts)
     found = summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples) if first else {}
     backend.barrier()
     return found
@@ -125,7 +127,9 @@ def summarise(
     config: RunConfig, workdir: Path, questions: Sequence[Question], backend: str, *, show_examples: bool
 ) -> dict[str, Any]:
     """Write `summary.json` and the report from what the run left in its work directory."""
-    before, after = (evaluation.read_answers(_answers(workdir, when)) for when in ("before", "after"))
+    before, after = (
+        evaluation.read_answers(run_evaluations.answers_file(workdir, when)) for when in run_evaluations.WHEN
+    )
     found = evaluation.summary(
         config.name,
         questions,
@@ -294,10 +298,6 @@ def _make_initial(config: RunConfig, questions: Sequence[Question], tokenizer: P
         files.copy_companions(tokenizer, temporary)
 
 
-def _answers(workdir: Path, when: str) -> Path:
-    return workdir / "evaluation" / f"{when}.parquet"
-
-
 def _evaluate(
     when: str,
     config: RunConfig,
@@ -310,22 +310,17 @@ def _evaluate(
     prompts: Sequence[np.ndarray],
     progress: bool,
 ) -> None:
-    path = _answers(workdir, when)
     # Process 0 has written it, if anybody: another may see it later, or have a work directory of its own.
-    if backend.agreed(backend.process == 0 and path.is_file()):
+    if backend.agreed(backend.process == 0 and run_evaluations.is_done(workdir, when)):
         return
     learner.publish(engine)
+    checked = check_by_learner(config, backend, engine, prompts, learner)
     answers, examples = answer_questions(
         config, engine, tokenizer, questions, prompts, progress=progress, description=f"evaluation {when}"
     )
     engine.seconds()
-    if backend.process > 0:
-        return
-    shown = workdir / "evaluation" / "examples.json"
-    earlier = files.read_json(shown) if shown.is_file() else []
-    kept = [example for example in earlier if example["when"] != when]
-    files.write_json(shown, kept + [{**example, "when": when} for example in examples])
-    evaluation.write_answers(path, answers)
+    if backend.process == 0:
+        run_evaluations.write(workdir, when, answers, examples, checked)
 
 
 def describe(config: RunConfig) -> str:
