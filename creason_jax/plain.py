@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,9 @@ from jax.sharding import Mesh
 from creason_jax import distributed, sharding
 from creason_jax.logprobs import target_logprobs
 from creason_jax.model import DecoderConfig, StoredParams, group_attention, head, layer_forward, normed, rotary
+from creason_jax.rollout import Engine, padded
 from shared.backend import Completion, scoring_temperature
 from shared.grpo import GroupLayout
-
-if TYPE_CHECKING:
-    from creason_jax.rollout import Engine
 
 
 def completion_logprobs(
@@ -28,29 +26,26 @@ def completion_logprobs(
     """See `shared.backend.Backend.plain_logprobs`. Twin of PyTorch's; one layer's weights are on the devices at a time."""
     model, mesh, dtype = engine.model, engine.mesh, engine.dtype
     temperature = scoring_temperature(engine.config.grpo, engine.config.rollout.temperature)
+    if not completions:
+        return []
     texts = [np.concatenate([prompt, each.tokens]) for prompt, each in zip(prompts, completions, strict=True)]
     ways = sharding.batch_ways(mesh)
-    shape = -(-len(texts) // ways) * ways, max(map(len, texts))
-    tokens, lengths = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)], lengths[row] = text, len(text)
-    longest = max(len(each.tokens) for each in completions)
+    width = -(-len(texts) // ways) * ways
+    tokens, lengths = padded(dict(enumerate(texts)), width, engine.config.longest_sequence)
     # The token at t is scored by the state at t - 1.
-    states, targets = np.zeros((shape[0], longest), np.int32), np.zeros((shape[0], longest), np.int32)
+    states, targets = np.zeros((2, width, max(len(each.tokens) for each in completions)), np.int32)
     for row, (prompt, each) in enumerate(zip(prompts, completions)):
-        states[row, : len(each.tokens)] = len(prompt) - 1 + np.arange(len(each.tokens))
-        targets[row, : len(each.tokens)] = each.tokens
+        count = len(each.tokens)
+        states[row, :count], targets[row, :count] = len(prompt) - 1 + np.arange(count), each.tokens
     rows = sharding.batch_sharding(mesh)
     placed = [distributed.place(values, rows) for values in (tokens, lengths, states, targets)]
     with StoredParams(folder, model, engine.shardings) as stored:
-        embed = stored.part("embed")
-        x = _embedded(embed, placed[0], dtype)
+        x = _embedded(stored.part("embed"), placed[0], dtype)
         for layer in range(model.num_hidden_layers):
             x = _through_layer(stored.part("layers", layer), x, placed[1], model, mesh)
-        last = {"embed": embed} if model.tie_word_embeddings else {"head": stored.part("head")}
-        scored = _scored(last, stored.part("norm"), x, *placed[2:], model, temperature)
-    found = distributed.fetch(scored)
-    return [found[row, : len(each.tokens)] for row, each in enumerate(completions)]
+        last = "embed" if model.tie_word_embeddings else "head"
+        scored = _scored({last: stored.part(last)}, stored.part("norm"), x, *placed[2:], model, temperature)
+    return [row[: len(each.tokens)] for row, each in zip(distributed.fetch(scored), completions)]
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -153,8 +153,8 @@ class Engine:
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
             rows = sharding.batch_sharding(self.mesh)
-            padded = self._padded(dict(enumerate(part)), width, longest_scored(self.config))
-            placed = [distributed.place(values, rows) for values in padded]
+            arrays = padded(dict(enumerate(part)), width, longest_scored(self.config))
+            placed = [distributed.place(values, rows) for values in arrays]
             scored[start : start + width] = distributed.fetch(decoding.score(self, asked, self.params, *placed))[
                 : len(part)
             ]
@@ -244,7 +244,7 @@ class Engine:
         width = self.prefill_width(sampling)
         share = self._share(sampling)
         texts = {row: prompts[index] for row, (_, index) in seated.items()}
-        tokens, lengths = self._padded(texts, width, self.config.rollout.max_prompt_tokens)
+        tokens, lengths = padded(texts, width, self.config.rollout.max_prompt_tokens)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
         target = np.full(width, share, np.int32)  # past the end: dropped when written
         for row, (place, index) in seated.items():
@@ -256,17 +256,6 @@ class Engine:
         slots = jax.block_until_ready(decoding.prefill(self, sampling, self.params, slots, *placed))
         self._count("prefill", begin)
         return slots
-
-    def _padded(self, texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Texts by row -> tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
-        bucket = SMALLEST_BUCKET
-        while bucket < max(len(text) for text in texts.values()):
-            bucket *= 2
-        tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
-        for row, text in texts.items():
-            tokens[row, : len(text)] = text
-            lengths[row] = len(text)
-        return tokens, lengths
 
     def _advance(self, slots: Slots, sampling: Sampling) -> Slots:
         begin = time.perf_counter()
@@ -292,6 +281,18 @@ class Engine:
     def stops(self, tokens: jax.Array) -> jax.Array:
         """True where a token ends a completion."""
         return functools.reduce(jnp.logical_or, (tokens == stop for stop in self.stop_tokens))
+
+
+def padded(texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts by row -> tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
+    bucket = SMALLEST_BUCKET
+    while bucket < max(len(text) for text in texts.values()):
+        bucket *= 2
+    tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
+    for row, text in texts.items():
+        tokens[row, : len(text)] = text
+        lengths[row] = len(text)
+    return tokens, lengths
 
 
 def _by_layer(shardings: Any, model: DecoderConfig) -> Any:
