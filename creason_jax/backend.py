@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from creason_jax import distributed, memory, sharding
+from creason_jax import distributed, memory, plain, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, abstract_params, load_params
 from creason_jax.rollout import Engine
 from shared import memory as host
-from shared.backend import Workload
+from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 from shared.errors import InputError
 
@@ -85,6 +86,12 @@ class Backend:
                 "take a smaller model, a larger machine, more devices, or compute_dtype = 'bfloat16'"
             )
         engine.load(load_params(model, engine.model, shardings))
+
+    def plain_logprobs(
+        self, engine: Engine, model: Path, prompts: Sequence[np.ndarray], completions: Sequence[Completion]
+    ) -> list[np.ndarray]:
+        """See `shared.backend.Backend`."""
+        return plain.completion_logprobs(engine, model, prompts, completions)
 
 
 def _fast_bfloat16(device: jax.Device) -> bool:

@@ -171,8 +171,8 @@ class Engine:
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
             rows = sharding.batch_sharding(self.mesh)
-            padded = self._padded(dict(enumerate(part)), width, longest_scored(self.config))
-            placed = [distributed.place(values, rows) for values in padded]
+            arrays = padded(dict(enumerate(part)), width, longest_scored(self.config))
+            placed = [distributed.place(values, rows) for values in arrays]
             scored[start : start + width] = distributed.fetch(decoding.score(self, asked, self.params, *placed))[
                 : len(part)
             ]
@@ -312,7 +312,7 @@ class Engine:
         width = self.prefill_width(sampling)
         share = self._share(sampling)
         texts = {row: prompts[index] for row, (_, index) in seated.items()}
-        tokens, lengths = self._padded(texts, width, self.longest_prompt)
+        tokens, lengths = padded(texts, width, self.longest_prompt)
         numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
         target = np.full(width, share, np.int32)  # past the end: dropped when written
         for row, (place, index) in seated.items():
@@ -324,15 +324,6 @@ class Engine:
         slots = jax.block_until_ready(decoding.prefill(self, sampling, self.params, slots, *placed))
         self._count("prefill", begin)
         return slots
-
-    def _padded(self, texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Texts by row -> tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
-        bucket = _bucket(max(len(text) for text in texts.values()))
-        tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
-        for row, text in texts.items():
-            tokens[row, : len(text)] = text
-            lengths[row] = len(text)
-        return tokens, lengths
 
     def _advance(self, slots: Slots, sampling: Sampling) -> Slots:
         begin = time.perf_counter()
@@ -366,6 +357,16 @@ def _bucket(length: int) -> int:
     while bucket < length:
         bucket *= 2
     return bucket
+
+
+def padded(texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts by row -> tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
+    bucket = _bucket(max(len(text) for text in texts.values()))
+    tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
+    for row, text in texts.items():
+        tokens[row, : len(text)] = text
+        lengths[row] = len(text)
+    return tokens, lengths
 
 
 def _by_layer(shardings: Any, model: DecoderConfig) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch import zero
+from creason_torch import plain, zero
 from creason_torch.learner import Learner, check_supported
 from creason_torch.model import stored_weights
 from creason_torch.rollout import Engine, engine_kind, make_engine
-from shared.backend import Workload
+from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 
 
@@ -76,3 +77,9 @@ class Backend:
     def load(self, engine: Engine, model: Path) -> None:
         """See `shared.backend.Backend`."""
         engine.load(stored_weights(model))
+
+    def plain_logprobs(
+        self, engine: Engine, model: Path, prompts: Sequence[np.ndarray], completions: Sequence[Completion]
+    ) -> list[np.ndarray]:
+        """See `shared.backend.Backend`. Each process computes all of it by itself."""
+        return plain.completion_logprobs(engine.config, model, self.device, prompts, completions)

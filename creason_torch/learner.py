@@ -12,7 +12,15 @@ import torch.distributed as dist
 
 from creason_torch import loss, zero
 from creason_torch.checkpoint import Checkpoints
-from creason_torch.model import Policy, build_network, load_weights, read_config, save_params
+from creason_torch.model import (
+    Policy,
+    build_network,
+    check_tables,
+    fix_rotation,
+    load_weights,
+    read_config,
+    save_params,
+)
 from shared import files, grpo, weight_files
 from shared.backend import check_tokens, scoring_temperature
 from shared.config import LearnerConfig, OptimizerConfig, RunConfig, check
@@ -71,6 +79,9 @@ class Learner:
             self.reference = held.to(device)
             if settings["zero_optimization"]["stage"] == 3:
                 self.reference, *_ = zero.initialize(model=held, config=settings)
+        for network in (self.engine.module, self.reference):
+            if network is not None:
+                check_tables(network)
         self.reference_masters = zero.Slices(self.reference_weights)
         for name in self.reference_weights:
             self.reference_masters.set(name, zero.master(self.weights[name]))
@@ -172,6 +183,7 @@ class Learner:
                 self.model_folder, dtype, longest=self.config.longest_sequence, remat=learner.remat == "layer"
             )
             network = network.to(self.device)  # type: ignore[arg-type]
+        fix_rotation(network, self.config.longest_sequence)
         policy = Policy(
             network,
             chunk=learner.logprob_chunk,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,29 @@ def long_factors(config: Any, longest: int) -> bool:
 
 
 def fix_rotation(network: PreTrainedModel, longest: int) -> None:
-    """Make a longrope network rotate every sequence alike; others do already."""
-    rotary = network.model.rotary_emb
-    if rotary.rope_type == "longrope":
-        # Called for a length, Transformers' function takes the long factors above the switch, else the short ones.
-        frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](network.config, rotary.inv_freq.device, seq_len=longest)
-        rotary.inv_freq.copy_(frequencies)
-        rotary.rope_type = "default"  # which is never decided anew
+    """Give a network its rotary frequencies: float32 whatever it computes in, and one table for every sequence of a run.
+
+    A network that was built in `zero.sharded` needs it again outside: in there DeepSpeed rounds the frequencies, or what
+    they are computed from, to the compute dtype (in bfloat16 a phase is off by radians some hundred tokens away).
+    """
+    rounded = network.model.rotary_emb
+    with torch.device("cpu"):  # where every engine and every stage computes the same bits
+        rotary = type(rounded)(config=network.config)
+        if rotary.rope_type == "longrope":
+            # Called for a length, Transformers' function takes the long factors above the switch, else the short ones.
+            frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](network.config, torch.device("cpu"), seq_len=longest)
+            rotary.inv_freq.copy_(frequencies)
+            rotary.rope_type = "default"  # which is never decided anew
+    network.model.rotary_emb = rotary.to(rounded.inv_freq.device)
+
+
+def check_tables(network: nn.Module) -> None:
+    """Raise InputError for a table (what is no parameter) that was rounded to the compute dtype, as DeepSpeed and casts do."""
+    for name, buffer in network.named_buffers():
+        if buffer.is_floating_point() and buffer.dtype != torch.float32:
+            raise InputError(
+                f"{name} of this model is a table in {buffer.dtype}; this backend keeps its tables in float32"
+            )
 
 
 def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool = False) -> PreTrainedModel:
@@ -164,6 +181,35 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
                     raise weight_files.not_finite(path, name)
                 yield name, tensor
+
+
+class StoredWeights:
+    """The tensors of a model directory by name, each read when it is asked for. A context manager.
+
+    Raises InputError as `stored_weights` does.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._held = contextlib.ExitStack()
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> StoredWeights:
+        named = weight_files.places(self.folder)
+        with contextlib.ExitStack() as stack:
+            files = {path: stack.enter_context(weight_files.opened(path, "pt")) for path in sorted(set(named.values()))}
+            self._files = {name: files[path] for name, path in named.items()}
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._held.close()
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored. Raises InputError where there is none of that name."""
+        if name not in self._files:
+            raise weight_files.missing(self.folder, name)
+        return self._files[name].get_tensor(name)
 
 
 def save_params(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

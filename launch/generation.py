@@ -15,6 +15,7 @@ from launch import backends
 from shared import prompt_style
 from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
+from shared.engine_check import check_by_file
 from shared.prompts import PromptStyle
 from shared.tokenizer import special_tokens
 from shared.turns import end_of_turn_warning
@@ -103,10 +104,12 @@ def engine_of(
 ) -> RolloutEngine:
     """The backend's engine for these prompts, with the weights in `config.model.path`.
 
-    `stop`: tokens that end a completion; `scored_tokens`: see `Workload`.
+    `stop`: tokens that end a completion; `scored_tokens`: see `Workload`. Raises SyncError where the engine does not compute
+    what these weights do, on some of the `prompts` that it is to answer.
     """
     folder = Path(config.model.path)
     workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
     engine = backend.engine(config, folder, stop_tokens=stop, workload=workload)
     backend.load(engine, folder)
+    check_by_file(config, backend, engine, prompts, folder)
     return engine

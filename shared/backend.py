@@ -228,6 +228,17 @@ class Backend(Protocol):
         """Give the engine the weights in `model`, without a learner."""
         ...
 
+    def plain_logprobs(
+        self, engine: Any, model: Path, prompts: Sequence[np.ndarray], completions: Sequence[Completion]
+    ) -> list[np.ndarray]:
+        """Of each completion the log-probabilities `[time]` of its tokens, at the temperature that the run scores with.
+
+        By one forward pass without caches, with the weights read from `model` layer by layer, so that no second model is
+        held. Neither the engine's weights nor its code take part: it is what `shared.engine_check` judges the engine by.
+        `engine` says where and in which type it computes. Every process calls it, with everything, and gets everything.
+        """
+        ...
+
 
 def told_by_first(backend: Backend, number: int) -> int:
     """Process 0's number (0 to 2**31 - 1), in every process; all call it together."""

@@ -10,7 +10,8 @@ The work directory of a run:
     model/                 a copy of the model directory, where that is in a bucket
     tokenizer/ initial/    a small policy's tokenizer and random weights, where the run made them
     warmup/ policy/        next-token training of that policy, and the policy that GRPO starts from
-    evaluation/            answers before and after, examples; while one is made, its parts in `before.unfinished`
+    evaluation/            answers before and after, examples, engines.json: whose answers, and how it was checked; while
+                           one is made, its parts in `before.unfinished`
     metrics.jsonl tensorboard/ trajectories/
     checkpoints/           where the config names no other folder
     trained/               the trained policy as a Hugging Face directory
@@ -31,10 +32,22 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import evaluation, files, inputs, preparation, prompt_style, report, storage, training, weight_files
+from shared import (
+    evaluation,
+    files,
+    inputs,
+    preparation,
+    prompt_style,
+    report,
+    run_evaluations,
+    storage,
+    training,
+    weight_files,
+)
 from shared.answering import Answered, answer_questions
 from shared.backend import Backend, Learner, RolloutEngine, Workload
 from shared.config import RunConfig, changed_in_preset, validate, with_compute_dtype
+from shared.engine_check import check_by_learner, engine_name
 from shared.errors import InputError
 from shared.initial import write_model
 from shared.inputs import Inputs
@@ -150,16 +163,17 @@ def _run(
     workload = Workload(prompt_tokens=longest, questions=len(valid_questions))
     engine = backend.engine(config, policy, stop_tokens=stop, workload=workload)
     parts = (config, backend, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
-    _evaluate("before", *parts)
-    source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
-    training.train(
-        config, learner, source, workdir, checkpoints=checkpoints,
-        first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
-    )  # fmt: skip
-    learner.finish_saves()
-    if not backend.agreed(first and (workdir / "trained").is_dir()):
-        prompt_style.export(learner, workdir / "trained", style, first=first)
-    _evaluate("after", *parts)
+    with run_evaluations.dropped_with(engine_name(backend, engine), workdir, first=first):
+        _evaluate("before", *parts)
+        source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
+        training.train(
+            config, learner, source, workdir, checkpoints=checkpoints,
+            first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
+        )  # fmt: skip
+        learner.finish_saves()
+        if not backend.agreed(first and (workdir / "trained").is_dir()):
+            prompt_style.export(learner, workdir / "trained", style, first=first)
+        _evaluate("after", *parts)
     found = summarise(config, workdir, valid_questions, backend.name, show_examples=show_examples) if first else {}
     backend.barrier()
     return found
@@ -169,7 +183,9 @@ def summarise(
     config: RunConfig, workdir: Path, questions: Sequence[Question], backend: str, *, show_examples: bool
 ) -> dict[str, Any]:
     """Write `summary.json` and the report from what the run left in its work directory."""
-    before, after = (evaluation.read_answers(_answers(workdir, when)) for when in ("before", "after"))
+    before, after = (
+        evaluation.read_answers(run_evaluations.answers_file(workdir, when)) for when in run_evaluations.WHEN
+    )
     found = evaluation.summary(
         config.name,
         questions,
@@ -440,10 +456,6 @@ def _make_initial(
         files.copy_companions(tokenizer, temporary)
 
 
-def _answers(workdir: Path, when: str) -> Path:
-    return workdir / "evaluation" / f"{when}.parquet"
-
-
 def _evaluate(
     when: str,
     config: RunConfig,
@@ -456,11 +468,11 @@ def _evaluate(
     prompts: Sequence[np.ndarray],
     progress: bool,
 ) -> None:
-    path = _answers(workdir, when)
     # Process 0 has written it, if anybody: another may see it later, or have a work directory of its own.
-    if backend.agreed(backend.process == 0 and path.is_file()):
+    if backend.agreed(backend.process == 0 and run_evaluations.is_done(workdir, when)):
         return
     learner.publish(engine)
+    checked = check_by_learner(config, backend, engine, prompts, learner)
     kept = _unfinished(when, config, backend, workdir, questions, prompts)
     for part in answer_questions(
         config,
@@ -477,11 +489,13 @@ def _evaluate(
     if backend.process > 0:
         return
     answered = [Answered.from_row(row) for row in kept.rows]
-    shown = workdir / "evaluation" / "examples.json"
-    earlier = files.read_json(shown) if shown.is_file() else []
-    examples = [example for example in earlier if example["when"] != when]
-    files.write_json(shown, examples + [{**each.text, "when": when} for each in answered if each.text is not None])
-    evaluation.write_answers(path, [each.answer for each in answered])
+    run_evaluations.write(
+        workdir,
+        when,
+        [each.answer for each in answered],
+        [each.text for each in answered if each.text is not None],
+        checked,
+    )
     files.remove(kept.folder)
 
 

@@ -219,14 +219,25 @@ def unstacked_forward(
 
     `attend` is told the index of the layer. Parameters are used in the dtype they have.
     """
-    layer_graph, norm_graph = _modules(config)
     x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
     rotation = rotary(positions, config, x.dtype)
     kept = []
     for index, layer in enumerate(params["layers"]):
-        x, own = nnx.merge(layer_graph, layer)(x, rotation, functools.partial(attend, index), ALONE)
+        x, own = layer_forward(layer, config, x, rotation, functools.partial(attend, index))
         kept.append(own)
-    return nnx.merge(norm_graph, params["norm"])(x), kept
+    return normed(params["norm"], config, x), kept
+
+
+def layer_forward(
+    layer: Params, config: DecoderConfig, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend
+) -> tuple[jax.Array, Any]:
+    """One layer of hidden states `[B, T, D]`, and what `attend` kept."""
+    return nnx.merge(_modules(config)[0], layer)(x, rotation, attend, ALONE)
+
+
+def normed(norm: Params, config: DecoderConfig, x: jax.Array) -> jax.Array:
+    """Hidden states after the final norm."""
+    return nnx.merge(_modules(config)[1], norm)(x)
 
 
 def head(params: Params) -> jax.Array:

@@ -92,6 +92,42 @@ def read_params(
     return jax.tree_util.tree_map_with_path(one, abstract_params(config), shardings)
 
 
+class StoredParams:
+    """A model directory read part by part, for who needs no more than one layer at a time. A context manager.
+
+    `shardings`: of parameters with a list of layers. Raises InputError as `load_params` does, before anything is read.
+    """
+
+    def __init__(self, folder: Path, config: DecoderConfig, shardings: Any):
+        self.config, self.shardings = config, shardings
+        self._reader, self._table = _Reader(folder), sources_of(config)
+
+    def __enter__(self) -> StoredParams:
+        self._reader.__enter__()
+        self._reader.check(stored_shapes(self.config))
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._reader.__exit__(*raised)
+
+    def part(self, name: str, layer: int | None = None) -> Params:
+        """The parameters `embed`, `norm` or `head`, or with `layer` those of one of `layers`; float32."""
+
+        def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+            source = self._table[f"{name}.{_key(path)}"]
+            stored, shape = source.name.format(layer), leaf.shape if layer is None else leaf.shape[1:]
+
+            def read(bounds: Bounds) -> np.ndarray:
+                shard = np.empty([len(bound) for bound in bounds], np.float32)
+                self._reader.read(source, stored, shape, bounds, shard)
+                return shard
+
+            return _placed(shape, sharding, read)
+
+        shardings = self.shardings[name] if layer is None else self.shardings[name][layer]
+        return jax.tree_util.tree_map_with_path(one, abstract_params(self.config)[name], shardings)
+
+
 def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
     """Write safetensors (several files and an index beyond 4 GiB) that Transformers loads."""
     weight_files.write(folder, _hugging_face_tensors(params, config), save_file)

@@ -130,6 +130,12 @@ class Engine(abc.ABC):
             for group in zip(*drawn, truncated)
         ]
 
+    def _named_twice(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights with a tied one under both of its names, for an engine that packs its head apart from its table."""
+        for name, tensor in weights:
+            yield name, tensor
+            yield from ((other, tensor) for other, first in self._tied.items() if first == name)
+
     def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights that the network has, each once; the second name of a tied one is left out."""
         missing = dict(self._shapes)
@@ -155,12 +161,14 @@ class Engine(abc.ABC):
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
 
 
-def _weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """Shape of each weight of the architecture in `model`, and further names of those that are tied."""
+def _weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shape of each weight of the architecture in `model`, and of those that are tied: further name -> first name."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(read_config(model))
-    shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
-    return shapes, {name for name, _ in network.named_parameters(remove_duplicate=False)} - shapes.keys()
+    first = {weight: name for name, weight in network.named_parameters()}
+    shapes = {name: tuple(weight.shape) for weight, name in first.items()}
+    every = network.named_parameters(remove_duplicate=False)
+    return shapes, {name: first[weight] for name, weight in every if name not in shapes}
 
 
 def processes() -> tuple[int, int]:

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from creason_torch.logprobs import target_logprobs
-from creason_torch.model import fix_rotation, read_config
+from creason_torch.model import check_tables, fix_rotation, read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
 from shared import memory
@@ -143,6 +143,7 @@ class HfEngine(Engine):
             ).eval()
         self.network.tie_weights()  # left out together with the initial values
         fix_rotation(self.network, config.longest_sequence)
+        check_tables(self.network)
         self.head = torch.empty(0)
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 The server is started for this alone, with the routes that change its weights switched on, and is nobody else's:
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype bfloat16 --max-model-len N --skip-tokenizer-init \\
-        --hf-overrides '{"head_dtype": "float32"}'
+        --generation-config vllm --hf-overrides '{"head_dtype": "float32"}'
 
 where MODEL has the architecture that is trained and N is the longest prompt and completion together; with
 `grpo.score_temperature = 'sampling'` also `--logprobs-mode processed_logprobs` (why: `creason_torch.rollout.vllm_options`).
@@ -75,7 +75,9 @@ class ServerEngine(Engine):
         else:
             with files.replacing(self.folder) as temporary:
                 temporary.mkdir()
-                save_params(temporary, weights)
+                # Under both names where it is tied: a server on a CPU, which cannot be told from here, packs its head again
+                # for a weight of that name only (`creason_torch.rollout.vllm`).
+                save_params(temporary, self._named_twice(weights))
                 weight_files.describe(self.model, temporary)
             try:
                 self._publish()
@@ -170,11 +172,16 @@ class ServerEngine(Engine):
         wanted = {
             "dtype": f"torch.{self.config.learner.compute_dtype}",
             "logprobs_mode": vllm_options.logprobs_mode(self.config),
+            "generation_config": "vllm",  # else it may sample with the options in its checkpoint
         }
         for name, value in wanted.items():
-            if found[name] != value:
+            if found.get(name) != value:
                 option = f"--{name.replace('_', '-')} {value.removeprefix('torch.')}"
-                raise InputError(f"{self.url}: the server's {name} is {found[name]}; start it with {option}")
+                raise InputError(f"{self.url}: the server's {name} is {found.get(name)}; start it with {option}")
+        for name in ("override_generation_config", "logits_processors"):
+            if found.get(name):
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{self.url}: the server changes what is sampled by {option}; start it without that")
 
     def _check_architecture(self) -> None:
         """Raise InputError where the server's model is visibly another one."""

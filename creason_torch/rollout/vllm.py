@@ -62,6 +62,7 @@ class VllmEngine(Engine):
                 self.llm = vllm.LLM(
                     str(model),
                     skip_tokenizer_init=True,
+                    generation_config="vllm",  # not the checkpoint's own options of sampling
                     load_format="dummy",  # the weights come with the first `load`
                     dtype=config.learner.compute_dtype,
                     max_model_len=self.longest,
@@ -119,7 +120,9 @@ class VllmEngine(Engine):
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        # On a CPU vLLM keeps a packed copy of the head, which it makes anew only for a weight of the head's own name.
+        named = self._named_twice(weights) if self.device.type == "cpu" else weights
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False

@@ -3,6 +3,10 @@
 vLLM draws by itself: a sample's seed is made from the numbers that the plain engine draws with, so its completions depend on
 nothing else either, but they are not the same ones. Its filters act in the order min-p, top-k, top-p.
 
+What a request leaves out, a server takes from `generation_config.json` of the checkpoint (or from config.json), penalties of
+repetition too, and raw log-probabilities do not show it: so each request says every such option, and engines are started
+with `--generation-config vllm`, as a directory named there would cap the length of completions whatever is said.
+
 vLLM gives raw log-probabilities (log-softmax of the logits, before temperature and filters) or processed ones (after both).
 `grpo.score_temperature = 'one'` wants the raw ones, whatever the filters. 'sampling' wants the temperature and no filter: the
 processed ones, if nothing is filtered. With a filter vLLM has no such number, and the request is refused.
@@ -20,11 +24,25 @@ from shared.backend import Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
 
+# Nothing beside temperature and filters changes what is drawn.
+NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "stop": [],
+    "bad_words": [],
+    "logit_bias": None,
+    "allowed_token_ids": None,
+    "watermarking": False,
+    "ignore_eos": True,  # our own stop tokens alone end a completion
+}
+
 
 def options(sampling: Sampling, uniforms: np.ndarray | None, stop_tokens: Sequence[int]) -> dict[str, Any]:
     """Options of one sample, by the names that vLLM's `SamplingParams` and its server share. `uniforms` `[max_new_tokens]`."""
-    return {
-        "n": 1,
+    return NEUTRAL | {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
@@ -32,7 +50,6 @@ def options(sampling: Sampling, uniforms: np.ndarray | None, stop_tokens: Sequen
         "seed": None if uniforms is None or sampling.temperature == 0 else seed(uniforms),
         "max_tokens": sampling.max_new_tokens,
         "stop_token_ids": list(stop_tokens),
-        "ignore_eos": True,  # our own stop tokens alone end a completion
         "logprobs": 0,  # of the token drawn and no other
     }
 
@@ -48,11 +65,14 @@ def scoring_options(tokens: Sequence[int]) -> dict[str, Any]:
 
     Greedy, because then no mode of vLLM's divides by a temperature; the token that it draws is thrown away.
     """
-    return {
-        "n": 1,
+    return NEUTRAL | {
         "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "seed": None,
         "max_tokens": 1,
-        "ignore_eos": True,
+        "stop_token_ids": [],
         "logprob_token_ids": list(tokens),
         "logprobs": len(tokens),
     }

@@ -11,7 +11,7 @@ import torch
 
 from parity import recorded, reference
 from parity.check import Check, largest_difference, unequal
-from parity.families import EOS
+from parity.families import EOS, FAMILIES
 from parity.sides import SIDES, Side, run_config
 from parity.world import Case, World
 from shared import grpo
@@ -32,13 +32,16 @@ def checks(world: World) -> Iterator[Check]:
 
 
 def publishing(world: World) -> Iterator[Check]:
-    """Publishes after updates on the first family, by every engine that is asked for and installed."""
+    """Publishes after updates on the first family and the first with tied tables, by every engine asked for and installed."""
+    tied = [family for family in world.families if FAMILIES[family][1].get("tie_word_embeddings")]
+    families = dict.fromkeys([world.families[0], *tied[:1]])
     for name in world.config.engines:
         if name == "vllm" and not importlib.util.find_spec("vllm"):
             world.notes.append("vLLM is not installed, so its engine was not checked.")
             continue
         side = SIDES[0] if name == "jax" else SIDES[1]
-        yield from _published(side, name, {} if name == "jax" else {"rollout_engine": name}, world.case())
+        for family in families:
+            yield from _published(side, name, {} if name == "jax" else {"rollout_engine": name}, world.case(family))
 
 
 def _prompts(case: Case) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import run_config, tiny_phi3
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from workers import free_port
 
 from creason_torch.rollout import Engine, make_engine
@@ -31,6 +31,17 @@ GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LIMIT)
 SAMPLED = Sampling(group_size=GROUP, temperature=0.9, max_new_tokens=LIMIT)
 CPU = torch.device("cpu")
 CLOSE = 2e-5  # nats between an engine and a plain pass
+# In each model's generation_config.json, and nobody's business here: any of them changes what is drawn.
+CHECKPOINTS_OWN = {
+    "do_sample": True,
+    "repetition_penalty": 1.3,
+    "temperature": 0.3,
+    "top_k": 3,
+    "top_p": 0.6,
+    "min_p": 0.2,
+    "max_new_tokens": 4,
+    "eos_token_id": [3, 7],
+}
 FAR = 0.5  # nats a token, grpo.max_logprob_gap: what stops a run
 
 
@@ -60,12 +71,16 @@ def rollout_config(kind: str, *, torch_options: dict[str, Any] | None = None, **
     return run_config(torch={"rollout_engine": kind, **(torch_options or {})}, rollout=rollout, **sections)
 
 
-def make_world(folder: Path) -> World:
-    """Write both models below `folder`, if they are not there."""
+def make_world(folder: Path, **overrides: Any) -> World:
+    """Write both models below `folder`, if they are not there; `overrides` as in `tiny_phi3`."""
     for seed, name in enumerate(("one", "other")):
         if not (folder / name).exists():
-            tiny_phi3(folder / name, seed=seed)
+            tiny_phi3(folder / name, seed=seed, **overrides)
+            (folder / name / "generation_config.json").write_text(json.dumps(CHECKPOINTS_OWN))
     network, other = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("one", "other"))
+    for each in (network, other):
+        assert each.generation_config.repetition_penalty == CHECKPOINTS_OWN["repetition_penalty"]
+        each.generation_config = GenerationConfig()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, 320, length).astype(np.int32) for length in LENGTHS]
     paths = [generated(network, prompt, ()) for prompt in prompts]
@@ -165,6 +180,25 @@ def check_sampled(world: World, engine: Engine) -> None:
         assert completion.truncated == (completion.tokens[-1] not in world.stops)
         assert not np.isin(completion.tokens[:-1], world.stops).any()
     assert_same(engine.generate(world.prompts, SAMPLED, world.uniforms), found)
+
+
+def check_law(world: World, engine: Engine) -> None:
+    """The first token of many samples by a chi-square test, over the likelier tokens and the rest together."""
+    count, temperature = 1_000, 0.7
+    prompt = world.prompts[4]  # half of the vocabulary stands in it, so that a penalty of repetition would show
+    uniforms = np.random.default_rng(2).random((1, count, 1), np.float32)
+    sampling = Sampling(group_size=count, temperature=temperature, max_new_tokens=1)
+    found = engine.generate([prompt], sampling, uniforms)
+    drawn = np.bincount([int(completion.tokens[0]) for completion in found[0]], minlength=320)
+    with torch.no_grad():
+        logits = world.network(torch.tensor(prompt[None]).long()).logits[0, -1].double()
+    expected = count * (logits / temperature).softmax(-1).numpy()
+    likely = expected >= 10
+    cells = [np.append(values[likely], values[~likely].sum()) for values in (drawn, expected)]
+    freedom = likely.sum()
+    statistic = ((cells[0] - cells[1]) ** 2 / cells[1]).sum()
+    assert freedom > 5
+    assert statistic < freedom + 3.1 * np.sqrt(2 * freedom) + 3  # about once in a thousand
 
 
 def check_order_and_company(world: World, engine: Engine) -> None:
@@ -299,6 +333,7 @@ every_check = pytest.mark.parametrize(
     [
         check_greedy,
         check_sampled,
+        check_law,
         check_order_and_company,
         check_own_numbers,
         check_new_weights,

@@ -46,7 +46,8 @@ STARTING = 300  # seconds
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
-    return rollouts.make_world(tmp_path_factory.mktemp("models"))
+    """With tied tables: their head is packed apart, and must be the new weights' too."""
+    return rollouts.make_world(tmp_path_factory.mktemp("models"), tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def server(world, tmp_path_factory) -> Iterator[str]:
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(world.other_folder), "--host",
         "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(LONGEST + LIMIT),
-        "--enforce-eager", "--skip-tokenizer-init", "--max-num-seqs", "16",
+        "--enforce-eager", "--skip-tokenizer-init", "--max-num-seqs", "16", "--generation-config", "vllm",
     ]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -128,6 +129,7 @@ def test_what_is_published_is_a_model_directory(world, engine):
     assert (engine.folder / "config.json").read_bytes() == (world.folder / "config.json").read_bytes()
     published = load_file(engine.folder / "model.safetensors")
     expected = dict(weights(world.folder))
+    expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
     assert published.keys() == expected.keys()
     assert all(torch.equal(published[name], expected[name]) for name in expected)
     assert [path for path in engine.folder.parent.iterdir() if path != engine.folder] == []
@@ -190,7 +192,10 @@ class Stub:
 
 @pytest.fixture
 def stub() -> Iterator[Stub]:
-    settings = {"max_model_len": 10_000, "dtype": "torch.float32", "logprobs_mode": "raw_logprobs"}
+    settings = {
+        "max_model_len": 10_000, "dtype": "torch.float32", "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
+        "override_generation_config": {}, "logits_processors": None,
+    }  # fmt: skip
     routes = {
         "/v1/models": (200, {"data": [{"id": "policy"}]}),
         "/server_info": (200, {"vllm_config": {"model_config": settings}}),
@@ -242,6 +247,22 @@ def test_a_server_without_the_routes_for_weights_says_how_to_start_it(world, stu
         build(stub.url, tmp_path, world.folder)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"generation_config": "auto"}, "generation_config is auto; start it with --generation-config vllm"),
+        ({"generation_config": "/models/x"}, "generation_config is /models/x; start it with --generation-config vllm"),
+        ({"generation_config": None}, "start it with --generation-config vllm"),
+        ({"override_generation_config": {"top_k": 20}}, "by --override-generation-config; start it without that"),
+        ({"logits_processors": ["a.B"]}, "by --logits-processors; start it without that"),
+    ],
+)
+def test_a_server_that_may_sample_by_its_own_options_is_refused(world, stub, tmp_path, settings, message):
+    stub.routes["/server_info"][1]["vllm_config"]["model_config"] |= settings
+    with pytest.raises(InputError, match=message):
+        build(stub.url, tmp_path, world.folder)
+
+
 def test_refusals_while_a_run_goes_on_end_with_one_line(world, stub, tmp_path):
     engine = build(stub.url, tmp_path / "published", world.folder)
     stub.routes["/reset_prefix_cache"] = (200, {"success": False})
@@ -276,6 +297,7 @@ def test_large_models_are_published_in_several_files(world, stub, tmp_path, monk
     engine.load(weights(world.folder))
     index = files.read_json(engine.folder / "model.safetensors.index.json")["weight_map"]
     expected = dict(weights(world.folder))
+    expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
     assert index.keys() == expected.keys() and len(set(index.values())) > 2
     for name, file in index.items():
         assert torch.equal(load_file(engine.folder / file)[name], expected[name])

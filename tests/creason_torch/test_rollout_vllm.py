@@ -16,8 +16,9 @@ import torch.distributed as dist
 from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
 from tiny import tiny_phi3
 
-from creason_torch.rollout import Engine, make_engine
+from creason_torch.rollout import Engine, make_engine, vllm_options
 from creason_torch.rollout.vllm import VllmEngine
+from parity.families import COMMON, FAMILIES, random_network
 from shared.backend import Sampling, Workload
 from shared.errors import InputError
 
@@ -67,22 +68,38 @@ def test_a_prefix_cache_that_vllm_does_not_reset_ends_the_run(world, engine, mon
     engine.load(weights(world.folder))
 
 
-def test_draws_follow_the_tempered_policy(world, engine):
-    """The first token of many samples, by a chi-square test over the likelier tokens and the rest together."""
-    count, temperature = 3_000, 0.7
-    prompt = world.prompts[4]
-    uniforms = np.random.default_rng(2).random((1, count, 1), np.float32)
-    sampling = Sampling(group_size=count, temperature=temperature, max_new_tokens=1)
-    found = engine.generate([prompt], sampling, uniforms)
-    drawn = np.bincount([int(completion.tokens[0]) for completion in found[0]], minlength=320)
-    with torch.no_grad():
-        logits = world.network(torch.tensor(prompt[None]).long()).logits[0, -1].double()
-    expected = count * (logits / temperature).softmax(-1).numpy()
-    likely = expected >= 10
-    cells = [np.append(values[likely], values[~likely].sum()) for values in (drawn, expected)]
-    freedom = likely.sum()
-    statistic = ((cells[0] - cells[1]) ** 2 / cells[1]).sum()
-    assert statistic < freedom + 3.1 * np.sqrt(2 * freedom) + 3  # about once in a thousand
+@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3"])  # vLLM computes phi3 as llama
+def test_new_weights_reach_a_head_that_is_tied(world, tmp_path, family):
+    """vLLM's CPU build keeps a packed copy of the head: at first and after each load it is that of the new weights."""
+    kind, fields = FAMILIES[family]
+    fields = COMMON | fields | {"tie_word_embeddings": True, "num_hidden_layers": 1}
+    networks = [random_network(kind, fields, seed=seed).eval() for seed in (0, 1)]
+    networks[0].save_pretrained(tmp_path)
+    engine = make_engine(rollout_config("vllm"), tmp_path, stop_tokens=[3], device=CPU)
+    for network in (*networks, networks[0]):
+        engine.load((name, weight.detach()) for name, weight in network.named_parameters())
+        rollouts.assert_scored(network, world.prompts[:4], engine.generate(world.prompts[:4], GREEDY, None))
+
+
+def test_no_option_of_the_checkpoint_is_left_in_a_request(engine):
+    """vLLM's server fills in what a request leaves out; every option that it knows of is said."""
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    own = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5, "temperature": 0.3, "top_k": 3,
+           "top_p": 0.6, "min_p": 0.2, "max_tokens": 4}  # fmt: skip
+    asked = [
+        vllm_options.options(SAMPLED, np.zeros(12, np.float32), [3]),
+        vllm_options.options(GREEDY, None, [3]),
+        vllm_options.scoring_options([5, 6]),
+    ]
+    for options in asked:
+        request = CompletionRequest(model="policy", prompt=[5], **options)
+        assert request._DEFAULT_SAMPLING_PARAMS.keys() <= options.keys()
+        assert request.max_tokens == options["max_tokens"]
+        found = request.to_sampling_params(request.max_tokens, own)
+        assert found == request.to_sampling_params(request.max_tokens, {})
+        for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "stop_token_ids", "min_tokens"):
+            assert getattr(found, name) == options[name]
 
 
 def test_global_random_states_and_threads_are_left_alone(world):

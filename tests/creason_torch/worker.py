@@ -4,8 +4,9 @@
     torchrun --nproc-per-node=2 worker.py SPEC.json    two
 
 The file holds a list of learners. `actions` of each is a list of [name, argument]: `update` SEED, `sync`, `logprobs`
-[SEED, WHICH], `save` STEP, `save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER,
-`same` (what processes say of the same bytes, and of others).
+[SEED, WHICH], `long row` WHICH (its log-probabilities), `tables` null (what of both networks is no parameter), `save` STEP,
+`save killed` STEP (in the middle, the hard way), `restore` STEP or null, `export` FOLDER, `same` (what processes say of the
+same bytes, and of others).
 Process 0 writes `out`.npz (parameters, moments, reference, log-probabilities) and `out`.json (metrics of each update, what
 was restored, and how many elements of policy and reference a process holds).
 """
@@ -27,7 +28,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "shared"), str(HERE.pare
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from groups import OPTIMIZER, random_batch  # noqa: E402
+from groups import LONG_ROW, OPTIMIZER, random_batch  # noqa: E402
 from tiny import run_config  # noqa: E402
 
 from creason_torch import zero  # noqa: E402
@@ -54,6 +55,7 @@ def work(spec: dict[str, Any]) -> None:
         learner={"remat": "none"} | spec.get("learner", {}),
         torch=spec.get("torch", {}),
         grpo=spec.get("grpo", {}),
+        rollout=spec.get("rollout", {}),
     )
     learner = Learner(
         config,
@@ -76,6 +78,13 @@ def work(spec: dict[str, Any]) -> None:
         elif name == "logprobs":
             seed, which = argument
             arrays[f"logprobs/{seed}/{which}"] = learner.logprobs(random_batch(spec["rows"], seed=seed), which)
+        elif name == "long row":
+            arrays[f"long row/{argument}"] = learner.logprobs(random_batch(1, layout=LONG_ROW), argument)
+        elif name == "tables":
+            for who, network in (("policy", learner.engine), ("reference", learner.reference)):
+                for key, table in network.named_buffers():
+                    arrays[f"tables/{who}/{key.split('.')[-1]}"] = table.float().numpy()
+                    metrics.append(str(table.dtype))
         elif name == "save":
             learner.save(folder, argument, {"position": argument * 7})
         elif name == "save killed":

@@ -28,7 +28,9 @@ WARM = (
     "--config.grpo.reward_length=0.5",
 )
 STEPS = 6
-MADE_BEFORE = ("data", "tokenizer", "initial", "warmup", "policy", "evaluation/before.parquet")
+MADE_BEFORE = (
+    "data", "tokenizer", "initial", "warmup", "policy", "evaluation/before.parquet", "evaluation/engines.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

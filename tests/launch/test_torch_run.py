@@ -25,6 +25,19 @@ TORCH = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 HF = "--config.torch.rollout_engine=hf"
 KILLED = [(1, 1), (3, 5)]  # ZeRO stage, lines of metrics after which everything is killed
 # A run whose engine takes no weights any more after its second publish.
+# A program whose engine never gets a right head.
+WRONG = """
+import sys
+from creason_torch.rollout.hf import HfEngine
+load = HfEngine._load
+def wrong(self, weights):
+    load(self, weights)
+    self.head = self.head.roll(1, 0)
+HfEngine._load = wrong
+from launch import app, {program}
+{program}.define_flags()
+app.run({program}.main)
+"""
 STALE = """
 import sys
 from creason_torch.rollout.hf import HfEngine
@@ -147,6 +160,42 @@ def test_an_engine_with_stale_weights_ends_the_run(smoke, tmp_path):
     assert "engine and learner differ by" in ended.stderr and "weights or caches are stale" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (workdir / "trained").exists()
+    assert not (workdir / "evaluation" / "before.parquet").exists()  # the same engine's answers
+
+
+def test_an_engine_that_is_wrong_leaves_no_evaluation_and_another_one_makes_it(smoke, tmp_path):
+    workdir = prepared(smoke, tmp_path / "run")
+    files.remove(workdir / "evaluation")
+    ended = subprocess.run(
+        [sys.executable, "-c", WRONG.format(program="train"), *command(workdir)[3:]],
+        cwd=REPOSITORY, env=environment(**TORCH), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr[-4_000:]
+    assert "evaluation: the engine (torch HfEngine) differs from a plain forward pass by" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list((workdir / "evaluation").glob("*")) and not (workdir / "metrics.jsonl").exists()
+    again = train(workdir)
+    for run in (again, smoke):
+        checked = files.read_json(run.workdir / "evaluation" / "engines.json")
+        assert checked.keys() == {"before", "after"}
+        for found in checked.values():
+            assert found["engine"] == "torch HfEngine" and found["tokens"] > 4 and 0 <= found["gap"] < 1e-5
+    assert again.summary["before"] == smoke.summary["before"] and again.summary["after"] == smoke.summary["after"]
+
+
+def test_evaluating_with_an_engine_that_is_wrong_ends_before_an_answer_is_written(smoke, tmp_path):
+    flags = [
+        "--backend=torch", "--engine=hf", f"--model={smoke.workdir / 'trained'}", f"--out={tmp_path / 'out'}",
+        f"--questions={smoke.workdir / 'data' / 'questions' / 'valid.parquet'}", "--compute_dtype=float32",
+        "--max_prompt_tokens=288", "--max_new_tokens=24",
+    ]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-c", WRONG.format(program="evaluate"), *flags],
+        cwd=REPOSITORY, env=environment(**TORCH), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr[-4_000:]
+    assert "differs from a plain forward pass by" in ended.stderr and "Traceback" not in ended.stderr
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_evaluating_the_trained_model_gives_the_same_answers_on_either_backend(smoke, tmp_path):

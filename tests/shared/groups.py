@@ -11,6 +11,7 @@ from shared.grpo import GroupBatch, GroupLayout
 
 VOCABULARY = 320
 LAYOUT = GroupLayout(prompt=10, group=2, completion=6)
+LONG_ROW = GroupLayout(prompt=1_900, group=1, completion=100)
 MODEL = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 # One update shows in float32, and is a smooth function of the gradient: with Adam's usual eps the first update is
 # nearly its sign, which rounding decides where a gradient is almost 0.

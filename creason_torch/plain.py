@@ -1,0 +1,76 @@
+"""Log-probabilities by one plain forward pass over a model directory, layer by layer: what an engine is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from creason_torch.logprobs import target_logprobs
+from creason_torch.model import StoredWeights, check_tables, fix_rotation, read_config
+from shared.backend import Completion, scoring_temperature
+from shared.config import RunConfig
+
+
+@torch.inference_mode()
+def completion_logprobs(
+    config: RunConfig,
+    folder: Path,
+    device: torch.device,
+    prompts: Sequence[np.ndarray],
+    completions: Sequence[Completion],
+) -> list[np.ndarray]:
+    """See `shared.backend.Backend.plain_logprobs`. Twin of JAX's. The network is Hugging Face's, its attention too."""
+    if not completions:
+        return []
+    pairs = zip(prompts, completions, strict=True)
+    texts = [torch.from_numpy(np.concatenate([prompt, each.tokens])).long() for prompt, each in pairs]
+    tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)  # on the right, where no token looks
+    with StoredWeights(folder) as stored:
+        network = _network(config, folder, device, stored)
+        hidden = network.model(input_ids=tokens, use_cache=False).last_hidden_state
+        # The token at t is scored by the state at t - 1.
+        places = [slice(len(prompt) - 1, len(text) - 1) for prompt, text in zip(prompts, texts)]
+        head = stored.read("model.embed_tokens.weight" if network.config.tie_word_embeddings else "lm_head.weight")
+    head = head.to(device, hidden.dtype).float()
+    temperature = scoring_temperature(config.grpo, config.rollout.temperature)
+    found = []
+    for states, place, each in zip(hidden, places, completions):
+        logits = nn.functional.linear(states[place].float(), head) / temperature
+        targets = torch.from_numpy(each.tokens).long().to(device)
+        found.append(target_logprobs(logits, targets).cpu().numpy())
+    return found
+
+
+def _network(config: RunConfig, folder: Path, device: torch.device, stored: StoredWeights) -> PreTrainedModel:
+    """Hugging Face's network whose parts read their weights when they are called, and let go of them afterwards."""
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(
+            read_config(folder), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation="sdpa"
+        ).eval()
+    network.model.rotary_emb.to_empty(device=device)
+    fix_rotation(network, config.longest_sequence)
+    check_tables(network)
+    names = {module: name for name, module in network.named_modules()}
+    for part in (network.model.embed_tokens, *network.model.layers, network.model.norm):
+        part.register_forward_pre_hook(_filled(stored, names[part], device))
+        part.register_forward_hook(_emptied)
+    return network
+
+
+def _filled(stored: StoredWeights, name: str, device: torch.device) -> Any:
+    def hook(part: nn.Module, _: Any) -> None:
+        part.to_empty(device=device)
+        for own, weight in part.named_parameters():
+            weight.copy_(stored.read(f"{name}.{own}"))
+
+    return hook
+
+
+def _emptied(part: nn.Module, *_: Any) -> None:
+    part.to("meta")
