@@ -18,6 +18,8 @@ def alpha(ratings: np.ndarray, scale: Scale) -> float | None:
     Computing Krippendorff's alpha-reliability, 2011, section D.)
     """
     values = np.unique(ratings[~np.isnan(ratings)])
+    if not len(values):
+        return None
     counts = np.stack([(ratings == value).sum(axis=0) for value in values], axis=1).astype(float)  # [items, values]
     counts = counts[counts.sum(axis=1) >= 2]
     totals = counts.sum(axis=0)

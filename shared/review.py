@@ -215,9 +215,19 @@ def _agreement(table: pd.DataFrame) -> dict[str, float | None]:
 
 def _read_key(key: Path) -> dict[str, Any]:
     known = files.read_json(key)
-    if not isinstance(known, dict) or not {"names", "raters"} <= set(known):
+    if not _is_key(known):
         raise InputError(f"{key}: not the key of a review; it is the file that --key named when cases were written")
     return known
+
+
+def _is_key(known: Any) -> bool:
+    if not isinstance(known, dict) or not {"names", "raters"} <= set(known):
+        return False
+    names, raters = known["names"], known["raters"]
+    if not isinstance(names, list) or len(names) != 2 or not isinstance(raters, dict):
+        return False
+    places = [place for drawn in raters.values() for place in (drawn if isinstance(drawn, list) else [None])]
+    return all(isinstance(place, dict) and {"id", "second_is_a"} <= set(place) for place in places)
 
 
 def _read_ratings(path: Path, rater: str, drawn: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

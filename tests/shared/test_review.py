@@ -217,3 +217,26 @@ def test_the_program(tmp_path, monkeypatch, capfd):
     ):
         out = f"--out={tmp_path / 'out'}"
         assert words in here("review", *arguments, out, *places, monkeypatch=monkeypatch, capfd=capfd).refusal
+
+
+def test_a_review_without_any_grade_has_none(written, monkeypatch, capfd, tmp_path):
+    out, key = written
+    fill(out / "r1" / "ratings.xlsx", {1: ("A",), 2: ("equal",)})
+    found = review.summarise({"r1": out / "r1" / "ratings.xlsx"}, key, bootstrap=200, seed=1)
+    assert found["ratings"] == 2 and found["agreement"]["grades_alpha"] is None
+    assert found["grades"] == {"first": None, "second": None, "difference": None, "ci": None}
+    told = here("review", f"--ratings=r1={out / 'r1' / 'ratings.xlsx'}", f"--key={key}", f"--out={tmp_path / 's.json'}",
+                monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
+    assert told.code == 0 and "grades   base unknown, trained unknown" in told.out
+
+
+@pytest.mark.parametrize(
+    "change", [{"raters": []}, {"raters": {"r1": 3}}, {"raters": {"r1": ["x"]}}, {"raters": {"r1": [{}]}}, {"names": 3},
+               {"names": ["a"]}],
+)  # fmt: skip
+def test_a_key_of_another_form_is_one_line(written, change):
+    out, key = written
+    fill(out / "r1" / "ratings.xlsx", {1: ("A", 1, 2)})
+    files.write_json(key, files.read_json(key) | change)
+    with pytest.raises(InputError, match="not the key of a review"):
+        review.summarise({"r1": out / "r1" / "ratings.xlsx"}, key, bootstrap=200, seed=1)
