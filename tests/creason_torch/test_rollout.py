@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from itertools import chain
 
 import jax
@@ -15,7 +16,7 @@ from tiny import tiny_phi3
 from creason_jax import sharding
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import Engine as JaxEngine
-from creason_torch.rollout import Engine, make_engine, vllm_options
+from creason_torch.rollout import Engine, engine_kind, make_engine, vllm_options
 from creason_torch.rollout.hf import Caches, HfEngine
 from shared.backend import Sampling
 from shared.config import LearnerConfig
@@ -253,3 +254,22 @@ def test_processes_share_the_prompts(world, engine, tmp_path):
     expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
     for found in rollouts.draw_in_processes(world, "hf", tmp_path, processes=3):
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("gpu", "cpu_build", "kind"), [
+    (False, True, "vllm"), (True, False, "vllm"), (False, False, "hf"), (True, True, "hf"),
+])  # fmt: skip
+def test_vllm_is_taken_where_its_build_is_the_devices(gpu, cpu_build, kind, monkeypatch):
+    """With --device=cpu on a machine with a GPU, vLLM's own build is there and has no device to run on."""
+
+    def distribution(name):
+        if not cpu_build:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    assert engine_kind(rollout_config("auto")) == kind
+    if kind == "hf":
+        with pytest.raises(InputError, match="its CPU build" if gpu else "is for GPUs, and none is used"):
+            engine_kind(rollout_config("vllm"))
