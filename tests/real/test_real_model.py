@@ -14,7 +14,7 @@ from commands import REPOSITORY, environment
 from exam import exam
 from transformers import AutoModelForCausalLM
 
-from shared.prompts import prompt_tokens
+from shared.prompts import PREFILL, SYSTEM_PROMPT, user_message
 from shared.questions import write_questions
 from shared.tokenizer import load_tokenizer
 
@@ -36,12 +36,15 @@ def expected(smollm2: Path) -> list[str]:
     """What Transformers itself writes after the same prompts, greedily, in float32."""
     tokenizer = load_tokenizer(smollm2)
     network = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    _, prompts, _ = prompt_tokens(tokenizer, exam(COUNT), max_tokens=2_000, overlong="drop")
     texts = []
-    for prompt in prompts:
-        ids = torch.tensor(prompt, dtype=torch.long)[None]
-        written = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=WRITTEN)
-        texts.append(tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True))
+    for question in exam(COUNT):
+        turns = [("system", SYSTEM_PROMPT), ("user", user_message(question)), ("assistant", PREFILL)]
+        prompt = tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns], continue_final_message=True,
+            return_dict=True, return_tensors="pt",
+        )  # fmt: skip
+        written = network.generate(**prompt, do_sample=False, max_new_tokens=WRITTEN)
+        texts.append(tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
     return texts
 
 
