@@ -14,12 +14,13 @@ from exam import exam, exam_tokenizer
 from tiny import tiny_phi3
 
 from creason_jax.rollout import Engine
+from launch import generation
 from shared import run
 from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import TrainingError
 from shared.evaluation import answer_to, read_answers, write_answers
-from shared.prompts import encode, prompt_tokens
+from shared.prompts import encode
 from shared.questions import write_questions
 from shared.tokenizer import load_tokenizer
 
@@ -69,6 +70,7 @@ def evaluate(root, monkeypatch, capfd):
     def next_token_logprobs(self, texts, tokens):
         return np.float32([[-(int(text.sum()) % 7 + token % 5) for token in tokens] for text in texts])
 
+    monkeypatch.setattr(generation, "check_by_file", lambda *_: None)  # it would find that this is no network
     monkeypatch.setattr(Engine, "generate", generate)
     monkeypatch.setattr(Engine, "next_token_logprobs", next_token_logprobs)
 
@@ -195,11 +197,11 @@ def test_with_its_defaults_room_is_made_for_the_questions_alone(root, tmp_path, 
     given = (f"--model={root / 'model'}", f"--questions={root / 'questions.parquet'}", f"--out={tmp_path / 'out'}")
     ended = here("evaluate", *given, "--max_new_tokens=40", "--bootstrap=100", monkeypatch=monkeypatch, capfd=capfd)
     assert (ended.code, ended.err) == (0, "")
-    (engine,) = engines
-    tokenizer = load_tokenizer(root / "model")
-    _, prompts, _ = prompt_tokens(tokenizer, exam(QUESTIONS), max_tokens=9_000, overlong="drop")
-    assert 64 < max(map(len, prompts)) <= engine.longest_prompt == 128
-    assert list(engine._fitted.values()) == [16]  # ten, over eight devices
+    (engine,) = set(engines)  # asked twice: for its check, and for the answers
+    assert 64 < engine.workload.prompt_tokens <= engine.longest_prompt == 128
+    slots = {sampling.max_new_tokens: count for sampling, count in engine._fitted.items()}
+    assert slots.pop(40) == 16  # ten, over eight devices
+    assert list(slots) == [32]  # its check
     assert engine.config.longest_sequence == 9_040  # which chooses the rotation: that does not hang on the prompts
     assert engine.config.learner.compute_dtype == "float32"  # on a CPU
 
@@ -218,7 +220,7 @@ def test_a_consultation_goes_on_where_it_was_interrupted(root, tmp_path, evaluat
     ended = consult(tmp_path / "cut")
     assert (ended.code, evaluate.asked) == (0, 1) and "3 answered" in ended.out
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-    assert set(content(tmp_path / "cut")) == {"completions.jsonl"}
+    assert set(content(tmp_path / "cut")) == {"completions.jsonl", "evaluation_prompts.json"}
 
 
 class Entered(Exception):
