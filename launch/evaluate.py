@@ -187,6 +187,7 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
     progress = FLAGS.progress and backend.process == 0
     kept = Kept(out, request(config, backend, questions, prompts, stop), backend)
     if backend.agreed(backend.process == 0 and (out / ANSWERS).is_file()):
+        generation.begin(config, backend, tokenizer, style, out)
         return backend, *_earlier(out, backend, forced)
     if kept.done < len(questions):
         engine = generation.engine_of(config, backend, prompts, stop=stop, scored_tokens=scored)

@@ -34,11 +34,12 @@ def main() -> None:
     backend = backends.make_backend(config)
     checkpoints = run.checkpoint_folder(config, backend, workdir)
     run.fetch_policy(config, backend, workdir, progress=False)
+    policy = replay.started_from(config, workdir)
     if backend.process == 0:
-        run.check_inputs(config, workdir)
+        run.check_inputs(config, workdir, policy)
     learner = backend.learner(
         config,
-        replay.started_from(config, workdir),
+        policy,
         optimizer=config.optimizer,
         steps=config.steps,
         reference=config.grpo.beta > 0,

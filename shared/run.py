@@ -374,11 +374,11 @@ def fetch_policy(
         backend.barrier()
 
 
-def check_inputs(config: RunConfig, workdir: Path) -> None:
-    """Raise InputError where the policy that a run was begun with is no longer there as it was."""
-    folder, noted, name = policy_folder(config, workdir), Inputs(workdir), POLICY if config.model.path else OWN_POLICY
+def check_inputs(config: RunConfig, workdir: Path, policy: Path) -> None:
+    """Raise InputError where the policy that a run was begun with is no longer in the folder `policy` as it was."""
+    noted, name = Inputs(workdir), POLICY if config.model.path else OWN_POLICY
     if noted.noted(name):
-        noted.check(name, folder, inputs.of_model(folder, progress=None))
+        noted.check(name, policy, inputs.of_model(policy, progress=None))
 
 
 def _policy(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -142,7 +141,7 @@ def end_tokens(folder: Path) -> dict[int, str]:
     for name in ("generation_config.json", CONFIG_FILE):
         if not (folder / name).is_file():
             continue
-        values = _settings(folder / name)
+        values = files.read_json_object(folder / name)
         for section, fields in (("", values), (f"{TEXT_CONFIG}.", values.get(TEXT_CONFIG))):
             if not isinstance(fields, dict):
                 continue
@@ -163,7 +162,7 @@ def embedding_rows(folder: Path) -> int | None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
-    values = _settings(folder / CONFIG_FILE)
+    values = files.read_json_object(folder / CONFIG_FILE)
     nested = values.get(TEXT_CONFIG)
     given = {name: value for name, value in values.items() if value is not None}
     fields = (nested if isinstance(nested, dict) else {}) | given
@@ -196,11 +195,3 @@ def check_in_embedding(
             f"{what}: {named} is beyond the model's embedding, which has {rows} rows; give the tokenizer that belongs to "
             "these weights, or a model whose embedding was enlarged for it"
         )
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """A JSON file of a model directory. Raises InputError where it is no object."""
-    values = files.read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no settings but {type(values).__name__}; an object with fields is needed")
-    return values

@@ -257,6 +257,9 @@ def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
         "slots": 40,
         "compute_dtype": "float32",
         "engine": "auto",
+        "prefill": "auto",
+        "thinking": "auto",
+        "template_date": "",
     }
     monkeypatch.setattr(generation, "FLAGS", types.SimpleNamespace(**given))
     for questions, slots in ((400, 40), (7, 7)):

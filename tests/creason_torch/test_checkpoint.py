@@ -61,9 +61,13 @@ def test_a_folder_may_be_named_in_any_way(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     values = torch.randn(SHAPE)
     for step in (1, 2):
-        Checkpoints(Path(folder), keep=1).save(step, [("params", "a.weight", values)], {"position": step})
+        Checkpoints(Path(folder), keep=1).save(
+            step, [("params", "a.weight", values)], {"position": step, "updates": step}
+        )
     step, extra, arrays = Checkpoints(Path(folder), keep=1).open(None, None)
-    assert (step, extra) == (2, {"position": 2}) and torch.equal(arrays.read("params", "a.weight", SHAPE), values)
+    assert (step, extra) == (2, {"position": 2, "updates": 2}) and torch.equal(
+        arrays.read("params", "a.weight", SHAPE), values
+    )
 
 
 @pytest.mark.parametrize("size", [0, 300])

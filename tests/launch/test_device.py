@@ -34,7 +34,9 @@ def export(workdir: Path, *flags: str, without: Sequence[str] = (), **variables:
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_gpu_that_the_backend_cannot_use_stops_it(backend, workdir, tmp_path):
     path = f"{nvidia_smi(tmp_path / 'bin', GPU)}:{os.environ['PATH']}"
-    refusal = export(workdir, "--device=auto", f"--backend={backend}", without=("JAX_PLATFORMS",), PATH=path).refusal
+    refusal = export(
+        workdir, "--device=auto", f"--backend={backend}", without=("JAX_PLATFORMS", "DS_ACCELERATOR"), PATH=path
+    ).refusal
     assert f"the {backend} backend would run on the CPU although nvidia-smi lists a GPU" in refusal
     assert "--device=cpu" in refusal and "DEVICE=cuda" in refusal
 
@@ -63,9 +65,10 @@ def test_a_device_that_is_not_there_is_refused(flags, reason, workdir):
 
 def devices_of(*imports: str) -> subprocess.CompletedProcess[str]:
     """Ask JAX for its devices in a process of its own that was told nothing."""
+    told = ["JAX_PLATFORMS", *(name for name in os.environ if name.startswith("TPU_"))]  # a test of plans sets libtpu's
     code = "\n".join([*(f"import {name}" for name in imports), "import jax", "print(jax.devices()[0].platform)"])
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(["JAX_PLATFORMS"]), capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(told), capture_output=True, text=True,
         timeout=120, check=True,
     )  # fmt: skip
 

@@ -100,7 +100,9 @@ def test_an_interrupt_is_one_line(failing, tmp_path):
 
 
 def test_an_interrupt_by_signal():
-    code = f"import os, signal; from launch import app; app.run(lambda: os.kill(os.getpid(), {int(signal.SIGINT)}))"
+    listening = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # whoever started the tests may ignore it
+    interrupted = f"app.run(lambda: os.kill(os.getpid(), {int(signal.SIGINT)}))"
+    code = f"import os, signal; {listening}; from launch import app; {interrupted}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
 

@@ -18,6 +18,7 @@ from tiny import change_config, run_config, tiny_phi3
 
 from creason_jax.backend import Backend
 from creason_jax.rollout import Engine
+from launch import generation
 from shared import prompt_style, run
 from shared.backend import Completion
 from shared.prompts import PREFILL
@@ -61,6 +62,8 @@ def asked(monkeypatch) -> list[list[str]]:
         ended = Completion(np.array([3], np.int32), np.zeros(1, np.float32), truncated=False)
         return [[ended] * sampling.group_size for _ in prompts]
 
+    for module, check in ((generation, "check_by_file"), (run, "check_by_learner")):
+        monkeypatch.setattr(module, check, lambda *_: {"engine": "a rule"})  # it would find that this is no network
     monkeypatch.setattr(Engine, "generate", generate)
     return seen
 
@@ -115,9 +118,11 @@ def test_an_evaluation_of_any_other_model(tmp_path, questions, asked, monkeypatc
     command = ("evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}")
     assert "today is 2026-11-26" in call(*command).out
     monkeypatch.setattr(prompt_style, "today", lambda: "2026-11-27")
+    assert "today is 2026-11-26" in call(*command).out and len(asked) == 1
+    (tmp_path / "out" / "answers.parquet").unlink()
     assert "today is 2026-11-26" in call(*command).out
     assert asked[0] == asked[1]
-    told = call(*command, "--template_date=2024-02-29", "--prefill=Well,")
+    told = call(*command, f"--out={tmp_path / 'other'}", "--template_date=2024-02-29", "--prefill=Well,")
     assert "answers begin with 'Well,'; the template's today is 2024-02-29" in told.out
     text = load_tokenizer(model).decode(asked[2][0])
     assert "Today Date: 29 Feb 2024\n" in text and text.endswith("<|assistant|>Well,")
@@ -128,7 +133,7 @@ def test_thinking_is_switched_and_shown(tmp_path, questions, asked, call):
     command = ("evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}")
     ends = {}
     for thinking in ("auto", "off", "on"):
-        told = call(*command, f"--thinking={thinking}")
+        told = call(*command, f"--out={tmp_path / thinking}", f"--thinking={thinking}")
         assert f"thinking is {'on' if thinking == 'on' else 'off'}: " in told.out.splitlines()[0]
         ends[thinking] = load_tokenizer(model).decode(asked[-1][0]).rpartition("<|assistant|>\n")[2]
     closed = f"<think>\n\n</think>\n\n{PREFILL}"
@@ -147,15 +152,15 @@ def test_a_template_whose_end_of_turn_does_not_stop(tmp_path, questions, asked, 
     made = load_tokenizer(model)
     made.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
     made.save_pretrained(model)
-    command = ("evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}")
-    told = call(*command)
+    command = ("evaluate", *SMALL, f"--model={model}", f"--questions={questions}")
+    told = call(*command, f"--out={tmp_path / 'neither'}")
     end = made.convert_tokens_to_ids("<|end|>")
     assert told.code == 0 and f"warning: the chat template ends a turn with '<|end|>' (id {end})" in told.err
     change_config(model, eos_token_id=[3, end])
-    assert call(*command).err == ""
+    assert call(*command, f"--out={tmp_path / 'config'}").err == ""
     change_config(model, eos_token_id=3)
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
-    assert call(*command).err == ""
+    assert call(*command, f"--out={tmp_path / 'generation'}").err == ""
 
 
 class TestBeyondTheEmbedding:
@@ -235,6 +240,9 @@ class Process:
 
     def __init__(self, config):
         pass
+
+    def resolved(self, config):
+        return config
 
     def barrier(self):
         pass

@@ -151,9 +151,9 @@ def test_another_policy_under_the_same_name_is_refused(config, given, tmp_path, 
     assert found.startswith(f"{path}: ") and ("it was not there" if before is None else "its content differs") in found
     # And what is exported would have that file beside the weights.
     with pytest.raises(InputError, match=f"^{path}: not what this run was begun with"):
-        run.check_inputs(config, tmp_path / "run")
+        run.check_inputs(config, tmp_path / "run", given["model"])
     path.unlink() if before is None else path.write_bytes(before)
-    run.check_inputs(config, tmp_path / "run")
+    run.check_inputs(config, tmp_path / "run", given["model"])
     start(config, tmp_path / "run")
 
 
