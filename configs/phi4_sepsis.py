@@ -25,9 +25,8 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(dict(learning_rate=1e-6))
     config.rollout = ConfigDict(dict(temperature=0.9, max_prompt_tokens=9_000, max_new_tokens=2_000, decode_steps=32))
     # A row holds a question with its seven completions; five rows are one each for five of the learners.
-    config.learner = ConfigDict(
-        dict(micro_batch_rows=5, compute_dtype="bfloat16", remat="layer", length_bucket=512, mesh_tensor=1)
-    )
+    # compute_dtype is left at auto: bfloat16 on the GPUs and TPUs that this is for.
+    config.learner = ConfigDict(dict(micro_batch_rows=5, remat="layer", length_bucket=512, mesh_tensor=1))
     config.torch = ConfigDict(
         dict(
             zero_stage=3,

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=4, questions_per_step=8, steps=6, ref_sync_steps=4))
     config.optimizer = ConfigDict(dict(learning_rate=1e-3))
     config.rollout = ConfigDict(dict(max_prompt_tokens=288, max_new_tokens=24, slots=8, prefill_batch=8))
+    # float32 by name: the tests compare both backends on it.
     config.learner = ConfigDict(dict(micro_batch_rows=4, compute_dtype="float32", remat="none"))
     config.evaluation = ConfigDict(dict(slots=16, bootstrap=200, examples=2))
     config.torch = ConfigDict(dict(zero_stage=0))  # one process: nothing to shard

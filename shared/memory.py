@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
-USED = 0.9  # of the free memory at most: libraries, threads and the rest of the machine need some
+# Of the free memory is left what libraries, compilers and the rest of the machine need: this part, at least so many bytes.
+LEFT_ALONE, LEAST_LEFT_ALONE = 0.1, 256 * 2**20
 # By version of Linux's control groups: the files of a group that hold its limit and its use, and in memory.stat what of that
 # use the kernel gives back when asked: files read.
 FILES = {
@@ -28,7 +29,8 @@ def free_bytes(sharers: int = 1, root: Path = Path("/")) -> int:
     addresses, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`, as some batch systems set it
     if addresses != resource.RLIM_INFINITY:
         left.append(max(0, addresses - psutil.Process().memory_info().vms))
-    return int(USED * min(left) / sharers)
+    free = min(left)
+    return int(max(0, free - max(LEFT_ALONE * free, LEAST_LEFT_ALONE)) / sharers)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:

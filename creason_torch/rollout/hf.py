@@ -25,6 +25,7 @@ from shared.errors import InputError
 
 ATTENTION = "creason_rollout"
 _log = logging.getLogger(__name__)
+COLUMNS = 64  # by which the columns that are read grow on a CPU in bfloat16
 NOTHING_DRAWN = Sampling(group_size=1, temperature=0.0, max_new_tokens=1)  # caches of texts alone
 
 
@@ -80,17 +81,27 @@ class Caches:
         shared = heads // kv_heads
         self.own_k[layer][:, :, :, self.place - 1] = k
         self.own_v[layer][:, :, :, self.place - 1] = v
-        own_k, own_v = self.own_k[layer][:, :, :, : self.place], self.own_v[layer][:, :, :, : self.place]
+        width = self._columns(q)
+        own_k, own_v = self.own_k[layer][:, :, :, :width], self.own_v[layer][:, :, :, :width]
         q = (q * scale).reshape(slots, kv_heads, shared, group, size).transpose(2, 3)  # [S, K, G, R, N]
         over_prompt = q.reshape(slots, kv_heads, group * shared, size) @ self.prompt_k[layer].mT
         over_prompt = over_prompt.masked_fill(self.missing[:, None, None], -torch.inf)
-        over_own = (q @ own_k.mT).reshape(slots, kv_heads, group * shared, -1)
+        over_own = (q @ own_k.mT).reshape(slots, kv_heads, group * shared, width)
+        if width > self.place:
+            over_own[..., self.place :] = -torch.inf
         scores = torch.cat([over_prompt, over_own], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
-        to_prompt, to_own = weights.split([over_prompt.shape[-1], self.place], dim=-1)
+        to_prompt, to_own = weights.split([over_prompt.shape[-1], width], dim=-1)
         out = (to_prompt @ self.prompt_v[layer]).view(q.shape)
-        out = out + to_own.reshape(*q.shape[:-1], self.place) @ own_v
+        out = out + to_own.reshape(*q.shape[:-1], width) @ own_v
         return out.transpose(2, 3).reshape(slots, heads, group, size)
+
+    def _columns(self, q: torch.Tensor) -> int:
+        """Columns of the samples' caches that are read. A CPU's bfloat16 products are programs that oneDNN compiles and keeps for
+        every shape, a megabyte for each token of a completion: there the columns grow in steps."""
+        if not q.is_cpu or q.dtype == torch.float32:
+            return self.place
+        return min(-(-self.place // COLUMNS) * COLUMNS, self.own_k[0].shape[3])
 
 
 def attend(
@@ -202,7 +213,9 @@ class HfEngine(Engine):
         settings = self.network.config
         size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
         columns = longest + sampling.group_size * sampling.max_new_tokens
-        layers = settings.num_hidden_layers + 1  # one is copied while samples that have ended are left out
+        layers = (
+            settings.num_hidden_layers + 2
+        )  # what is read of one is copied, and where samples that have ended are left out
         caches = 2 * layers * settings.num_key_value_heads * size * columns * self.network.dtype.itemsize
         scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
         return caches + scores + 24 * sampling.group_size * settings.vocab_size

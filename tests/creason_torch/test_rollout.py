@@ -140,6 +140,34 @@ def test_a_slot_takes_what_its_caches_take(engine, group, completion):
     assert held / 2 < engine._of_slot(500, sampling) < 2.5 * held / 2
 
 
+def test_a_cpus_bfloat16_products_have_few_shapes(world):
+    """oneDNN keeps a program for each shape, which a shape for each token makes gigabytes of; what is read beyond is hidden."""
+    network = world.engine("hf", learner={"compute_dtype": "bfloat16"}).network
+    sampling = Sampling(group_size=2, temperature=0.9, max_new_tokens=300)
+    heads, kv_heads, size = 4, network.config.num_key_value_heads, 32
+    rng = np.random.default_rng(0)
+    caches = Caches(network, torch.tensor([4]), 4, sampling)
+    for cache in (*caches.prompt_k, *caches.prompt_v, *caches.own_k, *caches.own_v):
+        cache.copy_(torch.from_numpy(rng.normal(0, 1, cache.shape)))  # nothing of it may be seen before it is written
+    seen = set()
+    q, k, v = (
+        torch.from_numpy(rng.normal(0, 1, (1, each, 2, size))).bfloat16() for each in (heads, kv_heads, kv_heads)
+    )
+    for place in range(1, 301):
+        caches.place = place
+        seen.add(caches._columns(q))
+        if place in (1, 64, 65, 299):
+            found = caches.attend(0, q, k, v, 0.2)[0].float()  # [G, H, N]
+            for sample in range(2):
+                for head in range(heads):
+                    pair = head * kv_heads // heads
+                    keys = torch.cat([caches.prompt_k[0][0, pair], caches.own_k[0][0, pair, sample, :place]]).double()
+                    values = torch.cat([caches.prompt_v[0][0, pair], caches.own_v[0][0, pair, sample, :place]]).double()
+                    expected = (keys @ q[0, head, sample].double() * 0.2).softmax(0) @ values
+                    torch.testing.assert_close(found[sample, head].double(), expected, rtol=0, atol=0.05)
+    assert seen == {64, 128, 192, 256, 300}
+
+
 def test_one_token_scored_at_the_sampling_temperature(world):
     """The limit is reached by the prompt's own pass; a stop token there is not a truncation."""
     engine = world.engine("hf", grpo={"score_temperature": "sampling"})
