@@ -39,6 +39,9 @@ class Backend:
     def learner(self, *_, **__):
         raise Stop
 
+    def resolved(self, config: RunConfig) -> RunConfig:
+        return config
+
     def barrier(self) -> None:
         pass
 

@@ -193,7 +193,7 @@ def with_a_text(tmp_path_factory):
 def test_a_text_of_a_patient_left_out_changes_texts_as_in_the_original(with_a_text):
     source, written, column, row = with_a_text
     frame, _ = hospitalized.paper_frame(source)
-    _, mask, _ = hospitalized.read_frames(source)
+    _, mask, _, _ = hospitalized.read_frames(source)
     part = 2 ** int(np.log2(2**20 / written.shape[1] - 1))  # rows that pandas reads at once
     assert 1 < part < len(written)
     for index, value in frame[column].items():
@@ -220,7 +220,7 @@ def test_a_text_among_a_patients_numbers_is_named(with_a_text, tmp_path):
     some = data.head(30).assign(**{column: "≤0.3"})
     some.to_csv(tmp_path / "data_processed.csv", index=False)
     pd.DataFrame(1, index=some.index, columns=some.columns).to_csv(tmp_path / "data_missing_processed.csv", index=False)
-    with pytest.raises(InputError, match=f"column {column}: holds a cell that is no number"):
+    with pytest.raises(InputError, match=f"column {column}, row 2: the cell is no number"):
         cohorts.load("hospitalized", tmp_path, valid_patients=5)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import gzip
-import json
-import os
 import stat
 from pathlib import Path
 
 import chats
 import pytest
 from chats import byte_tokenizer
+from golden_folder import GOLDEN, document, needs
 from transformers.utils import chat_template_utils
 
 from shared import prompt_style
@@ -20,8 +18,7 @@ from shared.errors import InputError
 from shared.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle
 from shared.turns import end_of_turn, end_of_turn_warning
 
-DEFAULT = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-GOLDEN = Path(os.environ.get("CREASON_GOLDEN") or DEFAULT) / "registry" / "chat_templates.json.gz"
+TEMPLATES = GOLDEN / "registry" / "chat_templates.json.gz"
 SYSTEM = f"<|system|>{SYSTEM_PROMPT}<|end|>"
 
 
@@ -56,10 +53,9 @@ class TestPrefill:
         assert chosen(template, tmp_path / name).prefill == prefill
 
     @pytest.mark.golden
-    @pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden data at {GOLDEN}")
+    @needs("registry")
     def test_of_templates_as_models_have_them(self, tmp_path):
-        with gzip.open(GOLDEN, "rt", encoding="utf-8") as file:
-            found = {name: chosen(template, tmp_path).prefill for name, template in json.load(file).items()}
+        found = {name: chosen(template, tmp_path).prefill for name, template in document(TEMPLATES).items()}
         assert {name for name, prefill in found.items() if not prefill} == {"r1", "qwq"}
 
     @pytest.mark.parametrize("template", [chats.PLAIN, chats.OPENS, chats.SWITCHED])
