@@ -121,7 +121,7 @@ def check_given(data: DataConfig) -> None:
 
 
 def check_alone(mode: str, *read: str) -> None:
-    """Refuse a flag that was given but that `--mode` does not read. Raises InputError."""
+    """Refuse a flag that was given but that the flag `mode` makes useless. Raises InputError."""
     every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
     for name in (flag.name for flag in every):
         if FLAGS[name].present and name not in (mode, *read):
