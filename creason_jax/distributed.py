@@ -6,6 +6,7 @@ key-value store of JAX's coordination service, which process 0 keeps, and a thre
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
@@ -72,6 +73,7 @@ def start(coordinator: str = "", num_processes: int | None = None, process_id: i
     local_devices()
     if jax.process_count() > 1:
         _watch = _Watch(_state().client, _state().coordinator_address, jax.process_index(), jax.process_count())
+        atexit.register(_end_together, _watch)  # before what JAX does then: the last that was registered comes first
     return jax.process_count() > 1
 
 
@@ -136,6 +138,13 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def _end_together(watch: _Watch) -> None:
+    """At the end of the program: wait for all processes, then end the watch, whose thread must not outlive Python."""
+    with contextlib.suppress(RuntimeError, ValueError):  # a process that is late; JAX's own barrier says so
+        watch.client.wait_at_barrier("creason/end", SHUTDOWN_LIMIT * 1_000)
+    watch.stop()
+
+
 def before_report() -> None:
     """After an error that may come of another process being gone: return once all others have been heard since. The watch
     ends this process where one is not."""
@@ -161,12 +170,18 @@ class _Watch:
     def __post_init__(self) -> None:
         others = [other for other in range(self.processes) if other != self.process]
         self._heard: dict[int, tuple[str, float]] = dict.fromkeys(others, ("", time.monotonic()))
-        self._ending, self._telling = threading.Lock(), threading.Lock()
+        self._ending, self._telling, self._stopped = threading.Lock(), threading.Lock(), threading.Event()
         if self.process > 0:
             # Process 0 takes the coordination service with it, and JAX aborts whoever notices, at once.
             host, port = self.coordinator.rsplit(":", 1)
             _say_before_an_abort(self._gone(0), unless=lambda: _answers(host, int(port)))
-        threading.Thread(target=self._listen, name="watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No longer count nor listen. A thread within JAX's client while Python ends would abort the process."""
+        self._stopped.set()
+        self._thread.join(UNANSWERED * BEAT)
 
     def leave(self, code: int) -> None:
         """End this process, and let the others know that it does."""
@@ -200,7 +215,7 @@ class _Watch:
                 unanswered = 0
             except (RuntimeError, ValueError):  # JAX raises both for what a remote call answers
                 unanswered += 1
-                if unanswered >= UNANSWERED:
+                if unanswered >= UNANSWERED and not self._stopped.is_set():
                     self._end(0)
                 found = {}
             for other, (before, at) in list(self._heard.items()):
@@ -211,7 +226,8 @@ class _Watch:
                     self._end(other)
                 if told == LEFT:
                     self._end(other)
-            time.sleep(BEAT)
+            if self._stopped.wait(BEAT):
+                return
 
     def _end(self, other: int) -> None:
         if self._ending.acquire(blocking=False):

@@ -186,3 +186,25 @@ def test_jax_is_left_to_find_the_processes_that_a_scheduler_started(variables, j
 def test_one_process_of_one_needs_no_coordinator(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", None)
     assert distributed.start("127.0.0.1:1", 1, 0) is False
+
+
+COUNTING = """
+import sys, time
+sys.path.insert(0, sys.argv[3])
+from creason_jax import distributed
+distributed.BEAT = 0.0005
+assert distributed.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+time.sleep(0.1 * int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_two_processes_that_count_fast_end_well(attempt):
+    """The thread that counts is nearly always within JAX's client: where it outlived Python, that ended the process by signal."""
+    port, tree = str(free_port()), str(WORKER.parents[2])
+    started = [
+        subprocess.Popen([sys.executable, "-c", COUNTING, port, process, tree], stderr=subprocess.PIPE, text=True)
+        for process in ("0", "1")
+    ]
+    told = [process.communicate(timeout=120)[1] for process in started]
+    assert ([process.returncode for process in started], told) == ([0, 0], ["", ""])
