@@ -8,8 +8,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 # Machine code as it comes: tests run small programs a few times, and optimising them takes longer. What XLA itself does with
@@ -64,3 +68,12 @@ def cloud() -> Iterator[str]:
 def bucket(cloud: str, tmp_path: Path) -> str:
     """A folder of the test's own in that bucket."""
     return f"{cloud}/{tmp_path.name}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A started Chromium for the tests of a file; see `tests/browser/browsers.py`."""
+    from browsers import chromium
+
+    with chromium() as started:
+        yield started

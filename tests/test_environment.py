@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-NEEDED = ("jax", "flax", "torch", "deepspeed", "vllm", "libtpu", "gcp_storage_emulator", "hypothesis",
+NEEDED = ("jax", "flax", "torch", "deepspeed", "vllm", "libtpu", "gcp_storage_emulator", "hypothesis", "playwright",
           "fastapi", "uvicorn", "prometheus_fastapi_instrumentator", "model_hosting_container_standards", "jmespath")  # fmt: skip
 
 
