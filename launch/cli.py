@@ -1,8 +1,8 @@
 """The `creason` command: one name for every program of this folder; only the module of the chosen one is loaded.
 
-    creason                 the programs, in the order in which a person needs them
-    creason help train      what a program does, its flags and examples; `creason train --help` is the same
-    creason train ...       what `python -m launch.train ...` does
+creason                 the programs, in the order in which a person needs them
+creason help train      what a program does, its flags and examples; `creason train --help` is the same
+creason train ...       what `python -m launch.train ...` does
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
 def define_flags() -> None:
     """Define this program's flags."""
-    config_file.define("config", sections=None)
+    config_file.define("config", sections=None, documented=_documented)
     flags.DEFINE_string("workdir", None, "Where models, table, parity.json and report go.")
     flags.DEFINE_list("rungs", None, "Rungs of the ladder (default: the config's; all).")
     flags.DEFINE_list("families", None, "Families of models (default: the config's; all).")
@@ -62,6 +62,12 @@ def main() -> None:
     print(f"\n{report.verdict(checks)}\nreport   {workdir / report.REPORT_FILE}")
     if not all(check.passed for check in checks):
         sys.exit(app.EXIT_STOPPED)
+
+
+def _documented() -> type:
+    from parity.config import ParityConfig  # loads what must not be loaded before `main` has chosen the devices
+
+    return ParityConfig
 
 
 if __name__ == "__main__":

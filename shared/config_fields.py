@@ -50,6 +50,8 @@ def sections(kind: type) -> list[Section]:
 
 def _sections(kind: type, name: str, default: Any) -> Iterator[Section]:
     hints, comments = typing.get_type_hints(kind), _comments(kind)
+    # Where a section has defaults of its own, what is said of the dataclass's defaults is not about them.
+    own = default is None or all(getattr(default, field.name) == field.default for field in dataclasses.fields(kind))
     found, inner = [], []
     for field in dataclasses.fields(kind):
         hint, full = hints[field.name], f"{name}.{field.name}".lstrip(".")
@@ -62,7 +64,7 @@ def _sections(kind: type, name: str, default: Any) -> Iterator[Section]:
         needed = value is dataclasses.MISSING
         found.append(
             Field(full, kind_name(hint), None if needed else value, needed,
-                  sentence(SOURCE.sub("", text)), source[1] if source else "")
+                  sentence(SOURCE.sub("", text)), source[1] if source and own else "")
         )  # fmt: skip
     yield Section(name, kind, " ".join((kind.__doc__ or "").split()), tuple(found))
     for each in inner:
@@ -85,7 +87,7 @@ def sentence(text: str) -> str:
         return ""
     first = text.partition(" ")[0]
     # A name that begins it, such as b1 or sorted|shuffled, stays as it is.
-    begin = text[0].upper() if re.fullmatch(r"[a-z]+[,;:]?", first) and not re.match(r"\w+:", first) else text[0]
+    begin = text[0].upper() if re.fullmatch(r"[a-z]+(-[a-z]+)*[,;]?", first) else text[0]
     return begin + text[1:] + ("" if text[-1] in ".:!?" else ".")
 
 
