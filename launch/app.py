@@ -75,6 +75,11 @@ def on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+def read_on_terminal() -> bool:
+    """Whether standard output is a terminal: what is printed is read by whoever started the program, and kept nowhere."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def _reported(work: Callable[[], None]) -> None:
     """Do `work`; where it fails, say why in one line and exit."""
     try:

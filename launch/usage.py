@@ -75,20 +75,24 @@ KINDS = {
 
 def show(main: Callable[[], None]) -> None:
     """Print the help of the program that has this `main`, as wide as the terminal."""
-    width = shutil.get_terminal_size((WIDTH, 24)).columns
-    sys.stdout.write(text(main, max(NARROWEST, width)))
+    sys.stdout.write(text(main, width()))
 
 
-def text(main: Callable[[], None], width: int = WIDTH) -> str:
-    """The help of the program that has this `main`; its flags are defined. Lines are at most `width` wide, but for commands."""
+def width() -> int:
+    """Columns of the terminal, or of what COLUMNS says."""
+    return max(NARROWEST, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+def text(main: Callable[[], None], columns: int = WIDTH) -> str:
+    """The help of the program that has this `main`; its flags are defined. Lines are at most `columns` wide, but for commands."""
     program = Path(inspect.getfile(main)).stem
-    lines = list(_described(main.__globals__.get("__doc__") or "", width))
+    lines = list(_described(main.__globals__.get("__doc__") or "", columns))
     for heading, names in grouped(program).items():
         lines += ["", heading]
         for name in names:
-            lines += _entry(*_of_flag(FLAGS[name]), width)
+            lines += _entry(*_of_flag(FLAGS[name]), columns)
     for name in own_flags():
-        lines += _fields(name, width)
+        lines += _fields(name, columns)
     return "\n".join([*lines, "", "--helpfull also shows the flags of logging and debugging.", ""])
 
 
