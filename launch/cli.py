@@ -56,7 +56,7 @@ def start(name: str, arguments: Sequence[str]) -> None:
 def overview() -> str:
     """The programs in groups, one line each."""
     width = max(map(len, NAMES))
-    lines = ["usage: creason PROGRAM [--flag=value ...]"]
+    lines = ["usage: creason PROGRAM [flags]"]
     for title, names in PROGRAMS.items():
         lines += ["", title, *(f"  {name:<{width}}  {summary(name)}" for name in names)]
     return "\n".join([*lines, "", "creason help PROGRAM explains its flags and shows examples."])
