@@ -16,6 +16,10 @@ from shared.questions import LETTERS, Question
 from shared.randomness import generator
 from shared.rewards import answer_letter
 
+# What a model or a file may hold and a terminal would obey is shown as a sign.
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    range(127, 160), 0xFFFD
+)
 NEAREST = 3  # names offered for one that there is not
 
 
@@ -124,7 +128,7 @@ def wrapped(text: str, width: int) -> list[str]:
     """Each line of a text at most `width` wide, whole, what is continued indented."""
     return [
         part.rstrip()
-        for line in text.split("\n")
+        for line in text.translate(CONTROLS).split("\n")
         for part in textwrap.wrap(
             line, width, subsequent_indent="    ", drop_whitespace=False, replace_whitespace=False
         )

@@ -124,7 +124,7 @@ def _step(
                 "its question file is not there: the prompt as it was given, no right answer",
                 "",
             )
-            yield from showing.wrapped(decode(tokenizer, _tokens(batch, group[0], 0)), width)
+            yield from showing.wrapped(str(tokenizer.decode(_tokens(batch, group[0], 0))), width)
         for index, (row, part) in enumerate(((row, part) for row in group for part in range(batch.layout.group)), 1):
             yield from _completion(batch, rewards, tokenizer, row, part, index, width)
 
