@@ -49,10 +49,13 @@ def main() -> None:
         return
     if FLAGS.step is not None:
         raise InputError("--step: goes with --workdir; questions have no steps")
-    chosen = selection.of([question for path in FLAGS.questions for question in read_questions(path)])
+    questions = [question for path in FLAGS.questions for question in read_questions(path)]
+    chosen, fitting = selection.of(questions), selection.fitting(questions)
     for number, question in enumerate(chosen, 1):
         print("\n".join(["", showing.numbered("question", number, len(chosen), usage.width()),
                          *showing.question_lines(question, usage.width())]))  # fmt: skip
+    if len(chosen) < len(fitting):
+        print(f"\nshown {len(chosen)} of {len(fitting):,} questions; --n shows more, --seed others")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def text(main: Callable[[], None], columns: int = WIDTH) -> str:
 
 def own_flags() -> dict[str, str]:
     """The flags of this project, each with the module that defines it."""
-    found = {}
+    found: dict[str, str] = {}
     for module, defined in FLAGS.flags_by_module_dict().items():
         if module.startswith("launch.") or module == sys.argv[0]:
             found |= {flag.name: module for flag in defined}

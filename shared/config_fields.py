@@ -95,7 +95,8 @@ def _comments(kind: type) -> dict[str, str]:
     """What stands above and behind each field of one class, by the field's name."""
     source = textwrap.dedent(inspect.getsource(kind))
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    alone, behind = {}, {}
+    alone: dict[int, str] = {}
+    behind: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             where = alone if token.line.lstrip().startswith("#") else behind
@@ -103,7 +104,7 @@ def _comments(kind: type) -> dict[str, str]:
     found = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            above = []
+            above: list[str] = []
             line = node.lineno - 1
             while line in alone:
                 above.insert(0, alone[line])

@@ -32,14 +32,16 @@ class Selection:
     section: str = ""
     seed: int = 0
 
-    def of(self, questions: Sequence[Question]) -> list[Question]:
-        """Up to `count` of the questions that fit, drawn at random, in their order.
-
-        Raises InputError where none fits, naming the nearest feature or section.
-        """
-        fitting = [question for question in questions if self._fits(question)]
-        if not fitting:
+    def fitting(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions that fit. Raises InputError where none does, naming the nearest feature or section."""
+        found = [question for question in questions if self._fits(question)]
+        if not found:
             raise InputError(self._why_none(questions))
+        return found
+
+    def of(self, questions: Sequence[Question]) -> list[Question]:
+        """Up to `count` of the questions that fit, drawn at random, in their order. Raises InputError where none fits."""
+        fitting = self.fitting(questions)
         drawn = generator(self.seed, "show").permutation(len(fitting))[: self.count]
         return [fitting[index] for index in np.sort(drawn)]
 

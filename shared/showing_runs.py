@@ -110,6 +110,9 @@ def _step(
         1, config.grpo.group_size // batch.layout.group
     )  # of one question: several with a row for each completion
     groups = [range(start, start + rows) for start in range(0, len(ids), rows) if ids[start]]
+    if not groups:
+        yield f"step {step}: nothing was learned from it: the rewards of each group were equal, and such groups are left out"
+        return
     names = _chosen([ids[group[0]] for group in groups], questions, selection)
     shown = [group for group in groups if ids[group[0]] in names][: selection.count]
     for number, group in enumerate(shown, 1):

@@ -56,6 +56,7 @@ class TestQuestions:
         shown = [call("show", f"--questions={path}", "--n=2", f"--seed={seed}").out for seed in (0, 0, 1, 2)]
         assert shown[0] == shown[1] and len(set(shown)) > 1
         assert all(text.count("right answer:") == 2 for text in shown)
+        assert shown[0].endswith("\nshown 2 of 12 questions; --n shows more, --seed others\n")
         assert call("show", f"--questions={path}").out.count("right answer:") == 3
         assert sum(f"{question.id}:" in shown[0] for question in made) == 2
 
