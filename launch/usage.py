@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "out", "workdir", "key", "json", "completions", "lm_eval", "lm_eval_name", "show", "show_examples",
         "wandb_project",
     ),
-    "which questions": ("n", "feature", "section", "limit", "cyclic", "cases", "raters"),
+    "which questions": ("n", "feature", "section", "show.seed", "limit", "cyclic", "cases", "raters"),
     "who is held out": ("prepare.patients", "valid_patients", "split", "held_out", "fit", "salt"),
     "what is asked": (
         "task", "train_questions", "valid_questions", "num_choices", "difficulty", "mi_cutoff", "balance", "all_victims",
@@ -113,12 +113,12 @@ def grouped(program: str) -> dict[str, list[str]]:
     for name, module in own.items():
         heading = places.get(f"{program}.{name}") or places.get(name) or MODULES.get(module, OTHERS)
         found[heading].append(name)
-    ranks = {name.rpartition(".")[2]: rank for rank, name in enumerate(n for names in GROUPS.values() for n in names)}
-    return {
-        heading: sorted(names, key=lambda name: ranks.get(name, len(ranks)))
-        for heading, names in found.items()
-        if names
-    }
+    ranks = {name: rank for rank, name in enumerate(places)}
+
+    def rank(name: str) -> int:
+        return ranks.get(f"{program}.{name}", ranks.get(name, len(ranks)))
+
+    return {heading: sorted(names, key=rank) for heading, names in found.items() if names}
 
 
 def examples(document: str) -> list[str]:

@@ -140,6 +140,10 @@ def test_headings_in_their_order_and_a_flag_of_no_group(defined, monkeypatch):
     assert found["what goes in"][0] == "config" and "workdir" in found["what comes out"]
     defined("report")
     assert usage.grouped("report")["what goes in"] == ["workdir"]
+    defined("show")
+    assert usage.grouped("show") == {
+        "what goes in": ["questions", "workdir", "step"], "which questions": ["n", "feature", "section", "seed"]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("program", cli.NAMES)
