@@ -1,10 +1,13 @@
-"""Evaluate: a model directory on question files; answers, figures, intervals and a page in --out.
+"""Evaluate a model directory on question files: answers, figures, intervals and a page.
 
-python -m launch.evaluate --model=runs/quickstart/trained --questions=runs/quickstart/data/questions/valid.parquet \\
-    --out=runs/quickstart/again
-python -m launch.evaluate --questions=FILE --lm_eval=DIR      a task folder for lm-evaluation-harness, no model needed
+    creason evaluate --model=runs/quickstart/trained --questions=runs/quickstart/data/questions/valid.parquet \\
+        --out=trained_eval --completions
+    creason evaluate --model=runs/quickstart/policy --questions=runs/quickstart/data/questions/valid.parquet \\
+        --out=base_eval --completions --compare=trained_eval/answers.parquet
+    creason evaluate --questions=runs/quickstart/data/questions/valid.parquet --lm_eval=lm_eval_task
 
 Answers are written part by part as they come. The same command goes on from them, and makes only figures where all are there.
+With --lm_eval and no --model it writes a task folder for lm-evaluation-harness, and needs no model.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def define_flags() -> None:
     flags.DEFINE_string("compare", "", "answers.parquet of another model on the same questions.")
     flags.DEFINE_string("registry", "", "Prepared registry of the questions: adds boosted trees to the baselines.")
     flags.DEFINE_bool(
-        "completions", False, "Also write completions.jsonl, records and answers as text, for launch.review."
+        "completions", False, "Also write completions.jsonl, records and answers as text, for `creason review`."
     )
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")

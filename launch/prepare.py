@@ -1,8 +1,11 @@
-"""Raw registry files to a prepared registry and question files; or a check, or a first codebook.
+"""Raw registry files to a registry and question files; or check them, or draft a codebook.
 
-python -m launch.prepare --cohort=synthetic|sepsis|hospitalized|stroke|mimic3|custom --source=DIR --out=DIR
-python -m launch.prepare --verify --out=DIR
-python -m launch.prepare --cohort=custom --source=DIR --draft_codebook
+    creason prepare --cohort=synthetic --patients=300 --valid_patients=60 --out=prepared
+    creason prepare --verify --out=prepared
+    creason prepare --cohort=custom --source=docs/custom --valid_patients=20 --out=prepared_custom
+
+`--source` is the folder of the raw files, of a custom registry a table and its codebook; --draft_codebook writes a first one
+(docs/custom.md). At the end stand the questions by section, and on a terminal one of them in full.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ from typing import Any
 
 from absl import flags
 
-from launch import app, prepare_mimic3
+from launch import app, prepare_mimic3, usage
+from shared import showing
 from shared.cohorts import tables
 from shared.cohorts.custom.codebook import CODEBOOK, draft, write_codebook
 from shared.cohorts.custom.table import DATA, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation import prepare, summary
+from shared.questions import read_questions
+from shared.showing import Selection
 from shared.verification import check_sources, verify
 
 FLAGS = flags.FLAGS
@@ -77,6 +83,11 @@ def define_flags() -> None:
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
     flags.DEFINE_bool("verify", False, "Check what is in --out: files, sources, splits, and that it comes out again.")
     flags.DEFINE_bool("draft_codebook", False, f"Write a first {CODEBOOK} beside the table of a custom registry.")
+    flags.DEFINE_bool(
+        "show", app.read_on_terminal(),
+        "End with one question in full, which is a patient's record (default: where standard output is a terminal, so that no "
+        "log of a batch job holds one).",
+    )  # fmt: skip
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     prepare_mimic3.define_flags()
 
@@ -97,6 +108,7 @@ def main() -> None:
     if FLAGS.cohort == prepare_mimic3.COHORT:
         app.make_folder("out", Path(FLAGS.out))
         print(prepare_mimic3.main(Path(FLAGS.out)))
+        print(made(Path(FLAGS.out) / "questions", "measurement", "mortality"))
         return
     out = Path(FLAGS.out)
     if FLAGS.verify:
@@ -109,6 +121,22 @@ def main() -> None:
     app.make_folder("out", out)
     prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None, ceiling=True)
     print(summary(out))
+    print(made(out / "questions", "train", "valid"))
+
+
+def made(folder: Path, *names: str) -> str:
+    """What ends a preparation: questions by section, and how to see some; one of them in full where `--show` allows it."""
+    found = {name: read_questions(folder / f"{name}.parquet") for name in names}
+    lines = ["", *showing.section_counts(found)]
+    first = next((name for name in names if found[name]), "")
+    if first and FLAGS.show:
+        (question,) = Selection(count=1).of(found[first])
+        columns = usage.width()
+        lines += ["", showing.numbered(f"{first}: question", 1, len(found[first]), columns)]
+        lines += showing.question_lines(question, columns)
+    return "\n".join(
+        [*lines, "", f"creason show --questions={folder / (first or names[0])}.parquet shows questions in full"]
+    )
 
 
 def check_given(data: DataConfig) -> None:

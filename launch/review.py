@@ -1,9 +1,11 @@
-"""Blinded review by clinicians: write pairs of two models' answers for raters, or read their ratings back.
+"""Blinded review by clinicians: write pairs of two models' answers, or read ratings back.
 
-python -m launch.review --first=a/completions.jsonl --second=b/completions.jsonl --names=base,trained \\
-    --raters=r1,r2,r3 --cases=60 --out=review --key=review_key.json
-python -m launch.review --ratings=r1=review/r1/ratings.xlsx,r2=review/r2/ratings.xlsx --key=review_key.json \\
-    --out=review_summary.json
+    creason review --first=base_eval/completions.jsonl --second=trained_eval/completions.jsonl \\
+        --names=base,trained --raters=r1,r2,r3 --cases=60 --out=review --key=review_key.json
+    creason review --ratings=r1=review/r1/ratings.xlsx,r2=review/r2/ratings.xlsx --key=review_key.json \\
+        --out=review_summary.json
+
+Answers come from `creason evaluate --completions` or `creason consult` (docs/review.md).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_string(
-        "first", "", "Answers of one model (completions.jsonl of launch.evaluate --completions or launch.consult)."
+        "first",
+        "",
+        "Answers of one model (completions.jsonl of `creason evaluate --completions` or `creason consult`).",
     )
     flags.DEFINE_string("second", "", "Answers of the other model to the same questions.")
     flags.DEFINE_list("names", ["first", "second"], "What the two are called in the key and the summary.")
