@@ -47,8 +47,8 @@ def main() -> None:
     """Run or go on with a run. Raises InputError for a bad flag, config or work directory."""
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
-    config = validate(FLAGS.config)
     check_backend(config_file.given("config"), FLAGS.backend)
+    config = validate(FLAGS.config)
     check_data_given(config_file.given("config"), config)
     if FLAGS.dry_run:
         print(run.describe(config))
