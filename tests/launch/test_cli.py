@@ -116,10 +116,6 @@ CASES = [
         (*EVALUATE, "--model={model}", "--engine=server", *SERVER),
         "--engine: chooses between engines of --backend=torch",
     ),
-    (
-        (*EVALUATE, "--model={model}", "--backend=torch", "--engine=server", *SERVER),
-        "http://localhost:9: no vLLM server answers",
-    ),
     ((*GIVEN, "--config.data.masked=1"), "--config.data.masked: says how questions are made, and data.train = "),
     ((*GIVEN, "--config.data.cohort=synthetic"), "--config.data.cohort: says how questions are made"),
     ((*GIVEN, "--config.grpo.steps=3", "--config.data.train_questions=4"), "--config.data.train_questions: says how"),

@@ -15,7 +15,7 @@ from exam import exam, exam_tokenizer
 from tiny import tiny_phi3
 
 from creason_jax.rollout import Engine
-from launch import generation
+from launch import backends, generation
 from shared import orders, run
 from shared.backend import Completion
 from shared.config import RunConfig, validate
@@ -141,6 +141,19 @@ def test_an_evaluation_that_was_interrupted_goes_on(flags, tmp_path, evaluate):
     assert (again.code, evaluate.asked) == (0, 0)
     assert "only the figures are made again" in again.err
     assert content(out)["answers.parquet"] == content(tmp_path / "whole")["answers.parquet"]
+
+
+def test_a_running_server_can_be_the_engine(tmp_path, evaluate, monkeypatch):
+    seen = []
+
+    def make_backend(config):
+        seen.append((config.torch.rollout_engine, config.torch.server_url, config.torch.server_weights))
+        raise TrainingError("seen")
+
+    monkeypatch.setattr(backends, "make_backend", make_backend)
+    server = ("--server_url=http://node:8000", f"--server_weights={tmp_path / 'weights'}")
+    assert evaluate(tmp_path / "out", "--backend=torch", "--engine=server", *server).code == 1
+    assert seen == [("server", "http://node:8000", str(tmp_path / "weights"))]
 
 
 NOT_FIGURES = ("made_elsewhere", "engine", "prompts")
