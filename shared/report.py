@@ -118,7 +118,7 @@ def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
 
 
 def both_readings(figures: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The two readings of boxes (`evaluation.readings`) of an evaluation, those of the reasoning where letters were forced."""
+    """The two readings of boxes of an evaluation, of the reasoning where letters were forced; None where they are not known."""
     return (figures.get("boxed") or figures).get("readings")
 
 
