@@ -36,15 +36,25 @@ def define_flags() -> None:
     flags.DEFINE_integer("cases", 0, "Cases drawn, the same for every rater; 0: all.", lower_bound=0)
     flags.DEFINE_integer("seed", 42, "Seed of the cases, their order, whose answer is 1, and the resampling.")
     flags.DEFINE_bool("serve", False, "Serve the page for raters from --out; with --first and --second write it first.")
-    flags.DEFINE_string("host", "127.0.0.1", "With --serve: where to listen. Another than this machine alone is not encrypted.")
-    flags.DEFINE_integer("port", 8765, "With --serve: the port; 0: a free one.", lower_bound=0, upper_bound=65_535)
-    flags.DEFINE_string("address", "", "With --serve: where raters reach it through a proxy, e.g. https://review.example.org.")
-    flags.DEFINE_list(
-        "ratings", [], "To summarise: the folder of a review that was served, or RATER=FILE, RATER=FILE, filled-in sheets."
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "With --serve: where to listen. Another than this machine alone is not encrypted."
     )
-    flags.DEFINE_string("sheets", "", "With --ratings: a new folder for all ratings as filled-in workbooks, one a rater.")
+    flags.DEFINE_integer("port", 8765, "With --serve: the port; 0: a free one.", lower_bound=0, upper_bound=65_535)
+    flags.DEFINE_string(
+        "address", "", "With --serve: where raters reach it through a proxy, e.g. https://review.example.org."
+    )
+    flags.DEFINE_list(
+        "ratings",
+        [],
+        "To summarise: the folder of a review that was served, or RATER=FILE, RATER=FILE, filled-in sheets.",
+    )
+    flags.DEFINE_string(
+        "sheets", "", "With --ratings: a new folder for all ratings as filled-in workbooks, one a rater."
+    )
     flags.DEFINE_string("key", "", "Which answer is whose: written with the cases, read with the ratings.")
-    flags.DEFINE_string("out", None, "Folder of the cases to write or serve; or file of the summary (JSON).", required=True)
+    flags.DEFINE_string(
+        "out", None, "Folder of the cases to write or serve; or file of the summary (JSON).", required=True
+    )
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of cases for the intervals.", lower_bound=100)
 
 
@@ -59,7 +69,9 @@ def main() -> None:
     if FLAGS.sheets:
         raise InputError("--sheets goes with --ratings")
     if not (writes or FLAGS.serve):
-        raise InputError("--first and --second are needed to write cases, --serve to serve them, or --ratings to summarise")
+        raise InputError(
+            "--first and --second are needed to write cases, --serve to serve them, or --ratings to summarise"
+        )
     if FLAGS.serve:
         from launch import review_server  # the server alone needs neither pandas nor SciPy, and starts at once without
 
@@ -90,7 +102,9 @@ def write(out: Path) -> None:
         key=key_path(),
         seed=FLAGS.seed,
     )
-    print(f"cases    {written.cases} for each of {len(FLAGS.raters)} raters: {out}\nkey      {key_path()} (not for raters)")
+    print(
+        f"cases    {written.cases} for each of {len(FLAGS.raters)} raters: {out}\nkey      {key_path()} (not for raters)"
+    )
     if written.identical:
         print(f"left out {written.identical} of {written.pairs} pairs, whose two answers are the same")
 
@@ -134,7 +148,9 @@ def sources(words: list[str]) -> tuple[list[Path], dict[str, Path]]:
         if not mark and Path(word).is_dir() and not folders:
             folders.append(Path(word))
         elif not mark or not rater or not path or rater in found:
-            raise InputError(f"--ratings: {word!r} must be RATER=FILE, each rater once, or the one folder of a served review")
+            raise InputError(
+                f"--ratings: {word!r} must be RATER=FILE, each rater once, or the one folder of a served review"
+            )
         else:
             found[rater] = Path(path).expanduser()
     return folders, found

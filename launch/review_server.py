@@ -37,7 +37,9 @@ def serve(folder: Path, *, host: str, port: int, address: str = "") -> None:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(f"{folder}: is being served already, by another process; one is enough for all raters") from None
+        raise InputError(
+            f"{folder}: is being served already, by another process; one is enough for all raters"
+        ) from None
     listening = _listening(host, port)
     port = listening.getsockname()[1]
     local = is_loopback(host)

@@ -114,10 +114,13 @@ class Store:
             self._connection.execute("PRAGMA foreign_keys = ON")
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version != FORMAT:
-                raise InputError(f"{path}: is of format {version}, this program reads {FORMAT}; not a review, or a newer one")
+                raise InputError(
+                    f"{path}: is of format {version}, this program reads {FORMAT}; not a review, or a newer one"
+                )
             self.review: str = self._connection.execute("SELECT id FROM review").fetchone()[0]
             rows = self._connection.execute(
-                "SELECT rater, token, count(number) FROM raters LEFT JOIN cases USING (rater) GROUP BY rater ORDER BY raters.rowid"
+                "SELECT rater, token, count(number) FROM raters LEFT JOIN cases USING (rater) GROUP BY rater "
+                "ORDER BY raters.rowid"
             ).fetchall()
         except (sqlite3.Error, TypeError) as error:
             raise InputError(f"{path}: cannot be opened as a review ({error})") from None
@@ -139,7 +142,8 @@ class Store:
         """A case, from 1 to `counts[rater]`. Raises KeyError where the rater has no such case."""
         with self._alone() as connection:
             row = connection.execute(
-                "SELECT question, reference, answer_1, answer_2 FROM cases WHERE rater = ? AND number = ?", (rater, number)
+                "SELECT question, reference, answer_1, answer_2 FROM cases WHERE rater = ? AND number = ?",
+                (rater, number),
             ).fetchone()
         if row is None:
             raise KeyError(f"{rater} has no case {number}")
@@ -149,7 +153,8 @@ class Store:
         """What a rater said so far, by the number of the case."""
         with self._alone() as connection:
             rows = connection.execute(
-                "SELECT number, better, grade_1, grade_2, comment FROM ratings WHERE rater = ? ORDER BY number", (rater,)
+                "SELECT number, better, grade_1, grade_2, comment FROM ratings WHERE rater = ? ORDER BY number",
+                (rater,),
             ).fetchall()
         return {number: Said(*fields) for number, *fields in rows}
 
