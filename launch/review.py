@@ -72,14 +72,16 @@ def main() -> None:
         raise InputError(
             "--first and --second are needed to write cases, --serve to serve them, or --ratings to summarise"
         )
-    if FLAGS.serve:
-        from launch import review_server  # the server alone needs neither pandas nor SciPy, and starts at once without
-
-        review_server.check_address(FLAGS.address)
-    if writes:
+    if not FLAGS.serve:
         write(out)
-    if FLAGS.serve:
-        review_server.serve(out, host=FLAGS.host, port=FLAGS.port, address=FLAGS.address)
+        return
+    from launch import review_server  # alone it needs neither pandas nor SciPy, and starts at once without
+
+    review_server.check_address(FLAGS.address)
+    with review_server.listen(FLAGS.host, FLAGS.port) as listening:
+        if writes:
+            write(out)
+        review_server.serve(out, listening, host=FLAGS.host, address=FLAGS.address)
 
 
 def write(out: Path) -> None:

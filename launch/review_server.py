@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
 import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,46 +24,41 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 SECONDS_TO_END = 5  # for answers that are on their way when the server is told to end
 
 
-def serve(folder: Path, *, host: str, port: int, address: str = "") -> None:
+def serve(folder: Path, listening: socket.socket, *, host: str, address: str = "") -> None:
     """Serve the review in `folder` until Ctrl-C, and print each rater's link.
 
-    `port` 0 takes a free one. `address` is where raters reach it if a proxy stands before it, such as
-    https://review.example.org. Raises InputError where the folder holds no review or is being served already, or the
-    host or port cannot be had.
+    `listening` is from `listen(host, ...)`. `address` is where raters reach it if a proxy stands before it, such as
+    https://review.example.org. Raises InputError where the folder holds no review or is being served already.
     """
-    check_address(address)
-    store = Store(folder / STORE_FILE)
-    lock = filelock.FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(
-            f"{folder}: is being served already, by another process; one is enough for all raters"
-        ) from None
-    listening = _listening(host, port)
-    port = listening.getsockname()[1]
-    local = is_loopback(host)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
-    configuration = uvicorn.Config(
-        site(store, _hosts(local, address), address),
-        access_log=False,  # it would hold the tokens
-        log_level="warning",
-        proxy_headers=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=SECONDS_TO_END,
-    )
-    if not local:
-        print(warning(host), file=sys.stderr, flush=True)
-    print("\n".join(_lines(store, folder, address or _base(host, port))), flush=True)
-    try:
+    with contextlib.closing(Store(folder / STORE_FILE)) as store, _alone(folder):
+        configuration = uvicorn.Config(
+            site(store, _hosts(is_loopback(host), address), address),
+            access_log=False,  # it would hold the tokens
+            log_level="warning",
+            proxy_headers=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=SECONDS_TO_END,
+        )
+        if not is_loopback(host):
+            print(warning(host), file=sys.stderr, flush=True)
+        print("\n".join(_lines(store, folder, host, listening.getsockname()[1], address)), flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # the server raises it again when it has ended
             uvicorn.Server(configuration).run(sockets=[listening])
         print("\nended; every choice that a page called saved is kept, and the links stay as they are")
-    finally:
-        store.close()
-        lock.release()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; `port` 0 takes a free one. Raises InputError where the host or port cannot be had."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(place[:2], family=family, backlog=256)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise InputError(
+            f"--host={host} --port={port}: cannot listen there ({reason}); give another --port, or 0 for a free one"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:
@@ -89,14 +84,14 @@ def check_address(address: str) -> None:
         raise InputError(f"--address={address}: must be like https://review.example.org, without a path")
 
 
-def _listening(host: str, port: int) -> socket.socket:
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(place[:2], family=family, backlog=256)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        with filelock.FileLock(folder / LOCK_FILE, timeout=0):
+            yield
+    except filelock.Timeout:
         raise InputError(
-            f"--host={host} --port={port}: cannot listen there ({reason}); give another --port, or 0 for a free one"
+            f"{folder}: is being served already, by another process; one is enough for all raters"
         ) from None
 
 
@@ -112,11 +107,13 @@ def _base(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _lines(store: Store, folder: Path, base: str) -> list[str]:
+def _lines(store: Store, folder: Path, host: str, port: int, address: str) -> list[str]:
+    base = address or _base(host, port)
     rated = {rater: sum(bool(said.better) for said in store.said(rater).values()) for rater in store.counts}
     width = max(map(len, store.tokens))
     return [
         f"review   {folder / STORE_FILE}, one link a rater; whoever has a link sees that rater's cases",
+        *([f"listens  on {host}, port {port}, for the proxy"] if address else []),
         *(
             f"link     {rater:<{width}}  {base}/r/{token}  {rated[rater]} of {store.counts[rater]} rated"
             for rater, token in store.tokens.items()
