@@ -23,6 +23,12 @@ from shared import files
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
+# What each use of this program takes, beside --out.
+TAKES = {
+    "--first and --second": {"first", "second", "names", "raters", "cases", "seed", "key"},
+    "--serve": {"serve", "host", "port", "address"},
+    "--ratings": {"ratings", "sheets", "key", "bootstrap", "seed"},
+}
 
 
 def define_flags() -> None:
@@ -61,13 +67,12 @@ def define_flags() -> None:
 def main() -> None:
     """Write cases, serve them, or summarise ratings. Raises InputError for a bad flag or file."""
     out, writes = Path(FLAGS.out), bool(FLAGS.first or FLAGS.second)
+    check_flags(writes)
     if FLAGS.ratings:
         if writes or FLAGS.serve:
             raise InputError("--ratings summarises; give it without --serve, --first and --second")
         summarise(out)
         return
-    if FLAGS.sheets:
-        raise InputError("--sheets goes with --ratings")
     if not (writes or FLAGS.serve):
         raise InputError(
             "--first and --second are needed to write cases, --serve to serve them, or --ratings to summarise"
@@ -82,6 +87,16 @@ def main() -> None:
         if writes:
             write(out)
         review_server.serve(out, listening, host=FLAGS.host, address=FLAGS.address)
+
+
+def check_flags(writes: bool) -> None:
+    """Raise InputError for a flag that would be ignored: it belongs to a use of this program that was not asked for."""
+    asked = dict(zip(TAKES, (writes, FLAGS.serve, FLAGS.ratings), strict=True))
+    taken = set().union(*(names for use, names in TAKES.items() if asked[use]))
+    for name in sorted(set().union(*TAKES.values()) - taken):
+        if FLAGS[name].present and any(asked.values()):
+            uses = " or ".join(use for use, names in TAKES.items() if name in names)
+            raise InputError(f"--{name} goes with {uses}; without it would be ignored")
 
 
 def write(out: Path) -> None:

@@ -113,7 +113,7 @@ def read_sheet(path: Path, cases: int) -> dict[int, Said]:
         for name, grade in zip(columns[2:4], grades, strict=True):
             if grade and grade not in GRADES:
                 raise InputError(f"{where}: {name} must be a whole number from 1 to 5")
-        found[int(case)] = Said(spelled.get(better.lower(), ""), *grades, comment=str(comments[row]))
+        found[int(case)] = Said(spelled.get(better.lower(), ""), grades[0], grades[1], _text(comments[row]))
     return found
 
 

@@ -223,7 +223,12 @@ def test_the_program(tmp_path, monkeypatch, capfd):
         ([], "--first and --second are needed"),
         ([f"--first={first}"], "both needed"),
         (["--serve", "--ratings=r1=x"], "give it without --serve"),
-        ([f"--first={first}", f"--second={second}", "--sheets=x"], "--sheets goes with --ratings"),
+        (
+            [f"--first={first}", f"--second={second}", "--sheets=x"],
+            "--sheets goes with --ratings; without it would be ignored",
+        ),
+        ([f"--first={first}", f"--second={second}", "--port=1"], "--port goes with --serve;"),
+        (["--serve"], "--key goes with --first and --second or --ratings;"),
         (["--ratings=r9=x"], "knows no rater r9"),
         (["--ratings=r1"], "must be RATER=FILE"),
         ([f"--first={first}", f"--second={second}", "--raters=r1", "--names=a"], "two names"),
