@@ -14,7 +14,7 @@ let kept = JSON.parse(byId("case").dataset.said); // what the server has
 const wanted = { ...kept }; // what this page shows
 const waiting = new Map(); // fields to send, with their values
 let sending = false;
-let confirmed = false;
+let confirmed = FIELDS.some((field) => kept[field]) || kept.comment !== "";
 let alarm = "";
 let destination = "";
 let active = FIELDS.find((field) => !kept[field]) ?? "better";

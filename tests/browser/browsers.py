@@ -53,7 +53,8 @@ def chromium() -> Iterator[Browser]:
 def page(browser: Browser, size: str = "wide", scheme: str = "light") -> Iterator[Page]:
     """A page of its own (no cookie or storage of others); `size` of SIZES, `scheme` light or dark.
 
-    Fails where the page reported an error of a script, or was refused something by its content security policy.
+    Fails where the page reported an error of a script, or was refused something by its content security policy. Such a
+    policy also refuses `wait_for_function`; `expect(locator)` of Playwright waits without.
     """
     width, height = SIZES[size]
     errors: list[str] = []
