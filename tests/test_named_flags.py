@@ -34,7 +34,7 @@ COMMAND = re.compile(r"(?:python3? -m launch\.|\bcreason )(\w+)((?:[^\n`#]|\\+\n
 FOREIGN = {
     "absl": {"help", "helpfull", "verbosity"},
     "apt, git, pip": {"version", "no-deps", "dry-run", "ignore-installed", "no-build-isolation", "depth", "upgrade"},
-    "benchmarks": {"folder", "multiples", "remats", "trl", "tunix"},
+    "benchmarks": {"folder", "kills", "multiples", "remats", "trl", "tunix"},
     "deepspeed, torchrun": {"hostfile", "include", "module", "nproc-per-node", "num_gpus"},
     "gcloud": {"accelerator-type", "recurse", "recursive", "worker", "zone"},
     "lm_eval": {"apply_chat_template", "include_path", "model_args", "tasks"},
