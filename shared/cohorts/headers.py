@@ -34,8 +34,8 @@ def check_header(where: str, rows: Sequence[Sequence[Any]]) -> None:
     numeric = [place for place in named if _is_numeric(rows, place)]
     cells = [second[place] for place in numeric if place < len(second) and second[place] != ""]
     if len(cells) > 1 and 2 * len(cells) > len(numeric) and all(map(_is_name, cells)):
-        raise InputError(f"{where}: a header of two rows: row 2 holds texts in {len(cells)} columns that hold numbers below it, as "
-                         f"a second row of names, labels or units does; one row must name every column: delete row 2")  # fmt: skip
+        raise InputError(f"{where}: a header of two rows: row 2 holds texts in {len(cells)} columns that hold numbers below it, "
+                         f"as a second row of names or units does; one row must name every column: delete row 2")  # fmt: skip
 
 
 def _is_name(cell: Any) -> bool:

@@ -95,8 +95,8 @@ def _check_rows(data: RawTable, left_out: int) -> None:
             + ("every patient is left out (--exclude)" if left_out else "there is no row below the first")
         )
     if data.rows < FEWEST:
-        raise InputError(f"{data.path}: holds one patient only{' who is not left out' if left_out else ''}; questions need patients to "
-                         f"learn from and others to hold out, one row each")  # fmt: skip
+        raise InputError(f"{data.path}: holds one patient only{' who is not left out' if left_out else ''}; questions need "
+                         f"patients to learn from and others to hold out, one row each")  # fmt: skip
 
 
 def _with_row_numbers(data: RawTable, lines: Sequence[Line]) -> RawTable:

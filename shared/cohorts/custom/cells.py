@@ -51,8 +51,8 @@ def _check_repeats(name: str, data: RawTable, ids: list[str]) -> None:
         raise InputError(f"{data.path}: column {name} holds one id in all of its {len(present):,} rows: one patient only, or not "
                          f"the column that names patients; one row is one patient")  # fmt: skip
     if len(present) - different > max(2, MANY_REPEATS * len(present)):
-        raise InputError(f"{data.path}: {different:,} ids of column {name} in {len(present):,} rows: rows look like visits, and one "
-                         f"row must be one patient; keep one of each, put the others into columns, or choose another id")  # fmt: skip
+        raise InputError(f"{data.path}: {different:,} ids of column {name} in {len(present):,} rows: rows look like visits, and "
+                         f"one row must be one patient; keep one of each, put others into columns, or choose another id")  # fmt: skip
 
 
 def _check_rounded(name: str, data: RawTable, ids: list[str]) -> None:
@@ -60,8 +60,8 @@ def _check_rounded(name: str, data: RawTable, ids: list[str]) -> None:
     long = [identifier for identifier in ids if identifier.isdigit() and len(identifier) > WORKBOOK_DIGITS]
     spelled = [cell for cell in data.columns[name] if isinstance(cell, str) and tables.id_text(cell) in set(long)]
     if len(long) > 1 and len(long) == len(spelled) and all(not text[WORKBOOK_DIGITS:].strip("0") for text in long):
-        raise InputError(f"{data.path}: column {name}: all ids of more than {WORKBOOK_DIGITS} digits end in 0, as where Excel rounded "
-                         f"them: it keeps {WORKBOOK_DIGITS} digits of a number; export them again, as texts")  # fmt: skip
+        raise InputError(f"{data.path}: column {name}: all ids of more than {WORKBOOK_DIGITS} digits end in 0, as where Excel "
+                         f"rounded them: it keeps {WORKBOOK_DIGITS} digits of a number; export them again, as texts")  # fmt: skip
 
 
 def read_column(line: Line, data: RawTable, problems: list[Problem]) -> tuple[RawColumn, list[str]]:

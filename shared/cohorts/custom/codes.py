@@ -58,8 +58,8 @@ def codes_of(line: Line, table: RawTable) -> Codes:
     other = _read_as(line, raw, table.decimal) if raw is not None else None
     if other is not None and not _unknown(line, other):
         if not _unknown(line, own) and _meaning(line, own) != _meaning(line, other):
-            raise InputError(f"{table.path}: column {line.column}: the codes of its coding are both codes and labels of the file, "
-                             f"with other meanings; use the labels of the file as codes")  # fmt: skip
+            raise InputError(f"{table.path}: column {line.column}: the codes of its coding are both codes and labels of the "
+                             f"file, with other meanings; use the labels of the file as codes")  # fmt: skip
         if _unknown(line, own):
             note = f"column {line.column}: shown by the labels of the codebook, not by those of the file"
             return dataclasses.replace(other, notes=[*other.notes, note])

@@ -53,7 +53,7 @@ def decimal_mark(columns: Mapping[str, Sequence[Any]]) -> tuple[str, list[str], 
         texts = [str(cell).strip() for cell in cells]
         if not _is_of_numbers(texts):
             continue
-        if any(_COMMA.fullmatch(text) and not _EITHER.fullmatch(text) or _DOTTED.fullmatch(text) for text in texts):
+        if any((_COMMA.fullmatch(text) and not _EITHER.fullmatch(text)) or _DOTTED.fullmatch(text) for text in texts):
             commas.append(name)
         points = points or any(_has_point(text) for text in texts)
         first = next((place for place, text in enumerate(texts) if _EITHER.fullmatch(text)), None)

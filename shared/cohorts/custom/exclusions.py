@@ -69,8 +69,8 @@ def _check_spelling(listed: Path, absent: dict[str, int], there: list[str]) -> N
     loose = {_loose(text): text for text in there if text}
     for text, row in absent.items():
         if _loose(text) in loose:
-            raise InputError(f"{listed}: row {row}: this id is not in the table, but one is that differs only in upper and lower case, "
-                             f"blanks, or zeros in front; write it as the table does")  # fmt: skip
+            raise InputError(f"{listed}: row {row}: this id is not in the table, but one is that differs only in upper and lower "
+                             f"case, blanks, or zeros in front; write it as the table does")  # fmt: skip
 
 
 def _loose(text: str) -> str:

@@ -14,12 +14,12 @@ SHARE = 0.5  # of a column's texts that look like an address or a number of a pe
 # Columns with one of these words in their names are never shown by a draft, whatever they hold.
 IDENTIFYING = frozenset(
     "name names surname firstname lastname forename givenname familyname initial initials phone telephone mobile cell fax email "
-    "mail address street zip zipcode postcode postal ssn mrn passport insurance nric aadhaar nhs nino cpf cnp rrn licence license "
-    "account contact spouse guardian kin physician doctor surgeon nurse provider username login url dob birthdate birthday "
+    "mail address street zip zipcode postcode postal ssn mrn passport insurance nric aadhaar nhs nino cpf cnp rrn licence "
+    "license account contact spouse guardian kin physician doctor surgeon nurse provider username login url dob birthdate birthday "
     "vorname nachname telefon adresse strasse plz geburtsdatum".split()
 )
-IDENTIFYING_PARTS = ("환자명", "이름", "성명", "주민", "전화", "연락처", "주소", "생년월일", "date_of_birth", "birth_date", "hospital_no",
-                     "national_id", "patient_name")  # fmt: skip
+IDENTIFYING_PARTS = ("환자명", "이름", "성명", "주민", "전화", "연락처", "주소", "생년월일", "date_of_birth", "birth_date",
+                     "hospital_no", "national_id", "patient_name")  # fmt: skip
 PATTERNS = {
     "e-mail addresses": re.compile(r"[^@\s]+@[^@\s]+\.\w+"),
     "national ids": re.compile(r"\d{6}-\d{7}|\d{3}-\d{2}-\d{4}"),
@@ -34,8 +34,8 @@ LATER = frozenset(
     "os pfs dfs efs tte endpoint cod autopsy".split()
 )
 LATER_PARTS = ("death", "dead", "mortal", "surviv", "discharg", "follow_up", "follow.up", "followup", "follow up", "readmi",
-               "relaps", "recurr", "censor", "deceas", "outcome", "lenfol", "vital_status", "time_to", "timeto", "days_to", "fstat",
-               "length of stay", "사망", "퇴원", "예후")  # fmt: skip
+               "relaps", "recurr", "censor", "deceas", "outcome", "lenfol", "vital_status", "time_to", "timeto", "days_to",
+               "fstat", "length of stay", "사망", "퇴원", "예후")  # fmt: skip
 _LATER = re.compile(
     r"(hosp|icu|s|h|total)?los|time(dth|to|ap|mi|chd|strk|cvd|hyp)\w*|d\.time|surv\d+[dmy]?|\w+_(fu|los)"
 )
@@ -44,8 +44,8 @@ ROLE_WORDS = {
     "age": frozenset("age agey 나이 연령 alter".split()),
     "sex": frozenset("sex gender 성별 geschlecht".split()),
     "site": frozenset("site center centre hospital hosp institution facility clinic 기관 병원 redcap_data_access_group".split()),
-    "time": frozenset("admission admit admitted admdate enrolment enrollment enrolled enrol baseline inclusion arrival presentation "
-                      "index 입원일".split()),
+    "time": frozenset("admission admit admitted admdate enrolment enrollment enrolled enrol baseline inclusion arrival "
+                      "presentation index 입원일".split()),
 }  # fmt: skip
 UNSURE_LABELS = frozenset(
     ("unknown", "missing", "not known", "n/a", "na", "refused", "not done", "not available", "모름", "미상")

@@ -31,8 +31,8 @@ CHOSEN = ("radio", "dropdown")
 ANSWERS = {"yesno": {"1": "Yes", "0": "No"}, "truefalse": {"1": "True", "0": "False"}}
 TICKED = {"0": "No", "1": "Yes"}
 TICKED_LABELS = {"Unchecked": "No", "Checked": "Yes"}
-NAMING = frozenset("email phone phone_australia zipcode postalcode_australia postalcode_canada postalcode_french postalcode_germany "
-                   "ssn mrn_10d mrn_generic vmrn alpha_only".split())  # fmt: skip
+NAMING = frozenset("email phone phone_australia zipcode postalcode_australia postalcode_canada postalcode_french "
+                   "postalcode_germany ssn mrn_10d mrn_generic vmrn".split())  # fmt: skip
 # Columns that REDCap adds to an export by itself.
 ADDED = {
     "redcap_event_name": "an event of the project: one row must be one patient",

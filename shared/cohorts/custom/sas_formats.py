@@ -64,8 +64,8 @@ def meanings_of(
         if catalogue
         else "are kept in another file (a catalogue, .sas7bcat: put it into the folder)"
     )
-    return found, [f"{path.name}: codes are shown as they are where the labels of a SAS format {where}: {', '.join(unknown)}; the "
-                   f"codebook may give labels too"]  # fmt: skip
+    return found, [f"{path.name}: codes are shown as they are where the labels of a SAS format {where}: {', '.join(unknown)}; "
+                   f"the codebook may give labels too"]  # fmt: skip
 
 
 def _narrow(form: str) -> str:

@@ -110,7 +110,7 @@ def _with_mark(table: RawTable, form: Form, *, recognise: bool) -> RawTable:
         places = {name: table.number(row) for name, row in undecided.items()}
         return dataclasses.replace(table, decimal=mark, undecided=places)
     some = ", ".join(shown[:NAMED]) + (" ..." if len(shown) > NAMED else "")
-    note = f"{table.path.name}: numbers have decimal commas (column{'s' if len(shown) > 1 else ''} {some}); --decimal=. reads points"
+    note = f"{table.path.name}: numbers have decimal commas (in {some}); --decimal=. reads decimal points"
     return dataclasses.replace(table, decimal=mark, notes=[*table.notes, note])
 
 
