@@ -52,7 +52,7 @@ def _check_repeats(name: str, data: RawTable, ids: list[str]) -> None:
                          f"the column that names patients; one row is one patient")  # fmt: skip
     if len(present) - different > max(2, MANY_REPEATS * len(present)):
         raise InputError(f"{data.path}: {different:,} ids of column {name} in {len(present):,} rows: rows look like visits, and "
-                         f"one row must be one patient; keep one of each, put others into columns, or choose another id")  # fmt: skip
+                         f"one row must be one patient; keep one of each, or choose another id")  # fmt: skip
 
 
 def _check_rounded(name: str, data: RawTable, ids: list[str]) -> None:

@@ -25,6 +25,7 @@ PROSE_WORDS = 4  # and so are texts of which half have so many words
 KEYS = frozenset("subject patient case record pid mrn serial index".split())  # of values that all differ
 SECTION, LATER = "Record", "Outcome"
 
+BETWEEN = " | "  # remarks of one column
 OUTCOME = "looks like an outcome or comes after it: ignore it, or keep it in a last section and prepare with --causal"
 NO_LABELS = "codes without labels: write them, such as 1=Yes; 0=No; and number, where it counts something"
 UNSURE = "a label that may mean missing: then leave it empty, as in 9="
@@ -53,14 +54,14 @@ def draft(table: RawTable, described: Mapping[str, Line] | None = None) -> list[
     keys = [name for name in unique if _is_key(name, columns[name])]
     codes = [name for name in unique if not _all_numbers(columns[name]) and not _has_blanks(columns[name])]
     plain = [name for name in codes if not guesses.identifies(name, "", columns[name])]
-    own = own or next(iter([*keys, *plain]), None)
+    own = own or next(iter([*keys, *plain]), None) or _repeated_key(table, columns)
     lines = {}
     for name in table.columns:
         given, label = described.get(name), table.labels.get(name, "")
         if name not in columns:
             line = Line(column=name, display_name=name, section=SECTION, kind="ignore", look_at=LISTS)
         elif name == own:
-            line = _id_line(name, table, guessed=name not in described and name not in keys)
+            line = _id_line(name, table, guessed=name not in described and name in plain and name not in keys)
         elif given and given.kind:
             line = given
         elif reason := guesses.identifies(name, label, columns[name]) or (ANOTHER_KEY if name in keys else ""):
@@ -83,9 +84,7 @@ def _arranged(
 ) -> list[Line]:
     """Lines with their roles and sections, outcomes last."""
     shown = {name: line for name, line in lines.items() if line.kind not in ("id", "ignore")}
-    later = {
-        name for name in shown if guesses.is_later(name, f"{table.labels.get(name, '')} {shown[name].display_name}")
-    }
+    later = {name for name in shown if guesses.is_later(name, shown[name].display_name, shown[name].kind)}
     now = {name: line.kind for name, line in shown.items() if name not in later}
     role_of = {name: role for role, name in guesses.roles(now, columns).items()}
     section_of = guesses.prefixes(name for name in now if name not in described)
@@ -105,12 +104,16 @@ def _arranged(
 
 
 def _joined(*remarks: str) -> str:
-    return "; ".join(remark for remark in remarks if remark)
+    return BETWEEN.join(remark for remark in remarks if remark)
 
 
 def _id_line(name: str, table: RawTable, *, guessed: bool) -> Line:
     texts = [id_text(cell) for cell in table.columns[name]]
-    remark = "the id is a guess: no other column differs in every row" if guessed else ""
+    remark = "the id is a guess: a column that differs in every row" if guessed else ""
+    if len(set(texts)) < len(texts):
+        remark = (
+            f"{len(set(texts)):,} ids in {len(texts):,} rows: rows look like visits, and one row must be one patient"
+        )
     if any(text.isdigit() and len(text) > WORKBOOK_DIGITS for text in texts):
         spelled = all(isinstance(cell, str) for cell in table.columns[name])
         if not (is_workbook(table.path) and spelled):
@@ -118,6 +121,14 @@ def _id_line(name: str, table: RawTable, *, guessed: bool) -> Line:
                 remark, f"ids of more than {WORKBOOK_DIGITS} digits: Excel rounds such numbers; see that they are whole"
             )
     return Line(column=name, display_name=name, section="", kind="id", look_at=remark)
+
+
+def _repeated_key(table: RawTable, columns: Mapping[str, Sequence[Any]]) -> str | None:
+    """The column that is called an id, in a table of which no column differs in every row."""
+    called = [name for name in columns if guesses.words(name)[-1:] == ["id"] or name.lower().endswith("id")]
+    return next(
+        (name for name in called if len(columns[name]) == table.rows and len(set(columns[name])) > FEW_VALUES), None
+    )
 
 
 def _is_unique(present: Sequence[Any], rows: int) -> bool:
@@ -207,13 +218,14 @@ def _is_date(cell: Any) -> bool:
 
 
 def screen(lines: Sequence[Line]) -> list[str]:
-    """What to look at in a drafted codebook: each remark with its columns, what is not shown first."""
+    """What to look at in a drafted codebook: what is not shown, then each remark with its columns."""
     told = []
     for ignored in (True, False):
         remarks: dict[str, list[str]] = {}
         for line in lines:
             if line.look_at and (line.kind == "ignore") == ignored:
-                remarks.setdefault(line.look_at, []).append(line.column)
+                for remark in line.look_at.split(BETWEEN):
+                    remarks.setdefault(remark, []).append(line.column)
         if remarks:
             told.append("not shown, drafted as ignore:" if ignored else "to look at before you prepare:")
             told += [f"  {remark}: {', '.join(columns)}" for remark, columns in remarks.items()]

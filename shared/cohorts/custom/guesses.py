@@ -13,7 +13,7 @@ SHARE = 0.5  # of a column's texts that look like an address or a number of a pe
 
 # Columns with one of these words in their names are never shown by a draft, whatever they hold.
 IDENTIFYING = frozenset(
-    "name names surname firstname lastname forename givenname familyname initial initials phone telephone mobile cell fax email "
+    "name names surname firstname lastname forename givenname familyname initial initials phone telephone mobile fax email "
     "mail address street zip zipcode postcode postal ssn mrn passport insurance nric aadhaar nhs nino cpf cnp rrn licence "
     "license account contact spouse guardian kin physician doctor surgeon nurse provider username login url dob birthdate birthday "
     "vorname nachname telefon adresse strasse plz geburtsdatum".split()
@@ -31,8 +31,11 @@ _INITIALS = re.compile(r"[A-Z]{2,3}|([A-Z]\.){2,3}")
 LATER = frozenset(
     "death dead died deceased dth dod dodt mortality expire expired alive survival survive survived surv outcome outcomes event "
     "readmission readmitted relapse recurrence censor censored censoring los discharge discharged disch lenfol fstat fu followup "
-    "os pfs dfs efs tte endpoint cod autopsy".split()
+    "os pfs dfs efs tte endpoint cod autopsy charge charges cost costs".split()
 )
+LATER_NAMES = frozenset(
+    "status time years days months futime".split()
+)  # of numbers and codes, where nothing else is in the name
 LATER_PARTS = ("death", "dead", "mortal", "surviv", "discharg", "follow_up", "follow.up", "followup", "follow up", "readmi",
                "relaps", "recurr", "censor", "deceas", "outcome", "lenfol", "vital_status", "time_to", "timeto", "days_to",
                "fstat", "length of stay", "사망", "퇴원", "예후")  # fmt: skip
@@ -72,8 +75,10 @@ def identifies(name: str, label: str, present: Sequence[Any]) -> str:
     return ""
 
 
-def is_later(name: str, label: str) -> bool:
+def is_later(name: str, label: str, kind: str) -> bool:
     """Whether a column is called like an outcome, or like what comes after it."""
+    if kind in ("number", "category") and "".join(words(name)) in LATER_NAMES:
+        return True
     return any(
         not LATER.isdisjoint(words(text))
         or any(part in text.lower() for part in LATER_PARTS)
