@@ -12,6 +12,7 @@ from shared.registry.features import as_number
 ENOUGH = 3  # rows below the second, before these say what a column holds
 MISSING_MARKS = ("na", "n/a", "nan", "null", "none", ".", "-", "?", "unknown", "missing")
 
+_VALUE = re.compile(r"[<>≤≥~=]|\d+[-./:]\d")  # how a mark such as <0.3 begins, or a date
 _WORD = re.compile(r"[^\W\d_]|[(\[]")  # what a name begins with, and a mark such as <0.3 does not
 
 
@@ -33,14 +34,25 @@ def check_header(where: str, rows: Sequence[Sequence[Any]]) -> None:
                          f"names; one row must name every column: join the two into one")  # fmt: skip
     numeric = [place for place in named if _is_numeric(rows, place)]
     cells = [second[place] for place in numeric if place < len(second) and second[place] != ""]
-    if len(cells) > 1 and 2 * len(cells) > len(numeric) and all(map(_is_name, cells)):
+    if len(cells) > 1 and 2 * len(cells) > len(numeric) and all(map(_is_text, below)) and any(map(_is_name, cells)):
         raise InputError(f"{where}: a header of two rows: row 2 holds texts in {len(cells)} columns that hold numbers below it, "
                          f"as a second row of names or units does; one row must name every column: delete row 2")  # fmt: skip
 
 
 def _is_name(cell: Any) -> bool:
     text = str(cell).strip()
-    return isinstance(cell, str) and bool(_WORD.match(text)) and text.lower() not in MISSING_MARKS
+    return isinstance(cell, str) and bool(_WORD.match(text))
+
+
+def _is_text(cell: Any) -> bool:
+    """Whether a cell reads like a name, a label or a unit: no number, date, or mark of a value."""
+    text = str(cell).strip()
+    return (
+        isinstance(cell, str)
+        and as_number(text) != as_number(text)
+        and not _VALUE.match(text)
+        and text.lower() not in MISSING_MARKS
+    )
 
 
 def _is_numeric(rows: Sequence[Sequence[Any]], place: int) -> bool:

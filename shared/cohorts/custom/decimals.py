@@ -16,7 +16,7 @@ _COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,234: a decimal comma, or a thousand
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}((,\d{3}){2,}(\.\d+)?|(,\d{3})+\.\d+)")  # 1,234,567 or 1,234.5
 _DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}((\.\d{3}){2,}(,\d+)?|(\.\d{3})+,\d+)")  # 1.234.567 or 1.234,5
-_LIST = re.compile(r"\s*\w+(\s*,\s*\w+){2,}\s*")  # 1,2,3: several answers
+_LIST = re.compile(r"\s*\d+(\s*,\s*\d+){2,}\s*")  # 1,2,3: several answers
 
 
 def with_point(cell: Any, decimal: str) -> Any:
@@ -28,6 +28,11 @@ def with_point(cell: Any, decimal: str) -> Any:
     if _COMMA.fullmatch(text):
         return text.replace(",", ".")
     return cell
+
+
+def is_list(cell: Any) -> bool:
+    """Whether a text lists several answers by their codes, such as 1,2,3."""
+    return isinstance(cell, str) and _LIST.fullmatch(cell) is not None and not _THOUSANDS.fullmatch(cell.strip())
 
 
 def misread(cell: Any, decimal: str) -> str:
@@ -71,7 +76,7 @@ def _has_point(text: str) -> bool:
 def _is_of_numbers(texts: Sequence[str]) -> bool:
     present = {text for text in texts if text}
     others = {text for text in present if not _looks_like_number(text)}
-    return len(others) <= FEW_MARKS and len(present) > len(others) and not any(map(_LIST.fullmatch, others))
+    return len(others) <= FEW_MARKS and len(present) > len(others) and not any(map(is_list, others))
 
 
 def _looks_like_number(text: str) -> bool:

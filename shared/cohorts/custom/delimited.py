@@ -21,6 +21,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # th
 NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}  # as a flag may call them
 EXPECTED = {".csv": ",", ".tsv": "\t"}  # said only where a file has another
 LOOKED_AT = 1_000  # rows
+SAMPLE = 4_000_000  # characters
 MARKS = {"": "", ".": ".", ",": ",", "point": ".", "comma": ","}  # of decimals, as a flag may call them
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -111,14 +112,16 @@ def _text(path: Path, encoding: str) -> tuple[str, list[str]]:
 
 def _separator(path: Path, text: str) -> str:
     """What separates the cells. Raises InputError where two would do, or none."""
-    shares = {mark: share for mark in SEPARATORS if (share := _share(text, mark)) is not None}
-    if not shares:
+    sample = (
+        text if len(text) <= SAMPLE else text[: text.rindex("\n", 0, SAMPLE) + 1] if "\n" in text[:SAMPLE] else text
+    )
+    fits = {mark: fit for mark in SEPARATORS if (fit := _fit(sample, mark))}
+    if not fits:
         header = text.split("\n", 1)[0].strip()
         if " " in header and not any(mark in text for mark in SEPARATORS):
             raise InputError(f"{path}: one column only; where blanks separate its cells, give --delimiter=space")
         return EXPECTED.get(suffix(path), ",")
-    best = max(shares.values())
-    fitting = [mark for mark, share in shares.items() if share == best]
+    fitting = [mark for mark, fit in fits.items() if fit == max(fits.values())]
     if len(fitting) > 1:
         found = " or ".join(SEPARATORS[mark] for mark in fitting)
         names = {mark: name for name, mark in NAMES.items()}
@@ -128,8 +131,8 @@ def _separator(path: Path, text: str) -> str:
     return fitting[0]
 
 
-def _share(text: str, mark: str) -> float | None:
-    """The share of rows that a separator cuts into as many cells as the first, or None where it does not cut that one."""
+def _fit(text: str, mark: str) -> tuple[float, int] | None:
+    """The share of rows that a separator cuts into as many cells as the first, and how many; None where it does not cut that."""
     try:
         rows = list(itertools.islice(csv_rows(io.StringIO(text, newline=""), mark), LOOKED_AT))
     except csv.Error:
@@ -137,5 +140,5 @@ def _share(text: str, mark: str) -> float | None:
     filled = [row for row in rows if any(cell != "" for cell in row)]
     if not filled or len(filled[0]) < 2:
         return None
-    body = filled[1:]
-    return sum(len(row) == len(filled[0]) for row in body) / len(body) if body else 1.0
+    body, width = filled[1:], len(filled[0])
+    return (sum(len(row) == width for row in body) / len(body) if body else 1.0), width

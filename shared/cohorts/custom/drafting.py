@@ -11,7 +11,7 @@ from typing import Any
 from shared.cohorts.custom import guesses
 from shared.cohorts.custom.codebook import Line
 from shared.cohorts.custom.codes import YES, mixed_answers
-from shared.cohorts.custom.decimals import with_point
+from shared.cohorts.custom.decimals import is_list, with_point
 from shared.cohorts.custom.table import check_decided
 from shared.cohorts.headers import MISSING_MARKS
 from shared.cohorts.tables import WORKBOOK_DIGITS, RawTable, id_text, is_single, is_workbook
@@ -28,11 +28,16 @@ SECTION, LATER = "Record", "Outcome"
 BETWEEN = " | "  # remarks of one column
 OUTCOME = "looks like an outcome or comes after it: ignore it, or keep it in a last section and prepare with --causal"
 NO_LABELS = "codes without labels: write them, such as 1=Yes; 0=No; and number, where it counts something"
+SOME_LABELS = (
+    "labels of a few of its numbers: see in the coding which mean missing, as in 999=, and which are numbers, as in 0=0"
+)
 UNSURE = "a label that may mean missing: then leave it empty, as in 9="
 TO_ASK = "more different texts than can be asked for; category or text shows them"
 PROSE = "free text, which may name a patient"
 DATE_FORM = "looks like dates: write them as 2024-01-31 and give the kind datetime"
 ANOTHER_KEY = "names rows as the id does"
+ANSWERS = "several answers in a cell: text shows them, a column for each answer lets them be asked for"
+FROM_VALUES = (TO_ASK, NO_LABELS)  # remarks of columns that may be meant as numbers
 LISTS = "holds lists, structures or bytes"
 
 _DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{1,2}[ -][A-Za-z]{3}[ -]\d{2,4}")
@@ -75,7 +80,7 @@ def draft(table: RawTable, described: Mapping[str, Line] | None = None) -> list[
         else:
             line = dataclasses.replace(line, display_name=label or name)
         lines[name] = line
-    check_decided(table, [name for name, line in lines.items() if line.kind == "number"])
+    check_decided(table, [name for name in columns if name != own and lines[name].look_at in ("", *FROM_VALUES)])
     return _arranged(lines, table, columns, described)
 
 
@@ -161,15 +166,27 @@ def _all_numbers(cells: Sequence[Any]) -> bool:
 
 def _drafted(name: str, present: Sequence[Any], table: RawTable) -> Line:
     """A line with kind and coding from the values."""
-    kind, coding, look_at = kind_of(present)
+    lists = any(map(is_list, table.columns[name]))
+    kind, coding, look_at = kind_of(present) if not lists else ("ignore", {}, ANSWERS)
     labels = table.value_labels.get(name)
-    if labels and kind in ("category", "ignore"):
+    if labels and _is_measured(name, table):
+        kind, look_at = "number", SOME_LABELS
+        codes = {id_text(cell): labels[cell] for cell in table.codes[name] if cell in labels}
+        coding = {code: "" if label.lower() in guesses.UNSURE_LABELS else code for code, label in codes.items()}
+    elif labels and kind in ("category", "ignore"):
         codes = {id_text(code): label for code, label in labels.items()}
         unlabelled = {id_text(cell): id_text(cell) for cell in table.codes[name] if cell != "" and cell not in labels}
         kind, coding, look_at = "category", _writable({**codes, **unlabelled}), ""
     if any(label.lower() in guesses.UNSURE_LABELS for label in coding.values()):
         look_at = _joined(look_at, UNSURE)
     return Line(column=name, display_name=name, section=SECTION, kind=kind, coding=coding, look_at=look_at)
+
+
+def _is_measured(name: str, table: RawTable) -> bool:
+    """Whether a column of numbers has labels for a few of them only."""
+    present = {cell for cell in table.codes[name] if cell != ""}
+    plain = present - set(table.value_labels[name])
+    return _all_numbers(list(present)) and len(plain) > max(FEW_MARKS, len(present) - len(plain))
 
 
 def kind_of(present: Sequence[Any]) -> tuple[str, dict[str, str], str]:

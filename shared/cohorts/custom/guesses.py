@@ -15,8 +15,8 @@ SHARE = 0.5  # of a column's texts that look like an address or a number of a pe
 IDENTIFYING = frozenset(
     "name names surname firstname lastname forename givenname familyname initial initials phone telephone mobile fax email "
     "mail address street zip zipcode postcode postal ssn mrn passport insurance nric aadhaar nhs nino cpf cnp rrn licence "
-    "license account contact spouse guardian kin physician doctor surgeon nurse provider username login url dob birthdate birthday "
-    "vorname nachname telefon adresse strasse plz geburtsdatum".split()
+    "license account contact spouse guardian kin physician doctor surgeon nurse provider username login url dob birthdate "
+    "birthday vorname nachname telefon adresse strasse plz geburtsdatum".split()
 )
 IDENTIFYING_PARTS = ("환자명", "이름", "성명", "주민", "전화", "연락처", "주소", "생년월일", "date_of_birth", "birth_date",
                      "hospital_no", "national_id", "patient_name")  # fmt: skip
@@ -36,11 +36,13 @@ LATER = frozenset(
 LATER_NAMES = frozenset(
     "status time years days months futime".split()
 )  # of numbers and codes, where nothing else is in the name
-LATER_PARTS = ("death", "dead", "mortal", "surviv", "discharg", "follow_up", "follow.up", "followup", "follow up", "readmi",
-               "relaps", "recurr", "censor", "deceas", "outcome", "lenfol", "vital_status", "time_to", "timeto", "days_to",
-               "fstat", "length of stay", "사망", "퇴원", "예후")  # fmt: skip
+LATER_PARTS = (
+    "death", "dead", "mortal", "surviv", "discharg", "follow_up", "follow.up", "followup", "follow up", "follow-up", "readmi",
+    "relaps", "recurr", "censor", "deceas", "outcome", "lenfol", "vital_status", "time_to", "timeto", "days_to", "fstat",
+    "length of stay", "사망", "퇴원", "예후",
+)  # fmt: skip
 _LATER = re.compile(
-    r"(hosp|icu|s|h|total)?los|time(dth|to|ap|mi|chd|strk|cvd|hyp)\w*|d\.time|surv\d+[dmy]?|\w+_(fu|los)"
+    r"(hosp|icu|s|h|total)?los|time(dth|to|ap|mi|chd|strk|cvd|hyp)\w*|d[._]?time|surv\d+[dmy]?|\w+_(fu|los)"
 )
 
 ROLE_WORDS = {
@@ -51,7 +53,20 @@ ROLE_WORDS = {
                       "presentation index 입원일".split()),
 }  # fmt: skip
 UNSURE_LABELS = frozenset(
-    ("unknown", "missing", "not known", "n/a", "na", "refused", "not done", "not available", "모름", "미상")
+    (
+        "unknown",
+        "missing",
+        "not known",
+        "n/a",
+        "na",
+        "refused",
+        "not done",
+        "not available",
+        "not applicable",
+        "no answer",
+        "모름",
+        "미상",
+    )
 )
 MISSING_NUMBERS = (-1, -9, -99, -999, 99, 999, 9999, 99999)
 
