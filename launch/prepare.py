@@ -20,9 +20,9 @@ from absl import flags
 
 from launch import app, prepare_mimic3, usage
 from shared import showing
-from shared.cohorts import tables
-from shared.cohorts.custom.codebook import CODEBOOK, draft, write_codebook
-from shared.cohorts.custom.table import DATA, read_data
+from shared.cohorts.custom import drafting, redcap
+from shared.cohorts.custom.codebook import CODEBOOK, write_codebook
+from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation import prepare, summary
@@ -45,6 +45,9 @@ HELP = {
     "task": "What is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year.",
     "source": "Folder of the raw files; without it, synthetic is drawn.",
     "encoding": "Of a custom registry's texts, such as cp949 or cp1252, where its files are not in UTF-8 and do not say it.",
+    "delimiter": "What separates the cells of a custom registry's text file: a character, or comma, semicolon, tab, bar, space.",
+    "decimal": "The mark of decimals in a custom registry's numbers: a point or a comma.",
+    "exclude": "A file of the ids of patients to leave out of a custom registry, such as those who withdrew.",
     "compat": "paper: the original's values, statistics and draws, faults included.",
     "patients": "Patients to draw, for synthetic only.",
     "valid_patients": "Patients held out for validation.",
@@ -88,6 +91,9 @@ def define_flags() -> None:
         "End with one question in full, which is a patient's record (default: where standard output is a terminal, so that no "
         "log of a batch job holds one).",
     )  # fmt: skip
+    flags.DEFINE_string(
+        "dictionary", "", "With --draft_codebook: the REDCap data dictionary, where it is not in --source."
+    )
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     prepare_mimic3.define_flags()
 
@@ -96,13 +102,16 @@ def main() -> None:
     """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
     prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.draft_codebook:
-        check_alone("draft_codebook", "cohort", "source", "encoding")
+        check_alone("draft_codebook", "cohort", "source", "encoding", "delimiter", "decimal", "dictionary")
         if FLAGS["cohort"].present and FLAGS.cohort != "custom":
             raise InputError(
                 f"--cohort={FLAGS.cohort}: --draft_codebook is for a registry of your own, --cohort=custom"
             )
-        print(draft_codebook(Path(FLAGS.source), encoding=FLAGS.encoding))
+        how = {name: getattr(FLAGS, name) for name in ("encoding", "delimiter", "decimal")}
+        print(draft_codebook(Path(FLAGS.source), dictionary=FLAGS.dictionary, **how))
         return
+    if FLAGS["dictionary"].present:
+        raise InputError("--dictionary: only --draft_codebook reads it; leave it out")
     if not FLAGS.out:
         raise InputError("--out must have a value: the folder for the prepared registry and the questions")
     if FLAGS.cohort == prepare_mimic3.COHORT:
@@ -156,20 +165,43 @@ def check_alone(mode: str, *read: str) -> None:
             raise InputError(f"--{name}: --{mode} does not read it; leave it out")
 
 
-def draft_codebook(source: Path, *, encoding: str = "") -> str:
-    """Write a first codebook beside the table in `source`. Raises InputError where there is one already, or no table."""
-    data = tables.find(source, {"data": DATA})["data"]
-    table = read_data(data, encoding=encoding)
-    lines = draft(table)
-    write_codebook(source / CODEBOOK, lines)
+def draft_codebook(
+    source: Path, *, encoding: str = "", delimiter: str = "", decimal: str = "", dictionary: str = ""
+) -> str:
+    """Write a first codebook beside the table in `source`; returns what to look at in it.
+
+    A REDCap data dictionary in `source`, or the file `dictionary`, says what columns are. Raises InputError where there is a
+    codebook already, or no table.
+    """
+    found = find_files(source)
+    path = source / CODEBOOK
+    if found.codebook:
+        raise InputError(f"{found.codebook}: is there already; remove it to have a new draft")
+    table = read_data(found.data, encoding=encoding, delimiter=delimiter, decimal=decimal, catalogue=found.catalogue)
+    described, notes = {}, list(table.notes)
+    listed = Path(dictionary) if dictionary else redcap.find_dictionary(source, found.all)
+    if listed:
+        described, more = redcap.described(redcap.read_fields(listed), table)
+        notes += [f"{listed.name}: describes {len(described)} of {len(table.columns)} columns", *more]
+    lines = drafting.draft(table, described)
+    write_codebook(path, lines)
     drafted = [line.kind for line in lines]
     kinds = ", ".join(f"{drafted.count(kind)} {kind}" for kind in dict.fromkeys(drafted))
-    missing = "" if "id" in drafted else "; no column looks like an id: give one the kind id"
-    ignored = ", ".join(line.column for line in lines if line.kind == "ignore")
-    told = [f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}"]
-    if ignored:
-        told.append(f"not shown, as they may name a patient or hold nothing to ask for: {ignored}")
-    return "\n".join([*told, *(f"note: {note}" for note in table.notes), "edit it, then prepare (docs/custom.md)"])
+    missing = (
+        ""
+        if "id" in drafted
+        else "; no column looks like an id: give one the kind id, or add a column that numbers patients"
+    )
+    held_out = max(1, table.rows // 5)
+    return "\n".join(
+        [
+            f"{path}: {len(lines)} columns ({kinds}){missing}",
+            *drafting.screen(lines),
+            *(f"note: {note}" for note in notes),
+            f"edit it (docs/custom.md), then: creason prepare --cohort=custom --source={source} --out=prepared "
+            f"--valid_patients={held_out}",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ class DataConfig:
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
     # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
     encoding: str = ""
+    delimiter: str = ""  # between the cells of a custom registry's text file; empty: found, and said
+    decimal: str = ""  # mark of decimals in a custom registry, a point or a comma; empty: found, and said
+    exclude: str = ""  # file of the ids of patients to leave out of a custom registry, such as those who withdrew
     train: str = ""  # question files that exist already: paths, or addresses such as gs://bucket/train.parquet
     valid: str = ""  # the same for held-out questions
     compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
@@ -94,9 +97,9 @@ class DataConfig:
               "goes with split = 'site' or 'time'")  # fmt: skip
         wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
         check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
-        check(
-            not self.encoding or self.cohort == "custom", "encoding", self.encoding, "goes with cohort = 'custom' only"
-        )
+        for field in ("encoding", "delimiter", "decimal", "exclude"):
+            value = getattr(self, field)
+            check(not value or self.cohort == "custom", field, value, "goes with cohort = 'custom' only")
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
               "the original had no custom cohort")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,

@@ -120,6 +120,9 @@ def _refuse_merged(where: str, rows: list[list[Any]], ranges: list[str]) -> None
         column, row, _, _ = range_boundaries(merged)
         cells = rows[row - 1] if row and row <= len(rows) else []
         if column and column <= len(cells) and cells[column - 1] is not None:
+            if row == 1:
+                raise InputError(f"{where}: cells {merged} of its first row are merged, as in a header of two rows; one row must "
+                                 f"name every column: unmerge them, name each, and delete the other row")  # fmt: skip
             raise InputError(f"{where}: cells {merged} are merged, so that only the first of them has a value; "
                              f"unmerge them and fill in each")  # fmt: skip
 

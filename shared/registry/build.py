@@ -21,6 +21,7 @@ from shared.registry.features import (
     Kind,
     as_number,
     fewest_decimals,
+    is_days,
     is_misspelt_number,
     numbers_of,
     to_units,
@@ -60,7 +61,8 @@ class RawRegistry:
     `ordered` are categories that count as numbers in mutual information, `reference` the datetime that others are
     counted from, `unknown` the categories that count as missing there. `roles` names the columns that hold a patient's
     `site`, `time`, `sex` and `age`, where there are such.
-    `digests` are those of the raw files, `notes` what the reader left out or changed.
+    `digests` are those of the raw files, `notes` what the reader left out or changed. `left_out` is how many patients of the raw
+    files are not here because they were asked to be left out.
     """
 
     cohort: str
@@ -72,6 +74,7 @@ class RawRegistry:
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    left_out: int = 0
 
 
 def build(
@@ -138,6 +141,7 @@ def build(
                 "fit": fit,
             },
             "patients": {"train": len(train), "valid": len(valid)},
+            "left_out": raw.left_out,
             "versions": versions(),
         },
     )
@@ -233,4 +237,5 @@ def _feature(column: RawColumn, kind: Any, train: pd.Series) -> Feature:
         labels=tuple(column.coded or ()) if kind == "category" else (),
         leak_group=column.leak_group,
         visible=column.visible,
+        days=kind == "datetime" and is_days(train),
     )

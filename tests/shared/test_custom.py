@@ -16,7 +16,8 @@ import pytest
 
 from shared import preparation
 from shared.cohorts import custom
-from shared.cohorts.custom.codebook import COLUMNS, draft, read_codebook, write_codebook
+from shared.cohorts.custom.codebook import COLUMNS, read_codebook, write_codebook
+from shared.cohorts.custom.drafting import draft
 from shared.cohorts.custom.problems import REPORT, Problems
 from shared.cohorts.custom.table import read_data
 from shared.config import DataConfig
@@ -225,7 +226,7 @@ def test_a_draft_shows_nothing_that_could_name_a_patient(source):
     [
         (b"", "empty, its first row should name the columns"),
         (b"a,a\n1,2\n", "these columns occur twice: a"),
-        (b"\xff\xfe\x00", "not a readable CSV file in UTF-8"),
+        (b"\xff\xfe\x00", "not a readable CSV file in UTF-16; save it in UTF-8"),
         (b"a,b\n1,2,3\n", "row 2 has a cell in column 3, which has no name"),
         (b"a,b\n1," + b"x" * 40_000 + b"\n", "row 2, column 2 holds 40,000 characters"),
     ],

@@ -17,7 +17,8 @@ from test_custom import EXAMPLE, edit
 from launch.prepare import draft_codebook
 from shared import preparation
 from shared.cohorts import custom, tables
-from shared.cohorts.custom.codebook import draft, read_codebook, write_codebook
+from shared.cohorts.custom.codebook import read_codebook, write_codebook
+from shared.cohorts.custom.drafting import draft
 from shared.cohorts.custom.problems import Problems
 from shared.cohorts.custom.table import read_data
 from shared.cohorts.stroke.cleaning import joined
@@ -359,19 +360,22 @@ def test_ids_are_joined_whatever_their_cells_hold(tmp_path):
         joined(data, RawTable(tmp_path / "nihss.csv", {"고유번호": ["A1"], "score": ["b"]}), more)
 
 
-def test_a_csv_file_in_korean_is_read_with_its_encoding(source):
+def test_a_csv_file_in_korean_is_read_and_said_or_by_its_encoding(source):
     text = (source / "data.csv").read_text().replace("made up note 0", "호흡 곤란")
     (source / "data.csv").write_bytes(text.encode("cp949"))
-    with pytest.raises(
-        InputError, match=r"data\.csv: not a readable CSV file in UTF-8; name its encoding, such as --encoding=cp949"
-    ):
-        custom.read(source)
-    raw = custom.read(source, encoding="cp949")
-    assert next(column for column in raw.columns if column.name == "note").values[0] == "호흡 곤란"
+    found, given = custom.read(source), custom.read(source, encoding="cp949")
+    for raw in (found, given):
+        assert next(column for column in raw.columns if column.name == "note").values[0] == "호흡 곤란"
+    assert "read as Korean (CP949), --encoding names another" in found.notes[0] and not given.notes
     with pytest.raises(InputError, match="not a readable CSV file in ascii"):
         custom.read(source, encoding="ascii")
     with pytest.raises(InputError, match="encoding = 'cp9499': no encoding of that name"):
         custom.read(source, encoding="cp9499")
+    (source / "data.csv").write_bytes(text.replace("호흡 곤란", "мужчина").encode("cp1251"))
+    with pytest.raises(
+        InputError, match=r"data\.csv: not a readable CSV file in UTF-8.*name its encoding, such as --encoding=cp949"
+    ):
+        custom.read(source)
 
 
 def test_a_draft_and_a_preparation_take_the_encoding(source, tmp_path):
