@@ -27,7 +27,7 @@ from shared.registry.store import Registry
 from shared.tasks import aki, denoising, stroke_outcome
 from shared.vocabulary import registry_words
 
-RULES = 3  # raised whenever the same options would make other questions
+RULES = 4  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
 LEAKS, PATIENTS, PROVENANCE = "leaks.csv", "patients.parquet", "provenance.json"
 
