@@ -23,6 +23,7 @@ from shared.registry.build import RawColumn, RawRegistry
 from shared.registry.features import BEYOND, Kind, as_number, too_wide
 
 FILES = {"data": DATA, "codebook": (CODEBOOK,)}
+FIRST_YEAR, LAST_YEAR = 1700, 2250  # of dates; beyond them pandas cannot count, and such a date marks a missing one
 
 
 def digests(source: Path) -> dict[str, str]:
@@ -150,8 +151,14 @@ def _code(line: Line, cell: Any) -> str:
     return str(cell).strip()
 
 
+def _number_code(line: Line, code: str) -> str:
+    """The code of the same number, so that a cell -9.0 is the code -9; else the text itself."""
+    number = as_number(code)
+    return code if code in line.coding else next((own for own in line.coding if as_number(own) == number), code)
+
+
 def _number(line: Line, cell: Any) -> tuple[Any, str]:
-    code = _code(line, cell)
+    code = _number_code(line, _code(line, cell))
     if code in line.coding:
         return line.coding[code] or None, ""
     if isinstance(cell, bool) or math.isnan(as_number(cell)):
@@ -162,17 +169,26 @@ def _number(line: Line, cell: Any) -> tuple[Any, str]:
 
 
 def _datetime(line: Line, cell: Any) -> tuple[Any, str]:
-    if isinstance(cell, datetime.datetime):
-        return cell.replace(tzinfo=None), ""
-    if isinstance(cell, datetime.date):
-        return datetime.datetime(cell.year, cell.month, cell.day), ""
     code = _code(line, cell)
     if code in line.coding:
         return None, ""
-    try:
-        return datetime.datetime.fromisoformat(code).replace(tzinfo=None), ""
-    except ValueError:
-        return None, _error(code) or "not a date such as 2024-01-31 or 2024-01-31 08:30"
+    if isinstance(cell, datetime.datetime):
+        found = cell.replace(tzinfo=None)
+    elif isinstance(cell, datetime.date):
+        found = datetime.datetime(cell.year, cell.month, cell.day)
+    else:
+        try:
+            found = datetime.datetime.fromisoformat(code)
+        except ValueError:
+            return None, _error(code) or "not a date such as 2024-01-31 or 2024-01-31 08:30"
+    if found.tzinfo is not None:
+        return None, "a time with a time zone; write the time of the hospital's own clock, without a zone"
+    if not FIRST_YEAR <= found.year <= LAST_YEAR:
+        return (
+            None,
+            f"a date outside the years {FIRST_YEAR} to {LAST_YEAR}; if it means missing, give it as a code, such as {code}=",
+        )
+    return found, ""
 
 
 def _text(line: Line, cell: Any) -> tuple[Any, str]:
