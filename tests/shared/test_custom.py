@@ -193,6 +193,12 @@ def test_a_date_that_would_be_changed_is_a_problem(source, cell, words):
         custom.read(source)
 
 
+@pytest.mark.parametrize("held_out", ["09/01/2023", "2023-09-01T00:00Z", "2023-13", "soon", "1"])
+def test_a_date_to_hold_out_from_has_one_meaning(source, held_out):
+    with pytest.raises(InputError, match="held_out = .*: not a date such as 2023-01-31, or year"):
+        build(custom.read(source), valid_patients=20, seed=1, split="time", held_out=held_out)
+
+
 def test_dates_beyond_what_pandas_counts_are_refused():
     days = [datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31), datetime.datetime(2024, 1, 3)]
     raw = RawRegistry(cohort="test", ids=["a", "b", "c"], columns=[RawColumn("seen", "Seen", "", "", days)])
