@@ -37,6 +37,7 @@ WORKBOOK_DIGITS = 15  # of a number in a workbook, the rest are lost
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 _INDEX_NAME = re.compile(r"|Unnamed: \d+")  # pandas' and R's names of a column of row numbers
 _SPELLED_NUMBER = re.compile(r"[+-]?[0-9]+\.([0-9]*)([eE][+-]?[0-9]+)?")
+_SHORTENED = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE]\+[0-9]+")  # as Excel writes a long number; 5e10 may be a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +275,7 @@ def check_cells(where: str, rows: Sequence[Sequence[Any]], *, errors: bool) -> N
 def csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[Any]]:
     """The cells of each record of a delimited text. Raises csv.Error."""
     csv.field_size_limit(2**31 - 1)  # so that a huge cell is named with its row
-    for row in csv.reader(lines, delimiter=delimiter):
+    for row in csv.reader(lines, delimiter=delimiter, strict=True):
         yield [_cell(cell) for cell in row]
 
 
@@ -329,12 +330,15 @@ def is_workbook(path: Path) -> bool:
 
 
 def id_text(cell: Any) -> str:
-    """An id as a text, the same whether its cell is a number or spells it; "" where it is missing."""
+    """An id as a text, the same whether its cell is a number or spells it; "" where it is missing.
+
+    Nothing invisible is part of it, and letters and digits have their plain form (NFKC): else one patient could be two.
+    """
     if cell is None or cell != cell:
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    text = str(cell).strip()
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", str(cell))).strip()
     spelled = _SPELLED_NUMBER.fullmatch(text)
     return text.partition(".")[0] if spelled and not spelled[2] and not spelled[1].strip("0") else text
 
@@ -353,7 +357,7 @@ def id_problem(cell: Any, *, workbook: bool = False) -> str:
         )
         return f"an id of {digits} digits, of which a number in this file loses the last{why}; store ids as texts"
     spelled = _SPELLED_NUMBER.fullmatch(str(cell).strip()) if isinstance(cell, str) else None
-    if spelled and spelled[2]:
+    if (spelled and spelled[2]) or (isinstance(cell, str) and _SHORTENED.fullmatch(cell.strip())):
         return "an id that a spreadsheet has shortened to a power of ten; store ids as texts"
     return FRACTION if spelled and spelled[1].strip("0") else ""
 

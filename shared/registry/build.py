@@ -97,6 +97,7 @@ def build(
     index = pd.Index(list(raw.ids), dtype=object, name=PATIENT)
     kinds = {column.name: column.kind or _kind(column) for column in raw.columns}
     _refuse_misspelt(raw.columns, kinds)
+    _refuse_far_dates(raw.columns, kinds)
     typed = {column.name: _typed(column.values, kinds[column.name], index) for column in raw.columns}
     table = pd.DataFrame(typed, index=index)
     _refuse_huge(table, kinds, {patient: place for place, patient in enumerate(index, start=1)})
@@ -156,6 +157,22 @@ def _refuse_misspelt(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) ->
             raise InputError(
                 f"column {column.name}, patient {wrong} of {len(column.values)}: no number as it is written (such as 12_3, nan, "
                 f"inf, or digits of another script); correct it, or empty the cell"
+            )
+
+
+def _refuse_far_dates(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) -> None:
+    first, last = pd.Timestamp.min.year, pd.Timestamp.max.year
+    for column in columns:
+        if kinds[column.name] != "datetime" or isinstance(column.values, np.ndarray):
+            continue
+        dated = (
+            (place, value) for place, value in enumerate(column.values, start=1) if isinstance(value, datetime.date)
+        )
+        far = next((place for place, value in dated if not first < value.year < last), None)
+        if far:
+            raise InputError(
+                f"column {column.name}, patient {far} of {len(column.values)}: a date outside the years {first + 1} to "
+                f"{last - 1}; correct it, or empty the cell where it means missing"
             )
 
 

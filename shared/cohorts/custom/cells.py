@@ -16,6 +16,7 @@ from shared.errors import InputError
 from shared.registry.build import RawColumn
 from shared.registry.features import BEYOND, Kind, as_number, too_wide
 
+FIRST_YEAR, LAST_YEAR = 1700, 2250  # of dates; beyond them pandas cannot count, and such a date marks a missing one
 MANY_REPEATS = 0.1  # of the rows: beyond this a repeated id is no slip, the rows are not patients
 
 
@@ -126,13 +127,22 @@ def _number(cell: Any, code: str, decimal: str) -> tuple[Any, str]:
 
 def _datetime(cell: Any, code: str) -> tuple[Any, str]:
     if isinstance(cell, datetime.datetime):
-        return cell.replace(tzinfo=None), ""
-    if isinstance(cell, datetime.date):
-        return datetime.datetime(cell.year, cell.month, cell.day), ""
-    try:
-        return datetime.datetime.fromisoformat(code).replace(tzinfo=None), ""
-    except ValueError:
-        return None, _error(code) or "not a date such as 2024-01-31 or 2024-01-31 08:30"
+        found = cell.replace(tzinfo=None)
+    elif isinstance(cell, datetime.date):
+        found = datetime.datetime(cell.year, cell.month, cell.day)
+    else:
+        try:
+            found = datetime.datetime.fromisoformat(code)
+        except ValueError:
+            return None, _error(code) or "not a date such as 2024-01-31 or 2024-01-31 08:30"
+    if found.tzinfo is not None:
+        return None, "a time with a time zone; write the time of the hospital's own clock, without a zone"
+    if not FIRST_YEAR <= found.year <= LAST_YEAR:
+        return (
+            None,
+            f"a date outside the years {FIRST_YEAR} to {LAST_YEAR}; if it means missing, give it as a code, such as {code}=",
+        )
+    return found, ""
 
 
 def _text(line: Line, cell: Any, code: str, decimal: str) -> tuple[Any, str]:

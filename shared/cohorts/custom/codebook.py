@@ -104,6 +104,10 @@ def _line(path: Path, number: int, table: RawTable, labels: Mapping[str, str]) -
     coding = _coding(cells.get("coding", ""), f"{where} ({cells['column']})")
     if cells["kind"] == "ordinal" and not coding:
         raise InputError(f"{where} ({cells['column']}): kind ordinal needs a coding in the order of its levels")
+    if cells["kind"] == "datetime" and any(coding.values()):
+        raise InputError(
+            f"{where} ({cells['column']}): a date can have codes for missing only, each with nothing after its ="
+        )
     shown = cells["display_name"] or labels.get(cells["column"]) or cells["column"]
     return Line(**{**cells, "coding": coding, "display_name": shown})  # type: ignore[arg-type]
 
