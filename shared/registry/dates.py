@@ -51,7 +51,7 @@ def _formats(texts: Sequence[str]) -> list[str]:
 def _read(texts: Sequence[str | None], form: str) -> np.ndarray:
     # With each its own zone pandas has no common type for them.
     zoned = "%z" in form
-    values = pd.to_datetime(pd.Series(texts, dtype=object), format=form, errors="coerce", utc=zoned)
+    values = pd.to_datetime(pd.Series(list(texts), dtype=object), format=form, errors="coerce", utc=zoned)
     if zoned:
         ends = [re.sub(r"(Z|[+-]\d{2}:?\d{2})$", "", text).rstrip() if text else None for text in texts]
         local = pd.to_datetime(pd.Series(ends, dtype=object), format=form.replace("%z", "").rstrip(), errors="coerce")

@@ -57,7 +57,7 @@ def read_spss(path: Path, encoding: str) -> RawTable:
     return with_labels(table, about.variable_value_labels, notes)
 
 
-def _convert(path: Path, frame: Any, formats: Mapping[str, str]) -> list[str]:
+def _convert(path: Path, frame: Any, formats: Mapping[str, Any]) -> list[str]:
     """Turn the numbers of date and time columns into such, by their formats; returns what to say about it."""
     notes = []
     for place, name in enumerate(frame.columns):
