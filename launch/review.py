@@ -1,4 +1,4 @@
-"""Blinded review by clinicians: pairs of two models' answers, on a page or as workbooks, and what the raters made of them.
+"""Blinded review by clinicians: pairs of two models' answers, on a page or as workbooks.
 
     creason review --first=base_eval/completions.jsonl --second=trained_eval/completions.jsonl \\
         --names=base,trained --raters=r1,r2,r3 --cases=60 --out=review --key=review_key.json
