@@ -132,7 +132,9 @@ def test_names_beyond_ascii_open_in_excel(tmp_path):
     assert custom.read(tmp_path).roles == {"age": "나이"}
 
 
-LATER = "DEATH hospdead d.time TIMEDTH lenfol fstat slos d_time surv2m disch_date status2 follow-up readmission30 PFS totalCost years"
+LATER = (
+    "DEATH hospdead d.time TIMEDTH lenfol fstat slos d_time surv2m disch_date status2 follow-up readmission30 PFS years"
+)
 NOW = "glucose age smoking_status timepoint race osm sysbp year closure"
 
 
