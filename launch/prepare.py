@@ -21,7 +21,7 @@ from absl import flags
 from launch import app, prepare_mimic3, usage
 from shared import showing
 from shared.cohorts.custom import drafting, redcap
-from shared.cohorts.custom.codebook import CODEBOOK, write_codebook
+from shared.cohorts.custom.codebook import CODEBOOK, Line, write_codebook
 from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
@@ -178,7 +178,8 @@ def draft_codebook(
     if found.codebook:
         raise InputError(f"{found.codebook}: is there already; remove it to have a new draft")
     table = read_data(found.data, encoding=encoding, delimiter=delimiter, decimal=decimal, catalogue=found.catalogue)
-    described, notes = {}, list(table.notes)
+    described: dict[str, Line] = {}
+    notes = list(table.notes)
     listed = Path(dictionary) if dictionary else redcap.find_dictionary(source, found.all)
     if listed:
         described, more = redcap.described(redcap.read_fields(listed), table)

@@ -109,6 +109,8 @@ def _value(line: Line, cell: Any, codes: Codes, decimal: str) -> tuple[Any, str]
         return text, ""
     if code in line.coding:
         return (None if line.kind == "datetime" else line.coding[code] or None), ""
+    if line.kind == "number" and text in codes.named:
+        return None, "a label of the file in place of a number; say in the coding what its code is, as in 999= or 0=0"
     if line.kind == "number":
         return _number(cell, code, decimal)
     return _datetime(cell, code) if line.kind == "datetime" else _text(line, cell, code, decimal)
