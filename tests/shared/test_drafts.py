@@ -133,7 +133,8 @@ def test_names_beyond_ascii_open_in_excel(tmp_path):
 
 
 LATER = (
-    "DEATH hospdead d.time TIMEDTH lenfol fstat slos d_time surv2m disch_date status2 follow-up readmission30 PFS years"
+    "DEATH hospdead d.time TIMEDTH lenfol fstat slos d_time surv2m disch_date status2 follow-up readmission30 PFS "
+    "totalCost years"
 )
 NOW = "glucose age smoking_status timepoint race osm sysbp year closure"
 
