@@ -97,6 +97,8 @@ class DataConfig:
               "goes with split = 'site' or 'time'")  # fmt: skip
         wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
         check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(not (self.exclude and self.train), "exclude", self.exclude,
+              "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
         for field in ("encoding", "delimiter", "decimal", "exclude"):
             value = getattr(self, field)
             check(not value or self.cohort == "custom", field, value, "goes with cohort = 'custom' only")

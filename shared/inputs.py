@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from shared import files, storage, weight_files
 from shared.backend import Backend
+from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
 from shared.config import DataConfig
 from shared.errors import InputError
@@ -89,6 +90,9 @@ def hold_data(data: DataConfig, noted: Inputs) -> None:
     if data.source and not data.train:
         found = COHORTS[data.cohort].digests(Path(data.source))
         noted.hold("data.source", data.source, {name: {"blake2b": digest} for name, digest in found.items()})
+    if data.exclude:
+        listed = Path(data.exclude)
+        noted.hold("data.exclude", data.exclude, {listed.name: {"blake2b": tables.digest(listed)}})
 
 
 def check_alike(backend: Backend, policy: Path, questions: Sequence[Path | str]) -> None:

@@ -277,6 +277,10 @@ CASES = [
     (("prepare", "--out={root}", "--verify", "--masked=2"), "--masked: --verify does not read it; leave it out"),
     (("prepare", "--out={root}", "--verify", "--cohort=custom"), "--cohort: --verify does not read it; leave it out"),
     (("prepare", "--draft_codebook", "--source={root}", "--out={root}"), "--out: --draft_codebook does not read it"),
+    ((*PREPARE, "--cohort=custom", "--source=x", "--dictionary=y"), "--dictionary: only --draft_codebook reads it"),
+    ((*PREPARE, "--exclude=ids.csv"), "exclude = 'ids.csv': goes with cohort = 'custom' only"),
+    ((*PREPARE, "--cohort=custom", "--source={root}/gz", "--delimiter=::"), "delimiter = '::': must be one character"),
+    ((*PREPARE, "--cohort=custom", "--source={root}/gz", "--decimal=x"), "decimal = 'x': must be a comma or a point"),
     (
         ("prepare", "--draft_codebook", "--source={root}", "--cohort=stroke"),
         "--draft_codebook is for a registry of your own",
