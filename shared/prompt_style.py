@@ -59,7 +59,7 @@ def choose(
             f"model.prefill = {prefill!r}: a model that thinks begins by itself; leave it 'auto', or thinking"
         )
     date = ""
-    if shows_date(tokenizer):
+    if shows_date(tokenizer, PromptStyle(prefill=prefill, thinking=thinking)):
         known = [style.date for style in (held, earlier) if style is not None and style.date]
         date = model.template_date or next(iter(known), today())
     return PromptStyle(prefill=prefill, thinking=thinking, date=date)
@@ -159,10 +159,11 @@ def reasons(tokenizer: PreTrainedTokenizerFast) -> bool:
     return ANSWERED in text and REASONED not in text
 
 
-def shows_date(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the template writes the day on which it is rendered into our prompts."""
+def shows_date(tokenizer: PreTrainedTokenizerFast, style: PromptStyle) -> bool:
+    """Whether the template writes the day on which it is rendered into prompts of this style."""
     return any(
-        len({_asked(tokenizer, system=system, date=day) for day in MOMENTS}) > 1 for system in (SYSTEM_PROMPT, "")
+        len({dataclasses.replace(style, date=day).text(tokenizer, ASKED, system=system) for day in MOMENTS}) > 1
+        for system in (SYSTEM_PROMPT, "")
     )
 
 
@@ -202,11 +203,5 @@ def check_same_day(style: PromptStyle, backend: Backend) -> None:
         )
 
 
-def _asked(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    system: str = "",
-    thinking: Literal["auto", "on", "off"] = "auto",
-    date: str = MOMENTS[0],
-) -> str:
-    return chat_text(tokenizer, ASKED, system=system, prefill="", thinking=thinking, date=date)
+def _asked(tokenizer: PreTrainedTokenizerFast, *, thinking: Literal["auto", "on", "off"] = "auto") -> str:
+    return chat_text(tokenizer, ASKED, system="", prefill="", thinking=thinking, date=MOMENTS[0])

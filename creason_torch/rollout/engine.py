@@ -22,9 +22,6 @@ from shared.backend import Completion, Sampling, Workload, check_request, check_
 from shared.config import RunConfig
 from shared.errors import InputError
 
-EMBEDDING = "model.embed_tokens.weight"
-NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
-
 
 class Drawn(NamedTuple):
     """Completions as arrays: tokens `[prompts, G, C]` int32, logprobs the same float32, lengths `[prompts, G]` int32."""
@@ -64,9 +61,10 @@ class Engine(abc.ABC):
         self.free_bytes: Callable[[], int] = functools.partial(memory.free_bytes, device, memory.processes_here())
         self.loaded = False
         self._shapes, self._tied = _weight_shapes(model)
-        self.rows = self._shapes[EMBEDDING][0]
+        self.rows = self._shapes[weight_files.EMBEDDING][0]
         check_stop_tokens(stop_tokens, self.rows)
         self._seconds: dict[str, float] = {}
+        self._prepare()
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take new weights: a stream of (Hugging Face name, whole tensor), all of it in every process. Caches are reset.
@@ -108,6 +106,10 @@ class Engine(abc.ABC):
         return _gathered(scored, len(texts), self.device)
 
     @abc.abstractmethod
+    def _prepare(self) -> None:
+        """Make or find what answers, without weights; the end of `__init__`. Raises InputError where it cannot be had."""
+
+    @abc.abstractmethod
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Take weights that are known to be whole and right, and reset every cache."""
 
@@ -140,7 +142,7 @@ class Engine(abc.ABC):
         """The weights that the network has, each once; the second name of a tied one is left out."""
         missing = dict(self._shapes)
         for name, tensor in weights:
-            if name in self._tied or name.endswith(NOT_WEIGHTS):
+            if name in self._tied or name.endswith(weight_files.NOT_WEIGHTS):
                 continue
             if name not in self._shapes:
                 raise InputError(f"{self.model}: its config.json has no place for the weight {name}")

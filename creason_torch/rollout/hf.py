@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ from creason_torch.model import check_tables, fix_rotation, read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
 from shared import memory
-from shared.backend import Sampling, Workload, scoring_temperature
-from shared.config import RunConfig
+from shared.backend import Sampling, scoring_temperature
 from shared.errors import InputError
 
 ATTENTION = "creason_rollout"
@@ -132,23 +130,15 @@ def attend(
 class HfEngine(Engine):
     """Draws with `creason_torch.sampling`: the completions of the JAX engine, up to rounding."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Path,
-        *,
-        stop_tokens: Sequence[int],
-        device: torch.device,
-        workload: Workload | None = None,
-    ):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+    def _prepare(self) -> None:
+        config, model = self.config, self.model
         if self.weight_bytes() > self.free_bytes():
             raise InputError(
                 f"{model}: its weights take {memory.text(self.weight_bytes())} of the {memory.text(self.free_bytes())} that are "
                 "free; take a smaller model, a larger machine, or compute_dtype = 'bfloat16'"
             )
         AttentionInterface.register(ATTENTION, attend)
-        with device, no_init_weights():
+        with self.device, no_init_weights():
             self.network = AutoModelForCausalLM.from_config(
                 read_config(model), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation=ATTENTION
             ).eval()

@@ -29,8 +29,7 @@ from creason_torch.model import long_factors, read_config, save_params
 from creason_torch.rollout import vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
 from shared import files, weight_files
-from shared.backend import Sampling, Workload, longest_text
-from shared.config import RunConfig
+from shared.backend import Sampling, longest_text
 from shared.errors import InputError
 
 # Seconds without an answer before a server counts as lost.
@@ -46,16 +45,8 @@ SHOWN_LAYERS = {"num_hidden_layers": r"(\d+) x \w*DecoderLayer"}
 class ServerEngine(Engine):
     """Every process asks the server for its own prompts; process 0 brings it new weights."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Path,
-        *,
-        stop_tokens: Sequence[int],
-        device: torch.device,
-        workload: Workload | None = None,
-    ):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+    def _prepare(self) -> None:
+        config = self.config
         self.url = config.torch.server_url.rstrip("/")
         self.folder = Path(config.torch.server_weights).absolute()
         # Learner and server are on one network: no proxy stands between them.

@@ -40,16 +40,8 @@ CACHES = 0.5  # of the memory that its weights leave free on a CPU at most: a le
 class VllmEngine(Engine):
     """One instance for each process, beside the learner and its process group."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Path,
-        *,
-        stop_tokens: Sequence[int],
-        device: torch.device,
-        workload: Workload | None = None,
-    ):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+    def _prepare(self) -> None:
+        config, model, device = self.config, self.model, self.device
         on_cpu = device.type == "cpu"
         self.longest = _longest(config, model, self.workload)
         caches = self._cache_bytes() if on_cpu else None
