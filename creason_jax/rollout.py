@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import decoding, distributed, memory, sharding
+from creason_jax import decoding, distributed, memory, readback, sharding
 from creason_jax.decoding import Shape, Slots
 from creason_jax.logprobs import target_logprobs
 from creason_jax.model import DecoderConfig, platform_of, unstack_layers
@@ -29,6 +29,7 @@ from creason_jax.model.attention.choose import LARGE_SCORES
 from creason_jax.sampling import draw
 from shared.backend import (
     Completion,
+    Probe,
     Sampling,
     Workload,
     check_request,
@@ -46,6 +47,8 @@ SMALLEST_BUCKET = 32  # prompt lengths are rounded up to this times a power of t
 
 class Engine:
     """Twin of the PyTorch engine; see `shared.backend.RolloutEngine` for the contract."""
+
+    whole_tensors = False
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Engine:
         self.stop_tokens = tuple(stop_tokens)
         self.dtype = jnp.dtype(config.learner.compute_dtype)
         self.params: Any = None
+        self.version: int | None = None
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
         self.free_bytes: Callable[[], int | None] = functools.partial(memory.free_bytes, self.mesh)
@@ -74,11 +78,20 @@ class Engine:
         self._prefill = config.rollout.prefill_batch
         self._seconds: dict[str, float] = {}
 
-    def load(self, params: Any) -> None:
+    def load(self, params: Any, *, version: int | None = None) -> None:
         """Take the learner's parameters: cast, layers unstacked, laid out for decoding. Caches start empty at each call of
         `generate`, so nothing computed with older weights is left."""
-        self.params = None  # freed before its successor is made
+        self.params = self.version = None  # freed before its successor is made
         self.params = self._publish(params)
+        self.version = version
+
+    def readable(self) -> Mapping[str, int]:
+        """See `shared.backend.RolloutEngine`."""
+        return readback.readable(self.params)
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """See `shared.backend.RolloutEngine`."""
+        return readback.digests(self.params, probes, self.dtype, self.mesh)
 
     def sleep(self) -> None:
         """See `shared.backend.RolloutEngine`. Caches live inside `generate` only, so there is nothing to give back."""

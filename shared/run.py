@@ -38,6 +38,7 @@ from shared import (
     inputs,
     preparation,
     prompt_style,
+    published,
     report,
     run_evaluations,
     storage,
@@ -78,6 +79,7 @@ MAY_CHANGE = {
     "learner.mesh_tensor",
     "learner.sequence_parallel",
     "rollout.mesh_tensor",
+    "health",
 }
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "deepspeed", "vllm", "transformers", "numpy")
 
@@ -165,7 +167,7 @@ def _run(
     parts = (config, backend, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
     with run_evaluations.dropped_with(engine_name(backend, engine), workdir, first=first):
         _evaluate("before", *parts)
-        source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
+        source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts, backend.agreed)
         training.train(
             config, learner, source, workdir, checkpoints=checkpoints,
             first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
@@ -471,7 +473,7 @@ def _evaluate(
     # Process 0 has written it, if anybody: another may see it later, or have a work directory of its own.
     if backend.agreed(backend.process == 0 and run_evaluations.is_done(workdir, when)):
         return
-    learner.publish(engine)
+    published.publish(learner, engine, agreed=backend.agreed)
     checked = check_by_learner(config, backend, engine, prompts, learner)
     kept = _unfinished(when, config, backend, workdir, questions, prompts)
     for part in answer_questions(

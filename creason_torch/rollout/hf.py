@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,9 @@ class HfEngine(Engine):
         for name, tensor in weights:
             own[name].copy_(tensor)
         self.head = self.network.get_output_embeddings().weight.detach().float()
+
+    def _held(self) -> Mapping[str, torch.Tensor]:
+        return dict(self.network.named_parameters())
 
     @torch.inference_mode()
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:

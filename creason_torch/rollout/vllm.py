@@ -7,7 +7,7 @@ import gc
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from creason_torch.model import long_factors, read_config
-from creason_torch.rollout import vllm_options
+from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine
 from shared import memory
 from shared.backend import Sampling, Workload, longest_text
@@ -128,6 +128,26 @@ class VllmEngine(Engine):
             self.asleep = False
         if not self.llm.reset_prefix_cache():
             raise InputError("vLLM did not reset its prefix cache: it would answer with old weights")
+
+    def _held(self) -> Mapping[str, torch.Tensor]:
+        """Weights that vLLM keeps with their values. On a CPU it packs the matrices of layers, and what is left is empty."""
+        found: dict[str, torch.Tensor] = {}
+        dtype = getattr(torch, self.config.learner.compute_dtype)
+        for name, held in self._network().named_parameters():
+            parts = vllm_names.unfused(name, self._shapes)
+            rows = sum(self._shapes[part][0] for part in parts)
+            # An embedding has more rows than the model, up to a multiple of 64.
+            if not parts or held.dtype != dtype or held.ndim != len(self._shapes[parts[0]]) or len(held) < rows:
+                continue
+            sizes = [self._shapes[part][0] for part in parts]
+            found |= dict(zip(parts, held.detach()[:rows].split(sizes), strict=True))
+        return found
+
+    def _network(self) -> torch.nn.Module:
+        """vLLM's own, in this process."""
+        networks: list[torch.nn.Module] = []
+        self.llm.apply_model(lambda network: networks.append(network))
+        return networks[0]
 
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
         from vllm import SamplingParams
