@@ -129,39 +129,63 @@ def test_an_answer_comes_back_from_its_row():
 
 
 class Answering:
-    """An engine that boxes A, and stops after some calls as a killed process does."""
+    """An engine that boxes A, and stops after some parts as a killed process does. Its first call is the engine's check."""
 
-    def __init__(self, tokenizer, calls):
+    def __init__(self, tokenizer, parts):
         self.tokens = np.asarray(tokenizer("\\boxed{A}", add_special_tokens=False)["input_ids"], np.int32)
         assert decode(tokenizer, self.tokens) == "\\boxed{A}"
-        self.calls, self.asked = calls, []
+        self.parts, self.checked, self.asked = parts, False, []
+        self.version, self.whole_tensors = 0, False
 
     def generate(self, prompts, sampling, uniforms):
-        if not self.calls:
+        if self.checked and not self.parts:
             raise KeyboardInterrupt
-        self.calls -= 1
-        self.asked += [int(prompt[0]) for prompt in prompts]
+        if self.checked:
+            self.parts -= 1
+            self.asked += [int(prompt[0]) for prompt in prompts]
+        self.checked = True
         return [[Completion(self.tokens, np.zeros(len(self.tokens), np.float32), truncated=False)] for _ in prompts]
 
     def seconds(self):
         return {}
 
+    def readable(self):
+        return {"weight": 1}
 
-class Silent:
+    def digests(self, probes):
+        return ["same" for _ in probes]
+
+
+class Sure:
+    """A learner that is as sure of every token as the engine says to be, and whose weights the engine has."""
+
+    step = 0
+
+    def digests(self, probes):
+        return ["same" for _ in probes]
+
     def publish(self, engine):
         pass
+
+    def logprobs(self, batch, which):
+        return np.zeros(batch.tokens.shape, np.float32)
+
+
+def settings(**sections):
+    rollout = {"slots": 1, "max_prompt_tokens": 8, "max_new_tokens": 16}
+    return validate({"name": "x", "learner": {"compute_dtype": "float32"}, "rollout": rollout, **sections})
 
 
 def test_a_runs_evaluation_goes_on_in_its_middle(tmp_path):
     tokenizer = exam_tokenizer(tmp_path / "tokenizer")
     questions = exam(10)
     prompts = [np.int32([number]) for number in range(10)]
-    config = validate({"name": "x", "rollout": {"slots": 1}, "evaluation": {"examples": 3}})
+    config = settings(evaluation={"examples": 3})
     whole = Answering(tokenizer, 99)
 
     def evaluate(engine, workdir, config=config):
         run._evaluate(
-            "before", config, Alone(), Silent(), engine, tokenizer, workdir, questions, prompts, progress=False
+            "before", config, Alone(), Sure(), engine, tokenizer, workdir, questions, prompts, progress=False
         )  # fmt: skip
 
     evaluate(whole, tmp_path / "whole")
@@ -175,7 +199,8 @@ def test_a_runs_evaluation_goes_on_in_its_middle(tmp_path):
     for name in ("before.parquet", "examples.json"):
         both = [(tmp_path / folder / "evaluation" / name).read_bytes() for folder in ("whole", "cut")]
         assert both[0] == both[1]
-    assert {path.name for path in (tmp_path / "cut" / "evaluation").iterdir()} == {"before.parquet", "examples.json"}
+    left = {path.name for path in (tmp_path / "cut" / "evaluation").iterdir()}
+    assert left == {"before.parquet", "examples.json", "engines.json"}
     assert len(files.read_json(tmp_path / "cut" / "evaluation" / "examples.json")) == 3
     found = evaluation.read_answers(tmp_path / "cut" / "evaluation" / "before.parquet")
     assert [(answer.question_id, answer.predicted) for answer in found] == [(f"question-{i}", "A") for i in range(10)]
@@ -184,12 +209,12 @@ def test_a_runs_evaluation_goes_on_in_its_middle(tmp_path):
 def test_a_runs_evaluation_that_another_engine_began_starts_again(tmp_path, capfd):
     tokenizer = exam_tokenizer(tmp_path / "tokenizer")
     questions, prompts = exam(6), [np.int32([number]) for number in range(6)]
-    config = validate({"name": "x", "rollout": {"slots": 1}, "torch": {"rollout_engine": "hf"}})
+    config = settings(torch={"rollout_engine": "hf"})
     other = dataclasses.replace(config, torch=dataclasses.replace(config.torch, rollout_engine="vllm"))
     shared = (tokenizer, tmp_path, questions, prompts)
     with pytest.raises(KeyboardInterrupt):
-        run._evaluate("after", config, Alone(), Silent(), Answering(tokenizer, 1), *shared, progress=False)
+        run._evaluate("after", config, Alone(), Sure(), Answering(tokenizer, 1), *shared, progress=False)
     engine = Answering(tokenizer, 99)
-    run._evaluate("after", other, Alone(), Silent(), engine, *shared, progress=False)
+    run._evaluate("after", other, Alone(), Sure(), engine, *shared, progress=False)
     assert engine.asked == list(range(6))
     assert "evaluation after: begun with other engine; it starts again" in capfd.readouterr().out
