@@ -145,6 +145,9 @@ def write(out: Path, figures: dict[str, Any]) -> None:
     write_page(out / "evaluation.html", figures, title=f"Evaluation of {Path(FLAGS.model).name}")
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
     print(f"answers  {out / ANSWERS}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
+    written = figures["boxed"] or figures  # a forced choice is always an answer in its format
+    shares = (("answered", written["answered"]), ("cut off", figures["truncated"]), ("format", written["format"]))
+    print(", ".join(f"{name} {percent(share)}" for name, share in shares))
 
 
 def read_all() -> list[Question]:
@@ -306,7 +309,7 @@ def report(
 
 def _accuracy(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:
     found = evaluation.summarise(questions, answers, **resampling)
-    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered")}
+    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered", "format")}
 
 
 if __name__ == "__main__":
