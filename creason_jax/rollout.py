@@ -145,13 +145,13 @@ class Engine:
             jax.ShapeDtypeStruct((width, sampling.group_size, sampling.max_new_tokens), jnp.float32, sharding=rows),
             jax.ShapeDtypeStruct((width,), jnp.int32, sharding=rows),
         )
-        shapes = self.abstract_params(), self._abstract_slots(sampling)
+        shapes = self.abstract_params(), self.abstract_slots(sampling)
         traced = decoding.prefill.trace(self, sampling, *shapes, *placed)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_decode(self, sampling: Sampling) -> Any:
         """The `rollout.decode_steps` tokens between two looks of the host, lowered."""
-        traced = decoding.decode.trace(self, sampling, self.abstract_params(), self._abstract_slots(sampling))
+        traced = decoding.decode.trace(self, sampling, self.abstract_params(), self.abstract_slots(sampling))
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def abstract_params(self) -> Any:
@@ -164,7 +164,8 @@ class Engine:
             self.shardings,
         )
 
-    def _abstract_slots(self, sampling: Sampling) -> Slots:
+    def abstract_slots(self, sampling: Sampling) -> Slots:
+        """Shapes of the slots and their caches, with their shardings."""
         slots = jax.eval_shape(lambda: decoding.empty_slots(self, self._shape(sampling)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -251,15 +252,15 @@ class Engine:
         kept = (
             2 * self.model.num_hidden_layers * decoding.cached_heads(self) * self.model.head_dim * self.longest_prompt
         )
-        slots = memory.bytes_on_device(self._abstract_slots(sampling))
+        slots = memory.bytes_on_device(self.abstract_slots(sampling))
         return (
             2 * slots
             + 2 * self.dtype.itemsize * width * kept
             + 16 * logits
-            + self._of_texts(width, self.longest_prompt)
+            + self.of_texts(width, self.longest_prompt)
         )
 
-    def _of_texts(self, width: int, length: int) -> float:
+    def of_texts(self, width: int, length: int) -> float:
         """More bytes on a CPU device than so many texts of this length take while they are computed, but for their caches."""
         model = self.model
         row = width * model.num_attention_heads * length
@@ -271,7 +272,7 @@ class Engine:
         """Texts of at most this length that are scored in one call."""
         width, ways = self.prefill_width(), sharding.batch_ways(self.mesh)
         free = self.free_bytes() if memory.on_cpu(self.mesh) else None
-        while free is not None and width > ways and self._of_texts(width // ways, length) > free:
+        while free is not None and width > ways and self.of_texts(width // ways, length) > free:
             width = max(ways, width // 2 // ways * ways)
         return width
 

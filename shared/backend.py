@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from shared.config import GrpoConfig, OptimizerConfig, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch
+
+if TYPE_CHECKING:
+    from shared.forecast import Need
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,6 +236,13 @@ class Backend(Protocol):
 
     def same(self, value: bytes) -> bool:
         """True in every process where all gave the same bytes, as many of them. Every process calls it."""
+        ...
+
+    def need(self, config: RunConfig, model: Path, workload: Workload, *, trains: bool) -> Need:
+        """What the run needs of this machine, by the architecture in `model` (its config.json; no weights are read or needed).
+
+        `trains` False: it only answers. Every process calls it.
+        """
         ...
 
     def learner(

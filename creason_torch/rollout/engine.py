@@ -66,7 +66,7 @@ class Engine(abc.ABC):
         self.free_bytes: Callable[[], int] = functools.partial(memory.free_bytes, device, memory.processes_here())
         self.loaded = False
         self.version: int | None = None
-        self._shapes, self._tied = _weight_shapes(model)
+        self._shapes, self._tied = weight_shapes(model)
         self.rows = self._shapes[EMBEDDING][0]
         check_stop_tokens(stop_tokens, self.rows)
         self._seconds: dict[str, float] = {}
@@ -177,7 +177,7 @@ class Engine(abc.ABC):
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
 
 
-def _weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Shape of each weight of the architecture in `model`, and of those that are tied: further name -> first name."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(read_config(model))

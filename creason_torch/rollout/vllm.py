@@ -99,14 +99,7 @@ class VllmEngine(Engine):
     def _cache_bytes(self) -> int:
         """Of the caches on a CPU: what all groups that decode at once need, or what is free. Raises InputError where that does
         not hold one sequence."""
-        settings, rollout, group = read_config(self.model), self.config.rollout, self.config.grpo.group_size
-        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-        item = getattr(torch, self.config.learner.compute_dtype).itemsize
-        block = 2 * settings.num_hidden_layers * settings.num_key_value_heads * size * BLOCK * item
-        shared = self.workload.prompt_tokens // BLOCK  # full blocks of a prompt, which its samples share
-        groups = max(rollout.slots, self.config.evaluation.slots)
-        wanted = 1 + groups * (shared + group * (_blocks(self.longest) - shared))
-        least = 1 + _blocks(self.longest)
+        block, wanted, least = cache_blocks(self.config, read_config(self.model), self.workload, self.longest)
         weights = self.weight_bytes()
         there = int(CACHES * max(0, self.free_bytes() - weights)) // block
         if there < least and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
@@ -190,6 +183,17 @@ class VllmEngine(Engine):
             found: Any = output.outputs[0].logprobs
             scored[row] = [found[0][token].logprob for token in tokens]
         return scored
+
+
+def cache_blocks(config: RunConfig, settings: Any, workload: Workload, longest: int) -> tuple[int, int, int]:
+    """Bytes of one block of caches, the blocks that all groups that decode at once need, and those of one sequence."""
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    item = getattr(torch, config.learner.compute_dtype).itemsize
+    block = 2 * settings.num_hidden_layers * settings.num_key_value_heads * size * BLOCK * item
+    shared = workload.prompt_tokens // BLOCK  # full blocks of a prompt, which its samples share
+    groups = max(config.rollout.slots, config.evaluation.slots)
+    wanted = 1 + groups * (shared + config.grpo.group_size * (_blocks(longest) - shared))
+    return block, wanted, 1 + _blocks(longest)
 
 
 def _longest(config: RunConfig, model: Path, workload: Workload) -> int:
