@@ -12,7 +12,7 @@ from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from launch import backends
-from shared import prompt_style
+from shared import forecast, prompt_style
 from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
 from shared.engine_check import check_by_file
@@ -99,6 +99,23 @@ def begin(
         print(warning, file=sys.stderr)
 
 
+def tell(config: RunConfig, backend: Backend, prompts: Sequence[np.ndarray], *, scored_tokens: int = 0) -> None:
+    """Say how long the prompts are, and what memory the answers need; no weights are read. Every process calls it.
+
+    Raises InputError where it cannot fit.
+    """
+    workload = _workload(prompts, scored_tokens)
+    need = backend.need(config, Path(config.model.path), workload, trains=False)
+    if backend.process == 0:
+        limit = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
+        print(f"{forecast.tokens_line(prompts, limit)}\n{forecast.memory_line(need.memory)}", flush=True)
+    forecast.refuse(config, need, workload, folder=None)
+
+
+def _workload(prompts: Sequence[np.ndarray], scored_tokens: int) -> Workload:
+    return Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
+
+
 def engine_of(
     config: RunConfig, backend: Backend, prompts: Sequence[np.ndarray], *, stop: Sequence[int], scored_tokens: int = 0
 ) -> RolloutEngine:
@@ -108,7 +125,7 @@ def engine_of(
     what these weights do, on some of the `prompts` that it is to answer.
     """
     folder = Path(config.model.path)
-    workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
+    workload = _workload(prompts, scored_tokens)
     engine = backend.engine(config, folder, stop_tokens=stop, workload=workload)
     backend.load(engine, folder)
     check_by_file(config, backend, engine, prompts, folder)
