@@ -56,7 +56,9 @@ def of_shape(
     if not trains:
         shardings = sharding.param_shardings(shape, mesh)
         read = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract_params(shape), shardings
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract_params(shape),
+            shardings,
         )
         # While they are read, the weights are there in float32 too.
         loading = max(temporaries, memory.bytes_on_device(read) - caches)
@@ -67,7 +69,7 @@ def of_shape(
     )
     state, layout = learner.state, forecast.layout_of(config, workload)
     params = memory.bytes_on_device(state.params)
-    micro_batches, width = learner.micro_batches(forecast.rows_of(config))
+    _, width = learner.micro_batches(forecast.rows_of(config))
     tensor = mesh.shape["tensor"]
     sizes = Decoder(shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size // tensor,
                     -(-shape.num_attention_heads // tensor), shape.vocab_size // tensor)  # fmt: skip

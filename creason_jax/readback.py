@@ -29,7 +29,8 @@ def digests(params: Any, probes: Sequence[Probe], dtype: Any, mesh: jax.sharding
 
 
 def _rows(leaves: Mapping[str, Any], probe: Probe, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> np.ndarray:
-    name, index = probe.name, ()
+    name = probe.name
+    index: tuple[np.int32, ...] = ()
     if name not in leaves:  # stacked
         _, layer, rest = name.split(".", 2)
         name, index = f"{LAYERS}.{rest}", (np.int32(layer),)

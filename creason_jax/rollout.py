@@ -254,10 +254,7 @@ class Engine:
         )
         slots = memory.bytes_on_device(self.abstract_slots(sampling))
         return (
-            2 * slots
-            + 2 * self.dtype.itemsize * width * kept
-            + 16 * logits
-            + self.of_texts(width, self.longest_prompt)
+            2 * slots + 2 * self.dtype.itemsize * width * kept + 16 * logits + self.of_texts(width, self.longest_prompt)
         )
 
     def of_texts(self, width: int, length: int) -> float:

@@ -78,7 +78,12 @@ def _engine(
             total = torch.cuda.get_device_properties(device).total_memory
             weights, caches = 0.0, config.torch.gpu_memory_utilization * total
             return {"weights": 0.0, "kv_cache": caches, "least_kv_cache": caches, "rollout_temporaries": 0.0}
-        return {"weights": weights, "kv_cache": caches, "least_kv_cache": float(block * least), "rollout_temporaries": 0.0}
+        return {
+            "weights": weights,
+            "kv_cache": caches,
+            "least_kv_cache": float(block * least),
+            "rollout_temporaries": 0.0,
+        }
     greedy = Sampling(
         group_size=1, temperature=0.0, max_new_tokens=config.evaluation.max_new_tokens or rollout.max_new_tokens
     )

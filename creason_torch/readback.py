@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from creason_torch import zero
 from shared.backend import Probe
 
 
 def digest(rows: torch.Tensor) -> str:
     """Of a tensor's bytes in its own number format. As vLLM's servers compute it."""
-    return hashlib.sha256(rows.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(rows.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def digests(weights: Mapping[str, nn.Parameter], probes: Sequence[Probe]) -> list[str]:

@@ -239,7 +239,9 @@ def measure(
             pass
         seconds = (time.perf_counter() - begin) / count
     if backend.process == 0:
-        print(f"time     {seconds:.3g} s a question, {duration(seconds * len(questions))} for {len(questions):,} of them")
+        print(
+            f"time     {seconds:.3g} s a question, {duration(seconds * len(questions))} for {len(questions):,} of them"
+        )
 
 
 def _parts(

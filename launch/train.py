@@ -38,7 +38,9 @@ def define_flags() -> None:
         "dry_run", False,
         "Check the config, say what would be done and what it needs (tokens, memory, disk), do nothing. Needs no weights.",
     )  # fmt: skip
-    flags.DEFINE_bool("measure", False, "With --dry_run: how long it takes, from a few steps in a folder that is removed.")
+    flags.DEFINE_bool(
+        "measure", False, "With --dry_run: how long it takes, from a few steps in a folder that is removed."
+    )
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
     flags.DEFINE_integer(

@@ -170,4 +170,3 @@ def measured(config: RunConfig, backend: Backend, sample: Sample, temporary: Pat
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
     yield f"measured in {duration(everything)}; this process took {memory.text(peak)} of this machine's memory at most"
-

@@ -97,9 +97,9 @@ def read_answers(path: Path) -> list[Answer]:
 def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Figures of one policy on `questions`, ready for JSON (unknown: None).
 
-    `accuracy` with `ci` (95%, see `accuracy_interval`; None for a single patient), `n` questions, `patients`, `macro_f1`, the
-    shares `answered` (any letter), `format` (the letter of an option that was shown) and `truncated`, `mean_tokens`, and the tables
-    `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy).
+    `accuracy` with `ci` (95%, see `accuracy_interval`; None for a single patient), `n` questions, `patients`, `macro_f1`,
+    the shares `answered` (any letter), `format` (the letter of an option that was shown) and `truncated`, `mean_tokens`, and
+    the tables `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy).
     Raises InputError where the answers are not one for each question.
     """
     table = _table(questions, answers)

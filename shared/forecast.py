@@ -66,9 +66,7 @@ class Memory:
     @property
     def needed(self) -> float:
         """At the fullest moment, with all the slots that are asked for."""
-        return self._state + max(
-            self.gradients + self.update_temporaries, self.kv_cache + self.rollout_temporaries
-        )
+        return self._state + max(self.gradients + self.update_temporaries, self.kv_cache + self.rollout_temporaries)
 
     @property
     def least(self) -> float:

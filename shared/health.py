@@ -153,7 +153,7 @@ def live(line: Line) -> dict[str, str]:
 
 
 def table(metrics: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
-    """"Health of the run" for a report: a row for each check, from all steps of `metrics` (as `metrics.read_metrics` gives them).
+    """The health of a run for its report: a row for each check, from all steps of `metrics` (`metrics.read_metrics`).
 
     Each row has `name`, `means`, `metric`, `bound` (as text), `last` and `worst` values, `steps` beyond the bound, `longest`
     of them in a row, and `verdict`: "well", "beyond its bound", "off" or "not measured".

@@ -33,6 +33,8 @@ class HealthConfig:
     cut_off_steps: int = 5
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "no_signal_steps", "no_signal_completions", "kl_steps", "entropy_steps", "cut_off_steps", "entropy")
+        at_least(
+            self, 0, "no_signal_steps", "no_signal_completions", "kl_steps", "entropy_steps", "cut_off_steps", "entropy"
+        )
         check(self.kl > 0, "kl", self.kl, "must be above 0; kl_steps = 0 switches the check off")
         check(0 < self.cut_off < 1, "cut_off", self.cut_off, "must be in (0, 1); cut_off_steps = 0 switches it off")

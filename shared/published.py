@@ -50,7 +50,9 @@ def chosen(readable: Mapping[str, int], step: int, *, whole: bool) -> list[Probe
     names = sorted(readable)
     count = min(TENSORS, len(names))
     places = sorted({(step + index * len(names) // max(1, count)) % len(names) for index in range(count)})
-    return [Probe(names[place], None if whole else _rows(names[place], readable[names[place]], step)) for place in places]
+    return [
+        Probe(names[place], None if whole else _rows(names[place], readable[names[place]], step)) for place in places
+    ]
 
 
 def _rows(name: str, size: int, step: int) -> tuple[int, ...]:

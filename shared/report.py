@@ -226,9 +226,7 @@ def _health(config: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, 
         return []
 
 
-def _missing(
-    workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any], metrics: pd.DataFrame
-) -> list[str]:
+def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any], metrics: pd.DataFrame) -> list[str]:
     missing = [] if summary else [f"{SUMMARY_FILE}: the run has not finished, so there is no result yet"]
     missing += [f"the evaluation {when} GRPO" for when in ("before", "after") if summary and not summary.get(when)]
     if summary and summary.get("bayes_accuracy") is None:

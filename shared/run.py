@@ -167,7 +167,9 @@ def _run(
         need = backend.need(config, policy, workload, trains=True)
         if first:
             tokens = forecast.tokens_line([*train_prompts, *valid_prompts], config.rollout.max_new_tokens)
-            tqdm.write("\n".join([tokens, forecast.memory_line(need.memory), forecast.disk_line(config, need, checkpoints)]))
+            tqdm.write(
+                "\n".join([tokens, forecast.memory_line(need.memory), forecast.disk_line(config, need, checkpoints)])
+            )
         forecast.refuse(config, need, workload, folder=checkpoints if first else None)
     optimizer, reference = config.optimizer, config.grpo.beta > 0
     learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)

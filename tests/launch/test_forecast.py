@@ -59,7 +59,9 @@ def call(root, monkeypatch, capfd):
 
 
 def prompt_lengths(model: Path) -> list[int]:
-    found = prompt_tokens(load_tokenizer(model), exam(6), style=PromptStyle(), rows=None, max_tokens=400, overlong="drop")
+    found = prompt_tokens(
+        load_tokenizer(model), exam(6), style=PromptStyle(), rows=None, max_tokens=400, overlong="drop"
+    )
     return [len(prompt) for prompt in found[1]]
 
 
@@ -70,7 +72,10 @@ def test_a_dry_run_needs_no_weights_and_makes_nothing(root, call, program, backe
     ended = call(program, "without", "--dry_run", f"--backend={backend}", *engine)
     assert ended.code == 0, ended.err
     lengths = prompt_lengths(root / "without")
-    assert f"tokens   prompts: median {int(np.median(lengths))}, longest {max(lengths)}; completions: at most 24" in ended.out
+    assert (
+        f"tokens   prompts: median {int(np.median(lengths))}, longest {max(lengths)}; completions: at most 24"
+        in ended.out
+    )
     [memory] = [line for line in ended.out.splitlines() if line.startswith("memory ")]
     words = ("weights", "gradients", "optimizer state", "reference", "KV cache", "temporaries", "free")
     assert all(word in memory for word in (words if program == "train" else ("weights", "KV cache", "free")))

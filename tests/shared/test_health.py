@@ -32,7 +32,11 @@ def test_a_run_that_is_well_is_not_spoken_of():
 
 @pytest.mark.parametrize(
     ("name", "bad", "steps"),
-    [("no signal", {"uniform_groups": 1.0}, 5), ("exploding KL", {"kl": 1.01}, 5), ("exploding KL", {"kl": math.nan}, 5)],
+    [
+        ("no signal", {"uniform_groups": 1.0}, 5),
+        ("exploding KL", {"kl": 1.01}, 5),
+        ("exploding KL", {"kl": math.nan}, 5),
+    ],
 )
 def test_what_stops_a_run_stops_it_at_its_patience(name, bad, steps):
     config = a_config()

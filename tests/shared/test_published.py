@@ -59,7 +59,9 @@ def test_every_row_of_every_tensor_gets_its_turn():
 
 
 def test_a_tensor_that_differs_is_named():
-    with pytest.raises(SyncError, match=r"^step 7: the engine's layer\.\d.* not the learner's.*another model's") as caught:
+    with pytest.raises(
+        SyncError, match=r"^step 7: the engine's layer\.\d.* not the learner's.*another model's"
+    ) as caught:
         published.publish(Learner(), Engine(wrong=SIZES))
     assert "\n" not in str(caught.value)
 
@@ -100,7 +102,9 @@ def test_of_a_servers_digests_only_those_of_whole_tensors_count():
     one["dp0:pp0:pcp0:tp0:a.packed.weight"] = vllm_names.EMPTY
     found = vllm_names.whole_digests([one], shapes)
     assert found == {name: name for name in ("model.embed_tokens.weight", "model.norm.weight", "a.o_proj.weight")}
-    assert "model.embed_tokens.weight" not in vllm_names.whole_digests([one], shapes | {"model.embed_tokens.weight": (321, 8)})
+    assert "model.embed_tokens.weight" not in vllm_names.whole_digests(
+        [one], shapes | {"model.embed_tokens.weight": (321, 8)}
+    )
     other = {name.replace("tp0", "tp1"): digest for name, digest in one.items()}
     assert vllm_names.whole_digests([one, other], shapes) == {"model.norm.weight": "model.norm.weight"}
     other["dp0:pp0:pcp0:tp1:model.norm.weight"] = "stale"

@@ -161,7 +161,9 @@ class Run:
 
 
 def a_config(*, every: int = 1_000, **changes) -> RunConfig:
-    top = {name: changes.pop(name) for name in ("store_trajectories", "learner", "rollout", "health") if name in changes}
+    top = {
+        name: changes.pop(name) for name in ("store_trajectories", "learner", "rollout", "health") if name in changes
+    }
     return validate(
         {
             "name": "run",
@@ -463,32 +465,33 @@ class TestStopping:
         assert [line["step"] for line in start.last.lines] == [0]
 
 
+HEALTH = {"no_signal_steps": 3, "no_signal_completions": 1}
+
+
 class TestHealth:
     """A run that is not well says so; what its checks are is in test_health.py."""
 
-    HEALTH = {"no_signal_steps": 3, "no_signal_completions": 1}
-
     def test_a_run_without_a_signal_stops_and_keeps_what_it_saved(self, start):
-        config = a_config(steps=9, every=2, health=self.HEALTH)
+        config = a_config(steps=9, every=2, health=HEALTH)
         with pytest.raises(TrainingError, match=r"^step 2: no signal for 3 steps: .*health.stop = False") as caught:
             start(config, skill=lambda question: 1.0)
         assert "100 % of completions had a readable answer" in str(caught.value) and "\n" not in str(caught.value)
         assert [line["step"] for line in start.last.lines] == [0, 1, 2]
         assert list(start.last.learner.saved) == [2]
-        again = a_config(steps=9, every=2, health=self.HEALTH)  # it remembers the two steps before the checkpoint
+        again = a_config(steps=9, every=2, health=HEALTH)  # it remembers the two steps before the checkpoint
         with pytest.raises(TrainingError, match=r"^step 2: no signal for 3 steps"):
             start(again, skill=lambda question: 1.0)
         assert len(start.last.engine.calls) == 1
 
     def test_it_goes_on_where_it_is_told_to(self, start, capsys):
-        run = start(a_config(steps=6, health=self.HEALTH | {"stop": False}), skill=lambda question: 1.0)
+        run = start(a_config(steps=6, health=HEALTH | {"stop": False}), skill=lambda question: 1.0)
         assert len(run.lines) == 6
         said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step 2: no signal")]
         assert len(said) == 1
 
     def test_a_step_with_a_signal_begins_the_count_anew(self, start):
         learns = {question.id for question in QUESTIONS[::3]}
-        config = a_config(steps=8, health=self.HEALTH)
+        config = a_config(steps=8, health=HEALTH)
         run = start(config, skill=lambda question: 0.5 if question.id in learns else 1.0)
         uniform = [line["uniform_groups"] for line in run.lines]
         assert 1.0 in uniform and min(uniform) < 1.0
