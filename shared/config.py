@@ -17,22 +17,12 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from shared import data_options
+from shared.config_checks import at_least, check
 from shared.errors import InputError
+from shared.health_config import HealthConfig
 
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
 Remat = Literal["none", "layer", "dots", "offload"]
-
-
-def check(condition: bool, field: str, value: Any, reason: str) -> None:
-    """Raise InputError naming `field`, its value and the reason, unless `condition` holds."""
-    if not condition:
-        raise InputError(f"{field} = {value!r}: {reason}")
-
-
-def at_least(config: Any, minimum: float, *fields: str) -> None:
-    """Check that each of `fields` is at least `minimum`."""
-    for field in fields:
-        check(getattr(config, field) >= minimum, field, getattr(config, field), f"must be at least {minimum}")
 
 
 def is_day(text: str) -> bool:
@@ -394,6 +384,7 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     torch: TorchConfig = TorchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self) -> None:

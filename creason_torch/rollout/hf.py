@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,9 @@ class HfEngine(Engine):
             own[name].copy_(tensor)
         self.head = self.network.get_output_embeddings().weight.detach().float()
 
+    def _held(self) -> Mapping[str, torch.Tensor]:
+        return dict(self.network.named_parameters())
+
     @torch.inference_mode()
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
         drawn = Drawn.empty(len(prompts), sampling)
@@ -200,23 +203,11 @@ class HfEngine(Engine):
 
     def _of_slot(self, longest: int, sampling: Sampling) -> int:
         """Bytes of a group while it decodes: its caches, and what is made of them and of its logits for each token."""
-        settings = self.network.config
-        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-        columns = longest + sampling.group_size * sampling.max_new_tokens
-        layers = (
-            settings.num_hidden_layers + 2
-        )  # what is read of one is copied, and where samples that have ended are left out
-        caches = 2 * layers * settings.num_key_value_heads * size * columns * self.network.dtype.itemsize
-        scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
-        return caches + scores + 24 * sampling.group_size * settings.vocab_size
+        return slot_bytes(self.network.config, longest, sampling, self.network.dtype.itemsize)
 
     def _of_texts(self, width: int, length: int) -> int:
         """Bytes of computing so many texts together, but for their caches."""
-        settings = self.network.config
-        states = (
-            width * length * (8 * settings.hidden_size + 4 * settings.intermediate_size) * self.network.dtype.itemsize
-        )
-        return states + 8 * width * settings.vocab_size
+        return text_bytes(self.network.config, width, length, self.network.dtype.itemsize)
 
     def _prefill_width(self, length: int) -> int:
         """Texts that are computed in one call: as many as asked for, fewer where memory does not hold so many."""
@@ -305,6 +296,23 @@ class HfEngine(Engine):
             min_p=sampling.min_p,
         )
         return tokens, target_logprobs(logits / scoring_temperature(self.config.grpo, sampling.temperature), tokens)
+
+
+def slot_bytes(settings: Any, longest: int, sampling: Sampling, item: int) -> int:
+    """Of a group of a model with these `settings` while it decodes: caches of numbers of `item` bytes, scores and logits."""
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    columns = longest + sampling.group_size * sampling.max_new_tokens
+    # What is read of one layer is copied, and again where samples that have ended are left out.
+    layers = settings.num_hidden_layers + 2
+    caches = 2 * layers * settings.num_key_value_heads * size * columns * item
+    scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
+    return caches + scores + 24 * sampling.group_size * settings.vocab_size
+
+
+def text_bytes(settings: Any, width: int, length: int, item: int) -> int:
+    """Of computing so many texts together, but for their caches."""
+    states = width * length * (8 * settings.hidden_size + 4 * settings.intermediate_size) * item
+    return states + 8 * width * settings.vocab_size
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
