@@ -56,7 +56,8 @@ def choose(
         prefill = held.prefill if held is not None and thinking == held.thinking else "" if opens else PREFILL
     if prefill and thinking == "on":
         raise InputError(
-            f"model.prefill = {prefill!r}: a model that thinks begins by itself; leave it 'auto', or thinking"
+            f"model.prefill = {prefill!r}: a model that thinks begins its answer itself; set model.prefill or "
+            "model.thinking to 'auto'"
         )
     date = ""
     if shows_date(tokenizer, PromptStyle(prefill=prefill, thinking=thinking)):
@@ -68,15 +69,16 @@ def choose(
 def of_run(config: RunConfig, backend: Backend, workdir: Path, policy: Path) -> PromptStyle:
     """The style of a run, chosen and written by process 0 where it begins, and read where it goes on. Every process calls it.
 
-    It stands beside the checkpoints too where they have a folder of their own: a run may go on from there alone, and there
-    the processes see it that have a work directory each. Raises InputError where the two differ.
+    Where checkpoints have a folder of their own, the file is there too: a run may go on from that folder alone, and
+    processes that each have their own work directory read it there. Raises InputError where the two files differ.
     """
     places: list[Path | str] = [workdir, *([config.checkpoint.folder] if config.checkpoint.folder else [])]
     if backend.process == 0:
         kept = {place: style for place in places if (style := read(place)) is not None}
         if len(set(kept.values())) > 1:
             raise InputError(
-                f"{PROMPTS_FILE} in {' and in '.join(map(str, kept))} differ; remove the one of another run"
+                f"{PROMPTS_FILE} in {' and in '.join(map(str, kept))} say different things; remove the one that "
+                "belongs to another run"
             )
         style = next(iter(kept.values()), None) or choose(config.model, policy, load_tokenizer(policy))
         for place in reversed(places):  # the work directory last: a bucket may refuse

@@ -95,8 +95,11 @@ class Caches:
         return out.transpose(2, 3).reshape(slots, heads, group, size)
 
     def _columns(self, q: torch.Tensor) -> int:
-        """Columns of the samples' caches that are read. A CPU's bfloat16 products are programs that oneDNN compiles and keeps for
-        every shape, a megabyte for each token of a completion: there the columns grow in steps."""
+        """How many columns of the samples' caches are read.
+
+        On a CPU, oneDNN compiles a program for every shape of a bfloat16 product and keeps it. One more column for each token
+        would cost a megabyte a token, so there the columns grow in steps of `COLUMNS`.
+        """
         if not q.is_cpu or q.dtype == torch.float32:
             return self.place
         return min(-(-self.place // COLUMNS) * COLUMNS, self.own_k[0].shape[3])

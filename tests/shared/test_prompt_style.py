@@ -284,7 +284,7 @@ class TestRun:
         assert prompt_style.of_run(config, Process(), tmp_path / "second", policy) == begun
         assert prompt_style.recorded(config, tmp_path / "third") == begun
         prompt_style.write(tmp_path / "second", PromptStyle(date="2026-11-27"))
-        with pytest.raises(InputError, match=r"prompts.json in .*second and in .*saved differ"):
+        with pytest.raises(InputError, match=r"prompts.json in .*second and in .*saved say different things"):
             prompt_style.of_run(config, Process(), tmp_path / "second", policy)
 
     def test_a_process_that_does_not_see_it_says_so(self, policy, tmp_path):
