@@ -21,7 +21,7 @@ import pandas as pd
 from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from launch import app, backends, generation
+from launch import app, backends, generation, page
 from shared import baselines, binary, evaluation, files, lm_eval, orders, prompt_style
 from shared.answering import Answered, answer_questions, force_answers
 from shared.backend import Backend, RolloutEngine
@@ -67,6 +67,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "completions", False, "Also write completions.jsonl, records and answers as text, for launch.review."
     )
+    page.define_flags()
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
@@ -119,6 +120,7 @@ def check_flags(out: Path) -> None:
             )
         if FLAGS.completions:
             raise InputError("--completions: only with --protocol=boxed")
+    page.check_flags()
     app.check_folder("out", out)
     if FLAGS.lm_eval and Path(FLAGS.lm_eval).absolute() in (out.absolute(), *out.absolute().parents):
         raise InputError(f"--lm_eval={FLAGS.lm_eval}: is replaced as a whole, --out with it; give a folder of its own")
@@ -142,7 +144,14 @@ def read_beside(questions: list[Question]) -> Beside:
 def write(out: Path, figures: dict[str, Any]) -> None:
     """Write figures and page, and say where they are."""
     files.write_json(out / "summary.json", figures)
-    write_page(out / "evaluation.html", figures, title=f"Evaluation of {Path(FLAGS.model).name}")
+    write_page(
+        out / "evaluation.html",
+        figures,
+        title=f"Evaluation of {page.model_name()}",
+        made=page.made(out),
+        names=page.names(),
+        examples=page.examples(out),
+    )
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
     print(f"answers  {out / ANSWERS}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
 

@@ -18,7 +18,7 @@ from shared.plots import AFTER, BEFORE, COLOURS, INK, LEVELS, LINE, PHASES, SHEE
 
 MARKERS = {"bayes_accuracy": "D", "majority_accuracy": "s", "chance_accuracy": "^"}
 SMALL = 8.5  # points
-TEXT_WIDTH = 228  # points that a line of text above a row may take
+TEXT_WIDTH = 240  # points that a line of text above a row may take
 LINE_HEIGHT = 0.15  # inches
 BARS = 60  # in the figure of times; neighbouring steps share one
 ENDINGS = {
@@ -57,15 +57,18 @@ def accuracies(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def sections(rows: Sequence[Mapping[str, Any]], sides: Mapping[str, str]) -> Figure:
+def sections(
+    rows: Sequence[Mapping[str, Any]], sides: Mapping[str, str], *, majority: str = "majority class"
+) -> Figure:
     """For each section its name and its number of questions, and below it accuracy and levels on a line of their own.
 
     `rows` as in `summary.json`; `sides` gives the keys of the accuracies (their intervals: `ci` with what follows in the key)
-    and what the legend calls them.
+    and what the legend calls them, `majority` what it calls the most frequent option.
     """
     heights, texts, height = [], [], 0.0
     for row in rows:
-        lines = wrapped(f"{row['section'].strip('[]')}, {row['n']:,} questions", SMALL)
+        asked = "1 question" if row["n"] == 1 else f"{row['n']:,} questions"
+        lines = wrapped(f"{section_name(row['section'])}, {asked}", SMALL)
         texts.append((height, "\n".join(lines)))
         height += LINE_HEIGHT * len(lines) + 0.14
         heights.append(height)
@@ -73,7 +76,7 @@ def sections(rows: Sequence[Mapping[str, Any]], sides: Mapping[str, str]) -> Fig
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height + 0.95), layout="constrained")
         axes = figure.subplots()
-        shift = 0.035 if len(sides) > 1 else 0.0  # two intervals on one line would hide each other
+        shift = 0.045 if len(sides) > 1 else 0.0  # two intervals on one line would hide each other
         for number, (key, label) in enumerate(sides.items()):
             colour = (BEFORE, AFTER)[number] if len(sides) > 1 else AFTER
             for place, row in zip(heights, rows):
@@ -84,7 +87,9 @@ def sections(rows: Sequence[Mapping[str, Any]], sides: Mapping[str, str]) -> Fig
         for key, label, colour, _ in LEVELS:
             known = [(row[key], place) for row, place in zip(rows, heights) if row.get(key) is not None]
             if known:
-                axes.plot(*zip(*known), MARKERS[key], color=colour, markersize=4.5, label=label, fillstyle="none")
+                axes.plot(*zip(*known), MARKERS[key], color=colour, markersize=4.5,
+                          label=majority if key == "majority_accuracy" else label, fillstyle="none",
+                          clip_on=False)  # fmt: skip
         for place, text in texts:
             axes.annotate(text, (0, place), xycoords=("axes fraction", "data"), va="top", fontsize=SMALL, color=INK)
         axes.set_yticks([])
@@ -120,7 +125,8 @@ def endings(shares: Mapping[str, float]) -> Figure:
         axes = figure.subplots()
         for height, (label, colour, value) in enumerate(shown):
             axes.barh(height, value, 0.36, color=colour)
-            axes.annotate(f"{label}: {value:.1%}", (0, height - 0.27), va="bottom", fontsize=SMALL, color=INK)
+            axes.annotate(f"{label}: {value:.1%}", (0, height - 0.24), (3, 0), textcoords="offset points", va="bottom",
+                          fontsize=SMALL, color=INK)  # fmt: skip
         axes.set_yticks([])
         axes.set_ylim(len(shown) - 0.65, -0.8)
         _shares(axes)
@@ -170,6 +176,11 @@ def times(steps: pd.Series, phases: pd.DataFrame) -> Figure:
     return figure
 
 
+def section_name(header: str) -> str:
+    """The header of a section without its brackets, its parts apart, so that lines can end between them."""
+    return " / ".join(part.strip() for part in header.strip("[]").split("/"))
+
+
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: a pair of dollars would begin a formula."""
     return text.replace("$", r"\$")
@@ -193,14 +204,15 @@ def wrapped(text: str, size: float) -> list[str]:
 
 
 def _width(text: str, size: float) -> float:
-    """An upper estimate, in points, for DejaVu Sans, which is wider than most fonts that a page is shown in."""
-    return size * sum(1.05 if unicodedata.east_asian_width(each) in "WF" else 0.61 for each in text)
+    """About how wide it is, in points, in DejaVu Sans, which is wider than most fonts that a page is shown in."""
+    return size * sum(1.05 if unicodedata.east_asian_width(each) in "WF" else 0.58 for each in text)
 
 
 def _point(axes: Axes, height: float, row: Row, *, size: float) -> None:
     if row.ci is not None:
-        axes.plot(row.ci, [height, height], color=row.colour, linewidth=1.6, zorder=3)
-    axes.plot([row.value], [height], row.marker, color=row.colour, markersize=size, markeredgecolor=SHEET, zorder=4)
+        axes.plot(row.ci, [height, height], color=row.colour, linewidth=1.6, zorder=3, clip_on=False)
+    axes.plot([row.value], [height], row.marker, color=row.colour, markersize=size, markeredgecolor=SHEET, zorder=4,
+              clip_on=False)  # fmt: skip
 
 
 def _shares(axes: Axes) -> None:

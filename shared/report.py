@@ -79,6 +79,7 @@ def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "interval": interval, "duration": duration, "points": points}
+    environment.filters |= {"section": page_plots.section_name}
     environment.globals["points"] = points
     html = environment.get_template(template).render(values)
     with files.replacing(path) as temporary:
@@ -276,15 +277,24 @@ def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
         rows = _accuracies(summary)
         found["accuracy_figure"] = drawn(page_plots.accuracies(rows), listed("Accuracy", rows))
     if sections:
-        told = [f"{row['section']} {', '.join(f'{w} {percent(row[w])}' for w in evaluated)}" for row in sections]
-        found["sections_figure"] = drawn(page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(told)}")
+        told = [
+            f"{page_plots.section_name(row['section'])} {', '.join(f'{w} {percent(row[w])}' for w in evaluated)}"
+            for row in sections
+        ]
+        found["sections_figure"] = drawn(
+            page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(told)}"
+        )
     if not warmup.empty:
         found["warmup_figure"] = drawn(plots.series_figure(warmup, "loss"), _course("Warm-up loss", warmup["loss"]))
-    return found | _times(metrics) | {
-        "reward": series.pop("reward", None),
-        "series": list(series.values()),
-        "levels": [(label, summary.get(key)) for key, label, *_ in plots.LEVELS],
-    }
+    return (
+        found
+        | _times(metrics)
+        | {
+            "reward": series.pop("reward", None),
+            "series": list(series.values()),
+            "levels": [(label, summary.get(key)) for key, label, *_ in plots.LEVELS],
+        }
+    )
 
 
 def drawn(figure: Any, alt: str) -> Markup:

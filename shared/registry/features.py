@@ -86,7 +86,9 @@ def from_json(values: Any, where: str) -> list[Feature]:
 def display_names(folder: Path) -> dict[str, str]:
     """What a reader sees for each feature of the registry prepared in `folder`; none where there is no registry."""
     path = folder / "features.json"
-    return {item.name: item.display_name for item in from_json(files.read_json(path), str(path))} if path.is_file() else {}
+    return (
+        {item.name: item.display_name for item in from_json(files.read_json(path), str(path))} if path.is_file() else {}
+    )
 
 
 def value_text(feature: Feature, value: Any) -> str:
