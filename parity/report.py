@@ -17,7 +17,7 @@ import torch
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from parity.check import Check
 from parity.faults import FAULTS
@@ -72,6 +72,7 @@ def write(workdir: Path, checks: Sequence[Check], world: World, *, inject: str =
         "notes": world.notes,
         "environment": environment(world.config.device),
         "rungs": [(name, RUNGS_MEAN[name], list(found)) for name, found in itertools.groupby(checks, rung_of)],
+        "gradients": GRADIENTS,
         "units": {unit: UNITS[unit] for unit in UNITS if any(check.unit == unit for check in checks)},
         "number": number,
         "place": place,
@@ -132,14 +133,14 @@ def verdict(checks: Sequence[Check]) -> str:
     if not failed:
         return (
             f"All {len(checks)} checks are within their bounds; nearest to its bound: {_described(top)}, "
-            f"{top.value:.1e} of {top.bound:.1e} at {place(top.worst)}."
+            f"{top.value:.1e} of {top.bound:.1e} ({top.unit}) at {place(top.worst)}."
         )
     first = culprit(list(checks))
     assert first is not None
     return (
         f"{len(failed)} of {len(checks)} checks FAILED. Worst: {_described(top)}, {top.value:.1e} where {top.bound:.1e} is "
-        f"allowed, at {place(top.worst)}. Look first at the lowest rung that failed: {_described(first)}, {first.value:.1e} "
-        f"at {place(first.worst)}."
+        f"allowed ({top.unit}), at {place(top.worst)}. Look first at the lowest rung that failed: {_described(first)}, "
+        f"{first.value:.1e} at {place(first.worst)}."
     )
 
 
@@ -196,5 +197,7 @@ def _errors(axes: Axes, curves: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(curves)), list(curves), fontsize=7.5)
     axes.set_ylim(len(curves) - 0.4, -0.6)
     axes.set_xscale("log")
+    axes.set_xlim(min(GRADIENT_BOUND / 1_000, axes.get_xlim()[0]), GRADIENT_BOUND * 3)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.axvline(GRADIENT_BOUND, color=plots.SOFT, linestyle="--", linewidth=1.2)
-    axes.set_xlabel(f"relative L2 error; the dashed line is the bound, {GRADIENT_BOUND:.0e}", fontsize=7.5)
+    axes.set_xlabel("relative L2 error", fontsize=8.5)

@@ -97,7 +97,7 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
 
     `accuracy` with `ci` (95%, percentile bootstrap of `bootstrap` resamples of patients; None for a single patient),
     `n` questions, `patients`, `macro_f1`, `answered` and `truncated` (shares), `mean_tokens`, and the tables
-    `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy; sections with `ci`).
+    `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy; of sections `ci`).
     Raises InputError where the answers are not one for each question.
     """
     table = _table(questions, answers)

@@ -177,7 +177,7 @@ def curve(axes: Axes, metrics: pd.DataFrame, name: str, *, smooth: bool = True) 
     if window > 1:
         average = values.rolling(window, center=True, min_periods=1).mean()
         axes.plot(steps, average, color=LINE, linewidth=2.2, label=f"mean of {window} steps")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=True)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
 
 
 def svg(figure: Figure, alt: str) -> str:
