@@ -54,7 +54,7 @@ def main() -> None:
     backend = backends.make_backend(config)
     config = backend.resolved(config)
     kept = Kept(out, request(config, backend, asked, stop), backend)
-    engine = generation.engine_of(config, backend, prompts, stop=stop)
+    engine, _ = generation.engine_of(config, backend, prompts, stop=stop)
     generation.begin(config, backend, tokenizer, style, out)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     shown = FLAGS.progress and backend.process == 0

@@ -2,7 +2,8 @@
 
 python -m launch.evaluate --model=runs/quickstart/trained --questions=runs/quickstart/data/questions/valid.parquet \\
     --out=runs/quickstart/again
-python -m launch.evaluate --questions=FILE --lm_eval=DIR      a task folder for lm-evaluation-harness, no model needed
+python -m launch.evaluate --answers=FILE --questions=FILE --out=DIR     answers made elsewhere, no model needed
+python -m launch.evaluate --questions=FILE --lm_eval=DIR                a task folder for lm-evaluation-harness, no model
 
 Answers are written part by part as they come. The same command goes on from them, and makes only figures where all are there.
 """
@@ -21,12 +22,13 @@ import pandas as pd
 from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from launch import app, backends, generation, page
-from shared import baselines, binary, evaluation, files, lm_eval, orders, prompt_style
+from launch import app, backends, generation, given, page
+from shared import baselines, binary, boxes, evaluation, files, lm_eval, orders, prompt_style
 from shared.answering import Answered, answer_questions, force_answers
 from shared.backend import Backend, RolloutEngine
 from shared.comparison import check_same, compare
 from shared.config import EvaluationConfig, RunConfig
+from shared.engine_check import Forced
 from shared.errors import InputError
 from shared.evaluation import Answer
 from shared.evaluation_page import write_page
@@ -37,16 +39,18 @@ from shared.prompts import prompt_tokens
 from shared.questions import Question, read_questions
 from shared.registry import store
 from shared.registry.store import Registry
-from shared.report import interval, percent
+from shared.report import both_readings, interval, percent, readings_in_words
 from shared.subgroups import check_patients, subgroups
 from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
-ANSWERS, BOXED = "answers.parquet", "boxed.parquet"
+ANSWERS, BOXED, ENGINE = "answers.parquet", "boxed.parquet", "engine.json"
 FLAGS = flags.FLAGS
+OWN: set[str] = set()  # names of this program's flags
 
 
 def define_flags() -> None:
     """Define this program's flags."""
+    before = set(FLAGS)
     flags.DEFINE_string("model", "", "Hugging Face model directory, tokenizer included.")
     flags.DEFINE_list(
         "questions", None, "Question files (Parquet), separated by commas; addresses such as gs:// too.", required=True
@@ -57,6 +61,11 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "protocol", "boxed", ["boxed", "forced_choice"],
         "The letter that the model boxes; or, as in the paper, the likelier letter after its reasoning and a phrase.",
+    )  # fmt: skip
+    given.define_flags()
+    flags.DEFINE_enum(
+        "answer_rule", "strict_first", boxes.RULES,
+        "Which box is the answer: the first, read strictly (the paper), or the last, read leniently; the other stands beside.",
     )  # fmt: skip
     flags.DEFINE_integer("samples", 1, "Answers to each question; the most frequent letter counts.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "Of the samples; 0 is greedy.", lower_bound=0.0)
@@ -73,6 +82,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
     flags.DEFINE_integer("seed", 42, "Seed of the resampling and of the samples.")
     flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
+    OWN.update(set(FLAGS) - before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +96,61 @@ class Beside:
 
 def main() -> None:
     """Evaluate. Raises InputError for a bad flag or file, before anything is generated."""
+    if FLAGS.answers:
+        given.check_alone("--answers", given.WITH_ANSWERS, OWN)
+    elif FLAGS.lm_eval and not FLAGS.model:
+        given.check_alone("--lm_eval without a --model", given.FOR_TASK, OWN)
+    if FLAGS.allow_missing and not FLAGS.answers:
+        raise InputError("--allow_missing: goes with --answers; leave it out")
     questions = read_all()
     out = Path(FLAGS.out)
     if FLAGS.lm_eval:
         app.check_folder("lm_eval", Path(FLAGS.lm_eval))
         lm_eval.check_target(questions, Path(FLAGS.lm_eval), FLAGS.lm_eval_name)
-    if FLAGS.model or not FLAGS.lm_eval:
+    if FLAGS.model or FLAGS.answers or not FLAGS.lm_eval:
         check_flags(out)
     asked = orders.cyclic(questions) if FLAGS.cyclic else questions
     beside = read_beside(asked)
     if FLAGS.lm_eval:
-        print(f"task     {lm_eval.export(questions, Path(FLAGS.lm_eval), FLAGS.lm_eval_name)}")
+        print(f"task     {export_task(questions)}")
         if not FLAGS.model:
             return
+    if FLAGS.answers:
+        answers, source = given.answers(asked, out)
+        write(out, report(asked, answers, None, beside) | {"made_elsewhere": source, "prompts": None, "engine": None})
+        return
     backend, answers, boxed = answered(asked, out)
     if backend.process == 0:
         figures = report(asked, answers, boxed, beside)
-        write(out, figures | {"prompts": files.read_json(out / prompt_style.EVALUATION_FILE)})
+        checked = files.read_json(out / ENGINE) if (out / ENGINE).is_file() else None  # none from an earlier version
+        style = files.read_json(out / prompt_style.EVALUATION_FILE)
+        write(out, figures | {"made_elsewhere": None, "prompts": style, "engine": checked})
     backend.barrier()
+
+
+def export_task(questions: list[Question]) -> Path:
+    """Write the task folder of lm-evaluation-harness; with a model, its ends are named there."""
+    until: list[str] = []
+    if FLAGS.model:
+        tokenizer = load_tokenizer(Path(FLAGS.model))
+        stop = special_tokens(tokenizer, Path(FLAGS.model)).stop
+        until = [str(token) for token in tokenizer.convert_ids_to_tokens(list(stop))]
+    return lm_eval.export(
+        questions,
+        Path(FLAGS.lm_eval),
+        FLAGS.lm_eval_name,
+        until=until,
+        max_new_tokens=FLAGS.max_new_tokens,
+        prefill="" if FLAGS.prefill == "auto" else FLAGS.prefill,
+    )
 
 
 def check_flags(out: Path) -> None:
     """Raise InputError for flags that are missing, that do not go together, or that name a place that cannot be written."""
-    for name in ("model", "out"):
+    for name in ("out",) if FLAGS.answers else ("model", "out"):
         if not getattr(FLAGS, name):
             raise InputError(f"--{name}: is needed to evaluate")
-    if FLAGS.samples > 1 and FLAGS.temperature == 0:
+    if FLAGS.samples > 1 and FLAGS.temperature == 0 and not FLAGS.answers:
         raise InputError("--samples: greedy samples are all equal; give --temperature")
     if FLAGS.protocol == "forced_choice":
         if FLAGS.samples > 1 or FLAGS.temperature > 0:
@@ -153,6 +192,12 @@ def write(out: Path, figures: dict[str, Any]) -> None:
         examples=page.examples(out),
     )
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
+    if (read := both_readings(figures)) is not None:
+        print(f"boxes    {readings_in_words(read)}")
+    if (source := figures["made_elsewhere"]) is not None:
+        print(
+            f"made     elsewhere, as {source['file']} says (SHA-256 {source['sha256']}); missing: {source['missing']}"
+        )
     print(f"answers  {out / ANSWERS}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
 
 
@@ -178,6 +223,7 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
         questions=max(1, len(questions)),
         samples=FLAGS.samples,
         seed=FLAGS.seed,
+        answer_rule=FLAGS.answer_rule,
         evaluation=EvaluationConfig(bootstrap=FLAGS.bootstrap, examples=len(questions) if FLAGS.completions else 0),
     )
     style, rows = generation.style_of(config, folder, tokenizer, out), embedding_rows(folder)
@@ -185,22 +231,21 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
         tokenizer, questions, style=style, rows=rows, max_tokens=FLAGS.max_prompt_tokens, overlong="truncate_left"
     )
     stop = special_tokens(tokenizer, folder).stop
-    forced = FLAGS.protocol == "forced_choice"
-    scored = 0
-    if forced:
-        phrase, letters = phrase_and_letters(tokenizer)
-        check_in_embedding(tokenizer, [phrase, letters], rows, "the answer phrase and its letters")
-        scored = len(phrase) + 1
+    forced = None
+    if FLAGS.protocol == "forced_choice":
+        forced = Forced(*phrase_and_letters(tokenizer), stop)
+        check_in_embedding(tokenizer, [forced.phrase, forced.letters], rows, "the answer phrase and its letters")
     backend = backends.make_backend(config)
     config = backend.resolved(config)
     progress = FLAGS.progress and backend.process == 0
     kept = Kept(out, request(config, backend, questions, prompts, stop), backend)
     if backend.agreed(backend.process == 0 and (out / ANSWERS).is_file()):
         generation.begin(config, backend, tokenizer, style, out)
-        return backend, *_earlier(out, backend, forced)
+        return backend, *_earlier(questions, out, backend)
     if kept.done < len(questions):
-        engine = generation.engine_of(config, backend, prompts, stop=stop, scored_tokens=scored)
+        engine, checked = generation.engine_of(config, backend, prompts, stop=stop, forced=forced)
         generation.begin(config, backend, tokenizer, style, out)
+        _keep_check(out, backend, checked)
         _say(
             backend, cut and f"{cut} prompts were longer than {FLAGS.max_prompt_tokens} tokens and lost their beginning"
         )
@@ -210,7 +255,7 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
         parts = _parts(config, engine, tokenizer, questions, prompts, stop, done=kept.done, progress=progress)
         for part in parts:
             kept.add([each.to_row() for each in part])
-    return backend, *_collected(out, kept, backend, forced)
+    return backend, *_collected(questions, out, kept, backend)
 
 
 def _parts(
@@ -245,6 +290,8 @@ def request(
         "samples": FLAGS.samples,
         "temperature": FLAGS.temperature,
         "seed": FLAGS.seed if FLAGS.temperature > 0 else None,
+        # Of one completion both letters are kept, of a vote the shares by one of them.
+        "answer_rule": FLAGS.answer_rule if FLAGS.samples > 1 else None,
         "max_prompt_tokens": FLAGS.max_prompt_tokens,
         "max_new_tokens": FLAGS.max_new_tokens,
         "completions": FLAGS.completions,
@@ -253,7 +300,16 @@ def request(
     }
 
 
-def _earlier(out: Path, backend: Backend, forced: bool) -> tuple[list[Answer], list[Answer] | None]:
+def _keep_check(out: Path, backend: Backend, checked: dict[str, Any]) -> None:
+    """What was found of the engine; of several starts of one evaluation the one with the largest gap."""
+    if backend.process > 0:
+        return
+    held = files.read_json(out / ENGINE) if (out / ENGINE).is_file() else None
+    if held is None or held["gap"] <= checked["gap"]:
+        files.write_json(out / ENGINE, checked)
+
+
+def _earlier(questions: list[Question], out: Path, backend: Backend) -> tuple[list[Answer], list[Answer] | None]:
     """What an evaluation that has ended left in `out`, in process 0."""
     if backend.process > 0:
         return [], None
@@ -262,25 +318,37 @@ def _earlier(out: Path, backend: Backend, forced: bool) -> tuple[list[Answer], l
             f"--out={out}: holds the answers of an earlier version; give another --out, or remove that one"
         )
     _say(backend, "the answers are there already; only the figures are made again")
-    return evaluation.read_answers(out / ANSWERS), evaluation.read_answers(out / BOXED) if forced else None
+    forced = FLAGS.protocol == "forced_choice"
+    return (
+        _by_rule(questions, evaluation.read_answers(out / ANSWERS)),
+        _by_rule(questions, evaluation.read_answers(out / BOXED)) if forced else None,
+    )
 
 
-def _collected(out: Path, kept: Kept, backend: Backend, forced: bool) -> tuple[list[Answer], list[Answer] | None]:
+def _collected(
+    questions: list[Question], out: Path, kept: Kept, backend: Backend
+) -> tuple[list[Answer], list[Answer] | None]:
     """The answers of all parts, in process 0, which puts them into their files."""
     if backend.process > 0:
         return [], None
     rows = [Answered.from_row(row) for row in kept.rows]
-    answers, boxed = (
-        [row.answer for row in rows],
-        [row.boxed for row in rows if row.boxed is not None] if forced else None,
-    )
-    if boxed is not None:
+    answers, boxed = _by_rule(questions, [row.answer for row in rows]), None
+    if FLAGS.protocol == "forced_choice":
+        boxed = _by_rule(questions, [row.boxed for row in rows if row.boxed is not None])
         evaluation.write_answers(out / BOXED, boxed)
     if FLAGS.completions:
         files.write_json_lines(out / "completions.jsonl", [row.text for row in rows])
+    if FLAGS.completions and FLAGS.samples > 1:
+        voters = [{"id": row.answer.question_id, **each} for row in rows for each in row.samples or ()]
+        files.write_json_lines(out / "samples.jsonl", voters)
     evaluation.write_answers(out / ANSWERS, answers)  # the last: where it is, all is
     kept.remove_parts()
     return answers, boxed
+
+
+def _by_rule(questions: list[Question], answers: list[Answer]) -> list[Answer]:
+    """The answers by the rule of this start: an earlier one may have had the other."""
+    return [evaluation.read_by(FLAGS.answer_rule, *pair) for pair in zip(questions, answers, strict=True)]
 
 
 def _say(backend: Backend, line: str | int) -> None:
@@ -295,7 +363,8 @@ def report(
     resampling = {"bootstrap": FLAGS.bootstrap, "seed": FLAGS.seed}
     figures = evaluation.summarise(questions, answers, **resampling) | evaluation.ceilings(questions)
     figures |= evaluation.details(questions, answers)
-    figures |= {"protocol": FLAGS.protocol, "boxed": None if boxed is None else _accuracy(questions, boxed, resampling)}
+    figures |= {"protocol": FLAGS.protocol, "answer_rule": FLAGS.answer_rule}
+    figures["boxed"] = None if boxed is None else _accuracy(questions, boxed, resampling)
     figures |= {"subgroups": None, "comparison": None, "binary": None, "orders": None}
     figures["baselines"] = {"most frequent value": _accuracy(questions, baselines.majority(questions), resampling)}
     if beside.registry is not None:
@@ -315,7 +384,7 @@ def report(
 
 def _accuracy(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:
     found = evaluation.summarise(questions, answers, **resampling)
-    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered")}
+    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered", "readings")}
 
 
 if __name__ == "__main__":

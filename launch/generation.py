@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from absl import flags
@@ -15,7 +15,8 @@ from launch import backends
 from shared import prompt_style
 from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
-from shared.engine_check import check_by_file
+from shared.engine_check import Forced, check_by_file
+from shared.errors import InputError
 from shared.prompts import PromptStyle
 from shared.tokenizer import special_tokens
 from shared.turns import end_of_turn_warning
@@ -26,7 +27,14 @@ FLAGS = flags.FLAGS
 def define_flags(*, long_prompts: str, max_new_tokens: int) -> None:
     """Define the flags of whatever generates; `long_prompts` says what becomes of a prompt that is too long."""
     backends.define_flags("Which engine generates.")
-    flags.DEFINE_enum("engine", "auto", ["auto", "vllm", "hf"], "For torch: auto takes vLLM where it is installed.")
+    flags.DEFINE_enum(
+        "engine", "auto", ["auto", "vllm", "server", "hf"],
+        "For torch: auto takes vLLM where it is installed; server asks a running vLLM server.",
+    )  # fmt: skip
+    flags.DEFINE_string("server_url", "", "Address of that server, e.g. http://node8:8000 (docs/gpu.md).")
+    flags.DEFINE_string(
+        "server_weights", "", "Folder that the server sees too: the model's weights are brought through it."
+    )
     flags.DEFINE_integer("max_prompt_tokens", 9_000, long_prompts, lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", max_new_tokens, "Length limit of a completion.", lower_bound=1)
     flags.DEFINE_integer(
@@ -53,11 +61,20 @@ def define_flags(*, long_prompts: str, max_new_tokens: int) -> None:
     )  # fmt: skip
 
 
-def config_of(folder: Path, *, questions: int, samples: int = 1, **sections: Any) -> RunConfig:
+def config_of(
+    folder: Path,
+    *,
+    questions: int,
+    samples: int = 1,
+    answer_rule: Literal["strict_first", "lenient_last"] = "strict_first",
+    **sections: Any,
+) -> RunConfig:
     """The configuration by which the model in `folder` answers so many questions, each with so many samples.
 
-    `sections` are further fields of RunConfig.
+    `answer_rule` says how its boxes are read (`shared.boxes`); `sections` are further fields of RunConfig. Raises InputError for
+    flags that do not go together.
     """
+    _check_server()
     slots = min(FLAGS.slots, questions)
     return RunConfig(
         name=folder.name,
@@ -65,12 +82,14 @@ def config_of(folder: Path, *, questions: int, samples: int = 1, **sections: Any
             path=str(folder), prefill=FLAGS.prefill, thinking=FLAGS.thinking, template_date=FLAGS.template_date
         ),
         # Nothing is trained: a step is as many questions as are answered at once.
-        grpo=GrpoConfig(beta=0.0, questions_per_step=slots, group_size=max(2, samples)),
+        grpo=GrpoConfig(beta=0.0, questions_per_step=slots, group_size=max(2, samples), answer_rule=answer_rule),
         rollout=RolloutConfig(
             max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=slots
         ),
         learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
-        torch=TorchConfig(rollout_engine=FLAGS.engine),
+        torch=TorchConfig(
+            rollout_engine=FLAGS.engine, server_url=FLAGS.server_url, server_weights=FLAGS.server_weights
+        ),
         **sections,
     )
 
@@ -100,16 +119,31 @@ def begin(
 
 
 def engine_of(
-    config: RunConfig, backend: Backend, prompts: Sequence[np.ndarray], *, stop: Sequence[int], scored_tokens: int = 0
-) -> RolloutEngine:
-    """The backend's engine for these prompts, with the weights in `config.model.path`.
+    config: RunConfig,
+    backend: Backend,
+    prompts: Sequence[np.ndarray],
+    *,
+    stop: Sequence[int],
+    forced: Forced | None = None,
+) -> tuple[RolloutEngine, dict[str, float | str]]:
+    """The backend's engine for these prompts, with the weights in `config.model.path`, and what was found of it.
 
-    `stop`: tokens that end a completion; `scored_tokens`: see `Workload`. Raises SyncError where the engine does not compute
-    what these weights do, on some of the `prompts` that it is to answer.
+    `stop`: tokens that end a completion; `forced`: what a forced choice asks for. Raises SyncError where the engine does not
+    compute what these weights do, on some of the `prompts` that it is to answer.
     """
     folder = Path(config.model.path)
-    workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
+    scored = 0 if forced is None else len(forced.phrase) + 1
+    workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored)
     engine = backend.engine(config, folder, stop_tokens=stop, workload=workload)
     backend.load(engine, folder)
-    check_by_file(config, backend, engine, prompts, folder)
-    return engine
+    return engine, check_by_file(config, backend, engine, prompts, folder, forced)
+
+
+def _check_server() -> None:
+    """Raise InputError unless the flags of a server go with the engine that it is, and are there where it is wanted."""
+    wanted = FLAGS.engine == "server"
+    for name in ("server_url", "server_weights"):
+        if FLAGS[name].present and not wanted:
+            raise InputError(f"--{name}: only --engine=server reads it; leave it out, or give that engine")
+        if wanted and not FLAGS[name].value:
+            raise InputError(f"--{name}: --engine=server needs it (docs/gpu.md)")

@@ -46,7 +46,9 @@ def command(program: str) -> str:
 
 
 def model_name() -> str:
-    """The model directory's name; with that of the run where a run has written it."""
+    """The model directory's name, with that of the run where a run has written it; of answers made elsewhere, their file's."""
+    if FLAGS.answers:
+        return Path(FLAGS.answers).name
     folder = Path(FLAGS.model).absolute()
     return f"{folder.parent.name}/{folder.name}" if folder.name == "trained" else folder.name
 
@@ -54,7 +56,7 @@ def model_name() -> str:
 def made(out: Path) -> dict[str, str]:
     """How the answers in `out` were made, as label and text."""
     asked = files.read_json(out / REQUEST_FILE)
-    found = {"Model": FLAGS.model, "Questions": ", ".join(FLAGS.questions)}
+    found = {"Model": FLAGS.model, "Answers": FLAGS.answers, "Questions": ", ".join(FLAGS.questions)}
     if FLAGS.limit:
         found["Questions"] += f", the first {FLAGS.limit:,}"
     if "protocol" in asked:
@@ -68,6 +70,11 @@ def made(out: Path) -> dict[str, str]:
             f"prompts of {asked['max_prompt_tokens']:,} tokens, completions of {asked['max_new_tokens']:,}"
         )
         found["Computed"] = f"{asked['engine']}, {asked['compute_dtype']}"
+    if FLAGS.protocol == "boxed":
+        found["Reading of boxes"] = {
+            "strict_first": "the first box, strictly",
+            "lenient_last": "the last box, leniently",
+        }[FLAGS.answer_rule]
     found["Seed"] = f"{FLAGS.seed}, intervals of {FLAGS.bootstrap:,} resamples"
     found["Versions"] = ", ".join(_versions())
     return {label: text for label, text in found.items() if text} | {"Command": command("evaluate")}
@@ -102,5 +109,5 @@ def _beside_questions() -> list[Path]:
 
 def _versions() -> Iterator[str]:
     yield f"Python {platform.python_version()}"
-    for package in PACKAGES.get(FLAGS.backend, ()):
+    for package in () if FLAGS.answers else PACKAGES[FLAGS.backend]:
         yield f"{package} {version(package)}"

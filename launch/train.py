@@ -17,7 +17,7 @@ from absl import flags
 from launch import app, backends, config_file
 from shared import replay, report, run
 from shared.backend import Backend
-from shared.config import RunConfig, check_backend, validate
+from shared.config import RunConfig, check_backend, check_data_given, validate
 from shared.errors import InputError
 from shared.replay import Recording
 from shared.stopping import Stopped
@@ -47,8 +47,9 @@ def main() -> None:
     """Run or go on with a run. Raises InputError for a bad flag, config or work directory."""
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
-    config = validate(FLAGS.config)
     check_backend(config_file.given("config"), FLAGS.backend)
+    config = validate(FLAGS.config)
+    check_data_given(config_file.given("config"), config)
     if FLAGS.dry_run:
         print(run.describe(config))
         return

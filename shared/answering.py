@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,21 +12,25 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Completion, RolloutEngine, Sampling, longest_scored
 from shared.config import RunConfig
-from shared.evaluation import Answer, answer_to
+from shared.evaluation import Answer
 from shared.forced_choice import forced_answers
-from shared.prompts import decode, user_message
-from shared.questions import LETTERS, Question
+from shared.prompts import decode, opens_reasoning, user_message
+from shared.questions import Question
 from shared.randomness import uniforms
-from shared.rewards import answer_letter
+from shared.votes import Sample, answer_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """One question answered; with a forced choice also the answer that was `boxed`, and its `text` where the report shows it."""
+    """One question answered; with a forced choice also the answer that was `boxed`, and its `text` where the report shows it.
+
+    `samples`, with the text: all completions of a vote, as `Sample.to_row` gives them.
+    """
 
     answer: Answer
     boxed: Answer | None = None
     text: dict[str, Any] | None = None
+    samples: list[dict[str, Any]] | None = None
 
     def to_row(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -37,7 +40,7 @@ class Answered:
     def from_row(cls, row: dict[str, Any]) -> Answered:
         """What `to_row` made."""
         boxed = row["boxed"]
-        return cls(_answer(row["answer"]), None if boxed is None else _answer(boxed), row["text"])
+        return cls(_answer(row["answer"]), None if boxed is None else _answer(boxed), row["text"], row.get("samples"))
 
 
 def answer_questions(
@@ -56,17 +59,21 @@ def answer_questions(
     """One answer to each question behind the first `done`, part by part, `evaluation.examples` of all with their text.
 
     Greedy with one sample; else the letter that most of `samples` at `temperature` box, the first letter of those that
-    tie. The draws are keyed by (seed, question, sample).
+    tie. Which box counts says `grpo.answer_rule`. The draws are keyed by (seed, question, sample).
     """
     sampling = Sampling(group_size=samples, temperature=temperature, max_new_tokens=_limit(config))
     every = max(1, len(questions) // max(1, config.evaluation.examples))
     for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
         found = []
-        for index, (question, group) in enumerate(zip(questions[part], groups, strict=True), part.start):
-            texts = [decode(tokenizer, completion.tokens) for completion in group]
-            answer = _vote(question, group, [answer_letter(text) for text in texts])
-            shown = index % every == 0 and index // every < config.evaluation.examples
-            found.append(Answered(answer, text=_example(question, texts[0], answer.predicted) if shown else None))
+        asked = zip(questions[part], prompts[part], groups, strict=True)
+        for index, (question, prompt, group) in enumerate(asked, part.start):
+            read = _samples(tokenizer, prompt, group)
+            answer = answer_of(question, read, config.grpo.answer_rule)
+            if index % every == 0 and index // every < config.evaluation.examples:
+                voters = [each.to_row() for each in read] if samples > 1 else None
+                found.append(Answered(answer, text=_example(question, read[0], answer.predicted), samples=voters))
+            else:
+                found.append(Answered(answer))
         yield found
 
 
@@ -93,8 +100,8 @@ def force_answers(
             engine, tokenizer, asked, prompts[part], completions, longest=longest_scored(config), stop=stop
         )
         boxed = [
-            _vote(question, [completion], [answer_letter(decode(tokenizer, completion.tokens))])
-            for question, completion in zip(asked, completions, strict=True)
+            answer_of(question, _samples(tokenizer, prompt, group), config.grpo.answer_rule)
+            for question, prompt, group in zip(asked, prompts[part], groups, strict=True)
         ]
         yield [Answered(*pair) for pair in zip(forced, boxed, strict=True)]
 
@@ -137,24 +144,24 @@ def _draws(seed: int, questions: Sequence[Question], sampling: Sampling) -> np.n
     return np.stack([numbers(question) for question in questions])
 
 
-def _vote(question: Question, group: Sequence[Completion], letters: Sequence[str]) -> Answer:
-    """One answer: that of the only completion, or the majority's with the share of each option."""
-    tokens = round(sum(len(completion.tokens) for completion in group) / len(group))
-    truncated = sum(completion.truncated for completion in group) * 2 > len(group)
-    if len(group) == 1:
-        return answer_to(question, letters[0], truncated=truncated, tokens=tokens)
-    votes = Counter(letter for letter in letters if letter)
-    best = max(sorted(votes), key=votes.__getitem__, default="")
-    known = LETTERS[: len(question.choices)]
-    cast = sum(votes[letter] for letter in known)
-    shares = tuple(votes[letter] / cast if cast else 1 / len(known) for letter in known)
-    return answer_to(question, best, truncated=truncated, tokens=tokens, probabilities=shares)
+def _samples(tokenizer: PreTrainedTokenizerFast, prompt: np.ndarray, group: Sequence[Completion]) -> list[Sample]:
+    """The completions of one prompt as text."""
+    thinking = opens_reasoning(tokenizer, prompt)
+    return [
+        Sample(
+            completion=decode(tokenizer, each.tokens),
+            truncated=bool(each.truncated),
+            tokens=len(each.tokens),
+            thinking=thinking,
+        )
+        for each in group
+    ]
 
 
-def _example(question: Question, text: str, predicted: str) -> dict[str, Any]:
+def _example(question: Question, sample: Sample, predicted: str) -> dict[str, Any]:
     return {
         "question": user_message(question),
-        "completion": text,
+        **sample.to_row(),
         "answer": question.answer,
         "predicted": predicted,
         "id": question.id,

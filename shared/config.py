@@ -233,6 +233,9 @@ class GrpoConfig:
     reward_format: float = 0.0  # for any box with a letter in it
     reward_length: float = 0.0  # for completions that end by themselves
     overlong_soft: int = 0  # tokens; from here to the limit a penalty grows linearly to -1; 0: off
+    # Which box is the answer, for the terms answer and format alike (shared/boxes.py): the first, read strictly (the paper), or
+    # the last behind the reasoning, read leniently. The evaluations of a run report by it, with the other one beside.
+    answer_rule: Literal["strict_first", "lenient_last"] = "strict_first"
     overlong_prompts: Literal["truncate_left", "drop"] = "truncate_left"
     max_logprob_gap: float = 0.5  # nats, mean over a batch's tokens; a run stops beyond it
 
@@ -321,6 +324,9 @@ class TorchConfig:
               "rollout_engine = 'server' needs the server's address, e.g. http://localhost:8000")  # fmt: skip
         check(not served or bool(self.server_weights), "server_weights", self.server_weights,
               "rollout_engine = 'server' needs a folder that learner and server both see")  # fmt: skip
+        for name in () if served else ("server_url", "server_weights"):
+            check(not getattr(self, name), name, getattr(self, name), "only rollout_engine = 'server' reads it, and this is "
+                  f"{self.rollout_engine!r}; leave one of the two out")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -408,7 +414,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The same recipe; prompts that are too long are left out instead of losing their system prompt.
     "paper_fixed": {"preset": "paper_fixed", "overlong_prompts": "drop"},
     # The best-supported choices since: token-level normaliser, asymmetric clip, no KL and so no reference model, truncated
-    # importance sampling, and groups without a difference replaced by further questions (spec: grpo, section 4).
+    # importance sampling, and groups without a difference replaced by further questions (spec: grpo, section 4). The answer is
+    # the last box, read leniently: a model may change its mind, and write a letter as models do (spec: registry, quirk 35).
     "modern": {
         "preset": "modern",
         "loss": "dapo",
@@ -418,6 +425,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rollout_correction": "token",
         "uniform_groups": "refill",
         "mask_truncated": True,
+        "answer_rule": "lenient_last",
         "overlong_prompts": "drop",
     },
 }
@@ -449,6 +457,20 @@ def check_backend(fields: Iterable[str], backend: str) -> None:
         if reader != backend:
             raise InputError(
                 f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out"
+            )
+
+
+def check_data_given(fields: Iterable[str], config: RunConfig) -> None:
+    """Raise InputError for the first of `fields`, given for this run alone, that says how questions are made where the config
+    names question files: these are read as they are."""
+    if not config.data.train:
+        return
+    read = {"data.train", "data.valid"} | (set() if config.grpo.steps else {"data.train_questions"})  # an epoch's steps
+    for field in fields:
+        if field.startswith("data.") and field not in read:
+            raise InputError(
+                f"--config.{field}: says how questions are made, and data.train = {config.data.train!r} names files that hold "
+                "them already; leave one of the two out"
             )
 
 

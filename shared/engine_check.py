@@ -4,10 +4,13 @@ An engine whose weights did not arrive, or arrived in part, still writes fluent 
 shows it. So before every evaluation it answers a few of the prompts at hand for some tokens, and the log-probabilities that
 it states are compared with those of a pass without caches that shares nothing with it: in a run the learner's, elsewhere
 `Backend.plain_logprobs`. Beyond the bound SyncError ends the program before an answer is written.
+
+Where letters are to be chosen by their probability (`shared.forced_choice`), what the engine says of them is compared too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from shared import grpo
-from shared.backend import Backend, Completion, Learner, RolloutEngine, Sampling, scoring_temperature
+from shared.backend import (
+    Backend,
+    Completion,
+    Learner,
+    RolloutEngine,
+    Sampling,
+    longest_scored,
+    scoring_temperature,
+)
 from shared.config import RunConfig
 from shared.errors import SyncError
+from shared.forced_choice import forced_text
 from shared.grpo import GroupLayout
 from shared.randomness import uniforms
 
@@ -27,17 +39,36 @@ TOKENS = 32  # of each answer, at most
 # wrong ones by 0.3 and more.
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 
+
+@dataclasses.dataclass(frozen=True)
+class Forced:
+    """What a forced choice asks an engine for: after `phrase` `[time]` one of `letters` `[5]`, all token ids; `stop` ends a
+    completion."""
+
+    phrase: np.ndarray
+    letters: np.ndarray
+    stop: Sequence[int]
+
+
 # (prompts, completions) -> of each completion the log-probabilities of its tokens, at the temperature that a run scores with.
 Plain = Callable[[Sequence[np.ndarray], Sequence[Completion]], list[np.ndarray]]
 
 
 def check_engine(
-    config: RunConfig, backend: Backend, engine: RolloutEngine, prompts: Sequence[np.ndarray], plain: Plain
+    config: RunConfig,
+    backend: Backend,
+    engine: RolloutEngine,
+    prompts: Sequence[np.ndarray],
+    plain: Plain,
+    forced: Forced | None = None,
 ) -> dict[str, float | str]:
     """Compare the engine with `plain` on some of `prompts`; returns what was found, to be kept beside the answers.
 
-    Every process calls it, and it raises in all or in none. Raises SyncError where an answer's mean difference is above
-    `BOUNDS`, or not a number.
+    `engine`, its name; `tokens` compared; `gap`, the mean difference in the answer where it is largest, and its `bound`, both
+    in nats a token; with `forced` also `letters` compared and `letters_gap`, their mean difference, which has the same bound.
+
+    Every process calls it, and it raises in all or in none. Raises SyncError where a difference is above `BOUNDS`, or not a
+    number.
     """
     found: dict[str, float | str] = {"engine": engine_name(backend, engine), "tokens": 0, "gap": 0.0}
     bound = BOUNDS[config.learner.compute_dtype]
@@ -47,20 +78,66 @@ def check_engine(
         expected = plain(chosen, completions)
         gaps = [np.abs(each.logprobs - scored).mean() for each, scored in zip(completions, expected, strict=True)]
         found |= {"tokens": sum(len(each.tokens) for each in completions), "gap": float(np.max(gaps))}
-    if backend.agreed(not float(found["gap"]) <= bound):  # so that not-a-number is refused too
-        raise SyncError(
-            f"evaluation: the engine ({found['engine']}) differs from a plain forward pass by {found['gap']:.3g} nats a "
-            f"token, more than {bound} ({config.learner.compute_dtype}); its answers would be another model's, so none is "
-            "kept; use another engine (torch.rollout_engine, --engine), or report this one"
-        )
+        _refuse_beyond(config, backend, found, "gap", "")
+        if forced is not None:
+            found |= _letters_compared(config, engine, chosen, completions, plain, forced)
+            _refuse_beyond(config, backend, found, "letters_gap", " that may come next")
     return found | {"bound": bound}
 
 
+def _refuse_beyond(config: RunConfig, backend: Backend, found: dict[str, float | str], name: str, which: str) -> None:
+    bound = BOUNDS[config.learner.compute_dtype]
+    if backend.agreed(not float(found[name]) <= bound):  # so that not-a-number is refused too
+        raise SyncError(
+            f"evaluation: the engine ({found['engine']}) differs from a plain forward pass by {found[name]:.3g} nats a "
+            f"token{which}, more than {bound} ({config.learner.compute_dtype}); its answers would be another model's, so none "
+            "is kept; use another engine (torch.rollout_engine, --engine), or report this one"
+        )
+
+
+def _letters_compared(
+    config: RunConfig,
+    engine: RolloutEngine,
+    prompts: Sequence[np.ndarray],
+    completions: Sequence[Completion],
+    plain: Plain,
+    forced: Forced,
+) -> dict[str, float | str]:
+    """The engine's log-probability of each letter after one of the answers and the phrase, against `plain`'s.
+
+    The mean over letters is compared: a letter is one token, and in bfloat16 a single unlikely one may be off by more.
+    """
+    places = [place % len(prompts) for place in range(max(len(forced.letters), len(prompts)))]
+    texts = [
+        forced_text(
+            prompts[place],
+            completions[place].tokens,
+            forced.phrase,
+            longest=longest_scored(config),
+            stop=forced.stop,
+        )
+        for place in places
+    ]
+    columns = np.arange(len(texts)) % len(forced.letters)
+    stated = engine.next_token_logprobs(texts, forced.letters)[np.arange(len(texts)), columns]
+    letters = [
+        Completion(forced.letters[[column]], stated[[row]], truncated=True) for row, column in enumerate(columns)
+    ]
+    scored = np.concatenate(plain(texts, letters))
+    return {"letters": len(texts), "letters_gap": float(np.abs(stated - scored).mean())}
+
+
 def check_by_file(
-    config: RunConfig, backend: Backend, engine: RolloutEngine, prompts: Sequence[np.ndarray], folder: Path
+    config: RunConfig,
+    backend: Backend,
+    engine: RolloutEngine,
+    prompts: Sequence[np.ndarray],
+    folder: Path,
+    forced: Forced | None = None,
 ) -> dict[str, float | str]:
     """The same for an engine that has the weights in `folder`, where there is no learner."""
-    return check_engine(config, backend, engine, prompts, functools.partial(backend.plain_logprobs, engine, folder))
+    plain = functools.partial(backend.plain_logprobs, engine, folder)
+    return check_engine(config, backend, engine, prompts, plain, forced)
 
 
 def check_by_learner(

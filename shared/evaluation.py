@@ -28,8 +28,10 @@ RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, a
 class Answer:
     """What a policy answered to one question. `predicted` is a letter, "" where the completion holds none.
 
-    `truncated`: the length limit ended the completion, which is `tokens` long. `probabilities` are those of the options,
-    in order: the model's own, or shares of votes; empty where there is one greedy answer.
+    `truncated`: the length limit ended the completion, which is `tokens` long; both are None where that is not known, as it may
+    be of answers made elsewhere. `probabilities` are those of the options, in order: the model's own, or shares of votes; empty
+    where there is one greedy answer. `strict` and `lenient` are the letters by the two readings of boxes (`shared.boxes`), one of
+    which is `predicted`; None where the letter comes from elsewhere, or the file is of an earlier version.
     """
 
     question_id: str
@@ -38,18 +40,27 @@ class Answer:
     section: str
     predicted: str
     correct: bool
-    truncated: bool
-    tokens: int
+    truncated: bool | None
+    tokens: int | None
     probabilities: tuple[float, ...] = ()
+    strict: str | None = None
+    lenient: str | None = None
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Answer)]
-KINDS = {"correct": "bool", "truncated": "bool", "tokens": "int64", "probabilities": "object"}
-OPTIONAL = {"probabilities"}  # not in files of earlier versions
+KINDS = {"correct": "bool", "truncated": "boolean", "tokens": "Int64", "probabilities": "object"}
+OPTIONAL = {"probabilities", "strict", "lenient"}  # not in files of earlier versions
 
 
 def answer_to(
-    question: Question, predicted: str, *, truncated: bool, tokens: int, probabilities: tuple[float, ...] = ()
+    question: Question,
+    predicted: str,
+    *,
+    truncated: bool | None,
+    tokens: int | None,
+    probabilities: tuple[float, ...] = (),
+    strict: str | None = None,
+    lenient: str | None = None,
 ) -> Answer:
     """The record for `question` answered with the letter `predicted` ("": no answer found)."""
     return Answer(
@@ -62,7 +73,17 @@ def answer_to(
         truncated=truncated,
         tokens=tokens,
         probabilities=probabilities,
+        strict=strict,
+        lenient=lenient,
     )
+
+
+def read_by(rule: str, question: Question, answer: Answer) -> Answer:
+    """The same answer with the letter of another of `shared.boxes.RULES`; as it is where that letter is not known."""
+    letter = answer.strict if rule == "strict_first" else answer.lenient
+    if letter is None:
+        return answer
+    return dataclasses.replace(answer, predicted=letter, correct=letter == question.answer)
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
@@ -88,6 +109,8 @@ def read_answers(path: Path) -> list[Answer]:
     if "probabilities" not in table.columns:
         table["probabilities"] = [()] * len(table)
     table["probabilities"] = table["probabilities"].map(lambda shares: tuple(map(float, shares)))
+    table = table.reindex(columns=COLUMNS).astype(object)
+    table = table.where(table.notna(), None)
     columns = {name: table[name].tolist() for name in COLUMNS}
     return [Answer(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
@@ -96,8 +119,9 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
     """Figures of one policy on `questions`, ready for JSON (unknown: None).
 
     `accuracy` with `ci` (95%, percentile bootstrap of `bootstrap` resamples of patients; None for a single patient),
-    `n` questions, `patients`, `macro_f1`, `answered` and `truncated` (shares), `mean_tokens`, and the tables
-    `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy; of sections `ci`).
+    `n` questions, `patients`, `macro_f1`, `answered` and `truncated` (shares), `mean_tokens`, `readings` (see there), and the
+    tables `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy;
+    sections with `ci`). `mean_tokens` and `truncated` are of the answers of which they are known, None where they are of none.
     Raises InputError where the answers are not one for each question.
     """
     table = _table(questions, answers)
@@ -106,13 +130,38 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
             **_figures(table),
             "ci": interval_of(table["correct"], table["patient"], bootstrap, seed),
             "patients": table["patient"].nunique(),
-            "mean_tokens": table["tokens"].mean(),
+            "mean_tokens": table["tokens"].astype(float).mean(),
             "answered": (table["predicted"] != "").mean(),
-            "truncated": table["truncated"].mean(),
+            "truncated": table["truncated"].astype(float).mean(),
+            "readings": readings(questions, answers, bootstrap=bootstrap, seed=seed),
             "per_section": _with_intervals(_by(table, "section"), table, "section", bootstrap, seed),
             "per_feature": _by(table, "feature"),
         }
     )
+
+
+def readings(
+    questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int
+) -> dict[str, Any] | None:
+    """What the two readings of boxes make of the same completions.
+
+    Of `strict` and `lenient` each `accuracy`, `ci` and `answered`; `differ`: in how many questions their letters differ. None
+    where a letter is not known.
+
+    Raises InputError where the answers are not one for each question.
+    """
+    table = _table(questions, answers)
+    if table[["strict", "lenient"]].isna().any(axis=None):
+        return None
+    found: dict[str, Any] = {"differ": int((table["strict"] != table["lenient"]).sum())}
+    for name in ("strict", "lenient"):
+        right = table[name] == table["letter"]
+        found[name] = {
+            "accuracy": right.mean(),
+            "ci": interval_of(right, table["patient"], bootstrap, seed),
+            "answered": (table[name] != "").mean(),
+        }
+    return plain(found)
 
 
 def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -122,7 +171,6 @@ def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[st
     ended by themselves; both together are `no_answer` where that is not known."""
     table = _table(questions, answers)
     table["options"] = [len(question.choices) for question in questions]
-    table["letter"] = [question.answer for question in questions]
     return plain(
         {
             "macro_accuracy": table.groupby("feature")["correct"].mean().mean(),
@@ -205,6 +253,7 @@ def _question_table(questions: Sequence[Question]) -> pd.DataFrame:
             "patient": question.patient,
             "feature": question.feature,
             "section": question.section,
+            "letter": question.answer,
             "truth": _text(question, question.answer),
             "bayes": np.nan if question.bayes_accuracy is None else question.bayes_accuracy,
             "majority": question.majority == question.answer,
@@ -226,7 +275,7 @@ def _table(questions: Sequence[Question], answers: Sequence[Answer]) -> pd.DataF
             f"{len(answers)} answers to {len(questions)} questions: there must be one for each, of the same file"
         )
     matched = [given[identifier] for identifier in table["question_id"]]
-    for name in ("predicted", "correct", "truncated", "tokens"):
+    for name in ("predicted", "correct", "truncated", "tokens", "strict", "lenient"):
         table[name] = [getattr(answer, name) for answer in matched]
     table["answer_text"] = [
         _text(question, answer.predicted) for question, answer in zip(questions, matched, strict=True)

@@ -37,12 +37,7 @@ class Kept:
         self.folder, self._writes = folder, backend.process == 0
         self.rows: list[Any] = []
         if self._writes:
-            changed = differences(folder, request)
-            if changed:
-                raise InputError(
-                    f"{folder}: holds answers to another request (it differs in {', '.join(changed[:5])}); give another "
-                    "--out, or remove that one"
-                )
+            check_request(folder, request)
             self.rows = [row for path in self._paths() for row in _read(path)]
         self._request = dict(request)
         self.done = told_by_first(backend, len(self.rows))
@@ -73,6 +68,16 @@ def differences(folder: Path, request: Mapping[str, Any]) -> list[str]:
     if not isinstance(held, dict):
         raise InputError(f"{path}: not what was asked for; remove {folder}, or give another --out")
     return [name for name in {**held, **request} if held.get(name) != request.get(name)]
+
+
+def check_request(folder: Path, request: Mapping[str, Any]) -> None:
+    """Raise InputError where `folder` was made for another request."""
+    changed = differences(folder, request)
+    if changed:
+        raise InputError(
+            f"{folder}: holds answers to another request (it differs in {', '.join(changed[:5])}); give another --out, or "
+            "remove that one"
+        )
 
 
 def digest(values: Iterable[Any]) -> str:

@@ -2,6 +2,7 @@
 
     lm_eval --model hf --model_args pretrained=... --include_path FOLDER --tasks NAME --apply_chat_template
 
+The model writes its answer, and the boxes are read by both rules of `shared/boxes.py`, whose text is in the folder's `utils.py`.
 The folder holds the questions, patient by patient: keep it where the registry is kept.
 """
 
@@ -13,12 +14,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared import files
+from shared import boxes, files
 from shared.errors import InputError
 from shared.prompts import SYSTEM_PROMPT, user_message
-from shared.questions import LETTERS, Question
+from shared.questions import Question
 
-QUESTIONS = "questions.jsonl"
+QUESTIONS, UTILS = "questions.jsonl", "utils.py"
+METRICS = ("accuracy_strict", "accuracy_lenient", "answered_strict", "answered_lenient")
+# `until` is never left out: the harness would end a completion at its first empty line. It adds the tokenizer's end by itself.
 TASK = """\
 task: {name}
 dataset_path: json
@@ -26,18 +29,39 @@ dataset_kwargs:
   data_files:
     test: {path}
 test_split: test
-output_type: multiple_choice
+output_type: generate_until
 description: {description}
-doc_to_text: "{{{{message}}}}\\nThe answer is"
-doc_to_choice: letters
-doc_to_target: right
+doc_to_text: "{{{{message}}}}"
+doc_to_target: "{{{{right}}}}"
+{prefix}process_results: !function utils.process_results
+generation_kwargs:
+  until: {until}
+  do_sample: false
+  temperature: 0.0
+  max_gen_toks: {max_new_tokens}
 metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
+{metrics}
 metadata:
-  version: 1.0
+  version: 2.0
 """
+METRIC = """\
+  - metric: {name}
+    aggregation: mean
+    higher_is_better: true"""
+# Follows the text of shared/boxes.py. The harness gives what the model wrote as the only entry of `results`.
+PROCESS = '''
+
+def process_results(doc, results):
+    """Both readings of a completion: whether the letter is the right one, and whether there is one."""
+    text = results[0] if isinstance(results[0], str) else results[0][0]
+    found = {}
+    for rule in RULES:
+        letter = answer_letter(text, rule, options=doc["options"])
+        name = rule.partition("_")[0]
+        found["accuracy_" + name] = float(letter == doc["right"])
+        found["answered_" + name] = float(letter != "")
+    return found
+'''
 
 
 def check_target(questions: Sequence[Question], folder: Path, name: str) -> None:
@@ -48,14 +72,24 @@ def check_target(questions: Sequence[Question], folder: Path, name: str) -> None
     if not questions:
         raise InputError("there are no questions to export; the question file is empty")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there and not (QUESTIONS in there and all(each == QUESTIONS or each.endswith(".yaml") for each in there)):
+    ours = {QUESTIONS, UTILS, "__pycache__"}  # the last is left by the harness
+    if there and not (QUESTIONS in there and all(each in ours or each.endswith(".yaml") for each in there)):
         raise InputError(f"{folder}: holds other files than a task, and would be replaced; give a new folder")
 
 
-def export(questions: Sequence[Question], folder: Path, name: str) -> Path:
-    """Write `NAME.yaml` and the questions into `folder`, which is replaced; returns the path of the task file.
+def export(
+    questions: Sequence[Question],
+    folder: Path,
+    name: str,
+    *,
+    until: Sequence[str] = (),
+    max_new_tokens: int = 2_000,
+    prefill: str = "",
+) -> Path:
+    """Write `NAME.yaml`, `utils.py` and the questions into `folder`, which is replaced; returns the path of the task file.
 
-    Raises InputError as `check_target`.
+    `until`: texts that end a completion beside the end token of the harness' own tokenizer; `max_new_tokens` limits it, and
+    `prefill` begins the assistant's turn. Raises InputError as `check_target`.
     """
     check_target(questions, folder, name)
     with files.replacing(folder) as temporary:
@@ -64,9 +98,17 @@ def export(questions: Sequence[Question], folder: Path, name: str) -> Path:
             for question in questions:
                 stream.write(json.dumps(_document(question), ensure_ascii=False) + "\n")
         path = json.dumps(str((folder / QUESTIONS).resolve()))
-        description = json.dumps(SYSTEM_PROMPT.partition("\n")[0] + "\n\n")
-        text = TASK.format(name=name, path=path, description=description)
+        text = TASK.format(
+            name=name,
+            path=path,
+            description=json.dumps(SYSTEM_PROMPT + "\n"),
+            prefix=f"gen_prefix: {json.dumps(prefill)}\n" if prefill else "",
+            until=json.dumps(list(until)),
+            max_new_tokens=max_new_tokens,
+            metrics="\n".join(METRIC.format(name=metric) for metric in METRICS),
+        )
         (temporary / f"{name}.yaml").write_text(text, encoding="utf-8")
+        (temporary / UTILS).write_text(Path(boxes.__file__).read_text(encoding="utf-8") + PROCESS, encoding="utf-8")
         for written in temporary.iterdir():
             os.chmod(written, files.OWNER_ONLY_FILE)
     return folder / f"{name}.yaml"
@@ -76,6 +118,6 @@ def _document(question: Question) -> dict[str, object]:
     return {
         "id": question.id,
         "message": user_message(question),
-        "letters": list(LETTERS[: len(question.choices)]),
-        "right": LETTERS.index(question.answer),
+        "options": len(question.choices),
+        "right": question.answer,
     }

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
+from shared.boxes import THINK, THOUGHT
 from shared.errors import InputError
 from shared.questions import LETTERS, Question
 from shared.tokenizer import check_in_embedding
@@ -24,6 +25,7 @@ PREFILL = "Let's think step by step."
 
 # What templates call the switch of a model that may think or not (Qwen3; DeepSeek-V3.1).
 SWITCHES = ("enable_thinking", "thinking")
+OPENING = 64  # tokens at the end of a prompt among which a template opens or closes a model's reasoning
 HERE = "\ue000\ue001"  # stands for the beginning of the assistant's turn while a template is rendered
 
 
@@ -123,6 +125,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
 def decode(tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray) -> str:
     """A completion as text without special tokens, for the reward and the report; it is never encoded again."""
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def opens_reasoning(tokenizer: PreTrainedTokenizerFast, prompt: np.ndarray) -> bool:
+    """Whether a prompt `[time]` ends inside the model's reasoning: its last tokens open it and do not close it."""
+    end = decode(tokenizer, prompt[-OPENING:])
+    return end.rfind(THINK) > end.rfind(THOUGHT)
 
 
 def prompt_tokens(

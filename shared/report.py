@@ -79,7 +79,7 @@ def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "interval": interval, "duration": duration, "points": points}
-    environment.filters |= {"section": page_plots.section_name}
+    environment.filters |= {"readings": readings_in_words, "section": page_plots.section_name}
     environment.globals["points"] = points
     html = environment.get_template(template).render(values)
     with files.replacing(path) as temporary:
@@ -104,6 +104,11 @@ def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
         bounds = interval(summary["gain"]["ci"], points).removesuffix(" points")
         lines.append(f"  {'gain, points':<16}{change:>8}    {bounds}")
     lines += [
+        f"  boxes {when}: {readings_in_words(part['readings'])}"
+        for when, part in (("before", before), ("after", after))
+        if part and part.get("readings")
+    ]
+    lines += [
         f"  {label:<16}{percent(summary[key]):>9}" for key, label, *_ in plots.LEVELS if summary.get(key) is not None
     ]
     timings = summary.get("timings") or {}
@@ -113,6 +118,20 @@ def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
         lines += ["", f"  {timings['steps']:,} optimizer steps in {duration(timings['seconds'])}{speed_text}"]
     lines += ["", f"  report   {workdir / REPORT_FILE}", f"  figures  {workdir / SUMMARY_FILE}"]
     return "\n".join(lines)
+
+
+def both_readings(figures: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The two readings of boxes of an evaluation, of the reasoning where letters were forced; None where they are not known."""
+    return (figures.get("boxed") or figures).get("readings")
+
+
+def readings_in_words(found: Mapping[str, Any]) -> str:
+    """Both accuracies and how many answers differ, for a line of a terminal or a page."""
+    strict, lenient, differ = found["strict"], found["lenient"], found["differ"]
+    return (
+        f"strict, the first: {percent(strict['accuracy'])}; lenient, the last: {percent(lenient['accuracy'])}; "
+        f"{differ} {'answer differs' if differ == 1 else 'answers differ'}"
+    )
 
 
 def headline(summary: Mapping[str, Any]) -> str:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from shared.boxes import answer_letter
 from shared.config import GrpoConfig
 from shared.questions import Question
 
-_BOX = re.compile(r"\\boxed\{([A-E])\}")
-
-
-def answer_letter(text: str) -> str:
-    r"""The letter of the first `\boxed{X}` with X in A-E, or "" where there is none (spec: registry, section e).
-
-    Later boxes, lower case, blanks within the braces and `\text{}` do not count.
-    """
-    match = _BOX.search(text)
-    return match.group(1) if match else ""
-
 
 def score(
-    question: Question, text: str, *, tokens: int, truncated: bool, config: GrpoConfig, max_new_tokens: int
+    question: Question,
+    text: str,
+    *,
+    tokens: int,
+    truncated: bool,
+    config: GrpoConfig,
+    max_new_tokens: int,
+    thinking: bool = False,
 ) -> dict[str, float]:
     """The reward terms of a completion, weighted; `total` adds them up and each is logged apart.
 
         answer    reward_answer where the boxed letter is the right one
-        format    reward_format where any letter A-E is boxed
+        format    reward_format where there is an answer: any letter A-E, or with lenient_last any of the options shown
         length    reward_length where the completion ended by itself (not `truncated`)
         overlong  0 up to `overlong_soft` tokens, from there linearly to -1 at `max_new_tokens`; 0 where it is off
 
-    `tokens` counts the completion's tokens, its end-of-sequence token included.
+    Which box is read, and how, says `config.answer_rule` (`shared.boxes`); `thinking`: the prompt ends inside the model's
+    reasoning. `tokens` counts the completion's tokens, its end-of-sequence token included.
     """
-    letter = answer_letter(text)
+    letter = answer_letter(text, config.answer_rule, options=len(question.choices), thinking=thinking)
     return {
         "answer": config.reward_answer * (letter == question.answer),
         "format": config.reward_format * (letter != ""),

@@ -20,7 +20,7 @@ from shared.config import RunConfig
 from shared.errors import SyncError, TrainingError
 from shared.grpo import GroupBatch, GroupLayout
 from shared.metrics import MetricsWriter
-from shared.prompts import decode
+from shared.prompts import decode, opens_reasoning
 from shared.questions import Question, question_at
 from shared.randomness import uniforms
 from shared.stopping import Stopped, StopRequest
@@ -292,9 +292,10 @@ def sample(
     numbers = np.stack([[uniforms(rollout.max_new_tokens, *key, i) for i in range(group)] for key in keys])
     ids = [prompts[question.id] for question in questions]
     completions = engine.generate(ids, sampling, numbers)
+    inside = [opens_reasoning(tokenizer, prompt) for prompt in ids]
     terms = [
-        [score_completion(config, tokenizer, question, completion) for completion in samples]
-        for question, samples in zip(questions, completions, strict=True)
+        [score_completion(config, tokenizer, question, completion, thinking=thinking) for completion in samples]
+        for question, thinking, samples in zip(questions, inside, completions, strict=True)
     ]
     names = terms[0][0].keys()
     by_term = {name: np.array([[each[name] for each in samples] for samples in terms]) for name in names}
@@ -303,9 +304,17 @@ def sample(
 
 
 def score_completion(
-    config: RunConfig, tokenizer: PreTrainedTokenizerFast, question: Question, completion: Completion
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    question: Question,
+    completion: Completion,
+    *,
+    thinking: bool = False,
 ) -> dict[str, float]:
-    """Reward terms of one completion; its tokens are decoded for this only, and never encoded again."""
+    """Reward terms of one completion; its tokens are decoded for this only, and never encoded again.
+
+    `thinking`: its prompt ends inside the model's reasoning.
+    """
     return rewards.score(
         question,
         decode(tokenizer, completion.tokens),
@@ -313,6 +322,7 @@ def score_completion(
         truncated=completion.truncated,
         config=config.grpo,
         max_new_tokens=config.rollout.max_new_tokens,
+        thinking=thinking,
     )
 
 

@@ -80,5 +80,7 @@ def apart(program: str, *arguments: str, timeout: float = 300, without: Sequence
 
 
 def _on_cpu(program: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
-    told = program not in COMPUTING or any(word.startswith("--device") for word in arguments)
-    return arguments if told else ("--device=cpu", *arguments)
+    # Answers made elsewhere are not computed, nor is anything without a model; these refuse to be told where.
+    told = program not in COMPUTING or any(word.startswith(("--device", "--answers=")) for word in arguments)
+    alone = program == "evaluate" and not any(word.startswith("--model") for word in arguments)
+    return arguments if told or alone else ("--device=cpu", *arguments)

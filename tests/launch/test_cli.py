@@ -27,6 +27,8 @@ TRAIN = ("train", SMOKE, "--workdir={root}/new")
 GIVEN = (*TRAIN, "--config.data.train={questions}", "--config.data.valid={questions}", "--config.model.path={model}")
 SMALL = ("--max_prompt_tokens=64", "--max_new_tokens=4", "--slots=8", "--compute_dtype=float32")
 EVALUATE = ("evaluate", *SMALL, "--questions={questions}", "--out={root}/new")
+ANSWERS = ("evaluate", "--answers={root}/answers.jsonl", "--questions={questions}", "--out={root}/new")
+SERVER = ("--server_url=http://localhost:9", "--server_weights={root}/new")
 EXPORT = ("export", "--workdir={run}", "--out={root}/new")
 PREPARE = ("prepare", "--out={root}/new")
 AKI = (*PREPARE, "--cohort=hospitalized", "--task=aki", "--source=x")
@@ -95,6 +97,38 @@ CASES = [
     (
         ("plan", SMOKE, "--topology=v5e:2x2", "--config.torch.zero_stage=2"),
         "--config.torch.zero_stage: only the torch backend reads it, and this is jax",
+    ),
+    # What only another engine reads, or another mode.
+    (
+        (*TRAIN, "--backend=torch", "--config.torch.server_url=http://a"),
+        "torch.server_url = 'http://a': only rollout_engine = 'server' reads it, and this is 'auto'; leave one of the two",
+    ),
+    (
+        ("train", "--config={root}/with_server.py", "--dry_run"),
+        "torch.server_weights = 'x': only rollout_engine = 'server'",
+    ),
+    (
+        (*EVALUATE, "--model={model}", "--backend=torch", "--server_url=http://a"),
+        "--server_url: only --engine=server reads",
+    ),
+    ((*EVALUATE, "--model={model}", "--backend=torch", "--engine=server"), "--server_url: --engine=server needs it"),
+    (
+        (*EVALUATE, "--model={model}", "--engine=server", *SERVER),
+        "--engine: chooses between engines of --backend=torch",
+    ),
+    ((*GIVEN, "--config.data.masked=1"), "--config.data.masked: says how questions are made, and data.train = "),
+    ((*GIVEN, "--config.data.cohort=synthetic"), "--config.data.cohort: says how questions are made"),
+    ((*GIVEN, "--config.grpo.steps=3", "--config.data.train_questions=4"), "--config.data.train_questions: says how"),
+    ((*ANSWERS, "--model={model}"), "--model: --answers does not read it; leave it out"),
+    ((*ANSWERS, "--max_new_tokens=2000"), "--max_new_tokens: --answers does not read it; leave it out"),
+    ((*ANSWERS, "--protocol=boxed"), "--protocol: --answers does not read it; leave it out"),
+    ((*ANSWERS, "--device=cpu"), "--device: --answers does not read it; leave it out"),
+    ((*ANSWERS, "--lm_eval={root}/new"), "--lm_eval: --answers does not read it; leave it out"),
+    ((*ANSWERS,), "{root}/answers.jsonl, line 2: not JSON"),
+    ((*EVALUATE, "--model={model}", "--allow_missing"), "--allow_missing: goes with --answers"),
+    (
+        ("evaluate", "--questions={questions}", "--lm_eval={root}/new", "--cyclic"),
+        "--cyclic: --lm_eval without a --model does not read it; leave it out",
     ),
     # A flag that is missing.
     (("train",), "--config is needed, e.g. --config=configs/quickstart.py"),
@@ -260,6 +294,10 @@ CONFIG_FILES = {
     "missing_import": "import nothere\n",
     "key": "def get_config():\n    return {}['k']\n",
     "number": "def get_config():\n    return 3\n",
+    "with_server": (
+        "from ml_collections import ConfigDict\ndef get_config():\n"
+        "    return ConfigDict({'name': 'x', 'torch': {'rollout_engine': 'hf', 'server_weights': 'x'}})\n"
+    ),
     "no_name": "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n",
 }
 
@@ -298,6 +336,7 @@ def places(tmp_path_factory):
     for name, text in CONFIG_FILES.items():
         (root / f"{name}.py").write_text(text)
     (root / "file").write_text("x")
+    (root / "answers.jsonl").write_text('{"id": "question-0", "completion": ""}\n{')
     for name, text in (("empty", ""), ("broken", "{"), ("listed", "[1]"), ("other", '{"name": "other"}')):
         (root / name).mkdir()
         if text:
@@ -536,6 +575,18 @@ def test_answers_as_texts_go_to_a_review(places, call, tmp_path):
     assert ended.code == 0, ended
     answers = tmp_path / "out" / "completions.jsonl"
     assert stat.S_IMODE(answers.stat().st_mode) == 0o600 and len(answers.read_text().splitlines()) == 4
+    summary = files.read_json(tmp_path / "out" / "summary.json")
+    assert summary["engine"]["engine"] == "jax Engine" and 0 < summary["engine"]["tokens"] <= 16
+    assert 0 <= summary["engine"]["gap"] <= summary["engine"]["bound"] == 1e-3
+    ended = call(
+        "evaluate", f"--answers={answers}", f"--questions={places['questions']}", f"--out={tmp_path / 'again'}"
+    )
+    assert ended.code == 0, ended
+    again = files.read_json(tmp_path / "again" / "summary.json")
+    assert again.pop("made_elsewhere")["completions"] == 4
+    assert again == {name: value for name, value in summary.items() if name != "made_elsewhere"} | {
+        "engine": None, "prompts": None,
+    }  # fmt: skip
     made = call("review", f"--first={answers}", f"--second={answers}", "--raters=r1", f"--out={tmp_path / 'cases'}",
                 f"--key={tmp_path / 'key.json'}")  # fmt: skip
     assert made.code == 0 and (tmp_path / "cases" / "r1" / "ratings.xlsx").is_file(), made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from exam import exam, exam_tokenizer
 from tiny import tiny_phi3
 
 from creason_jax.rollout import Engine
-from launch import generation
-from shared import run
+from launch import backends, generation
+from shared import orders, run
 from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import TrainingError
@@ -70,7 +71,8 @@ def evaluate(root, monkeypatch, capfd):
     def next_token_logprobs(self, texts, tokens):
         return np.float32([[-(int(text.sum()) % 7 + token % 5) for token in tokens] for text in texts])
 
-    monkeypatch.setattr(generation, "check_by_file", lambda *_: None)  # it would find that this is no network
+    checked = {"engine": "jax Engine", "tokens": 48, "gap": 2e-6, "bound": 1e-3}
+    monkeypatch.setattr(generation, "check_by_file", lambda *_: checked)  # it would find that this is no network
     monkeypatch.setattr(Engine, "generate", generate)
     monkeypatch.setattr(Engine, "next_token_logprobs", next_token_logprobs)
 
@@ -139,6 +141,111 @@ def test_an_evaluation_that_was_interrupted_goes_on(flags, tmp_path, evaluate):
     assert (again.code, evaluate.asked) == (0, 0)
     assert "only the figures are made again" in again.err
     assert content(out)["answers.parquet"] == content(tmp_path / "whole")["answers.parquet"]
+
+
+def test_a_running_server_can_be_the_engine(tmp_path, evaluate, monkeypatch):
+    seen = []
+
+    def make_backend(config):
+        seen.append((config.torch.rollout_engine, config.torch.server_url, config.torch.server_weights))
+        raise TrainingError("seen")
+
+    monkeypatch.setattr(backends, "make_backend", make_backend)
+    server = ("--server_url=http://node:8000", f"--server_weights={tmp_path / 'weights'}")
+    assert evaluate(tmp_path / "out", "--backend=torch", "--engine=server", *server).code == 1
+    assert seen == [("server", "http://node:8000", str(tmp_path / "weights"))]
+
+
+NOT_FIGURES = ("made_elsewhere", "engine", "prompts")
+
+
+@pytest.mark.parametrize(
+    ("flags", "read", "file"),
+    [
+        ((), (), "completions"),
+        (("--cyclic", "--limit=4", "--compare={root}/cyclic.parquet"), ("--cyclic", "--limit=4"), "completions"),
+        (("--answer_rule=lenient_last",), ("--answer_rule=lenient_last",), "completions"),
+        (("--samples=3", "--temperature=0.8"), ("--samples=3",), "samples"),
+    ],
+    ids=["greedy", "cyclic", "lenient", "voted"],
+)
+def test_completions_given_back_have_every_figure_of_the_evaluation_that_wrote_them(
+    flags, read, file, root, tmp_path, evaluate, monkeypatch, capfd
+):
+    """Without a model: the figures, the answers and what is printed of them."""
+    flags = [flag.format(root=root) for flag in flags]
+    compare = [flag for flag in flags if flag.startswith("--compare")]
+    questions = f"--questions={root / 'questions.parquet'}"
+    if compare:
+        asked = orders.cyclic(exam(4))
+        write_answers(root / "cyclic.parquet", [answer_to(q, "A", truncated=False, tokens=1) for q in asked])
+    ours = evaluate(tmp_path / "ours", "--completions", *flags)
+    assert ours.code == 0, ours
+    given = (
+        f"--answers={tmp_path / 'ours' / file}.jsonl",
+        questions,
+        f"--out={tmp_path / 'theirs'}",
+        "--bootstrap=100",
+    )
+    theirs = here("evaluate", *given, *read, *compare, monkeypatch=monkeypatch, capfd=capfd)
+    assert theirs.code == 0, theirs
+    found = [json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("ours", "theirs")]
+    source, checked = found[1]["made_elsewhere"], found[0]["engine"]
+    assert source["file"] == f"{file}.jsonl" and source["missing"] == 0 and found[0]["made_elsewhere"] is None
+    assert (checked["tokens"], checked["gap"], checked["bound"], found[1]["engine"]) == (48, 2e-6, 1e-3, None)
+    figures = [{name: value for name, value in each.items() if name not in NOT_FIGURES} for each in found]
+    assert figures[0] == figures[1] and figures[0]["readings"]["differ"] > 0
+    tables = [(tmp_path / folder / "answers.parquet").read_bytes() for folder in ("ours", "theirs")]
+    assert tables[0] == tables[1]
+    printed = [
+        [line for line in each.out.splitlines() if line.startswith(("accuracy", "boxes"))] for each in (ours, theirs)
+    ]
+    assert printed[0] == printed[1] and len(printed[0]) == 2
+    assert f"elsewhere, as {file}.jsonl says (SHA-256 {source['sha256']})" in theirs.out
+    page = (tmp_path / "theirs" / "evaluation.html").read_text()
+    assert source["sha256"] in page and "Boxes, read in two ways" in page
+    again = here("evaluate", *given, *read, *compare, monkeypatch=monkeypatch, capfd=capfd)
+    assert again.code == 0
+    other = [flag for flag in read if "rule" not in flag] + ["--answer_rule=lenient_last"]
+    if "--answer_rule=lenient_last" not in read:
+        refused = here("evaluate", *given, *other, *compare, monkeypatch=monkeypatch, capfd=capfd)
+        assert "holds answers to another request (it differs in answer_rule)" in refused.refusal
+
+
+def test_the_other_reading_of_the_same_answers_asks_nothing_again(tmp_path, evaluate):
+    """A single completion's letters are kept by both readings; of a vote the shares are by one of them."""
+    assert evaluate(tmp_path / "out").code == 0
+    strict = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert evaluate(tmp_path / "out", "--answer_rule=lenient_last").code == 0 and evaluate.asked == 0
+    lenient = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert strict["readings"] == lenient["readings"]
+    assert (strict["accuracy"], lenient["accuracy"]) == tuple(
+        strict["readings"][name]["accuracy"] for name in ("strict", "lenient")
+    )
+    assert (
+        strict["answered"] > lenient["answered"]
+    )  # a letter beyond the options is an answer by the paper's rule alone
+    voted = ("--samples=3", "--temperature=0.8")
+    assert evaluate(tmp_path / "votes", *voted).code == 0
+    refused = evaluate(tmp_path / "votes", *voted, "--answer_rule=lenient_last").refusal
+    assert "it differs in answer_rule" in refused
+
+
+def test_answers_made_elsewhere_need_no_framework(root, tmp_path, monkeypatch, capfd):
+    """What imports one fails here; that `launch.evaluate` itself loads none is tested in tests/test_walls.py."""
+    rows = [{"id": question.id, "completion": f"\\boxed{{{question.answer}}}"} for question in exam(QUESTIONS)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    for name in ("jax", "jaxlib", "flax", "torch", "deepspeed", "creason_jax", "creason_torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    given = (
+        f"--answers={tmp_path / 'a.jsonl'}",
+        f"--questions={root / 'questions.parquet'}",
+        f"--out={tmp_path / 'out'}",
+    )
+    ended = here("evaluate", *given, "--registry=", monkeypatch=monkeypatch, capfd=capfd)
+    assert ended.code == 0 and "1 lines repeat an answer word for word" in ended.err
+    assert "accuracy 100.0% 100.0 to 100.0% on 10 questions" in ended.out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["accuracy"] == 1
 
 
 def test_other_requests_do_not_go_on_from_it(root, tmp_path, evaluate):

@@ -221,4 +221,7 @@ def test_a_forced_choice_is_the_same_on_either_backend(smoke, tmp_path):
     assert all((folder / "boxed.parquet").read_bytes() == after for folder in folders)
     summary = files.read_json(folders[0] / "summary.json")
     assert summary["boxed"]["accuracy"] == smoke.summary["after"]["accuracy"] and summary["answered"] == 1
+    for folder in folders:  # what the engine says of letters was compared with a plain pass
+        checked = files.read_json(folder / "summary.json")["engine"]
+        assert checked["letters"] == 5 and 0 <= checked["letters_gap"] <= checked["bound"] == 1e-3
     assert len({answer.predicted for answer in jax}) > 1

@@ -11,7 +11,7 @@ from tiny import run_config
 
 from shared import files, grpo, run_evaluations
 from shared.backend import Completion, Sampling
-from shared.engine_check import TOKENS, check_by_file, check_by_learner
+from shared.engine_check import TOKENS, Forced, check_by_file, check_by_learner
 from shared.errors import SyncError
 from shared.evaluation import Answer
 
@@ -39,6 +39,23 @@ class Engine:
         ]
 
 
+class Scoring(Engine):
+    """Says of the letters what the law says, off by `letters` nats; `turned` letters are told for one another."""
+
+    def __init__(self, letters: float = 0.0, turned: int = 0) -> None:
+        super().__init__()
+        self.letters, self.turned = letters, turned
+
+    def next_token_logprobs(self, texts: Any, tokens: Any) -> np.ndarray:
+        self.texts = texts
+        stated = np.float32([[letter_law(text, token) for token in tokens] for text in texts])
+        return np.roll(stated, self.turned, axis=1) + np.float32(self.letters)
+
+
+def letter_law(text: np.ndarray, token: int) -> float:
+    return -len(text) / 100 - token / 10
+
+
 class Backend:
     """One process of several, whose others see no fault."""
 
@@ -54,6 +71,8 @@ class Backend:
 
     def plain_logprobs(self, engine: Any, model: Any, prompts: Any, completions: Any) -> list[np.ndarray]:
         assert model == "folder"
+        if len(completions[0].tokens) == 1:
+            return [np.float32([letter_law(p, each.tokens[0])]) for p, each in zip(prompts, completions, strict=True)]
         return [law(prompt, len(each.tokens)) for prompt, each in zip(prompts, completions, strict=True)]
 
 
@@ -128,6 +147,27 @@ def test_where_the_learner_scores_at_the_temperature_of_sampling_the_check_is_dr
     [(asked, sampling, uniforms)] = engine.asked
     assert sampling.temperature == options.rollout.temperature and sampling.max_new_tokens == TOKENS
     assert uniforms.shape == (2, 1, TOKENS) and len(asked) == 2
+
+
+FORCED = Forced(np.int32([90, 91]), np.arange(20, 25, dtype=np.int32), stop=(7,))
+
+
+def test_of_a_forced_choice_every_letter_is_compared_behind_reasoning_and_phrase():
+    engine = Scoring()
+    found = check_by_file(config(), Backend(), engine, PROMPTS, "folder", FORCED)
+    assert found == {
+        "engine": "toy Scoring", "tokens": 48, "gap": 0, "letters": 5, "letters_gap": pytest.approx(0, abs=1e-6), "bound": 1e-3,
+    }  # fmt: skip
+    # The last token of a completion ends it, and the phrase follows.
+    assert [text.tolist() for text in engine.texts] == [[5] * n + [7] * 11 + [90, 91] for n in (1, 4, 9, 30, 1)]
+
+
+@pytest.mark.parametrize("wrong", [{"letters": 0.01}, {"turned": 1}, {"letters": math.nan}])
+def test_letters_that_another_model_would_choose_are_refused(wrong):
+    backend = Backend()
+    check_by_file(config(), backend, Scoring(**wrong), PROMPTS, "folder")  # only a forced choice asks for them
+    with pytest.raises(SyncError, match="nats a token that may come next, more than 0.001"):
+        check_by_file(config(), backend, Scoring(**wrong), PROMPTS, "folder", FORCED)
 
 
 def test_no_prompts_are_no_fault():

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import stat
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from exam import exam, exam_tokenizer
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from shared import binary, forced_choice, lm_eval, orders
-from shared.answering import _vote
 from shared.backend import Completion
 from shared.comparison import check_same, compare
 from shared.errors import InputError
-from shared.evaluation import answer_to, details, read_answers, summarise, write_answers
+from shared.evaluation import answer_to, details, read_answers, read_by, summarise, write_answers
 from shared.evaluation_page import write_page
 from shared.patients import age_band
-from shared.prompts import encode
+from shared.prompts import SYSTEM_PROMPT, encode, user_message
 from shared.questions import LETTERS
 from shared.subgroups import check_patients, subgroups
+from shared.votes import Sample, answer_of, vote
 
 
 def yes_no(count, seed=0):
@@ -117,11 +119,18 @@ def test_cyclic_orders_move_the_answer_with_its_option():
 
 def test_a_vote_of_samples_and_its_shares(tmp_path):
     (question,) = exam(1, start=3)
-    group = [Completion(np.zeros(4, np.int32), np.zeros(4, np.float32), truncated=i > 2) for i in range(5)]
-    answer = _vote(question, group, ["B", "", "A", "B", "A"])
+    boxes = [r"\boxed{B}", r"\boxed{ C }", r"\boxed{A}", r"\boxed{B}, no, \boxed{(c)}", r"\boxed{A}"]
+    group = [Sample(completion=text, truncated=i > 2, tokens=4 + i // 4) for i, text in enumerate(boxes)]
+    answer = answer_of(question, group, "strict_first")
     assert (answer.predicted, answer.truncated, answer.tokens) == ("A", False, 4)  # of letters that tie the first
     assert answer.probabilities == (0.5, 0.5, 0.0, 0.0, 0.0)[: len(question.choices)]
-    assert _vote(question, group, [""] * 5).probabilities == (1 / len(question.choices),) * len(question.choices)
+    lenient = answer_of(question, group, "lenient_last")
+    assert (lenient.predicted, lenient.probabilities[:3]) == ("A", (0.4, 0.2, 0.4))
+    assert (answer.strict, answer.lenient) == (lenient.strict, lenient.lenient) == ("A", "A")
+    assert vote(question, [""] * 5) == ("", (1 / len(question.choices),) * len(question.choices))
+    single = answer_of(question, group[3:4], "strict_first")
+    assert (single.strict, single.lenient, single.predicted, single.probabilities) == ("B", "C", "B", ())
+    assert read_by("lenient_last", question, single).predicted == "C"
     write_answers(tmp_path / "a.parquet", [answer])
     assert read_answers(tmp_path / "a.parquet") == [answer]
 
@@ -163,14 +172,49 @@ def test_forced_choice_lets_the_options_shown_compete(tmp_path):
 
 def test_the_harness_folder_holds_every_question_for_its_owner_alone(tmp_path):
     questions = exam(5)
-    task = lm_eval.export(questions, tmp_path / "task", "creason_test")
+    task = lm_eval.export(
+        questions, tmp_path / "task", "creason_test", until=["<|im_end|>"], max_new_tokens=77, prefill='Let\'s "think"'
+    )
     rows = [json.loads(line) for line in (tmp_path / "task" / "questions.jsonl").read_text().splitlines()]
-    assert [row["letters"][row["right"]] for row in rows] == [question.answer for question in questions]
-    text = task.read_text()
-    assert "output_type: multiple_choice" in text and 'doc_to_text: "{{message}}\\nThe answer is"' in text
+    assert [(row["right"], row["options"]) for row in rows] == [(q.answer, len(q.choices)) for q in questions]
+    assert [row["message"] for row in rows] == [user_message(question) for question in questions]
+    found = yaml.load(task.read_text().replace("!function ", ""), yaml.SafeLoader)
+    assert found["output_type"] == "generate_until" and found["doc_to_text"] == "{{message}}"
+    assert found["generation_kwargs"]["until"] == ["<|im_end|>"] and found["generation_kwargs"]["max_gen_toks"] == 77
+    assert found["description"] == SYSTEM_PROMPT + "\n" and found["gen_prefix"] == 'Let\'s "think"'
+    assert found["process_results"] == "utils.process_results"
+    assert [metric["metric"] for metric in found["metric_list"]] == list(lm_eval.METRICS)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (tmp_path / "task").iterdir())
+    plain = yaml.load(
+        lm_eval.export(questions, tmp_path / "x", "a").read_text().replace("!function ", ""), yaml.SafeLoader
+    )
+    assert plain["generation_kwargs"]["until"] == [] and "gen_prefix" not in plain
     with pytest.raises(InputError, match="letters, digits and underscores"):
         lm_eval.export(questions, tmp_path / "x", "a b")
+
+
+def test_the_harness_reads_boxes_as_we_do(tmp_path):
+    """What the exported file says of a table of texts, against our own answers and accuracies."""
+    forms = (
+        r"\boxed{%s}",
+        r"\boxed{\text{%s}}",
+        r"\boxed{A}, no: \boxed{(%s)}",
+        r"<think>\boxed{%s}",
+        r"a</think>\fbox{%s.}",
+    )
+    pairs = [(q, form % q.answer) for q in exam(6) for form in (*forms, r"\boxed{F}%.0s", "no box%.0s")]
+    lm_eval.export([q for q, _ in pairs], tmp_path / "task", "t")
+    utils = runpy.run_path(str(tmp_path / "task" / "utils.py"))
+    rows = [json.loads(line) for line in (tmp_path / "task" / "questions.jsonl").read_text().splitlines()]
+    scored = [utils["process_results"](row, [text]) for row, (_, text) in zip(rows, pairs, strict=True)]
+    assert scored == [utils["process_results"](row, [[text]]) for row, (_, text) in zip(rows, pairs, strict=True)]
+    ours = [answer_of(q, [Sample(completion=text)], "strict_first") for q, text in pairs]
+    for name in ("strict", "lenient"):
+        letters = [getattr(answer, name) for answer in ours]
+        assert [s[f"answered_{name}"] for s in scored] == [float(letter != "") for letter in letters]
+        right = [float(letter == q.answer) for letter, (q, _) in zip(letters, pairs, strict=True)]
+        assert [s[f"accuracy_{name}"] for s in scored] == right and 0 < sum(right) < len(right)
+    assert set(scored[0]) == set(lm_eval.METRICS)
 
 
 def test_the_page_shows_every_part_and_no_text_of_a_patient(tmp_path):
@@ -311,7 +355,9 @@ def test_a_task_folder_replaces_only_its_like(tmp_path):
     questions = exam(3)
     lm_eval.export(questions, tmp_path / "task", "one")
     lm_eval.export(questions[:2], tmp_path / "task", "two")
-    assert {path.name for path in (tmp_path / "task").iterdir()} == {"two.yaml", "questions.jsonl"}
+    assert {path.name for path in (tmp_path / "task").iterdir()} == {"two.yaml", "questions.jsonl", "utils.py"}
+    (tmp_path / "task" / "__pycache__").mkdir()  # left by the harness
+    lm_eval.export(questions[:2], tmp_path / "task", "two")
     (tmp_path / "task" / "mine.txt").write_text("x")
     for folder in (tmp_path / "task", tmp_path):
         with pytest.raises(InputError, match="holds other files than a task, and would be replaced"):

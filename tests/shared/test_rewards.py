@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from golden_registry import cases
 from hypothesis import given
@@ -37,20 +39,37 @@ def test_golden_reward(case):
 
 
 @pytest.mark.parametrize(
-    ("text", "letter"),
+    ("text", "rule", "terms"),
     [
-        (r"so \boxed{C}.", "C"),
-        (r"\boxed{A} or rather \boxed{B}", "A"),
-        (r"\boxed{F} then \boxed{E}", "E"),
-        (r"\boxed{ A}", ""),
-        (r"\boxed{\text{A}}", ""),
-        (r"\boxed{a}", ""),
-        ("boxed{A}", ""),
-        ("", ""),
+        (r"\boxed{A}, or rather \boxed{B}", "strict_first", (0, 0.5)),
+        (r"\boxed{A}, or rather \boxed{B}", "lenient_last", (1, 0.5)),
+        (r"\boxed{\text{B}}", "strict_first", (0, 0)),
+        (r"\boxed{\text{B}}", "lenient_last", (1, 0.5)),
+        (r"\boxed{B}</think>", "strict_first", (1, 0.5)),
+        (r"\boxed{B}</think>", "lenient_last", (0, 0)),
+        (r"<think>\boxed{B}", "lenient_last", (0, 0)),
+        (r"\boxed{C}", "lenient_last", (0, 0.5)),
     ],
 )
-def test_answer_letter(text, letter):
-    assert rewards.answer_letter(text) == letter
+def test_the_rule_decides_the_answer_and_the_format_alike(text, rule, terms):
+    found = score(text, GrpoConfig(answer_rule=rule, reward_format=0.5))
+    assert (found["answer"], found["format"]) == terms
+
+
+def test_a_letter_beyond_the_options_is_a_format_by_the_papers_rule_alone():
+    question = dataclasses.replace(ask("A"), choices=("1", "2"))
+    options = {"tokens": 1, "truncated": False, "max_new_tokens": 100}
+    for rule, wanted in (("strict_first", 0.5), ("lenient_last", 0.0)):
+        config = GrpoConfig(answer_rule=rule, reward_format=0.5)
+        assert rewards.score(question, r"\boxed{C}", config=config, **options)["format"] == wanted
+
+
+def test_a_text_that_begins_inside_the_reasoning_answers_behind_it():
+    options = {"tokens": 1, "truncated": False, "max_new_tokens": 100, "thinking": True}
+    for rule, cut_off in (("strict_first", 1.0), ("lenient_last", 0.0)):
+        config = GrpoConfig(answer_rule=rule)
+        assert rewards.score(ask(), r"\boxed{B}", config=config, **options)["answer"] == cut_off
+        assert rewards.score(ask(), r"x</think>\boxed{B}", config=config, **options)["answer"] == 1.0
 
 
 def test_terms_are_weighted_and_kept_apart():
