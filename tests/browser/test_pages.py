@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import browsers
 import made_up
+import numpy as np
 import pytest
+import screenshots
+from PIL import Image
+from shooting import NAMES, launch
 
 # Of every text that is seen: its contrast to what is behind it, by WCAG 2's formula.
 CONTRASTS = """() => {
@@ -101,3 +105,16 @@ def test_a_change_over_few_questions_has_no_colour(pages, browser):
     few, many = [row for row in rows if row[0] == "2"], [row for row in rows if row[0] != "2"]
     assert len(few) == 1 and few[0][1] != "+0.0" and few[0][2] == ""
     assert {row[2] for row in many} == {"up"}
+
+
+def test_the_screenshots_of_the_documentation_are_made_by_one_command(pages, browser, tmp_path):
+    assert {name: place for name, (place, _) in screenshots.PAGES.items()} == made_up.PAGES
+    ended = launch(f"--workdir={pages['report'].parents[2]}", f"--out={tmp_path / 'shots'}")
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "shots").iterdir()} == NAMES
+    for page in screenshots.PAGES:
+        pictures = [Image.open(tmp_path / "shots" / f"{page}-{look}.png") for look in screenshots.LOOKS]
+        assert [picture.size for picture in pictures] == [(1300, 900), (390, 844)]
+        desk, phone = (np.asarray(picture.convert("L")) for picture in pictures)
+        assert desk.mean() > 200 and phone.mean() < 60  # by day, by night
+        assert desk.std() > 15 and phone.std() > 15  # something is there
