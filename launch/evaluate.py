@@ -27,7 +27,7 @@ import pandas as pd
 from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from launch import app, backends, generation, given
+from launch import app, backends, generation, given, page
 from shared import baselines, binary, boxes, evaluation, files, lm_eval, orders, prompt_style
 from shared.answering import Answered, answer_questions, force_answers
 from shared.backend import Backend, RolloutEngine
@@ -81,6 +81,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "completions", False, "Also write completions.jsonl, records and answers as text, for `creason review`."
     )
+    page.define_flags()
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
     flags.DEFINE_bool("dry_run", False, "Check all, say what it needs (tokens, memory), do nothing. Needs no weights.")
@@ -170,6 +171,7 @@ def check_flags(out: Path) -> None:
             raise InputError("--completions: only with --protocol=boxed")
     if FLAGS.measure and not FLAGS.dry_run:
         raise InputError("--measure: goes with --dry_run")
+    page.check_flags()
     app.check_folder("out", out)
     if FLAGS.lm_eval and Path(FLAGS.lm_eval).absolute() in (out.absolute(), *out.absolute().parents):
         raise InputError(f"--lm_eval={FLAGS.lm_eval}: is replaced as a whole, --out with it; give a folder of its own")
@@ -193,7 +195,14 @@ def read_beside(questions: list[Question]) -> Beside:
 def write(out: Path, figures: dict[str, Any]) -> None:
     """Write figures and page, and say where they are."""
     files.write_json(out / "summary.json", figures)
-    write_page(out / "evaluation.html", figures, title=f"Evaluation of {Path(FLAGS.answers or FLAGS.model).name}")
+    write_page(
+        out / "evaluation.html",
+        figures,
+        title=f"Evaluation of {page.model_name()}",
+        made=page.made(out),
+        names=page.names(),
+        examples=page.examples(out),
+    )
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
     if (read := both_readings(figures)) is not None:
         print(f"boxes    {readings_in_words(read)}")

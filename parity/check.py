@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Arrays = Mapping[str, Any]  # named arrays or numbers
+NATS = "nats"  # of log-probabilities
+
+
+class Measured(NamedTuple):
+    """A distance, where it is largest (a name, with the element's place in brackets), and what the distance is counted in."""
+
+    value: float
+    worst: str
+    unit: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """`value` is how far a backend is from `against`, `worst` is where: a parameter, a token, a step, a metric.
+    """`value`, in `unit`, is how far a backend is from `against`, `worst` is where: a parameter, a token, a step, a metric.
 
     `check` begins with the name of its rung.
     """
@@ -23,6 +32,7 @@ class Check:
     against: str
     value: float
     bound: float
+    unit: str
     worst: str
 
     @property
@@ -44,37 +54,40 @@ class Check:
         return {**dataclasses.asdict(self), "passed": self.passed}
 
     @classmethod
-    def of(cls, check: str, family: str, against: str, measured: tuple[float, str], bound: float) -> Check:
+    def of(cls, check: str, family: str, against: str, measured: Measured, bound: float) -> Check:
         """A check from what one of the measures below found."""
-        value, worst = measured
-        return cls(check, family, against, float(value), bound, worst)
+        return cls(check, family, against, float(measured.value), bound, measured.unit, measured.worst)
 
 
-def largest_difference(found: Arrays, expected: Arrays) -> tuple[float, str]:
-    """The largest absolute difference of an element, and where it is."""
-    return _worst((_largest(name, np.abs(a - b)) for name, a, b in _pairs(found, expected)))
+def largest_difference(found: Arrays, expected: Arrays, *, unit: str = "absolute") -> Measured:
+    """The largest absolute difference of an element, in the `unit` of the arrays, and where it is."""
+    return _worst((_largest(name, np.abs(a - b)) for name, a, b in _pairs(found, expected)), unit)
 
 
-def largest_relative(found: Arrays, expected: Arrays, *, sizes: Mapping[str, float] | None = None) -> tuple[float, str]:
+def largest_relative(found: Arrays, expected: Arrays, *, sizes: Mapping[str, float] | None = None) -> Measured:
     """The largest difference of an element relative to what is expected, or to the name's entry in `sizes`, if larger.
 
     A sum whose terms cancel has a size of its own: that of its terms.
     """
     sizes = sizes or {}
     return _worst(
-        _largest(name, _ratio(np.abs(a - b), np.maximum(np.abs(b), sizes.get(name, 0.0))))
-        for name, a, b in _pairs(found, expected)
+        (
+            _largest(name, _ratio(np.abs(a - b), np.maximum(np.abs(b), sizes.get(name, 0.0))))
+            for name, a, b in _pairs(found, expected)
+        ),
+        "relative",
     )
 
 
-def largest_distance(found: Arrays, expected: Arrays) -> tuple[float, str]:
+def largest_distance(found: Arrays, expected: Arrays) -> Measured:
     """The largest L2 distance of an array relative to the norm of what is expected, and the array's name."""
     return _worst(
-        (float(_ratio(np.linalg.norm(a - b), np.linalg.norm(b))), name) for name, a, b in _pairs(found, expected)
+        ((float(_ratio(np.linalg.norm(a - b), np.linalg.norm(b))), name) for name, a, b in _pairs(found, expected)),
+        "relative L2",
     )
 
 
-def largest_angle(found: Arrays, expected: Arrays) -> tuple[float, str]:
+def largest_angle(found: Arrays, expected: Arrays) -> Measured:
     """The largest 1 - cosine of two arrays, and the array's name; two arrays of zeros are at angle 0."""
 
     def angle(a: np.ndarray, b: np.ndarray) -> float:
@@ -84,24 +97,26 @@ def largest_angle(found: Arrays, expected: Arrays) -> tuple[float, str]:
         # From the difference of the directions: 1 - cosine itself would be lost in rounding.
         return float(np.sum((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2) / 2)
 
-    return _worst((angle(a, b), name) for name, a, b in _pairs(found, expected))
+    return _worst(((angle(a, b), name) for name, a, b in _pairs(found, expected)), "1 - cosine")
 
 
-def largest_step_error(found: Arrays, expected: Arrays, start: Arrays, rate: float) -> tuple[float, str]:
+def largest_step_error(found: Arrays, expected: Arrays, start: Arrays, rate: float) -> Measured:
     """The largest root mean square error of an array's movement from `start`, in units of the learning rate.
 
     An array that does not move where Adam's first step moves it is at distance 1.
     """
     moved = {name: np.asarray(expected[name], np.float64) - np.asarray(start[name], np.float64) for name in start}
     made = {name: np.asarray(found[name], np.float64) - np.asarray(start[name], np.float64) for name in found}
-    return _worst((float(np.sqrt(np.mean((a - b) ** 2)) / rate), name) for name, a, b in _pairs(made, moved))
+    return _worst(
+        ((float(np.sqrt(np.mean((a - b) ** 2)) / rate), name) for name, a, b in _pairs(made, moved)), "learning rates"
+    )
 
 
-def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[float, str]:
+def unequal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Measured:
     """How many things of these names are not exactly equal, and the first of them."""
     different = [name for name in expected if name not in found or not _equal(found[name], expected[name])]
     different += [name for name in found if name not in expected]
-    return float(len(different)), different[0] if different else ""
+    return Measured(float(len(different)), different[0] if different else "", "not equal")
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -132,5 +147,5 @@ def _largest(name: str, values: np.ndarray) -> tuple[float, str]:
     return float(values[place]), f"{name}[{', '.join(map(str, place))}]"
 
 
-def _worst(found: Iterator[tuple[float, str]] | Any) -> tuple[float, str]:
-    return max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]), default=(0.0, ""))
+def _worst(found: Iterator[tuple[float, str]], unit: str) -> Measured:
+    return Measured(*max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]), default=(0.0, "")), unit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from parity.check import Check
 from parity.faults import FAULTS
@@ -28,6 +30,34 @@ from shared.report import write_html
 JSON_FILE, REPORT_FILE, CURVES_FILE = "parity.json", "parity.html", "curves.json"
 PACKAGES = ("jax", "flax", "optax", "torch", "deepspeed", "vllm", "transformers", "numpy")
 GRADIENTS = "gradient error of each parameter"
+# What each rung checks, for a reader of the page.
+RUNGS_MEAN = {
+    "contract": "Advantages, masks and positions, against closed forms and what was worked out by hand.",
+    "operations": "Single operations in float32: log-softmax, KL, attention, every loss and its gradient.",
+    "scoring": "The log-probability of every token of the batch, and weights as they were loaded.",
+    "gradients": "Loss, metrics, and the gradient of every parameter, through the learners' own update.",
+    "optimizer": "AdamW and clipping, where epsilon and its place decide.",
+    "updates": "Weights, learning rate and metrics over several steps.",
+    "reference": "The reference policy after it was mixed with the policy.",
+    "precision": "bfloat16: each backend's error may be at most a few times the other's.",
+    "invariance": "However the same batch is cut into rows, micro-batches and devices, its gradient is the same.",
+    "generation": "Greedy tokens are Transformers' own; log-probabilities are the learner's.",
+    "publishing": "After updates that were published, the engine has the learner's weights.",
+    "exchange": "A run goes on from the other backend's checkpoint.",
+    "runs": "Two live runs from one seed, and each replayed by the other's learner.",
+}
+UNITS = {
+    "nats": "difference of log-probabilities, natural logarithm",
+    "relative": "difference over the size of what is expected",
+    "relative L2": "L2 distance of an array over the norm of what is expected",
+    "1 - cosine": "of the angle between two arrays; 0 is the same direction",
+    "learning rates": "root mean square of the distance of a movement, over the learning rate",
+    "of the largest": "difference over the largest gradient of all tokens",
+    "absolute": "difference of two numbers",
+    "not equal": "how many things are not exactly equal",
+    "share": "share of completions that differ",
+}
+PLACE = re.compile(r"(?P<name>.+)\[(?P<at>\d+(?:, \d+)*)\]", re.DOTALL)
 WIDTH = 62  # characters of a check's name in the table
 
 
@@ -41,8 +71,15 @@ def write(workdir: Path, checks: Sequence[Check], world: World, *, inject: str =
         "fault": FAULTS[inject].what if inject else "",
         "notes": world.notes,
         "environment": environment(world.config.device),
-        "rungs": [(name, list(found)) for name, found in itertools.groupby(checks, rung_of)],
-        "figures": [(name, Markup(plots.svg(_figure(name, curves), name))) for name, curves in world.curves.items()],
+        "rungs": [(name, RUNGS_MEAN[name], list(found)) for name, found in itertools.groupby(checks, rung_of)],
+        "gradients": GRADIENTS,
+        "units": {unit: UNITS[unit] for unit in UNITS if any(check.unit == unit for check in checks)},
+        "number": number,
+        "place": place,
+        "figures": [
+            (name, Markup(plots.svg(_figure(name, curves), f"{name}: {', '.join(curves)}")))
+            for name, curves in world.curves.items()
+        ],
     }
     write_html(workdir / REPORT_FILE, "parity.html", page)
 
@@ -55,10 +92,38 @@ def table(checks: Sequence[Check]) -> str:
         grouped.setdefault((check.check, check.against), []).append(check)
     for (name, against), found in grouped.items():
         top = max(found, key=lambda check: (check.excess, check.value))
-        where = ", ".join(part for part in (top.family if len(found) > 1 else "", top.worst) if part)
+        where = ", ".join(part for part in (top.family if len(found) > 1 else "", place(top.worst)) if part)
         mark = "" if top.passed else "  FAILED"
         lines.append(f"{name:<{WIDTH}}{against:<14}{top.value:>10.1e}{top.bound:>10.1e}  {where}{mark}")
     return "\n".join(lines)
+
+
+def place(worst: str) -> str:
+    """Where a check is worst, in words: `question 1, completion 4[11]` is its token 11. All counts begin at 0."""
+    found = PLACE.fullmatch(worst)
+    if found is None:
+        return worst
+    name, at = found["name"], found["at"].split(", ")
+    if len(at) == 1:
+        if name == "token":
+            return f"token {at[0]}"
+        return f"{name}, {'token' if 'completion' in name else 'element'} {at[0]}"
+    if len(at) == 2 and name == "token":
+        return f"row {at[0]}, token {at[1]}"
+    if len(at) == 2 and name.startswith(("separate rows", "prompts padded")):
+        return f"{name}, completion {at[0]}, token {at[1]}"
+    return f"{name}, element ({', '.join(at)})"
+
+
+def number(value: float) -> str:
+    """A measured value or its bound for the page."""
+    return (
+        "not a number"
+        if np.isnan(value)
+        else f"{value:.0f}"
+        if value == round(value) and value < 100
+        else f"{value:.1e}"
+    )
 
 
 def verdict(checks: Sequence[Check]) -> str:
@@ -68,14 +133,14 @@ def verdict(checks: Sequence[Check]) -> str:
     if not failed:
         return (
             f"All {len(checks)} checks are within their bounds; nearest to its bound: {_described(top)}, "
-            f"{top.value:.1e} of {top.bound:.1e} at {top.worst}."
+            f"{top.value:.1e} of {top.bound:.1e} ({top.unit}) at {place(top.worst)}."
         )
     first = culprit(list(checks))
     assert first is not None
     return (
         f"{len(failed)} of {len(checks)} checks FAILED. Worst: {_described(top)}, {top.value:.1e} where {top.bound:.1e} is "
-        f"allowed, at {top.worst}. Look first at the lowest rung that failed: {_described(first)}, {first.value:.1e} "
-        f"at {first.worst}."
+        f"allowed ({top.unit}), at {place(top.worst)}. Look first at the lowest rung that failed: {_described(first)}, "
+        f"{first.value:.1e} at {place(first.worst)}."
     )
 
 
@@ -103,32 +168,36 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 
 def _figure(name: str, curves: Mapping[str, Any]) -> Figure:
     """Errors of parameters as points, anything else as lines over optimizer steps."""
+    height = 0.9 + 0.19 * len(curves) if name == GRADIENTS else 2.6 + 0.18 * len(curves)
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(plots.WIDTH, height), layout="constrained")
         axes = figure.subplots()
-        logarithmic = name == GRADIENTS or name.startswith("drift")
-        dashes = itertools.cycle(["-", "--", ":", "-."])
-        for number, (label, values) in enumerate(curves.items()):
-            colour = plots.PHASES[number % len(plots.PHASES)]
-            if name == GRADIENTS:
-                points = np.array(list(values.values()))
-                axes.scatter(np.full(len(points), number), points, s=14, color=colour, alpha=0.6)
-            else:
-                shown = np.where(np.array(values) > 0, values, np.nan) if logarithmic else np.array(values)
-                axes.plot(range(len(shown)), shown, next(dashes), color=colour, linewidth=1.8, label=label)
         if name == GRADIENTS:
-            axes.set_xticks(range(len(curves)), list(curves), rotation=60, ha="right", fontsize=7.5)
-            axes.set_ylabel("relative L2 error")
-            axes.axhline(GRADIENT_BOUND, color="#57606a", linestyle="--", linewidth=1.2)
-            axes.text(
-                len(curves) - 0.6, GRADIENT_BOUND, "bound", va="bottom", ha="right", color="#57606a", fontsize=8.5
-            )
-        else:
-            axes.set_xlabel("optimizer step")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
+            _errors(axes, curves)
+            return figure
+        logarithmic = name.startswith("drift")
+        dashes = itertools.cycle(["-", "--", ":", "-."])
+        for colour, (label, values) in zip(itertools.cycle(plots.PHASES), curves.items()):
+            shown = np.where(np.array(values) > 0, values, np.nan) if logarithmic else np.array(values)
+            axes.plot(range(len(shown)), shown, next(dashes), color=colour, linewidth=1.8, label=label)
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=8.5)
         if logarithmic:
             axes.set_yscale("log")
-        if name.startswith("drift"):
             axes.set_ylabel("relative L2 distance")
     return figure
+
+
+def _errors(axes: Axes, curves: Mapping[str, Any]) -> None:
+    """A line for each family, preset and backend, a point for each parameter; those that are exact have no place here."""
+    for row, (colour, values) in enumerate(zip(itertools.cycle(plots.PHASES), curves.values())):
+        points = np.array([value for value in values.values() if value > 0])
+        axes.scatter(points, np.full(len(points), row), s=14, color=colour, alpha=0.6)
+    axes.set_yticks(range(len(curves)), list(curves), fontsize=7.5)
+    axes.set_ylim(len(curves) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(min(GRADIENT_BOUND / 1_000, axes.get_xlim()[0]), GRADIENT_BOUND * 3)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.axvline(GRADIENT_BOUND, color=plots.SOFT, linestyle="--", linewidth=1.2)
+    axes.set_xlabel("relative L2 error", fontsize=8.5)

@@ -123,7 +123,8 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
     `accuracy` with `ci` (95%, see `accuracy_interval`; None for a single patient), `n` questions, `patients`, `macro_f1`,
     the shares `answered` (any letter), `format` (the letter of an option that was shown) and `truncated`, `mean_tokens`,
     `readings` (see there), and the tables `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority
-    and chance accuracy). `mean_tokens` and `truncated` are of the answers of which they are known, None where they are of none.
+    and chance accuracy; sections with `ci`). `mean_tokens` and `truncated` are of the answers of which they are known, None
+    where they are of none.
     Raises InputError where the answers are not one for each question.
     """
     table = _table(questions, answers)
@@ -137,7 +138,7 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
             "format": (table["answer_text"] != "").mean(),
             "truncated": table["truncated"].astype(float).mean(),
             "readings": readings(questions, answers, bootstrap=bootstrap, seed=seed),
-            "per_section": _by(table, "section"),
+            "per_section": _with_intervals(_by(table, "section"), table, "section", bootstrap, seed),
             "per_feature": _by(table, "feature"),
         }
     )
@@ -169,7 +170,9 @@ def readings(
 
 def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Any]:
     """Further figures of one policy, ready for JSON: `macro_accuracy` (each feature counts once), the table `per_options`
-    (by number of options), and the share of each letter among the answers (`letters`, "" for none) and the right ones."""
+    (by number of options), the share of each letter among the answers (`letters`, "" for none) and the right ones, and
+    `endings`, shares of the answers that are `right`, `wrong`, or have no readable letter: `cut_off`, or `unreadable` though they
+    ended by themselves; both together are `no_answer` where that is not known."""
     table = _table(questions, answers)
     table["options"] = [len(question.choices) for question in questions]
     return plain(
@@ -178,6 +181,7 @@ def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[st
             "per_options": _by(table, "options"),
             "letters": table["predicted"].value_counts(normalize=True).to_dict(),
             "right_letters": table["letter"].value_counts(normalize=True).to_dict(),
+            "endings": _endings(table),
         }
     )
 
@@ -325,15 +329,39 @@ def _by(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
     ]
 
 
+def _with_intervals(
+    rows: list[dict[str, Any]], table: pd.DataFrame, name: str, bootstrap: int, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of `_by` with the interval of each accuracy."""
+    groups = dict(tuple(table.groupby(name)))
+    parts = [groups[row[name]] for row in rows]
+    return [
+        {**row, "ci": accuracy_interval(part["correct"], part["patient"], bootstrap, seed)}
+        for row, part in zip(rows, parts, strict=True)
+    ]
+
+
+def _endings(table: pd.DataFrame) -> dict[str, float]:
+    answered, correct = table["predicted"] != "", table["correct"].astype(bool)
+    found = {"right": correct, "wrong": answered & ~correct}
+    if table["truncated"].isna().any():
+        found["no_answer"] = ~answered
+    else:
+        cut_off = table["truncated"].astype(bool)
+        found |= {"cut_off": ~answered & cut_off, "unreadable": ~answered & ~cut_off}
+    return {name: float(rows.mean()) for name, rows in found.items()}
+
+
 def _side_by_side(parts: Mapping[str, dict[str, Any] | None], name: str) -> list[dict[str, Any]]:
-    """The rows of both evaluations' table `name` as one; a missing evaluation's accuracy is None."""
+    """The rows of both evaluations' table `name` as one; a missing evaluation's figures are None."""
     sides = {when: part[name] for when, part in parts.items() if part is not None}
     rows = []
     for position, first in enumerate(next(iter(sides.values()), [])):
-        row = {key: value for key, value in first.items() if key not in ("accuracy", "macro_f1")}
+        row = {key: value for key, value in first.items() if key not in ("accuracy", "macro_f1", "ci")}
         for when in parts:
             side = sides[when][position] if when in sides else {}
             row |= {when: side.get("accuracy"), f"macro_f1_{when}": side.get("macro_f1")}
+            row |= {f"ci_{when}": side.get("ci")} if "ci" in first else {}
         rows.append(row)
     return rows
 

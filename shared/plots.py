@@ -1,18 +1,21 @@
 """The figures of a report, drawn with matplotlib without a display: SVG for the page, PNG for a README.
 
-Colours are Okabe and Ito's, told apart with any colour vision; what matters is also told apart by dash or marker.
+Colours are Okabe and Ito's, told apart with any colour vision; what matters is also told apart by dash or marker. In a page
+they are the style sheet's, which knows a light and a dark form of each.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,14 +25,22 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from shared import files
 
-BEFORE, AFTER, LINE = "#9aa5b1", "#0072B2", "#0072B2"
+# Name in `templates/style.css` and the colour on paper; no two are equal, since a page finds the name by the colour.
+COLOURS = {
+    "ink": "#1f2328", "soft": "#57606a", "grid": "#e4e8ec", "sheet": "#ffffff",
+    "before": "#7b8794", "after": "#0072b2", "bayes": "#00785a", "majority": "#b45309", "chance": "#57606b",
+    "one": "#0073b3", "two": "#c98a00", "three": "#009e73", "four": "#b9628f", "five": "#3d9bd0", "six": "#d55e00",
+    "seven": "#8c8c8c", "good": "#00664b", "bad": "#b3261e",
+}  # fmt: skip
+INK, SOFT, GRID, SHEET = (COLOURS[name] for name in ("ink", "soft", "grid", "sheet"))
+BEFORE, AFTER, LINE = COLOURS["before"], COLOURS["after"], COLOURS["one"]
 # What an accuracy is held against: summary key, label, colour, dash.
 LEVELS = (
-    ("bayes_accuracy", "Bayes ceiling", "#00785a", (0, (6, 2))),
-    ("majority_accuracy", "majority class", "#b45309", (0, (3, 2))),
-    ("chance_accuracy", "chance", "#57606a", (0, (1, 1.5))),
+    ("bayes_accuracy", "Bayes ceiling", COLOURS["bayes"], (0, (6, 2))),
+    ("majority_accuracy", "majority class", COLOURS["majority"], (0, (3, 2))),
+    ("chance_accuracy", "chance", COLOURS["chance"], (0, (1, 1.5))),
 )
-PHASES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+PHASES = tuple(COLOURS[name] for name in ("one", "two", "three", "four", "five", "six", "seven"))
 STYLE: Any = {  # Any: matplotlib's type lists every key
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -38,15 +49,23 @@ STYLE: Any = {  # Any: matplotlib's type lists every key
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#57606a",
-    "axes.labelcolor": "#1f2328",
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",  # the page's own, light or dark
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e9ed",
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "svg.fonttype": "none",  # text stays text: it can be selected and read aloud
 }
-BARS = 60
+WIDTH = 3.6  # inches of a figure in a page: a phone shows it in its own size
 DPI = 150
 
 
@@ -77,7 +96,7 @@ def runs_figure(runs: Mapping[str, tuple[Mapping[str, Any], pd.DataFrame]]) -> F
             for shift, when in ((-0.13, "before"), (0.13, "after")):
                 value, (low, high) = summary[when]["accuracy"], summary[when]["ci"]
                 left.errorbar(position + shift, value, [[value - low], [high - value]], fmt="o", color=colour,
-                              capsize=4, markerfacecolor="white" if when == "before" else colour)  # fmt: skip
+                              capsize=4, markerfacecolor=SHEET if when == "before" else colour)  # fmt: skip
                 left.text(position + shift, high + 0.015, f"{value:.1%}", ha="center", fontsize=8.5)
             for key, label, level, dash in LEVELS:
                 if summary.get(key) is not None:
@@ -138,54 +157,8 @@ def overlay_figure(runs: Mapping[str, pd.DataFrame], names: Sequence[str]) -> Fi
 def series_figure(metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> Figure:
     """One measured quantity over steps, small: every step faint, its moving average bold where `smooth`."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         curve(figure.subplots(), metrics, name, smooth=smooth)
-    return figure
-
-
-def sections_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy before and after for each section of the record, with the levels as marks; largest gain first."""
-    ordered = sorted(rows, key=lambda row: (row["after"] or 0) - (row["before"] or 0))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 1.2 + 0.34 * len(ordered)), layout="constrained")
-        axes = figure.subplots()
-        for height, row in enumerate(ordered):
-            if row["before"] is not None and row["after"] is not None:
-                axes.plot([row["before"], row["after"]], [height, height], color="#c3cad2", linewidth=3, zorder=2)
-        heights = range(len(ordered))
-        for when, colour in (("before", BEFORE), ("after", AFTER)):
-            points = [np.nan if row[when] is None else row[when] for row in ordered]
-            axes.scatter(points, heights, s=52, color=colour, edgecolor="white", zorder=4, label=f"{when} GRPO")
-        for key, label, colour, _ in LEVELS:
-            points = [np.nan if row[key] is None else row[key] for row in ordered]
-            if not np.isnan(points).all():
-                axes.scatter(points, heights, s=110, marker="|", color=colour, linewidth=2, zorder=3, label=label)
-        axes.set_yticks(list(heights), [f"{row['section']}  (n = {row['n']:,})" for row in ordered])
-        axes.set_ylim(-0.6, len(ordered) - 0.4)
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("accuracy")
-        figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
-    return figure
-
-
-def phases_figure(steps: pd.Series, phases: pd.DataFrame) -> Figure:
-    """Seconds of each of `steps`, stacked by phase (the columns of `phases`); neighbouring steps share a bar."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 2.8), layout="constrained")
-        axes = figure.subplots()
-        bar = np.arange(len(steps)) // -(-len(steps) // BARS)
-        at = steps.groupby(bar).mean()
-        width = 0.9 * (at.diff().median() if len(at) > 1 else 1.0)
-        below = np.zeros(len(at))
-        for number, (phase, seconds) in enumerate(phases.items()):
-            height = seconds.groupby(bar).mean().to_numpy()
-            axes.bar(at, height, width, bottom=below, color=PHASES[number % len(PHASES)], label=str(phase))
-            below = below + height
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("seconds per step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper left", ncols=8, frameon=False, fontsize=8.5)
     return figure
 
 
@@ -204,21 +177,27 @@ def curve(axes: Axes, metrics: pd.DataFrame, name: str, *, smooth: bool = True) 
     if window > 1:
         average = values.rolling(window, center=True, min_periods=1).mean()
         axes.plot(steps, average, color=LINE, linewidth=2.2, label=f"mean of {window} steps")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=True)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
 
 
-def svg(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` element to stand in a page, `title` its text for screen readers.
+def svg(figure: Figure, alt: str) -> str:
+    """The figure as an `<svg>` element to stand in a page, `alt` its text for those who do not see it.
 
-    The same figure gives the same text: no date, no random ids.
+    Its colours are the page's. The same figure gives the same text: no date, no random ids.
     """
     text = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}), warnings.catch_warnings():
+        # The page has fonts for scripts that this one lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     element = text.getvalue()
     element = element[element.index("<svg") :]
-    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return element.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
+    # What would hold for the whole page: names that other figures have too, and rules for every element.
+    element = re.sub(r'<g id="[^"]*"', "<g", element)
+    element = re.sub(r"<style type=\"text/css\">.*?</style>", "", element, flags=re.DOTALL)
+    element = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda found: _NAMED.get(found[0], found[0]), element)
+    element = element.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    return element.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -236,16 +215,16 @@ def _accuracy(axes: Axes, summary: Mapping[str, Any]) -> None:
         return
     for position, (when, part) in enumerate(parts):
         if not part:
-            axes.text(position, 0.02, "not evaluated\nyet", ha="center", va="bottom", color="#57606a", fontsize=8.5)
+            axes.text(position, 0.02, "not evaluated\nyet", ha="center", va="bottom", color=SOFT, fontsize=8.5)
             continue
         accuracy = part["accuracy"]
         low, high = part["ci"] or (accuracy, accuracy)
         axes.bar(position, accuracy, 0.56, color={"before": BEFORE, "after": AFTER}[when], zorder=2)
-        axes.errorbar(position, accuracy, [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]], color="#1f2328",
+        axes.errorbar(position, accuracy, [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]], color=INK,
                       capsize=5, linewidth=1.6, zorder=4)  # fmt: skip
         inside = min(low, accuracy) > 0.09  # else the figure would stick out of its bar
         axes.text(position, 0.02 if inside else high + 0.02, f"{accuracy:.1%}", ha="center", va="bottom",
-                  color="white" if inside and when == "after" else "black", fontweight="bold", fontsize=11,
+                  color=SHEET if inside and when == "after" else INK, fontweight="bold", fontsize=11,
                   zorder=5)  # fmt: skip
     levels = [
         (summary[key], label, colour, dash) for key, label, colour, dash in LEVELS if summary.get(key) is not None
@@ -273,5 +252,8 @@ def _apart(values: Sequence[float], distance: float) -> list[float]:
 
 
 def _missing(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="#57606a")
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=SOFT)
     axes.set_yticks([])
+
+
+_NAMED = {colour: f"var(--{name}, {colour})" for name, colour in COLOURS.items()}

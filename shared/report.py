@@ -15,10 +15,11 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from shared import evaluation, files, health, plots
+from shared import evaluation, files, health, page_plots, plots
 from shared.config import validate
 from shared.errors import InputError
 from shared.metrics import METRICS_FILE, phases, read_metrics
+from shared.registry.features import display_names
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_FILE = "report.html"
@@ -26,6 +27,8 @@ SUMMARY_FILE = "summary.json"
 MAIN_PLOT = Path("plots") / "main.png"
 SUMMARY_KEYS = ("before", "after", "gain", "per_section", "per_feature", "timings")  # None where a run has none yet
 EXAMPLE_KEYS = {"when", "question", "completion", "answer", "predicted"}
+FEW = 10  # questions; a change over fewer is shown without a colour, it says too little
+SLOW_START = 2  # a first step that takes so many times as long as later ones has compiled programs
 NO_STEPS = pd.DataFrame({"step": pd.Series(dtype="int64")})
 
 # Metric, title, what it says. In the order of the page; a metric that a run lacks is left out and named as missing.
@@ -79,7 +82,7 @@ def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "interval": interval, "duration": duration, "points": points}
-    environment.filters |= {"readings": readings_in_words}
+    environment.filters |= {"readings": readings_in_words, "section": page_plots.section_name}
     environment.globals["points"] = points
     html = environment.get_template(template).render(values)
     with files.replacing(path) as temporary:
@@ -233,6 +236,8 @@ def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
         "hidden_examples": 0 if show_examples else len(examples),
         "lengths": parts,
         "missing": _missing(workdir, found, config, metrics),
+        "names": display_names(workdir / "data" / "registry"),
+        "few": FEW,
     }
 
 
@@ -288,31 +293,106 @@ def optional_json(path: Path, otherwise: Any) -> Any:
 def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
     """The page's figures as SVG, and the rows of its table of times."""
     summary, metrics, warmup = page["summary"], page["metrics"], page["warmup"]
-    series = [
-        {
+    series = {
+        name: {
             "title": title,
             "caption": caption,
-            "svg": Markup(plots.svg(plots.series_figure(metrics, name, smooth=name != "learning_rate"), title)),
+            "svg": drawn(
+                plots.series_figure(metrics, name, smooth=name != "learning_rate"), _course(title, metrics[name])
+            ),
         }
         for name, title, caption in SERIES
         if name in metrics.columns and not metrics[name].isna().all()
-    ]
-    seconds = phases(metrics)
-    total = float(seconds.to_numpy().sum())
+    }
     sections = summary.get("per_section") or []
-    sections_figure = plots.svg(plots.sections_figure(sections), "Accuracy by section") if sections else ""
-    warmup_figure = "" if warmup.empty else plots.svg(plots.series_figure(warmup, "loss"), "Warm-up loss")
-    phases_figure = plots.svg(plots.phases_figure(metrics["step"], seconds), "Time by phase") if total else ""
+    evaluated = [when for when in ("before", "after") if summary.get(when)]
+    sides = {when: f"{when} GRPO" for when in evaluated}
+    found: dict[str, Any] = {"accuracy_figure": "", "sections_figure": "", "warmup_figure": ""}
+    if evaluated:
+        rows = _accuracies(summary)
+        found["accuracy_figure"] = drawn(page_plots.accuracies(rows), listed("Accuracy", rows))
+    if sections:
+        told = [
+            f"{page_plots.section_name(row['section'])} {', '.join(f'{w} {percent(row[w])}' for w in evaluated)}"
+            for row in sections
+        ]
+        found["sections_figure"] = drawn(
+            page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(told)}"
+        )
+    if not warmup.empty:
+        found["warmup_figure"] = drawn(plots.series_figure(warmup, "loss"), _course("Warm-up loss", warmup["loss"]))
+    return (
+        found
+        | _times(metrics)
+        | {
+            "reward": series.pop("reward", None),
+            "series": list(series.values()),
+            "levels": [(label, summary.get(key)) for key, label, *_ in plots.LEVELS],
+        }
+    )
+
+
+def drawn(figure: Any, alt: str) -> Markup:
+    """A figure for a page, with the text that stands for it."""
+    return Markup(plots.svg(figure, alt))
+
+
+def listed(what: str, rows: Sequence[page_plots.Row]) -> str:
+    """A figure of accuracies in words."""
+    return f"{what}: {'; '.join(f'{row.label} {percent(row.value)} ({interval(row.ci)})' for row in rows)}"
+
+
+def level_rows(figures: Mapping[str, Any]) -> list[page_plots.Row]:
+    """What an accuracy is held against, for a figure."""
+    return [
+        page_plots.Row(label, figures[key], None, colour, page_plots.MARKERS[key])
+        for key, label, colour, _ in plots.LEVELS
+        if figures.get(key) is not None
+    ]
+
+
+def _accuracies(summary: Mapping[str, Any]) -> list[page_plots.Row]:
+    sides = (("before", plots.BEFORE), ("after", plots.AFTER))
+    rows = [
+        page_plots.Row(f"{when} GRPO", summary[when]["accuracy"], summary[when]["ci"], colour)
+        for when, colour in sides
+        if summary.get(when)
+    ]
+    return rows + level_rows(summary)
+
+
+def _course(title: str, values: pd.Series) -> str:
+    known = values.dropna()
+    return f"{title} over {len(values)} steps: {known.iloc[0]:.3g} at first, {known.iloc[-1]:.3g} at last"
+
+
+def _times(metrics: pd.DataFrame) -> dict[str, Any]:
+    """Where the time went; a first step that compiled programs is told apart, or nothing else could be seen."""
+    seconds = phases(metrics)
+    steps = seconds.sum(axis=1)
+    total = float(steps.sum())
+    slow = len(steps) > 2 and steps.iloc[0] > SLOW_START * steps.iloc[1:].median()
+    shown = slice(1 if slow else 0, None)
+    later = seconds.iloc[shown]
+    figure: Markup | str = ""
+    if total:
+        spent = ", ".join(f"{name} {duration(value)}" for name, value in later.mean().items())
+        figure = drawn(page_plots.times(metrics["step"].iloc[shown], later), f"Seconds per step, on average: {spent}")
     return {
-        "main_figure": Markup(plots.svg(plots.main_figure(summary, metrics), "Accuracy before and after, and reward")),
-        "sections_figure": Markup(sections_figure),
-        "warmup_figure": Markup(warmup_figure),
-        "phases_figure": Markup(phases_figure),
-        "series": series,
+        "phases_figure": figure,
         "phases": [
-            {"name": name, "seconds": value, "share": value / total if total else None, "mean": value / len(metrics)}
-            for name, value in seconds.sum().items()
+            {
+                "name": name,
+                "seconds": values.sum(),
+                "share": values.sum() / total if total else None,
+                "mean": values.iloc[shown].mean(),
+                "first": values.iloc[0],
+            }
+            for name, values in seconds.items()
         ],
         "total_seconds": total,
-        "levels": [(label, summary.get(key)) for key, label, *_ in plots.LEVELS],
+        "mean_seconds": float(later.sum(axis=1).mean()) if len(later) else 0.0,
+        "slow_start": float(steps.iloc[0]) if slow else None,
+        "usual_step": float(steps.iloc[1:].median()) if slow else None,
+        "first_step": int(metrics["step"].iloc[0]) if slow else None,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.check import Check, largest_difference, largest_distance, unequal
+from parity.check import NATS, Check, largest_difference, largest_distance, unequal
 from parity.sides import SIDES, Side, run_config
 from parity.world import Case, World
 
@@ -46,7 +46,9 @@ def checks(world: World) -> Iterator[Check]:
         for name, expected in whole.items():
             measured = largest_distance(ended.weights, expected.weights)
             yield Check.of(f"exchange: weights, {what}", case.family, f"{name} alone", measured, WEIGHT_BOUND)
-            measured = largest_difference({"token": ended.reference_logprobs}, {"token": expected.reference_logprobs})
+            measured = largest_difference(
+                {"token": ended.reference_logprobs}, {"token": expected.reference_logprobs}, unit=NATS
+            )
             yield Check.of(f"exchange: reference, {what}", case.family, f"{name} alone", measured, LOGPROB_BOUND)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from parity import recorded, reference
-from parity.check import Check, largest_difference, unequal
+from parity.check import NATS, Check, Measured, largest_difference, unequal
 from parity.families import EOS, FAMILIES
 from parity.sides import SIDES, Side, run_config
 from parity.world import Case, World
@@ -101,7 +101,7 @@ def _tokens(found: list[list[Completion]]) -> dict[str, np.ndarray]:
     return {f"question {number}": group[0].tokens for number, group in enumerate(found)}
 
 
-def _gap(learner: Any, case: Case, found: list[list[Completion]]) -> tuple[float, str]:
+def _gap(learner: Any, case: Case, found: list[list[Completion]]) -> Measured:
     """The engine's log-probabilities against the learner's, of the engine's own completions."""
     layout = GroupLayout(prompt=recorded.LAYOUT.prompt, group=1, completion=recorded.LAYOUT.completion)
     batch = grpo.pack(
@@ -113,4 +113,4 @@ def _gap(learner: Any, case: Case, found: list[list[Completion]]) -> tuple[float
     )
     assert batch.rollout_logprobs is not None
     scored = learner.logprobs(batch, "policy")
-    return largest_difference({"token": batch.rollout_logprobs}, {"token": scored})
+    return largest_difference({"token": batch.rollout_logprobs}, {"token": scored}, unit=NATS)

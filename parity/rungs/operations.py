@@ -17,7 +17,7 @@ import creason_torch.loss
 from creason_jax.model import group_attention as jax_attention
 from creason_torch.attention import group_attention as torch_attention
 from parity import reference
-from parity.check import Check, largest_difference, largest_relative, unequal
+from parity.check import NATS, Check, Measured, largest_difference, largest_relative, unequal
 from parity.sides import run_config
 from parity.world import World
 from shared import grpo
@@ -67,11 +67,11 @@ def _log_softmax() -> Iterator[Check]:
         "torch": creason_torch.logprobs.target_logprobs(wide, torch.from_numpy(targets)).numpy(),
     }
     for side, values in found.items():
-        measured = largest_difference({"token": values}, {"token": expected})
+        measured = largest_difference({"token": values}, {"token": expected}, unit=NATS)
         yield Check.of(f"operations: log-softmax, {side}", "all", "float64", measured, 3e-6)
     yield Check.of(
         "operations: log-softmax", "all", "torch",
-        largest_difference({"token": found["jax"]}, {"token": found["torch"]}), 3e-6,
+        largest_difference({"token": found["jax"]}, {"token": found["torch"]}, unit=NATS), 3e-6,
     )  # fmt: skip
 
 
@@ -165,11 +165,10 @@ def _losses(world: World) -> Iterator[Check]:
         )  # fmt: skip
 
 
-def _over_norm(found: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
+def _over_norm(found: np.ndarray, expected: np.ndarray) -> Measured:
     """The largest difference of a token's gradient, relative to the largest of all tokens."""
     size = float(np.abs(expected).max())
-    value, worst = largest_difference({"token": found / size}, {"token": expected / size})
-    return value, worst
+    return largest_difference({"token": found / size}, {"token": expected / size}, unit="of the largest")
 
 
 def _jax_objective(scored: np.ndarray, batch: Any, config: GrpoConfig, divisor: float) -> tuple[Any, np.ndarray]:

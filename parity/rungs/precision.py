@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from parity import reference
-from parity.check import Check, largest_distance, largest_step_error
+from parity.check import NATS, Check, Measured, largest_distance, largest_step_error
 from parity.rungs.scoring import whole
 from parity.sides import SIDES, gradient, run_config
 from parity.world import World
@@ -33,16 +33,17 @@ def checks(world: World) -> Iterator[Check]:
         expected = whole(reference.logprobs(case.network, case.batch()).numpy(), case)
     counted = case.batch().completion_mask > 0
     start, rate = reference.weights(case.network), config.optimizer.learning_rate
-    errors: dict[str, dict[str, tuple[float, str]]] = {"logprobs": {}, "gradient": {}}
+    errors: dict[str, dict[str, Measured]] = {"logprobs": {}, "gradient": {}}
     for side in SIDES:
         learner = side.learner(config, case.folder, steps=2)
         off = (learner.logprobs(case.batch(), "policy") - expected)[counted]
-        errors["logprobs"][side.name] = (float(np.sqrt(np.mean(off**2))), "root mean square of all tokens")
+        typical = float(np.sqrt(np.mean(off**2)))
+        errors["logprobs"][side.name] = Measured(typical, "root mean square of all tokens", NATS)
         learner.update(case.batch())
         errors["gradient"][side.name] = largest_distance(gradient(side, learner), exact.gradient)
         measured = largest_step_error(side.weights(learner), exact.weights, start, rate)
         yield Check.of(f"precision: movement of the masters, {side.name}", case.family, "float64", measured, STEP_BOUND)
     for what, found in errors.items():
         for name, other in (("jax", "torch"), ("torch", "jax")):
-            bound = TIMES * found[other][0]
+            bound = TIMES * found[other].value
             yield Check.of(f"precision: bfloat16 {what}, {name}", case.family, "float64", found[name], bound)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from parity import reference
-from parity.check import Check, largest_difference
+from parity.check import NATS, Check, largest_difference
 from parity.rungs.scoring import whole
 from parity.sides import SIDES, Side, run_config
 from parity.world import Case, World
@@ -27,7 +27,7 @@ def checks(world: World) -> Iterator[Check]:
         learner.sync_reference()
         found = learner.logprobs(case.batch(), "reference")
         expected = _mixed_logprobs(case, side, learner, config.grpo.ref_mixup)
-        measured = largest_difference({"token": found}, {"token": expected})
+        measured = largest_difference({"token": found}, {"token": expected}, unit=NATS)
         yield Check.of(f"reference: mixed policy, {side.name}", case.family, "float64", measured, BOUND)
 
 

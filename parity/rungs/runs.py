@@ -14,7 +14,7 @@ from configs import smoke
 from creason_jax import sharding
 from creason_jax.backend import Backend as JaxBackend
 from creason_torch.backend import Backend as TorchBackend
-from parity.check import Check, unequal
+from parity.check import Check, Measured, unequal
 from parity.world import World
 from shared import replay, run
 from shared.config import RunConfig, validate
@@ -47,7 +47,7 @@ def checks(world: World) -> Iterator[Check]:
         rows = differences(tables["live"], tables["replay"]).to_dict("records")
         for names, bound in ((COMPARED, BOUND), (EXACT, 0.0)):
             worst = max((row for row in rows if row["metric"] in names), key=lambda row: row["relative"])
-            measured = (float(worst["relative"]), f"{worst['metric']} of step {worst['step']}")
+            measured = Measured(float(worst["relative"]), f"{worst['metric']} of step {worst['step']}", "relative")
             what = f"runs: {', '.join(names)}, {recorded} run replayed by {name}"
             yield Check.of(what, "smoke", f"{recorded} run", measured, bound)
         for metric in ("loss", "reward"):
@@ -98,5 +98,6 @@ def _same_questions(folder: Path) -> Iterator[Check]:
     firsts = [reader.read(0)[0] for reader in readers]
     sampled = [completion_view(batch.tokens, batch.layout) for batch in firsts]
     different = (sampled[0] != sampled[1]).any(axis=1)
-    measured = (float(different.mean()), f"completion {int(different.argmax())}" if different.any() else "")
+    first = f"completion {int(different.argmax())}" if different.any() else ""
+    measured = Measured(float(different.mean()), first, "share")
     yield Check.of("runs: completions of the first step that differ", "smoke", "torch", measured, FEW)

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from parity import recorded, reference
-from parity.check import Check, largest_difference, unequal
+from parity.check import NATS, Check, largest_difference, unequal
 from parity.sides import SIDES, run_config
 from parity.world import Case, World
 from shared import grpo
@@ -36,9 +36,10 @@ def _family(case: Case) -> Iterator[Check]:
         measured = unequal(side.weights(learner), stored)
         yield Check.of(f"scoring: weights as loaded, {side.name}", case.family, "the file", measured, 0)
         found[side.name] = by_completion(learner.logprobs(case.batch(), "policy"), case)
-        measured = largest_difference(found[side.name], by_completion(whole(expected, case), case))
+        measured = largest_difference(found[side.name], by_completion(whole(expected, case), case), unit=NATS)
         yield Check.of(f"scoring: logprobs, {side.name}", case.family, "float64", measured, BOUND)
-    yield Check.of("scoring: logprobs", case.family, "torch", largest_difference(found["jax"], found["torch"]), BOUND)
+    measured = largest_difference(found["jax"], found["torch"], unit=NATS)
+    yield Check.of("scoring: logprobs", case.family, "torch", measured, BOUND)
 
 
 def whole(scored: np.ndarray, case: Case) -> np.ndarray:
@@ -66,5 +67,5 @@ def _layouts(case: Case) -> Iterator[Check]:
             padded = recorded.with_longer_prompts(batch, batch.layout.prompt + more)
             scored = learner.logprobs(padded, "policy")
             found[f"prompts padded by {more}"] = grpo.completion_view(scored, padded.layout)
-        measured = largest_difference(found, dict.fromkeys(found, together))
+        measured = largest_difference(found, dict.fromkeys(found, together), unit=NATS)
         yield Check.of(f"scoring: layouts, {side.name}", case.family, "group rows", measured, BOUND)

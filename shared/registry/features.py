@@ -6,11 +6,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from shared import files
 from shared.errors import InputError
 
 Kind = Literal["number", "category", "datetime", "text"]
@@ -80,6 +82,14 @@ def from_json(values: Any, where: str) -> list[Feature]:
         return [Feature(**{**value, **{name: tuple(value.get(name, ())) for name in lists}}) for value in values]
     except (TypeError, KeyError) as error:
         raise InputError(f"{where}: not a list of features ({error})") from None
+
+
+def display_names(folder: Path) -> dict[str, str]:
+    """What a reader sees for each feature of the registry prepared in `folder`; none where there is no registry."""
+    path = folder / "features.json"
+    return (
+        {item.name: item.display_name for item in from_json(files.read_json(path), str(path))} if path.is_file() else {}
+    )
 
 
 def value_text(feature: Feature, value: Any) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import re
+import shlex
 import shutil
 import sys
 
@@ -23,6 +26,7 @@ from shared.errors import TrainingError
 from shared.evaluation import answer_to, read_answers, write_answers
 from shared.prompts import encode
 from shared.questions import write_questions
+from shared.report import percent
 from shared.tokenizer import load_tokenizer
 
 SMALL = ("--max_prompt_tokens=300", "--max_new_tokens=3", "--slots=1", "--bootstrap=100")
@@ -86,7 +90,8 @@ def evaluate(root, monkeypatch, capfd):
 
 def content(folder):
     """What an evaluation wrote, without the place."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    place = str(folder).encode()
+    return {path.name: path.read_bytes().replace(place, b"") for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -355,3 +360,30 @@ def test_the_number_format_is_decided_into_the_runs_config(root, tmp_path):
     assert run.as_begun(config, tmp_path / "none") == config
     given = validate({"name": "x", "learner": {"compute_dtype": "float32"}})
     assert run.as_begun(given, tmp_path) == given == run.as_in(given, RunConfig(name="y"))
+
+
+def test_the_page_says_how_it_was_made_and_shows_patients_text_only_if_asked(tmp_path, root, evaluate):
+    out = tmp_path / "out"
+    assert "--show_examples: shows some of what --completions keeps" in evaluate(out, "--show_examples").refusal
+    assert evaluate(out, "--completions", "--limit=9").code == 0
+    page = html.unescape((out / "evaluation.html").read_text())
+    found = json.loads((out / "summary.json").read_text())
+    assert f"The model answered {percent(found['accuracy'])} of 9 questions about 9 patients right" in page
+    assert "[Baseline]" not in page and "Lactate" not in page
+    for said in (
+        str(root / "model"),
+        "questions.parquet, the first 9",
+        "prompts of 300 tokens, completions of 3",
+        "Seed",
+    ):
+        assert said in page
+    assert evaluate(out, "--completions", "--limit=9", "--show_examples").code == 0
+    shown = html.unescape((out / "evaluation.html").read_text())
+    kinds = {"✓ right": 0, "✗ wrong": 0}
+    assert "[Baseline]" in shown and all(1 <= shown.count(kind) <= 2 for kind in kinds)
+    # The command on the page makes the same page.
+    command = re.search(r"<pre>(python -m launch\.evaluate .*?)</pre>", shown, re.DOTALL)[1]
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["python", "-m", "launch.evaluate"] and f"--out={out}" in words and "--limit=9" in words
+    given = [word for word in words[3:] if not word.startswith(("--out", "--model", "--questions", *SMALL))]
+    assert sorted(given) == ["--completions", "--device=cpu", "--limit=9", "--show_examples"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 
 import pytest
 
@@ -55,10 +56,12 @@ def test_the_report_holds_every_check(ladder):
     report.write(folder, checks, world)
     rows = json.loads((folder / "parity.json").read_text())
     assert len(rows) == len(checks)
-    assert set(rows[0]) == {"check", "family", "against", "value", "bound", "passed", "worst"}
+    assert set(rows[0]) == {"check", "family", "against", "value", "bound", "unit", "passed", "worst"}
+    assert {row["unit"] for row in rows} <= set(report.UNITS) and set(report.RUNGS_MEAN) == set(runner.RUNGS)
     page = (folder / "parity.html").read_text()
     assert page.count("<svg ") == len(world.curves) > 0
-    assert all(f"<td>{check.check.split(': ', 1)[1]}</td>" in page for check in checks)
+    assert all(f">{check.check.split(': ', 1)[1]}</td>" in page for check in checks)
+    assert re.search(r"question \d, completion \d, token \d", page) and not re.search(r"completion \d\[", page)
     assert f"All {len(checks)} checks are within their bounds" in report.verdict(checks)
 
 
@@ -73,6 +76,22 @@ def test_a_fault_is_found_by_its_rung_and_named(name, tmp_path):
     assert f"{first.check} ({FAMILY if first.family != 'all' else 'all'}" in report.verdict(checks)
     report.write(tmp_path, checks, world, inject=name)
     assert FAULTS[name].what in html.unescape((tmp_path / "parity.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("worst", "words"),
+    [
+        ("question 1, completion 4[11]", "question 1, completion 4, token 11"),
+        ("token[7]", "token 7"),
+        ("token[2, 14]", "row 2, token 14"),
+        ("prompts padded by 3[5, 0]", "prompts padded by 3, completion 5, token 0"),
+        ("q[0, 3, 1, 5]", "q, element (0, 3, 1, 5)"),
+        ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("", ""),
+    ],
+)
+def test_a_place_in_words(worst, words):
+    assert report.place(worst) == words
 
 
 def test_every_fault_is_named():

@@ -109,6 +109,28 @@ def test_summarise_counts_by_hand():
     assert (age["majority_accuracy"], age["chance_accuracy"], age["bayes_accuracy"]) == (0.5, 0.25, 0.8)
 
 
+def test_sections_have_the_interval_of_their_own_questions():
+    questions = [question(number, f"p{number}", section="AB"[number % 2]) for number in range(40)]
+    given = answered(questions, "ABBB" * 10)  # of section A every other one is right, of B none
+    rows = evaluation.summarise(questions, given, **OPTIONS)["per_section"]
+    alone = evaluation.summarise(questions[::2], given[::2], **OPTIONS)
+    assert rows[0]["ci"] == alone["ci"] and rows[0]["ci"][0] < 0.5 < rows[0]["ci"][1]
+    config = RunConfig(name="x", seed=OPTIONS["seed"], evaluation=EvaluationConfig(bootstrap=OPTIONS["bootstrap"]))
+    both = evaluation.summary("x", questions, None, given, config=config)["per_section"]
+    assert (both[0]["ci_before"], both[0]["ci_after"], "ci" in both[0]) == (None, rows[0]["ci"], False)
+
+
+def test_how_the_answers_ended_adds_up():
+    questions = [question(number, f"p{number}") for number in range(4)]
+    given = answered(questions, "AB..")  # right, wrong, and two without a letter
+    given = [dataclasses.replace(answer, truncated=cut) for answer, cut in zip(given, (True, False, True, False))]
+    assert evaluation.details(questions, given)["endings"] == {
+        "right": 0.25, "wrong": 0.25, "cut_off": 0.25, "unreadable": 0.25,
+    }  # fmt: skip
+    unknown = [dataclasses.replace(answer, truncated=None) for answer in given]
+    assert evaluation.details(questions, unknown)["endings"] == {"right": 0.25, "wrong": 0.25, "no_answer": 0.5}
+
+
 def test_macro_f1_is_sklearns_over_texts_not_letters():
     random = np.random.default_rng(1)
     questions = [

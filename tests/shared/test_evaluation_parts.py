@@ -233,7 +233,7 @@ def test_the_page_shows_every_part_and_no_text_of_a_patient(tmp_path):
     found["subgroups"] = [{"by": "sex", "group": "<b>", "suppressed": True}]
     write_page(tmp_path / "page.html", found, title="A model")
     html = (tmp_path / "page.html").read_text()
-    assert "61.3" in html and "suppressed" in html and "<svg" in html and "auroc" in html and "&lt;b&gt;" in html
+    assert "61.3" in html and "suppressed" in html and "<svg" in html and "AUROC" in html and "&lt;b&gt;" in html
     assert not any(line in html for question in questions for line in question.context.split("\n") if ":" in line)
 
 

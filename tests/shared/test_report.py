@@ -210,6 +210,26 @@ def test_phases_that_do_not_come_every_step(workdir):
     assert re.search(r"other\s*1\.0 s\s*20\.0%", text)
 
 
+def test_a_first_step_that_compiled_is_told_apart(workdir):
+    lines = [{"step": step, "seconds_update": 90.0 if step == 0 else 2.0} for step in range(5)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = report.write_report(workdir, show_examples=False)
+    text = Page(path).text
+    assert "Step 0 took 1 min 30 s, a later one 2.0 s (median)" in text
+    assert re.search(r"update\s*1 min 38 s\s*100\.0%\s*2\.000 s\s*90\.000 s", text)
+    assert "Seconds per step, on average: update 2.0 s" in path.read_text()
+
+
+def test_features_have_the_names_that_readers_know(workdir):
+    shown = {
+        "display_name": "Lactate, first", "section": "x", "kind": "number", "unit": "", "decimals": 0, "categories": [],
+        "labels": [], "leak_group": None, "visible": True,
+    }  # fmt: skip
+    files.write_json(workdir / "data" / "registry" / "features.json", [shown | {"name": "feature 1"}])
+    text = Page(report.write_report(workdir, show_examples=False)).text
+    assert "Lactate, first" in text and "feature 1" not in text and "feature 2" in text
+
+
 def test_the_same_files_make_the_same_page(shown, workdir):
     again = report.write_report(workdir, show_examples=True)
     assert again.read_text() == (shown / "report.html").read_text()

@@ -1,0 +1,24 @@
+"""Starting the command that makes the documentation's screenshots."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import screenshots
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAMES = {f"{page}-{look}.png" for page in screenshots.PAGES for look in screenshots.LOOKS}
+
+
+def launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tests/browser/screenshots.py", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
