@@ -163,10 +163,13 @@ def reasons(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 def shows_date(tokenizer: PreTrainedTokenizerFast, style: PromptStyle) -> bool:
     """Whether the template writes the day on which it is rendered into prompts of this style."""
-    return any(
-        len({dataclasses.replace(style, date=day).text(tokenizer, ASKED, system=system) for day in MOMENTS}) > 1
-        for system in (SYSTEM_PROMPT, "")
-    )
+    try:
+        return any(
+            len({dataclasses.replace(style, date=day).text(tokenizer, ASKED, system=system) for day in MOMENTS}) > 1
+            for system in (SYSTEM_PROMPT, "")
+        )
+    except InputError:  # it cannot render them: the first prompt says so
+        return False
 
 
 def describe(style: PromptStyle, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> str:
