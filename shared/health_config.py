@@ -18,19 +18,19 @@ class HealthConfig:
     # No group with a difference, in so many steps and in so many completions at least. 0 of 100 means, at 95 %, that fewer than
     # 3 in 100 completions differ from their group (rule of three: Hanley & Lippman-Hand, JAMA 1983): nothing to learn from.
     no_signal_steps: int = 5
-    no_signal_completions: int = 100
+    no_signal_completions: int = 100  # without a difference, at least; see no_signal_steps
     # Nats a token to the reference (k3, Schulman 2020). Policies that learn stay below 0.1; at 1 the text is e times less likely
     # a token than the reference's, and is usually no language any more.
     kl: float = 1.0
-    kl_steps: int = 5
+    kl_steps: int = 5  # in a row beyond kl
     # Nats a token. What reward can still be gained falls with entropy and ends where it is 0 (Cui et al. 2025,
     # arXiv:2505.22617). Short answers in a fixed format are near 0.1 and learn: so this warns and does not stop.
     entropy: float = 0.01
-    entropy_steps: int = 10
+    entropy_steps: int = 10  # in a row below entropy
     # Share of completions that the length limit ended: what they say is lost, and their reward is noise (DAPO, Yu et al. 2025,
     # arXiv:2503.14476, section 3.4).
     cut_off: float = 0.5
-    cut_off_steps: int = 5
+    cut_off_steps: int = 5  # in a row beyond cut_off
 
     def __post_init__(self) -> None:
         at_least(
