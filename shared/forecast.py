@@ -94,7 +94,8 @@ def update_temporaries(
     """Bytes that one device needs for an update of so many rows at once, beside weights and gradients; an estimate.
 
     `item`: bytes of a number in the compute dtype; `chunk`: tokens whose logits exist at once; `whole_scores`: elements up to
-    which attention makes an array of scores whole, beyond them it computes in blocks (kernels of GPUs and TPUs: 0). What the backward pass keeps is by `remat`, and one layer is computed with all it
+    which attention makes an array of scores whole, beyond them it computes in blocks (kernels of GPUs and TPUs: 0).
+    What the backward pass keeps is by `remat`, and one layer is computed with all it
     makes, mostly in float32. The factors were fitted to what XLA reserves on a CPU for 11 shapes (docs/measurements.md).
     """
     tokens = rows * layout.length
