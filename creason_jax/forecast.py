@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from creason_jax import memory, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, abstract_params
+from creason_jax.model.attention.choose import LARGE_SCORES
 from creason_jax.rollout import Engine
 from shared import forecast
 from shared.backend import Sampling, Workload
@@ -81,7 +82,7 @@ def of_shape(
         update_temporaries=compiler
         + forecast.update_temporaries(
             sizes, layout, width / sharding.batch_ways(mesh), item=jnp.dtype(config.learner.compute_dtype).itemsize,
-            remat=config.learner.remat, chunk=config.learner.logprob_chunk, blocks=platform != "cpu",
+            remat=config.learner.remat, chunk=config.learner.logprob_chunk, whole_scores=LARGE_SCORES if platform == "cpu" else 0,
         ),
         rollout_temporaries=temporaries + compiler,
         **common,

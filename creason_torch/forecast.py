@@ -45,7 +45,7 @@ def need(config: RunConfig, model: Path, device: torch.device, workload: Workloa
                     settings.num_attention_heads, settings.vocab_size)  # fmt: skip
     temporaries = forecast.update_temporaries(
         sizes, layout, width, item=item, remat=config.learner.remat, chunk=config.learner.logprob_chunk,
-        blocks=device.type == "cuda",
+        whole_scores=0 if device.type == "cuda" else math.inf,
     )  # fmt: skip
     if stage and device.type == "cuda":
         temporaries += MASTER * BUCKET

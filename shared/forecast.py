@@ -21,8 +21,7 @@ from shared.errors import InputError
 from shared.grpo import GroupLayout
 
 FACTOR = 2.0  # the estimate of temporaries and what is measured are at most this far apart
-BLOCK = 128  # queries whose scores exist at once where a long row is computed in blocks
-KEPT_SCORES = 2**26  # elements of an array of scores, beyond which none is made whole
+BLOCK = 128  # queries whose scores exist at once where a row is computed in blocks
 
 
 class Decoder(NamedTuple):
@@ -90,17 +89,18 @@ class Need:
 
 
 def update_temporaries(
-    model: Decoder, layout: GroupLayout, rows: float, *, item: int, remat: Remat, chunk: int, blocks: bool
+    model: Decoder, layout: GroupLayout, rows: float, *, item: int, remat: Remat, chunk: int, whole_scores: float
 ) -> float:
     """Bytes that one device needs for an update of so many rows at once, beside weights and gradients; an estimate.
 
-    `item`: bytes of a number in the compute dtype; `chunk`: tokens whose logits exist at once; `blocks`: attention never keeps
-    whole scores (kernels of GPUs and TPUs). What the backward pass keeps is by `remat`, and one layer is computed with all it
+    `item`: bytes of a number in the compute dtype; `chunk`: tokens whose logits exist at once; `whole_scores`: elements up to
+    which attention makes an array of scores whole, beyond them it computes in blocks (kernels of GPUs and TPUs: 0).
+    What the backward pass keeps is by `remat`, and one layer is computed with all it
     makes, mostly in float32. The factors were fitted to what XLA reserves on a CPU for 11 shapes (docs/measurements.md).
     """
     tokens = rows * layout.length
     hidden, ffn = 4.0 * tokens * model.hidden, 4.0 * tokens * model.ffn
-    scores = _scores(model, layout, rows, blocks)
+    scores = _scores(model, layout, rows, whole_scores)
     part = item / 4
     kept = {
         "none": part * (8 * hidden + 4.5 * ffn) + 2.5 * scores,
@@ -113,11 +113,11 @@ def update_temporaries(
     return model.layers * kept + working + 2.5 * 4 * scored * model.vocabulary
 
 
-def _scores(model: Decoder, layout: GroupLayout, rows: float, blocks: bool) -> float:
+def _scores(model: Decoder, layout: GroupLayout, rows: float, whole_scores: float) -> float:
     """Bytes of one layer's attention scores in float32, as many of them as exist at once."""
     own = layout.group * layout.completion
     whole = rows * model.heads * (layout.prompt**2 + own * (layout.prompt + layout.completion))
-    if blocks or whole > KEPT_SCORES:
+    if whole > whole_scores:
         whole = min(whole, rows * model.heads * BLOCK * (layout.prompt + layout.completion))
     return 4.0 * whole
 
@@ -158,7 +158,17 @@ def memory_line(found: Memory) -> str:
     }
     told = ", ".join(f"{name} {memory.text(size)}" for name, size in parts.items() if size)
     when = "in an update" if found.learns else "while it generates"
-    return f"memory   about {memory.text(found.needed)} needed on {found.place}, most of it {when}: {told}"
+    return (
+        f"memory   about {memory.text(found.needed)} needed on {found.place}, most of it {when}: {told}{_short(found)}"
+    )
+
+
+def _short(found: Memory) -> str:
+    """What becomes of a run that needs more than is free by the estimate, and surely less."""
+    if found.free is None or found.needed <= found.free:
+        return ""
+    fewer = dataclasses.replace(found, kv_cache=found.least_kv_cache)
+    return "; fewer slots will decode at once" if fewer.needed <= found.free else "; it may not fit"
 
 
 def disk_line(config: RunConfig, need: Need, folder: Path | str) -> str:

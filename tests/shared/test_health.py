@@ -34,7 +34,7 @@ def test_a_run_that_is_well_is_not_spoken_of():
     ("name", "bad", "steps"),
     [
         ("no signal", {"uniform_groups": 1.0}, 5),
-        ("exploding KL", {"kl": 1.01}, 5),
+        ("exploding KL", {"kl": 5.01}, 5),
         ("exploding KL", {"kl": math.nan}, 5),
     ],
 )
@@ -58,7 +58,7 @@ def test_what_warns_says_it_once(name, bad, steps):
 
 
 def test_bounds_are_the_last_values_that_are_well():
-    assert not any(seen(a_config(), 20 * [{"kl": 1.0, "entropy": 0.01, "truncated": 0.5, "uniform_groups": 0.99}]))
+    assert not any(seen(a_config(), 20 * [{"kl": 5.0, "entropy": 0.01, "truncated": 0.5, "uniform_groups": 0.99}]))
 
 
 def test_small_steps_need_more_of_them_for_a_verdict():
@@ -113,14 +113,14 @@ def test_the_bound_on_engine_and_learner_is_not_weakened():
 
 
 def test_a_report_has_a_row_for_each_check():
-    kl = [0.1] + 6 * [1.5] + [0.2]
+    kl = [0.1] + 6 * [5.5] + [0.2]
     metrics = pd.DataFrame([WELL | {"step": step, "kl": value} for step, value in enumerate(kl)])
     rows = {row["name"]: row for row in health.table(metrics, a_config(stop=False, entropy_steps=0))}
     assert list(rows) == ["no signal", "exploding KL", "collapsing entropy", "lengths at the limit",
                           "engine and learner apart"]  # fmt: skip
     found = rows["exploding KL"]
-    assert (found["last"], found["worst"], found["steps"], found["longest"]) == (0.2, 1.5, 6, 6)
-    assert (found["verdict"], found["bound"]) == ("beyond its bound", "> 1 for 5 steps")
+    assert (found["last"], found["worst"], found["steps"], found["longest"]) == (0.2, 5.5, 6, 6)
+    assert (found["verdict"], found["bound"]) == ("beyond its bound", "> 5 for 5 steps")
     assert rows["no signal"]["verdict"] == "well" and rows["collapsing entropy"]["verdict"] == "off"
     empty = health.table(metrics.iloc[:0], a_config())
     assert {row["verdict"] for row in empty} == {"not measured"}

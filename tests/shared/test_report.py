@@ -137,7 +137,7 @@ class Page(HTMLParser):
 
 def test_the_health_of_a_run_is_a_table_and_a_config_of_another_version_is_said(shown, workdir):
     text = Page(shown / "report.html").text
-    assert "Health of the run" in text and "exploding KL" in text and "> 1 for 5 steps" in text
+    assert "Health of the run" in text and "exploding KL" in text and "> 5 for 5 steps" in text
     config = files.read_json(workdir / "config.json")
     files.write_json(workdir / "config.json", config | {"unknown": 1})
     report.write_report(workdir, show_examples=False)
