@@ -2,9 +2,9 @@
 
 Two CPU cores, no accelerator; flags choose less, or a GPU:
 
-    python -m launch.parity --config=configs/parity.py --workdir=runs/parity
-    python -m launch.parity --config=configs/parity.py --workdir=runs/parity --rungs=scoring,gradients --families=qwen3
-    python -m launch.parity --config=configs/parity.py --workdir=runs/fault --inject=layer_swapped
+    creason parity --config=configs/parity.py --workdir=runs/parity
+    creason parity --config=configs/parity.py --workdir=runs/parity --rungs=scoring,gradients --families=qwen3
+    creason parity --config=configs/parity.py --workdir=runs/fault --inject=layer_swapped
 """
 
 from ml_collections import ConfigDict

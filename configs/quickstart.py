@@ -5,7 +5,7 @@ coded features, a policy of 0.6 M parameters that is warmed up on training recor
 down, evaluated before and after on 2,000 questions about held-out patients.
 
     make quickstart
-    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    creason train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from ml_collections import ConfigDict

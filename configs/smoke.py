@@ -3,7 +3,7 @@
 Reproduces nothing: 160 patients, a policy of 0.1 M parameters and 6 optimizer steps show that every part runs and fits
 the others. Accuracy stays near chance.
 
-    python -m launch.train --config=configs/smoke.py --workdir=runs/smoke
+    creason train --config=configs/smoke.py --workdir=runs/smoke
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ The quickstart with three times as many patients and question groups twice as ma
 that it knows how findings go together, but sees only 250 worked answers: it begins as a model that has the knowledge and
 cannot yet use it to answer. `make study` runs three seeds; one of them:
 
-    python -m launch.train --config=configs/synthetic_study.py --workdir=runs/study-1 --config.seed=1
+    creason train --config=configs/synthetic_study.py --workdir=runs/study-1 --config.seed=1
 """
 
 from ml_collections import ConfigDict

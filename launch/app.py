@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
+from launch import usage
 from shared import files
 from shared.errors import InputError, TrainingError
 
@@ -42,7 +43,7 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     readable by its owner only.
     """
     os.umask(OWNER_ONLY)
-    app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, expand_home=expand_home))
+    app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -72,6 +73,11 @@ def make_folder(flag: str, folder: Path) -> None:
 def on_terminal() -> bool:
     """Whether somebody sees what is written to standard error; it may be closed."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def read_on_terminal() -> bool:
+    """Whether standard output is a terminal: what is printed is read by whoever started the program, and kept nowhere."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _reported(work: Callable[[], None]) -> None:
@@ -110,10 +116,10 @@ def _check_name(flag: str, folder: Path) -> None:
         raise InputError(f"--{flag}={folder}: is a file; give a directory")
 
 
-def _parse(argv: Sequence[str], *, expand_home: bool) -> list[str]:
+def _parse(argv: Sequence[str], *, main: Callable[[], None], expand_home: bool) -> list[str]:
     if any(word in ("--help", "-help", "-h") for word in argv[1:]):
         if sys.stdout is not None:
-            _reported(lambda: app.usage(shorthelp=True, writeto_stdout=True))
+            _reported(lambda: usage.show(main))
         sys.exit(0)
     quiet = f"--verbosity={logging.WARNING}"  # absl would show what libraries log for their own authors
     words = [_with_home(word) for word in argv[1:]] if expand_home else list(argv[1:])
@@ -124,7 +130,7 @@ def _parse(argv: Sequence[str], *, expand_home: bool) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError):
         # How ml_collections refuses an override of what is no field.
         words = [word for word in words if word.lstrip("-").startswith(("config.", "noconfig."))]
-        _fail(f"{', '.join(words)}: the config has no such field; shared/config.py lists them")
+        _fail(f"{', '.join(words)}: the config has no such field; --help lists them")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
     return rest

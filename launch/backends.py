@@ -24,7 +24,7 @@ ONE_BACKEND = {
     "engine": ("torch", "chooses between engines of --backend=torch; JAX has one, so leave it out"),
     "local_rank": (
         "torch",
-        "comes from the DeepSpeed launcher, which starts --backend=torch; launch.train alone starts JAX",
+        "comes from the DeepSpeed launcher, which starts --backend=torch; `creason train` alone starts JAX",
     ),
 }
 

@@ -6,6 +6,7 @@ import dataclasses
 import runpy
 import traceback
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ MISTAKES = (
 class ConfigFile(flags.ArgumentParser):
     """Parses `FILE` or `FILE:ARGUMENT`; the argument is for the file's `get_config`."""
 
-    def __init__(self, sections: type | None):
+    def __init__(self, sections: type | None, documented: Callable[[], type | None]):
         self.sections = sections
+        self.documented = documented
 
     def parse(self, argument: str) -> ConfigDict:
         """The config of the file. Raises InputError saying what is wrong with the file."""
@@ -44,13 +46,18 @@ class ConfigFile(flags.ArgumentParser):
         return "config file"
 
 
-def define(name: str, sections: type | None = RunConfig) -> None:
-    """Define the flag `name` and, with each field, --name.section.field; `sections` is the dataclass that has them."""
+def define(
+    name: str, sections: type | None = RunConfig, *, documented: Callable[[], type | None] | None = None
+) -> None:
+    """Define the flag `name` and, with each field, --name.section.field; `sections` is the dataclass that has them.
+
+    `documented` returns the dataclass whose fields `--help` explains, by default `sections`.
+    """
     # Not locked: a field that the file leaves at its default can be set; `validate` refuses what is no field at all.
     config_flags.DEFINE_config_file(
         name, None, "Config file, e.g. configs/quickstart.py.", lock_config=False, accept_new_attributes=True
     )
-    flags.FLAGS[name].parser = ConfigFile(sections)
+    flags.FLAGS[name].parser = ConfigFile(sections, documented or (lambda: sections))
 
 
 def given(name: str) -> list[str]:

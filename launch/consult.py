@@ -1,6 +1,7 @@
-"""Consultation: a model's recommendation for each note of a table, as texts for launch.review.
+"""Ask a model for a recommendation on each note of a table, for `creason review`.
 
-python -m launch.consult --model=runs/trained --notes=notes.csv --out=consult
+creason consult --model=runs/quickstart/trained --notes=notes.csv --out=consult
+creason consult --model=runs/quickstart/trained --notes=notes.csv --out=consult-torch --backend=torch --max_new_tokens=500
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Lay runs over each other: a figure of accuracy and learning curves, and a table; or any metrics, step by step.
+"""Lay runs over each other: accuracy and learning curves; or any metrics, step by step.
 
-    python -m launch.curves --workdirs=runs/study-1,runs/study-2,runs/study-3 --out=runs/study.png
-    python -m launch.curves --workdirs=runs/quickstart,runs/again --metrics=loss,reward,grad_norm --out=runs/again.png
+    creason curves --workdirs=runs/quickstart,runs/other --out=runs/seeds.png
+    creason curves --workdirs=runs/recorded,runs/again --metrics=loss,reward,grad_norm --out=runs/again.png
 
 The second form draws the metrics of runs that may not have finished, e.g. of a run and its replays, and prints how far each
 run's metrics are from the first one's.

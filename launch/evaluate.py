@@ -1,11 +1,15 @@
-"""Evaluate: a model directory on question files; answers, figures, intervals and a page in --out.
+"""Evaluate a model directory on question files: answers, figures, intervals and a page.
 
-python -m launch.evaluate --model=runs/quickstart/trained --questions=runs/quickstart/data/questions/valid.parquet \\
-    --out=runs/quickstart/again
-python -m launch.evaluate --answers=FILE --questions=FILE --out=DIR     answers made elsewhere, no model needed
-python -m launch.evaluate --questions=FILE --lm_eval=DIR                a task folder for lm-evaluation-harness, no model
+    creason evaluate --model=runs/quickstart/trained --questions=runs/quickstart/data/questions/valid.parquet \\
+        --out=trained_eval --completions
+    creason evaluate --model=runs/quickstart/policy --questions=runs/quickstart/data/questions/valid.parquet \\
+        --out=base_eval --completions --compare=trained_eval/answers.parquet
+    creason evaluate --answers=answers.jsonl --questions=runs/quickstart/data/questions/valid.parquet --out=answers_eval
+    creason evaluate --questions=runs/quickstart/data/questions/valid.parquet --lm_eval=lm_eval_task
 
 Answers are written part by part as they come. The same command goes on from them, and makes only figures where all are there.
+With --answers no model is needed: the answers were made elsewhere. With --lm_eval alone it writes a task folder for
+lm-evaluation-harness, and needs no model either.
 """
 
 from __future__ import annotations
@@ -74,7 +78,7 @@ def define_flags() -> None:
     flags.DEFINE_string("compare", "", "answers.parquet of another model on the same questions.")
     flags.DEFINE_string("registry", "", "Prepared registry of the questions: adds boosted trees to the baselines.")
     flags.DEFINE_bool(
-        "completions", False, "Also write completions.jsonl, records and answers as text, for launch.review."
+        "completions", False, "Also write completions.jsonl, records and answers as text, for `creason review`."
     )
     page.define_flags()
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")

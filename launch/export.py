@@ -1,6 +1,7 @@
-"""Export: a checkpoint of a run as a Hugging Face model directory, tokenizer included.
+"""Export a checkpoint of a run as a Hugging Face model directory, tokenizer included.
 
-python -m launch.export --workdir=runs/quickstart --step=100 --out=exported
+creason export --workdir=runs/quickstart --out=exported
+creason export --workdir=runs/quickstart --step=100 --backend=torch --out=exported-100
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Print a Kubernetes JobSet that trains on one or several TPU slices of a GKE cluster; apply it with kubectl.
+"""Print a Kubernetes JobSet that trains on TPU slices of GKE; apply it with kubectl.
 
-python -m launch.jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
-    --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
+    creason jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
+        --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
+    creason jobset --config=configs/phi4_sepsis.py --topology=v5e:4x8 --slices=2 --train=--config.learner.mesh_data=2 \\
+        --image=REGISTRY/creason:1 --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "slices", 1, "Slices that train together; give --train=--config.learner.mesh_data=SLICES.", lower_bound=1
     )
-    flags.DEFINE_multi_string("train", [], "A further flag of launch.train; may come several times.")
+    flags.DEFINE_multi_string("train", [], "A further flag of `creason train`; may come several times.")
     flags.DEFINE_integer("max_restarts", 100, "How often all is started again where a process ends.", lower_bound=0)
     flags.DEFINE_integer("grace_seconds", 300, "Time between the request to stop and the end.", lower_bound=1)
 

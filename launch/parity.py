@@ -1,10 +1,11 @@
-"""Parity: run the same recorded batches through both backends and show how far they are apart, and from float64.
+"""Run the same batches through both backends and show how far apart they are.
 
-    python -m launch.parity --config=configs/parity.py --workdir=runs/parity
-    python -m launch.parity --config=configs/parity.py --workdir=runs/fault --rungs=updates --inject=eps_inside_root
+    creason parity --config=configs/parity.py --workdir=runs/parity
+    creason parity --config=configs/parity.py --workdir=runs/fault --rungs=updates --inject=eps_inside_root
 
-Exits with 0 where every check is within its bound, else with 1, naming the worst check and the one to look at first. With
---inject a known fault is put into the JAX side, to see that the suite finds it: the exit code is then 1.
+Each check says how far the backends are from one another and from float64. Exits with 0 where every check is within its bound,
+else with 1, naming the worst check and the one to look at first. With --inject a known fault is put into the JAX side, to see
+that the suite finds it: the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
 def define_flags() -> None:
     """Define this program's flags."""
-    config_file.define("config", sections=None)
+    config_file.define("config", sections=None, documented=_documented)
     flags.DEFINE_string("workdir", None, "Where models, table, parity.json and report go.")
     flags.DEFINE_list("rungs", None, "Rungs of the ladder (default: the config's; all).")
     flags.DEFINE_list("families", None, "Families of models (default: the config's; all).")
@@ -62,6 +63,12 @@ def main() -> None:
     print(f"\n{report.verdict(checks)}\nreport   {workdir / report.REPORT_FILE}")
     if not all(check.passed for check in checks):
         sys.exit(app.EXIT_STOPPED)
+
+
+def _documented() -> type:
+    from parity.config import ParityConfig  # loads what must not be loaded before `main` has chosen the devices
+
+    return ParityConfig
 
 
 if __name__ == "__main__":

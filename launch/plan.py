@@ -1,7 +1,7 @@
-"""Plan a run on a TPU slice without one: compile what it would run there, say what fits and how fast it could be.
+"""Plan a run on a TPU slice without one: what fits, and how fast it could be.
 
-    python -m launch.plan --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --json=plan.json
-    python -m launch.plan --config=configs/phi4_sepsis.py --topology=v6e --search
+    creason plan --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --json=plan.json
+    creason plan --config=configs/phi4_sepsis.py --topology=v6e --search
 
 Needs libtpu, not a TPU. Ends with exit code 0 where the run fits, 1 where it does not, 2 where the question is wrong.
 docs/tpu_plan.md says how to read the table.

@@ -1,8 +1,11 @@
-"""Raw registry files to a prepared registry and question files; or a check, or a first codebook.
+"""Raw registry files to a registry and question files; or check them, or draft a codebook.
 
-python -m launch.prepare --cohort=synthetic|sepsis|hospitalized|stroke|mimic3|custom --source=DIR --out=DIR
-python -m launch.prepare --verify --out=DIR
-python -m launch.prepare --cohort=custom --source=DIR --draft_codebook
+    creason prepare --cohort=synthetic --patients=300 --valid_patients=60 --out=prepared
+    creason prepare --verify --out=prepared
+    creason prepare --cohort=custom --source=docs/custom --valid_patients=20 --out=prepared_custom
+
+`--source` is the folder of the raw files, of a custom registry a table and its codebook; --draft_codebook writes a first one
+(docs/custom.md). At the end stand the questions by section, and on a terminal one of them in full.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ from typing import Any
 
 from absl import flags
 
-from launch import app, prepare_mimic3
-from shared.cohorts import tables
-from shared.cohorts.custom.codebook import CODEBOOK, draft, write_codebook
-from shared.cohorts.custom.table import DATA, read_data
+from launch import app, prepare_mimic3, usage
+from shared import showing
+from shared.cohorts.custom import drafting, redcap
+from shared.cohorts.custom.codebook import CODEBOOK, Line, write_codebook
+from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation import prepare, summary
+from shared.questions import read_questions
+from shared.showing import Selection
 from shared.verification import check_sources, verify
 
 FLAGS = flags.FLAGS
@@ -39,6 +45,9 @@ HELP = {
     "task": "What is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year.",
     "source": "Folder of the raw files; without it, synthetic is drawn.",
     "encoding": "Of a custom registry's texts, such as cp949 or cp1252, where its files are not in UTF-8 and do not say it.",
+    "delimiter": "What separates the cells of a custom registry's text file: a character, or comma, semicolon, tab, bar, space.",
+    "decimal": "The mark of decimals in a custom registry's numbers: a point or a comma.",
+    "exclude": "A file of the ids of patients to leave out of a custom registry, such as those who withdrew.",
     "compat": "paper: the original's values, statistics and draws, faults included.",
     "patients": "Patients to draw, for synthetic only.",
     "valid_patients": "Patients held out for validation.",
@@ -77,6 +86,14 @@ def define_flags() -> None:
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
     flags.DEFINE_bool("verify", False, "Check what is in --out: files, sources, splits, and that it comes out again.")
     flags.DEFINE_bool("draft_codebook", False, f"Write a first {CODEBOOK} beside the table of a custom registry.")
+    flags.DEFINE_bool(
+        "show", app.read_on_terminal(),
+        "End with one question in full, which is a patient's record (default: where standard output is a terminal, so that no "
+        "log of a batch job holds one).",
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "dictionary", "", "With --draft_codebook: the REDCap data dictionary, where it is not in --source."
+    )
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     prepare_mimic3.define_flags()
 
@@ -85,18 +102,22 @@ def main() -> None:
     """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
     prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.draft_codebook:
-        check_alone("draft_codebook", "cohort", "source", "encoding")
+        check_alone("draft_codebook", "cohort", "source", "encoding", "delimiter", "decimal", "dictionary")
         if FLAGS["cohort"].present and FLAGS.cohort != "custom":
             raise InputError(
                 f"--cohort={FLAGS.cohort}: --draft_codebook is for a registry of your own, --cohort=custom"
             )
-        print(draft_codebook(Path(FLAGS.source), encoding=FLAGS.encoding))
+        how = {name: getattr(FLAGS, name) for name in ("encoding", "delimiter", "decimal")}
+        print(draft_codebook(Path(FLAGS.source), dictionary=FLAGS.dictionary, **how))
         return
+    if FLAGS["dictionary"].present:
+        raise InputError("--dictionary: only --draft_codebook reads it; leave it out")
     if not FLAGS.out:
         raise InputError("--out must have a value: the folder for the prepared registry and the questions")
     if FLAGS.cohort == prepare_mimic3.COHORT:
         app.make_folder("out", Path(FLAGS.out))
         print(prepare_mimic3.main(Path(FLAGS.out)))
+        print(made(Path(FLAGS.out) / "questions", "measurement", "mortality"))
         return
     out = Path(FLAGS.out)
     if FLAGS.verify:
@@ -109,6 +130,22 @@ def main() -> None:
     app.make_folder("out", out)
     prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None, ceiling=True)
     print(summary(out))
+    print(made(out / "questions", "train", "valid"))
+
+
+def made(folder: Path, *names: str) -> str:
+    """What ends a preparation: questions by section, and how to see some; one of them in full where `--show` allows it."""
+    found = {name: read_questions(folder / f"{name}.parquet") for name in names}
+    lines = ["", *showing.section_counts(found)]
+    first = next((name for name in names if found[name]), "")
+    if first and FLAGS.show:
+        (question,) = Selection(count=1).of(found[first])
+        columns = usage.width()
+        lines += ["", showing.numbered(f"{first}: question", 1, len(found[first]), columns)]
+        lines += showing.question_lines(question, columns)
+    return "\n".join(
+        [*lines, "", f"creason show --questions={folder / (first or names[0])}.parquet shows questions in full"]
+    )
 
 
 def check_given(data: DataConfig) -> None:
@@ -128,20 +165,44 @@ def check_alone(mode: str, *read: str) -> None:
             raise InputError(f"--{name}: --{mode} does not read it; leave it out")
 
 
-def draft_codebook(source: Path, *, encoding: str = "") -> str:
-    """Write a first codebook beside the table in `source`. Raises InputError where there is one already, or no table."""
-    data = tables.find(source, {"data": DATA})["data"]
-    table = read_data(data, encoding=encoding)
-    lines = draft(table)
-    write_codebook(source / CODEBOOK, lines)
+def draft_codebook(
+    source: Path, *, encoding: str = "", delimiter: str = "", decimal: str = "", dictionary: str = ""
+) -> str:
+    """Write a first codebook beside the table in `source`; returns what to look at in it.
+
+    A REDCap data dictionary in `source`, or the file `dictionary`, says what columns are. Raises InputError where there is a
+    codebook already, or no table.
+    """
+    found = find_files(source)
+    path = source / CODEBOOK
+    if found.codebook:
+        raise InputError(f"{found.codebook}: is there already; remove it to have a new draft")
+    table = read_data(found.data, encoding=encoding, delimiter=delimiter, decimal=decimal, catalogue=found.catalogue)
+    described: dict[str, Line] = {}
+    notes = list(table.notes)
+    listed = Path(dictionary) if dictionary else redcap.find_dictionary(source, found.all)
+    if listed:
+        described, more = redcap.described(redcap.read_fields(listed), table)
+        notes += [f"{listed.name}: describes {len(described)} of {len(table.columns)} columns", *more]
+    lines = drafting.draft(table, described)
+    write_codebook(path, lines)
     drafted = [line.kind for line in lines]
     kinds = ", ".join(f"{drafted.count(kind)} {kind}" for kind in dict.fromkeys(drafted))
-    missing = "" if "id" in drafted else "; no column looks like an id: give one the kind id"
-    ignored = ", ".join(line.column for line in lines if line.kind == "ignore")
-    told = [f"{source / CODEBOOK}: {len(lines)} columns ({kinds}){missing}"]
-    if ignored:
-        told.append(f"not shown, as they may name a patient or hold nothing to ask for: {ignored}")
-    return "\n".join([*told, *(f"note: {note}" for note in table.notes), "edit it, then prepare (docs/custom.md)"])
+    missing = (
+        ""
+        if "id" in drafted
+        else "; no column looks like an id: give one the kind id, or add a column that numbers patients"
+    )
+    held_out = max(1, table.rows // 5)
+    return "\n".join(
+        [
+            f"{path}: {len(lines)} columns ({kinds}){missing}",
+            *drafting.screen(lines),
+            *(f"note: {note}" for note in notes),
+            f"edit it (docs/custom.md), then: creason prepare --cohort=custom --source={source} --out=prepared "
+            f"--valid_patients={held_out}",
+        ]
+    )
 
 
 if __name__ == "__main__":

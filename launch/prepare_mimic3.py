@@ -1,4 +1,4 @@
-"""The part of launch.prepare that is MIMIC-III's alone: its flags, and what they start."""
+"""The part of `creason prepare` that is MIMIC-III's alone: its flags, and what they start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.preparation_mimic3 import Settings, prepare
 
 FLAGS = flags.FLAGS
 COHORT = "mimic3"
-ALSO = ("cohort", "source", "out", "salt", "progress")  # flags of every cohort that mean something here too
+ALSO = ("cohort", "source", "out", "salt", "progress", "show")  # flags of every cohort that mean something here too
 OWN = ("fix", "ties", "csv", "measurement_stays", "mortality_stays", "memory_limit", "threads")
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 

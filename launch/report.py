@@ -1,6 +1,7 @@
 """Rebuild the HTML report of a run from the files in its work directory.
 
-python -m launch.report --workdir=DIR [--show_examples]
+creason report --workdir=runs/quickstart
+creason report --workdir=runs/quickstart --show_examples
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
-"""Blinded review by clinicians: write pairs of two models' answers for raters, or read their ratings back.
+"""Blinded review by clinicians: pairs of two models' answers, on a page or as workbooks.
 
-python -m launch.review --first=a/completions.jsonl --second=b/completions.jsonl --names=base,trained \\
-    --raters=r1,r2,r3 --cases=60 --out=review --key=review_key.json
-python -m launch.review --ratings=r1=review/r1/ratings.xlsx,r2=review/r2/ratings.xlsx --key=review_key.json \\
-    --out=review_summary.json
+    creason review --first=base_eval/completions.jsonl --second=trained_eval/completions.jsonl \\
+        --names=base,trained --raters=r1,r2,r3 --cases=60 --out=review --key=review_key.json
+    creason review --serve --out=review
+    creason review --ratings=review --key=review_key.json --out=review_summary.json
+    creason review --ratings=r1=review/r1/ratings.xlsx,r2=review/r2/ratings.xlsx --key=review_key.json \\
+        --out=review_summary.json
+
+The first command writes the cases, the second serves the page on which raters rate them; the last two summarise what they
+said on the page, or in workbooks. Answers come from `creason evaluate --completions` or `creason consult` (docs/review.md).
 """
 
 from __future__ import annotations
@@ -14,66 +19,160 @@ from typing import Any
 from absl import flags
 
 from launch import app
-from shared import files, review
+from shared import files
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
+# What each use of this program takes, beside --out.
+TAKES = {
+    "--first and --second": {"first", "second", "names", "raters", "cases", "seed", "key"},
+    "--serve": {"serve", "host", "port", "address"},
+    "--ratings": {"ratings", "sheets", "key", "bootstrap", "seed"},
+}
 
 
 def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_string(
-        "first", "", "Answers of one model (completions.jsonl of launch.evaluate --completions or launch.consult)."
+        "first",
+        "",
+        "Answers of one model (completions.jsonl of `creason evaluate --completions` or `creason consult`).",
     )
     flags.DEFINE_string("second", "", "Answers of the other model to the same questions.")
     flags.DEFINE_list("names", ["first", "second"], "What the two are called in the key and the summary.")
     flags.DEFINE_list("raters", [], "Names of the raters, separated by commas; pseudonyms will do.")
     flags.DEFINE_integer("cases", 0, "Cases drawn, the same for every rater; 0: all.", lower_bound=0)
-    flags.DEFINE_integer("seed", 42, "Seed of the cases, their order, who is A, and the resampling.")
-    flags.DEFINE_list("ratings", [], "To summarise: RATER=FILE, RATER=FILE, filled-in sheets.")
+    flags.DEFINE_integer("seed", 42, "Seed of the cases, their order, whose answer is 1, and the resampling.")
+    flags.DEFINE_bool("serve", False, "Serve the page for raters from --out; with --first and --second write it first.")
     flags.DEFINE_string(
-        "key", None, "Which answer is whose: written with the cases, read with the ratings.", required=True
+        "host", "127.0.0.1", "With --serve: where to listen. Another than this machine alone is not encrypted."
     )
-    flags.DEFINE_string("out", None, "Folder of the cases to write; or file of the summary (JSON).", required=True)
+    flags.DEFINE_integer("port", 8765, "With --serve: the port; 0: a free one.", lower_bound=0, upper_bound=65_535)
+    flags.DEFINE_string(
+        "address", "", "With --serve: where raters reach it through a proxy, e.g. https://review.example.org."
+    )
+    flags.DEFINE_list(
+        "ratings",
+        [],
+        "To summarise: the folder of a review that was served, or RATER=FILE, RATER=FILE, filled-in sheets.",
+    )
+    flags.DEFINE_string(
+        "sheets", "", "With --ratings: a new folder for all ratings as filled-in workbooks, one a rater."
+    )
+    flags.DEFINE_string("key", "", "Which answer is whose: written with the cases, read with the ratings.")
+    flags.DEFINE_string(
+        "out", None, "Folder of the cases to write or serve; or file of the summary (JSON).", required=True
+    )
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of cases for the intervals.", lower_bound=100)
 
 
 def main() -> None:
-    """Write cases, or summarise ratings. Raises InputError for a bad flag or file."""
-    out, key = Path(FLAGS.out), Path(FLAGS.key)
+    """Write cases, serve them, or summarise ratings. Raises InputError for a bad flag or file."""
+    out, writes = Path(FLAGS.out), bool(FLAGS.first or FLAGS.second)
+    check_flags(writes)
     if FLAGS.ratings:
-        if FLAGS.first or FLAGS.second:
-            raise InputError("--ratings summarises, --first and --second write cases; give one or the other")
-        found = review.summarise(sheets(FLAGS.ratings), key, bootstrap=FLAGS.bootstrap, seed=FLAGS.seed)
-        files.write_json(out, found)
-        print("\n".join([*lines(found), f"figures  {out}"]))
+        if writes or FLAGS.serve:
+            raise InputError("--ratings summarises; give it without --serve, --first and --second")
+        summarise(out)
         return
+    if not (writes or FLAGS.serve):
+        raise InputError(
+            "--first and --second are needed to write cases, --serve to serve them, or --ratings to summarise"
+        )
+    if not FLAGS.serve:
+        write(out)
+        return
+    from launch import review_server  # alone it needs neither pandas nor SciPy, and starts at once without
+
+    review_server.check_address(FLAGS.address)
+    with review_server.listen(FLAGS.host, FLAGS.port) as listening:
+        if writes:
+            write(out)
+        review_server.serve(out, listening, host=FLAGS.host, address=FLAGS.address)
+
+
+def check_flags(writes: bool) -> None:
+    """Raise InputError for a flag that would be ignored: it belongs to a use of this program that was not asked for."""
+    asked = dict(zip(TAKES, (writes, FLAGS.serve, FLAGS.ratings), strict=True))
+    taken = set().union(*(names for use, names in TAKES.items() if asked[use]))
+    for name in sorted(set().union(*TAKES.values()) - taken):
+        if FLAGS[name].present and any(asked.values()):
+            uses = " or ".join(use for use, names in TAKES.items() if name in names)
+            raise InputError(f"--{name} goes with {uses}; without it would be ignored")
+
+
+def write(out: Path) -> None:
+    """Write the cases, and say how many."""
+    from shared import review
+
     if not FLAGS.first or not FLAGS.second:
-        raise InputError("--first and --second are needed to write cases, or --ratings to summarise them")
+        raise InputError("--first and --second are both needed to write cases")
     if len(FLAGS.names) != 2:
         raise InputError("--names: give two names, separated by a comma")
-    count = review.export(
+    if out.exists() and FLAGS.serve:
+        raise InputError(f"--out={out}: is there already; to go on with it give --serve and --out alone")
+    written = review.export(
         Path(FLAGS.first),
         Path(FLAGS.second),
         names=(FLAGS.names[0], FLAGS.names[1]),
         raters=FLAGS.raters,
         count=FLAGS.cases,
         out=out,
-        key=key,
+        key=key_path(),
         seed=FLAGS.seed,
     )
-    print(f"cases    {count} for each of {len(FLAGS.raters)} raters: {out}\nkey      {key} (not for raters)")
+    print(
+        f"cases    {written.cases} for each of {len(FLAGS.raters)} raters: {out}\nkey      {key_path()} (not for raters)"
+    )
+    if written.identical:
+        print(f"left out {written.identical} of {written.pairs} pairs, whose two answers are the same")
 
 
-def sheets(words: list[str]) -> dict[str, Path]:
-    """Each rater's file. Raises InputError for a word that is not RATER=FILE, or a rater that comes twice."""
+def summarise(out: Path) -> None:
+    """Summarise ratings, from the page or from sheets, and print the figures."""
+    from shared import ratings
+
+    key = ratings.read_key(key_path())
+    folders, files_of = sources(FLAGS.ratings)
+    said = {rater: dict(found) for folder in folders for rater, found in ratings.read_store(folder, key).items()}
+    for rater, path in files_of.items():
+        if rater not in key.drawn:
+            raise InputError(f"{key_path()}: knows no rater {rater}; known are {', '.join(key.drawn)}")
+        if said.get(rater):
+            raise InputError(f"--ratings: {rater} has ratings on the page and in {path}; give one of them")
+        said[rater] = ratings.read_sheet(path, len(key.drawn[rater]))
+    found = ratings.summarise(said, key, bootstrap=FLAGS.bootstrap, seed=FLAGS.seed)
+    if FLAGS.sheets:
+        ratings.write_sheets(Path(FLAGS.sheets), said, key)
+    files.write_json(out, found)
+    print("\n".join([*lines(found), f"figures  {out}", *([f"sheets   {FLAGS.sheets}"] if FLAGS.sheets else [])]))
+
+
+def key_path() -> Path:
+    """The file that --key names. Raises InputError where it was not given."""
+    if not FLAGS.key:
+        raise InputError("--key is needed: which answer is whose, written with the cases and read with the ratings")
+    return Path(FLAGS.key)
+
+
+def sources(words: list[str]) -> tuple[list[Path], dict[str, Path]]:
+    """The folder of a served review, if one is named, and each rater's file.
+
+    Raises InputError for a word that is neither a folder nor RATER=FILE, a rater that comes twice, or a second folder.
+    """
+    folders: list[Path] = []
     found: dict[str, Path] = {}
     for word in words:
         rater, mark, path = word.partition("=")
-        if not mark or not rater or not path or rater in found:
-            raise InputError(f"--ratings: {word!r} must be RATER=FILE, each rater once")
-        found[rater] = Path(path).expanduser()
-    return found
+        if not mark and Path(word).is_dir() and not folders:
+            folders.append(Path(word))
+        elif not mark or not rater or not path or rater in found:
+            raise InputError(
+                f"--ratings: {word!r} must be RATER=FILE, each rater once, or the one folder of a served review"
+            )
+        else:
+            found[rater] = Path(path).expanduser()
+    return folders, found
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -92,9 +191,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         + ("unknown" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}")
         + f", sign test p = {found['p']:.3g}",
         f"grades   {first} {figure(grades['first'])}, {second} {figure(grades['second'])}",
-        f"A chosen {figure(found['said_a'])} of the time",
+        f"answer 1 chosen {figure(found['said_1'])} of the time",
         f"agreement  alpha of preferences {figure(agreement['preference_alpha'])}, of grades "
         f"{figure(agreement['grades_alpha'])}, equal preferences {figure(agreement['equal_preferences'])}",
+        *([f"left out {found['identical']} pairs, whose two answers are the same"] if found["identical"] else []),
         *(f"open     {rater}: {part['open']} cases" for rater, part in found["raters"].items() if part["open"]),
     ]
 

@@ -1,10 +1,14 @@
-"""Train: registry, questions, policy, evaluation before, GRPO, evaluation after, report. Started again, it goes on.
+"""Train a model with GRPO, evaluated before and after; started again, it goes on.
 
-    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m launch.train --config=configs/quickstart.py --workdir=runs/other --config.seed=1 --config.grpo.beta=0.0
-    python -m launch.train --config=configs/quickstart.py --workdir=runs/again --backend=torch --replay=runs/quickstart
+    creason train --config=configs/quickstart.py --workdir=runs/quickstart
+    creason train --config=configs/quickstart.py --workdir=runs/other --config.seed=1 --config.grpo.beta=0.0
+    creason train --config=configs/smoke.py --workdir=runs/recorded --config.store_trajectories=True
+    creason train --config=configs/smoke.py --workdir=runs/again --config.store_trajectories=True --backend=torch \\
+        --replay=runs/recorded
 
-Any field of the config can be set on the command line; `shared/config.py` lists them with their defaults and sources.
+A run makes its questions, evaluates the policy, trains it, evaluates it again and writes a report, all in --workdir. Any field
+of the config can be set on the command line; they stand below the flags, and in docs/configuration.md with their sources.
+torchrun and DeepSpeed start it as a module: `--module launch.train` (docs/gpu.md).
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ from shared.errors import InputError
 class ParityConfig:
     """Which rungs, on which families, in which precisions and on what; names: `parity.runner`, `parity.families`."""
 
-    name: str = "parity"
-    seed: int = 0
-    rungs: tuple[str, ...] = ()  # empty: all
-    families: tuple[str, ...] = ()  # empty: all
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    engines: tuple[str, ...] = ("jax", "hf", "vllm")  # vllm: where it is installed
-    device: str = "cpu"  # or "cuda": both backends on the first GPU
+    name: str = "parity"  # of the run, in its report
+    seed: int = 0  # of models and batches
+    rungs: tuple[str, ...] = ()  # rungs of the ladder; empty: all
+    families: tuple[str, ...] = ()  # families of models; empty: all
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")  # number formats
+    engines: tuple[str, ...] = ("jax", "hf", "vllm")  # engines that generate; vllm: where it is installed
+    device: str = "cpu"  # cpu, or cuda: both backends on the first GPU
     steps: int = 20  # optimizer steps of the trajectories that are compared
 
     def __post_init__(self) -> None:

@@ -47,25 +47,29 @@ def is_day(text: str) -> bool:
 class DataConfig:
     """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
 
+    # which registry; custom: your own table and codebook
     cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
+    # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year
     task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
-    encoding: str = (
-        ""  # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
-    )
+    # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
+    encoding: str = ""
+    delimiter: str = ""  # between the cells of a custom registry's text file; empty: found, and said
+    decimal: str = ""  # mark of decimals in a custom registry, a point or a comma; empty: found, and said
+    exclude: str = ""  # file of the ids of patients to leave out of a custom registry, such as those who withdrew
     train: str = ""  # question files that exist already: paths, or addresses such as gs://bucket/train.parquet
-    valid: str = ""
+    valid: str = ""  # the same for held-out questions
     compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
-    patients: int = 2_000  # drawn for `synthetic` only
-    valid_patients: int = 1_000
+    patients: int = 2_000  # drawn, for `synthetic` only
+    valid_patients: int = 1_000  # held out
     split: Literal["random", "site", "time"] = "random"  # who is held out
     held_out: str = ""  # sites held out, or the first date held out; empty: by valid_patients
-    fit: Literal["train", "all"] = "train"  # whose values statistics and mutual information describe (paper: all)
-    train_questions: int = 30_000
-    valid_questions: int = 1_000
-    num_choices: int = 5
-    difficulty: float = 2.0
-    mi_cutoff: float = 0.5  # nats
+    fit: Literal["train", "all"] = "train"  # whose values statistics and mutual information describe (the paper: all)
+    train_questions: int = 30_000  # training questions (spec: grpo, section 1)
+    valid_questions: int = 1_000  # held-out questions
+    num_choices: int = 5  # options of a question, 2 to 5 (spec: registry, section e)
+    difficulty: float = 2.0  # half as much stands for options twice as close (spec: registry, section e)
+    mi_cutoff: float = 0.5  # nats; features that share more with the masked one are hidden (spec: registry, section e)
     # Each option is the right one equally often, so that frequency is no answer. "train": held-out values come as often as
     # among patients, e.g. to judge calibration. "none": the paper.
     balance: Literal["all", "train", "none"] = "all"
@@ -73,7 +77,7 @@ class DataConfig:
     masked: int = 1  # values masked together in a record; each is asked for
     causal: bool = False  # show nothing from sections that a record shows after that of the masked value
     core_features: int = 0  # keep only so many features of the registry, the most informative; 0 keeps all
-    core_kind: Literal["any", "category", "number"] = "any"  # of the features kept
+    core_kind: Literal["any", "category", "number"] = "any"  # kind of the features kept
     # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
     option_order: Literal["shuffled", "sorted"] = "shuffled"
     context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
@@ -93,9 +97,9 @@ class DataConfig:
               "goes with split = 'site' or 'time'")  # fmt: skip
         wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
         check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
-        check(
-            not self.encoding or self.cohort == "custom", "encoding", self.encoding, "goes with cohort = 'custom' only"
-        )
+        for field in ("encoding", "delimiter", "decimal", "exclude"):
+            value = getattr(self, field)
+            check(not value or self.cohort == "custom", field, value, "goes with cohort = 'custom' only")
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
               "the original had no custom cohort")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
@@ -129,17 +133,18 @@ class ModelConfig:
     thinking: Literal["auto", "on", "off"] = "auto"
     # Today for a template that shows the date (Llama 3.2), as 2026-11-26; empty: the day on which the run begins, kept with it.
     template_date: str = ""
-    family: Literal["phi3", "llama", "qwen2", "qwen3"] = "phi3"  # this and the rest only without `path`
+    # of a policy made here; this and the rest only without `path`
+    family: Literal["phi3", "llama", "qwen2", "qwen3"] = "phi3"
     vocab_size: int = 1_024  # the tokenizer's upper bound
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-5
+    hidden_size: int = 128  # width of the hidden states
+    intermediate_size: int = 384  # width of the feed-forward layers
+    num_hidden_layers: int = 4  # layers
+    num_attention_heads: int = 4  # attention heads of a layer
+    num_key_value_heads: int = 2  # heads that keys and values have; divides num_attention_heads
+    rope_theta: float = 10_000.0  # base of the rotary position embedding
+    rms_norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     initializer_range: float = 0.02  # standard deviation of the random weights
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool = False  # one table for input and output embeddings
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -162,13 +167,13 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up from 0 and cosine decay to 0."""
 
-    learning_rate: float = 1e-6  # peak
-    warmup_ratio: float = 0.1  # of all steps, rounded up
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    learning_rate: float = 1e-6  # peak (spec: grpo, section 1)
+    warmup_ratio: float = 0.1  # of all steps, rounded up (spec: grpo, section 1)
+    b1: float = 0.9  # decay of Adam's first moment (spec: grpo, section 1)
+    b2: float = 0.999  # decay of Adam's second moment (spec: grpo, section 1)
+    eps: float = 1e-8  # added to the root of the second moment (spec: grpo, section 1)
+    weight_decay: float = 0.0  # decoupled, as in AdamW (spec: grpo, section 1)
+    max_grad_norm: float = 1.0  # the gradient's global norm is clipped to this (spec: grpo, section 1)
 
     def __post_init__(self) -> None:
         at_least(self, 0, "learning_rate", "weight_decay")
@@ -183,9 +188,9 @@ class OptimizerConfig:
 class WarmupConfig:
     """Next-token training before GRPO, for a policy that starts from random weights; off where `steps` is 0."""
 
-    steps: int = 0
-    batch_size: int = 32  # documents
-    sequence_length: int = 256
+    steps: int = 0  # optimizer steps; 0: none
+    batch_size: int = 32  # documents in a step
+    sequence_length: int = 256  # tokens of a document; longer ones are cut
     worked_answers: int = 1_000  # training questions shown with their answer; the rest is serialised records
     worked_fraction: float = 0.5  # of each batch
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, b2=0.95, warmup_ratio=0.05)
@@ -201,41 +206,52 @@ class WarmupConfig:
 class GrpoConfig:
     """The objective (spec: grpo, sections 2 and 4). `preset` is the name of the choices this started from."""
 
-    preset: Literal["paper", "paper_fixed", "modern"] = "paper"
-    group_size: int = 7  # G, completions for each question
-    questions_per_step: int = 5
+    preset: Literal["paper", "paper_fixed", "modern"] = "paper"  # the choices this started from (docs/spec/grpo.md)
+    group_size: int = 7  # G, completions for each question (spec: grpo, section 1)
+    questions_per_step: int = 5  # questions of an optimizer step (spec: grpo, section 1)
     steps: int = 0  # optimizer steps; 0: as many as one epoch of the training questions gives
-    inner_steps: int = 1  # optimizer steps on one set of rollouts
+    inner_steps: int = 1  # optimizer steps on one set of rollouts (spec: grpo, section 2)
+    # how tokens are weighted, and the policy term; formulas: shared/grpo/objective.py (spec: grpo, section 2)
     loss: Loss = "grpo"
+    # ratio to the old policy, of each token or of a completion (its mean over tokens)
     ratio_level: Literal["token", "sequence"] = "token"
-    epsilon_low: float = 0.2
-    epsilon_high: float = 0.2  # cispo: the cap on the ratio itself
-    delta: float | None = None
+    epsilon_low: float = 0.2  # the ratio is clipped below 1 - this
+    epsilon_high: float = 0.2  # the ratio is clipped above 1 + this; cispo: the cap on the ratio itself
+    delta: float | None = None  # cap on the ratio where the advantage is negative; None: no cap
+    # standard deviation that centred rewards are divided by: the group's, the batch's, or none (spec: grpo, section 2)
     advantage_scale: Literal["group", "batch", "none"] = "group"
+    # weight of the KL to the reference policy; 0: no reference policy in memory (spec: grpo, section 1)
     beta: float = 0.04
+    # of the KL, for each token; k3 is exp(d) - d - 1 with d = reference - policy (spec: grpo, section 1)
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_in_ratio: bool = False  # multiply the KL term by the ratio (TRL calls it kl_bias_correction)
-    mask_truncated: bool = False
+    mask_truncated: bool = False  # completions that the length limit ended carry no loss
+    # groups with equal rewards stay, are left out, or are replaced by further questions (spec: grpo, section 2)
     uniform_groups: Literal["keep", "drop", "refill"] = "keep"
+    # importance weight between the engine's and the learner's log-probabilities
     rollout_correction: Literal["none", "token", "sequence"] = "none"
-    rollout_correction_cap: float = 2.0
+    rollout_correction_cap: float = 2.0  # that weight is cut to this
+    # nats a token; completions with a negative advantage that drifted further from the old policy carry no policy term
     off_policy_mask_threshold: float | None = None
-    sapo_temperature_pos: float = 1.0
-    sapo_temperature_neg: float = 1.05
-    vespo_k_pos: float = 2.0
-    vespo_lambda_pos: float = 3.0
-    vespo_k_neg: float = 3.0
-    vespo_lambda_neg: float = 2.0
+    sapo_temperature_pos: float = 1.0  # of the sapo gate where the advantage is positive
+    sapo_temperature_neg: float = 1.05  # of the sapo gate elsewhere
+    vespo_k_pos: float = 2.0  # exponent of the vespo weight where the advantage is not negative
+    vespo_lambda_pos: float = 3.0  # decay of the vespo weight where the advantage is not negative
+    vespo_k_neg: float = 3.0  # exponent of the vespo weight where the advantage is negative
+    vespo_lambda_neg: float = 2.0  # decay of the vespo weight where the advantage is negative
+    # what logits are divided by when log-probabilities are scored: 1, or rollout.temperature (spec: grpo, section 2)
     score_temperature: Literal["one", "sampling"] = "one"
-    ref_sync_steps: int = 64  # 0: the reference policy never moves
-    ref_mixup: float = 0.9  # ref <- ref_mixup * policy + (1 - ref_mixup) * ref
-    reward_answer: float = 1.0
+    # optimizer steps between moves of the reference policy; 0: it never moves (spec: grpo, section 1)
+    ref_sync_steps: int = 64
+    ref_mixup: float = 0.9  # a move is ref <- ref_mixup * policy + (1 - ref_mixup) * ref (spec: grpo, section 1)
+    reward_answer: float = 1.0  # for the right letter in a box (spec: grpo, section 3)
     reward_format: float = 0.0  # for any box with a letter in it
     reward_length: float = 0.0  # for completions that end by themselves
     overlong_soft: int = 0  # tokens; from here to the limit a penalty grows linearly to -1; 0: off
     # Which box is the answer, for the terms answer and format alike (shared/boxes.py): the first, read strictly (the paper), or
     # the last behind the reasoning, read leniently. The evaluations of a run report by it, with the other one beside.
     answer_rule: Literal["strict_first", "lenient_last"] = "strict_first"
+    # prompts above max_prompt_tokens lose their beginning, or are left out (spec: grpo, section 1)
     overlong_prompts: Literal["truncate_left", "drop"] = "truncate_left"
     max_logprob_gap: float = 0.5  # nats, mean over a batch's tokens; a run stops beyond it
 
@@ -256,12 +272,14 @@ class GrpoConfig:
 class RolloutConfig:
     """Generation during training."""
 
-    temperature: float = 0.9
-    top_k: int = 0  # 0: off
+    temperature: float = 0.9  # of sampling (spec: grpo, section 1)
+    top_k: int = 0  # sample from the likeliest k tokens; 0: off (spec: grpo, section 1)
+    # sample from the likeliest tokens that together have this probability; 1: off (spec: grpo, section 1)
     top_p: float = 1.0
+    # leave out tokens less likely than this share of the likeliest one; 0: off (spec: grpo, section 1)
     min_p: float = 0.0
-    max_prompt_tokens: int = 9_000
-    max_new_tokens: int = 2_000
+    max_prompt_tokens: int = 9_000  # longest prompt (spec: grpo, section 1)
+    max_new_tokens: int = 2_000  # longest completion (spec: grpo, section 1)
     slots: int = 64  # groups that decode at once; the JAX backend takes fewer where memory does not hold them
     prefill_batch: int = 16  # prompts computed in one call
     decode_steps: int = 8  # tokens for each round trip to the host
@@ -292,9 +310,9 @@ class LearnerConfig:
     reference_memory: Literal["device", "host"] = "device"
     logprob_chunk: int = 1_024  # tokens whose logits exist at once on one device
     length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
-    mesh_data: int = 1
-    mesh_fsdp: int = -1  # -1: all remaining devices
-    mesh_tensor: int = 1
+    mesh_data: int = 1  # devices along the axis that splits rows and copies weights
+    mesh_fsdp: int = -1  # devices along the axis that splits rows and weights; -1: all remaining devices
+    mesh_tensor: int = 1  # devices along the axis that splits each layer's products
     # Hidden states between layers split along time over mesh_tensor: the backward pass keeps 1 / mesh_tensor of them.
     sequence_parallel: bool = False
 
@@ -310,10 +328,10 @@ class TorchConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO: shards nothing, optimizer state, gradients too, weights too
     rollout_engine: Literal["auto", "vllm", "server", "hf"] = "auto"  # auto: vllm where it is installed, else hf
-    gpu_memory_utilization: float = 0.45  # of a GPU that vLLM may fill while it is awake, beside the learner
-    server_url: str = ""  # of a running vLLM server, e.g. http://node8:8000
+    gpu_memory_utilization: float = 0.45  # share of a GPU that vLLM may fill while it is awake, beside the learner
+    server_url: str = ""  # address of a running vLLM server, e.g. http://node8:8000
     server_weights: str = ""  # folder that the learner writes and the server reads new weights from
-    publish_bucket_mb: int = 1_024  # weights gathered at once on the way to the engine
+    publish_bucket_mb: int = 1_024  # megabytes of weights gathered at once on the way to the engine
 
     def __post_init__(self) -> None:
         at_least(self, 1, "publish_bucket_mb")
@@ -333,9 +351,9 @@ class TorchConfig:
 class EvaluationConfig:
     """Greedy evaluation on held-out patients, before and after."""
 
-    max_new_tokens: int = 0  # 0: as in rollout (the paper: 8,192)
-    slots: int = 0  # 0: as in rollout
-    bootstrap: int = 2_000  # resamples of patients
+    max_new_tokens: int = 0  # longest completion; 0: as in rollout (the paper: 8,192)
+    slots: int = 0  # questions that decode at once; 0: as in rollout
+    bootstrap: int = 2_000  # resamples of patients for the intervals
     examples: int = 6  # completions shown in the report; only of synthetic patients, unless the flag allows others
 
     def __post_init__(self) -> None:
@@ -347,8 +365,8 @@ class EvaluationConfig:
 class CheckpointConfig:
     """When the whole state of a run is saved."""
 
-    every: int = 256  # optimizer steps
-    keep: int = 2
+    every: int = 256  # optimizer steps between two checkpoints (spec: grpo, section 1)
+    keep: int = 2  # checkpoints kept, the newest
     # This run's alone: a folder that all processes see, or gs://bucket/folder (JAX backend); empty: in the work directory.
     folder: str = ""
 
@@ -362,8 +380,8 @@ class CheckpointConfig:
 class RunConfig:
     """Everything about a run. The same file serves both backends."""
 
-    name: str
-    seed: int = 42
+    name: str  # of the run, in its report and metrics
+    seed: int = 42  # decides splits, questions, weights made here, order and samples (spec: grpo, section 1)
     store_trajectories: bool = False  # token ids, masks, log-probabilities and rewards of every step
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -98,7 +98,7 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
 def read_answers(path: Path) -> list[Answer]:
     """Read what `write_answers` wrote. Raises InputError if the file is missing or is not such a file."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file of answers; write one with `python -m launch.evaluate`")
+        raise InputError(f"{path}: no such file of answers; write one with `creason evaluate`")
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:

@@ -63,11 +63,14 @@ def _left(group: Path, version: int) -> int | None:
     limit_file, use_file, reclaimable = FILES[version]
     try:
         limit, use = (group / limit_file).read_text().strip(), int((group / use_file).read_text())
-        stat = dict(line.split()[:2] for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None  # no such group here, or one without a limit of its own
     if limit == "max":
         return None
+    try:
+        stat = dict(line.split()[:2] for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        stat = {}  # some sandboxes have none: then all that is used counts
     return max(0, int(limit) - use + int(stat.get(reclaimable, 0)))
 
 

@@ -14,6 +14,7 @@ from shared import baselines, files, shortcuts
 from shared.cohorts import custom, synthetic, tables
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.custom import problems
+from shared.cohorts.custom.exclusions import keyed_digest
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.paper import cohorts as paper_cohorts
@@ -27,7 +28,7 @@ from shared.registry.store import Registry
 from shared.tasks import aki, denoising, stroke_outcome
 from shared.vocabulary import registry_words
 
-RULES = 3  # raised whenever the same options would make other questions
+RULES = 4  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
 LEAKS, PATIENTS, PROVENANCE = "leaks.csv", "patients.parquet", "provenance.json"
 
@@ -52,6 +53,8 @@ def prepare(
     wanted = _options(data, seed, salt)
     if data.source:
         wanted["source"] = COHORTS[data.cohort].digests(source)
+    if data.exclude:
+        wanted["exclude"] = keyed_digest(Path(data.exclude), salt)
     if _is_done(out, wanted):
         return
     with _stages(progress) as stage:
@@ -96,8 +99,9 @@ def _made(
         registry = build(cohort.raw, split="paper", fit="all", progress=stage, **options)
         registry = _stamped(registry, wanted)
         return registry, _paper_maker(registry, cohort, data)
-    if data.encoding:  # the config allows it for custom registries only
-        raw = custom.read(source, encoding=data.encoding)
+    if data.cohort == "custom":
+        how = {"encoding": data.encoding, "delimiter": data.delimiter, "decimal": data.decimal}
+        raw = custom.read(source, **how, exclude=data.exclude)
     else:
         raw = COHORTS[data.cohort].read(source, cohort=data.cohort)
     registry = build(raw, split=data.split, held_out=data.held_out, fit=data.fit, progress=stage, **options)
@@ -204,11 +208,13 @@ def _write_questions(
         }
         digests = {name.replace(temporary.name, folder.name): digest for name, digest in digests.items()}
         record = {"versions": versions(), "files": digests, "shortcuts": audits}
+        if data.exclude:
+            record["left_out"] = registry.provenance["left_out"]
         files.write_json(temporary / PROVENANCE, wanted | record)
 
 
 def _options(data: DataConfig, seed: int, salt: str) -> dict[str, Any]:
-    options = {k: v for k, v in dataclasses.asdict(data).items() if k not in ("source", "train", "valid")}
+    options = {k: v for k, v in dataclasses.asdict(data).items() if k not in ("source", "train", "valid", "exclude")}
     if data.source:
         del options["patients"]
     return {"rules": RULES, "options": options, "seed": seed, "salt": salt}

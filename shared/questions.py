@@ -89,7 +89,7 @@ def read_words(path: Path | str) -> list[str] | None:
 def check_questions(path: Path | str) -> None:
     """Raise InputError unless there is a file at this path or address."""
     if not storage.is_file(path):
-        raise InputError(f"{path}: no such question file; write one with `python -m launch.prepare`")
+        raise InputError(f"{path}: no such question file; write one with `creason prepare`")
 
 
 def read_questions(path: Path | str) -> list[Question]:

@@ -21,8 +21,9 @@ from scipy.stats import binom
 from threadpoolctl import threadpool_limits
 
 from shared.questions import LETTERS, Question
+from shared.registry.dates import days
 from shared.registry.features import as_number
-from shared.registry.relations import arithmetic, moment
+from shared.registry.relations import arithmetic
 
 READ_QUESTIONS = 5_000  # the first so many are read
 MOST_ROWS = 400  # of a feature
@@ -138,20 +139,28 @@ def _title(line: Line) -> str:
     return f"'{line[1]}'" + (f" in {line[0]}" if line[0] else "")
 
 
-def _columns(asked: Asked, read: Callable[[str], float]) -> dict[Line, np.ndarray]:
+def _columns(asked: Asked, read: Callable[[Sequence[str]], Sequence[float] | np.ndarray]) -> dict[Line, np.ndarray]:
     """The lines that at least `LEAST_ROWS` records have as what `read` understands: `[rows]`, NaN where it does not."""
-    found: dict[Line, np.ndarray] = {}
+    texts: dict[Line, dict[int, str]] = defaultdict(dict)
     for row, record in enumerate(asked.records):
         for line, text in record.items():
-            value = read(text)
-            if not math.isnan(value):
-                found.setdefault(line, np.full(len(asked.records), np.nan))[row] = value
-    return {line: values for line, values in found.items() if (~np.isnan(values)).sum() >= LEAST_ROWS}
+            texts[line][row] = text
+    found: dict[Line, np.ndarray] = {}
+    for line, by_row in texts.items():
+        values = np.full(len(asked.records), np.nan)
+        values[list(by_row)] = read(list(by_row.values()))
+        if (~np.isnan(values)).sum() >= LEAST_ROWS:
+            found[line] = values
+    return found
+
+
+def _numbers(texts: Sequence[str]) -> list[float]:
+    return [as_number(text) for text in texts]
 
 
 def dates_apart(asked: Asked) -> list[Clue]:
     """The time between two dates of the record, to the second and by calendar days; also a single date's distance."""
-    dates = _columns(asked, moment)
+    dates = _columns(asked, days)
     kept = sorted(dates, key=lambda line: -np.count_nonzero(~np.isnan(dates[line])))[:MOST_DATES]
     pairs = [(first, second) for first, second in itertools.combinations([line for line in dates if line in kept], 2)]
     times: list[tuple[tuple[Line, ...], np.ndarray]] = [((line,), dates[line]) for line in dates]
@@ -165,7 +174,7 @@ def computed(asked: Asked) -> list[Clue]:
     numbers = asked.numbers()
     if numbers is None:
         return []
-    columns = {**_columns(asked, as_number), **_columns(asked, moment)}
+    columns = {**_columns(asked, _numbers), **_columns(asked, days)}
     if len(columns) < 2:
         return []
     table = pd.DataFrame({str(place): values for place, values in enumerate(columns.values())})

@@ -29,12 +29,12 @@ PROGRAMS = [
     if "app.run(main" in path.read_text(encoding="utf-8") and "define_flags()" in path.read_text(encoding="utf-8")
 ]
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9_-]*(?:\.[a-z0-9_.]*[a-z0-9_])?)")
-COMMAND = re.compile(r"python3? -m launch\.(\w+)((?:[^\n`#]|\\+\n)*)")
+COMMAND = re.compile(r"(?:python3? -m launch\.|\bcreason )(\w+)((?:[^\n`#]|\\+\n)*)")
 # Flags of programs that are not ours, by the program.
 FOREIGN = {
-    "absl": {"help", "verbosity"},
+    "absl": {"help", "helpfull", "verbosity"},
     "apt, git, pip": {"version", "no-deps", "dry-run", "ignore-installed", "no-build-isolation", "depth", "upgrade"},
-    "benchmarks": {"folder", "multiples", "remats", "trl", "tunix"},
+    "benchmarks": {"folder", "kills", "multiples", "remats", "trl", "tunix"},
     "deepspeed, torchrun": {"hostfile", "include", "module", "nproc-per-node", "num_gpus"},
     "gcloud": {"accelerator-type", "recurse", "recursive", "worker", "zone"},
     "lm_eval": {"apply_chat_template", "include_path", "model_args", "tasks"},
@@ -156,7 +156,7 @@ def test_every_command_has_the_flags_that_it_is_given():
     ]
     assert len(commands) > 40
     wrong = [
-        f"{where}: launch.{program} --{name}"
+        f"{where}: creason {program} --{name}"
         for where, program, words in commands
         for name in unknown_flags(words, flags_of(program) | FOREIGN["absl"])
     ]

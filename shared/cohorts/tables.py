@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from shared import files
+from shared.cohorts.old_workbook import read_old_sheet
 from shared.cohorts.workbook import read_sheet
 from shared.errors import InputError
 from shared.registry.store import read_parquet
@@ -36,15 +37,18 @@ WORKBOOK_DIGITS = 15  # of a number in a workbook, the rest are lost
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 _INDEX_NAME = re.compile(r"|Unnamed: \d+")  # pandas' and R's names of a column of row numbers
 _SPELLED_NUMBER = re.compile(r"[+-]?[0-9]+\.([0-9]*)([eE][+-]?[0-9]+)?")
+_SHORTENED = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE]\+[0-9]+")  # as Excel writes a long number; 5e10 may be a name
 
 
 @dataclasses.dataclass(frozen=True)
 class RawTable:
     """Cells as they stand in a file, blanks as "": `columns[name]` is `[rows]`, names as `plain_name` makes them.
 
-    `labels` are what the file itself says of columns (Stata, SAS). `row_numbers` is a column of row numbers that was left
-    out, by its name. `notes` say what was left out or read in another way than one may think. `numbers` are the rows'
-    places in the file, that of the names being 1.
+    `labels` are what the file itself says of columns (Stata, SAS, SPSS). `row_numbers` is a column of row numbers that was
+    left out, by its name. `notes` say what was left out or read in another way than one may think. `numbers` are the rows'
+    places in the file, that of the names being 1. Where a file has labels for a column's values, the cells are these;
+    `codes` holds the column's cells as they were, and `value_labels` the label of each code. `decimal` is the mark with
+    which texts spell numbers; `undecided` names columns, each with a row, in which it could be either.
     """
 
     path: Path
@@ -53,6 +57,10 @@ class RawTable:
     row_numbers: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     numbers: Sequence[int] = ()
+    codes: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
+    value_labels: Mapping[str, Mapping[Any, str]] = dataclasses.field(default_factory=dict)
+    decimal: str = "."
+    undecided: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -63,16 +71,44 @@ class RawTable:
         """The place in the file of a row (from 0)."""
         return self.numbers[row] if self.numbers else row + 2
 
+    def only(self, rows: Sequence[int]) -> RawTable:
+        """The table of these rows (from 0), which keep their places in the file."""
+
+        def chosen(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            return {name: [cells[row] for row in rows] for name, cells in columns.items()}
+
+        return dataclasses.replace(
+            self,
+            columns=chosen(self.columns),
+            row_numbers=chosen(self.row_numbers),
+            codes=chosen(self.codes),
+            numbers=[self.number(row) for row in rows],
+        )
+
+
+def suffix(path: Path) -> str:
+    """How a file's name ends, in lower case and without `.gz`: `.csv` for DATA.CSV.gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def check_folder(source: Path, should_hold: str) -> None:
+    """Raises InputError unless `source` is a folder; the message says what it should hold."""
+    if not source.is_dir():
+        what = "is a file; give the folder that it lies in" if source.is_file() else "no such folder"
+        raise InputError(f"{source}: {what}; it should hold {should_hold}")
+
 
 def find(source: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """For each key the first of its file names that is in `source`. Raises InputError listing every one missing."""
-    if not source.is_dir():
-        first = ", ".join(names[0] for names in wanted.values())
-        what = "is a file; give the folder that it lies in" if source.is_file() else "no such folder"
-        raise InputError(f"{source}: {what}; it should hold {first}")
+    """For each key the first of its file names that is in `source`, in upper or lower case.
+
+    Raises InputError listing every one missing.
+    """
+    check_folder(source, ", ".join(names[0] for names in wanted.values()))
     found, missing = {}, []
+    there = {path.name.lower(): path for path in sorted(source.iterdir()) if path.is_file()}
     for key, names in wanted.items():
-        path = next((source / name for name in names if (source / name).is_file()), None)
+        exact = next((source / name for name in names if (source / name).is_file()), None)
+        path = exact or next((there[name.lower()] for name in names if name.lower() in there), None)
         if path is None:
             missing.append(" or ".join(names))
         else:
@@ -121,20 +157,34 @@ def read_table(path: Path, *, merged: bool = False, errors: bool = False, encodi
     first; `errors` takes a spreadsheet's error values as texts. `encoding` is that of a CSV file, UTF-8 by default.
     Raises InputError naming the file, the sheet, and the row or column that is wrong.
     """
-    if path.suffix == ".parquet":
+    if suffix(path) == ".parquet":
         return table_of(path, read_parquet(path))
     where, rows, notes = _rows(path, merged=merged, errors=errors, encoding=encoding)
+    return table_of_rows(path, rows, where=where, notes=notes)
+
+
+def table_of_rows(
+    path: Path, rows: Sequence[Sequence[Any]], *, where: str, notes: Sequence[str] = (), first: int = 1
+) -> RawTable:
+    """A table from rows of cells, of which the first names the columns; `first` is its place in the file.
+
+    `where` is how messages call the file. Raises InputError for cells in a column without a name, and for names that come twice.
+    """
     if not rows or not any(cell != "" for cell in rows[0]):
-        raise InputError(f"{where}: empty, its first row should name the columns")
+        blank = any(cell != "" for row in rows for cell in row)
+        raise InputError(
+            f"{where}: {'its first row is blank' if blank else 'empty'}, its first row should name the columns"
+        )
     names = named(where, rows[0])
-    body = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(cell != "" for cell in row)]
+    body = [(number, row) for number, row in enumerate(rows[1:], start=first + 1) if any(cell != "" for cell in row)]
     cells = [[row[place] if place < len(row) else "" for _, row in body] for place in range(len(names))]
     index = {names[0]: cells[0]} if is_index(names[0], cells[0]) else {}
     unnamed = {place for place, name in enumerate(names) if name == "" and not (index and place == 0)}
     if _is_shifted(names, [row for _, row in body]):
         raise InputError(f"{where}: row {body[0][0]} has a cell in column {len(names) + 1}, which has no name in the first row; "
                          f"so has every row, as where R writes row names: write it with row.names = FALSE, or name the first "
-                         f"column too")  # fmt: skip
+                         f"column too; or as where a decimal comma splits a number: quote such numbers, or separate cells by "
+                         f"semicolons")  # fmt: skip
     for number, row in body:
         stray = next((i for i, cell in enumerate(row) if cell != "" and (i >= len(names) or i in unnamed)), None)
         if stray is not None:
@@ -187,17 +237,29 @@ def read_rows(path: Path) -> list[list[Any]]:
 
 def sheet_notes(path: Path) -> list[str]:
     """Which sheets of a workbook are not read; nothing for other files."""
-    return read_sheet(path, merged=True)[2] if path.suffix == ".xlsx" else []
+    return read_sheet(path, merged=True)[2] if suffix(path) == ".xlsx" else []
 
 
 def _rows(path: Path, *, merged: bool, errors: bool, encoding: str) -> tuple[str, list[list[Any]], list[str]]:
     """How messages call the file and its sheet, the rows, and notes."""
     where, notes = str(path), list[str]()
-    if path.name.removesuffix(".gz").endswith(".csv"):
+    if suffix(path) == ".csv":
         rows = _csv_rows(path, encoding)
     else:
-        sheet, found, notes = read_sheet(path, merged=merged)
-        where, rows = f"{path}, sheet {sheet!r}", [[_cell(cell) for cell in row] for row in found]
+        where, rows, notes = workbook_rows(path, merged=merged)
+    check_cells(where, rows, errors=errors)
+    return where, rows, notes
+
+
+def workbook_rows(path: Path, *, merged: bool = False) -> tuple[str, list[list[Any]], list[str]]:
+    """How messages call the file and its sheet, the rows of a workbook (.xlsx or .xls), and notes."""
+    read = read_old_sheet if suffix(path) == ".xls" else read_sheet
+    sheet, found, notes = read(path, merged=merged)
+    return f"{path}, sheet {sheet!r}", [[_cell(cell) for cell in row] for row in found], notes
+
+
+def check_cells(where: str, rows: Sequence[Sequence[Any]], *, errors: bool) -> None:
+    """Raises InputError for a text too long for a cell and, without `errors`, for a spreadsheet's error values."""
     for number, row in enumerate(rows, start=1):
         for place, cell in enumerate(row, start=1):
             if not isinstance(cell, str):
@@ -208,15 +270,20 @@ def _rows(path: Path, *, merged: bool, errors: bool, encoding: str) -> tuple[str
             if not errors and cell in ERROR_VALUES:
                 raise InputError(f"{where}: row {number}, column {place} holds {cell}, where a spreadsheet could not "
                                  f"calculate a value; correct the cell or empty it")  # fmt: skip
-    return where, rows, notes
+
+
+def csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[Any]]:
+    """The cells of each record of a delimited text. Raises csv.Error."""
+    csv.field_size_limit(2**31 - 1)  # so that a huge cell is named with its row
+    for row in csv.reader(lines, delimiter=delimiter, strict=True):
+        yield [_cell(cell) for cell in row]
 
 
 def _csv_rows(path: Path, encoding: str) -> list[list[Any]]:
-    csv.field_size_limit(2**31 - 1)  # so that a huge cell is named with its row
     options: dict[str, Any] = {"encoding": encoding or "utf-8-sig", "newline": ""}
     try:
-        with gzip.open(path, "rt", **options) if path.suffix == ".gz" else path.open(**options) as stream:
-            return [[_cell(cell) for cell in row] for row in csv.reader(stream)]
+        with gzip.open(path, "rt", **options) if path.suffix.lower() == ".gz" else path.open(**options) as stream:
+            return list(csv_rows(stream))
     except UnicodeDecodeError:
         other = (
             "name its encoding, such as --encoding=cp949 (a custom registry's), or save it"
@@ -251,19 +318,27 @@ def is_utf8(path: Path) -> bool:
 def identifiers(table: RawTable, column: str) -> list[str]:
     """Ids as texts: 200001.0 is 200001, a blank is "". Raises InputError where a number is none that names a patient."""
     for row, cell in enumerate(table.columns[column]):
-        problem = id_problem(cell, workbook=table.path.suffix == ".xlsx")
+        problem = id_problem(cell, workbook=is_workbook(table.path))
         if problem:
             raise InputError(f"{table.path}: column {column}, row {table.number(row)}: {problem}")
     return [id_text(cell) for cell in table.columns[column]]
 
 
+def is_workbook(path: Path) -> bool:
+    """Whether a file is an Excel workbook, by its name."""
+    return suffix(path) in (".xlsx", ".xls")
+
+
 def id_text(cell: Any) -> str:
-    """An id as a text, the same whether its cell is a number or spells it; "" where it is missing."""
+    """An id as a text, the same whether its cell is a number or spells it; "" where it is missing.
+
+    Nothing invisible is part of it, and letters and digits have their plain form (NFKC): else one patient could be two.
+    """
     if cell is None or cell != cell:
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    text = str(cell).strip()
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", str(cell))).strip()
     spelled = _SPELLED_NUMBER.fullmatch(text)
     return text.partition(".")[0] if spelled and not spelled[2] and not spelled[1].strip("0") else text
 
@@ -276,9 +351,13 @@ def id_problem(cell: Any, *, workbook: bool = False) -> str:
         return FRACTION
     exact = 10**WORKBOOK_DIGITS if workbook else 2**53
     if isinstance(cell, float | int) and (workbook or isinstance(cell, float)) and abs(cell) >= exact:
-        return f"an id of {len(str(abs(int(cell))))} digits, of which a number in this file loses the last; store ids as texts"
+        digits, why = (
+            len(str(abs(int(cell)))),
+            f": Excel keeps {WORKBOOK_DIGITS} digits of a number" if workbook else "",
+        )
+        return f"an id of {digits} digits, of which a number in this file loses the last{why}; store ids as texts"
     spelled = _SPELLED_NUMBER.fullmatch(str(cell).strip()) if isinstance(cell, str) else None
-    if spelled and spelled[2]:
+    if (spelled and spelled[2]) or (isinstance(cell, str) and _SHORTENED.fullmatch(cell.strip())):
         return "an id that a spreadsheet has shortened to a power of ten; store ids as texts"
     return FRACTION if spelled and spelled[1].strip("0") else ""
 

@@ -35,10 +35,11 @@ UNREADABLE = (
     InvalidFileException,
 )
 VISIBLE = "visible"
-CHUNK, OVERLAP = 2**20, 2**10
+CHUNK = 2**20
 
-_FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")
-_MERGED = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=\"([A-Z0-9:$]+)\"")
+_FORMULA = re.compile(rb"<(?:\w+:)?f[\s/>]")
+_MERGED = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z0-9:$]+)[\"']")
+_PLACE = re.compile(rb"<(?:\w+:)?(?:row|c)\s[^>]*?\br=[\"']([A-Z]*)([0-9]+)[\"']")  # of a row or of a cell
 
 
 def read_sheet(path: Path, *, merged: bool) -> tuple[str, list[list[Any]], list[str]]:
@@ -74,7 +75,7 @@ def _read(path: Path, book: Any, merged: bool) -> tuple[str, list[list[Any]], li
     where = f"{path}, sheet {sheet.title!r}"
     sheet.reset_dimensions()  # some programs write too small a size, and openpyxl would believe it
     rows = [list(row) for row in sheet.iter_rows(values_only=True)]
-    formulas, ranges = _marks(_source(book, sheet))
+    formulas, ranges = _marks(where, _source(book, sheet))
     if formulas:
         _refuse_uncalculated(where, _source(book, sheet), computed=not book.calculation.fullCalcOnLoad)
     if not merged:
@@ -103,15 +104,25 @@ def _notes(path: Path, sheet: Any, sheets: list[Any]) -> list[str]:
     return [f"{path.name}: read from sheet {sheet.title!r}; not read: {', '.join(others)}"] if others else []
 
 
-def _marks(stream: IO[bytes]) -> tuple[bool, list[str]]:
-    """Whether a sheet has formulas, and its merged ranges, such as A2:A5."""
-    formulas, ranges, kept = False, dict[str, None](), b""
+def _marks(where: str, stream: IO[bytes]) -> tuple[bool, list[str]]:
+    """Whether a sheet has formulas, and its merged ranges, such as A2:A5.
+
+    Raises InputError where rows or cells do not come in order, or twice: openpyxl would leave them out without a word.
+    """
+    formulas, ranges, kept, last = False, dict[str, None](), b"", (0, 0, b"")
     with stream:
         while chunk := stream.read(CHUNK):
-            text = kept + chunk
-            formulas = formulas or _FORMULA.search(text) is not None
-            ranges |= dict.fromkeys(found.decode() for found in _MERGED.findall(text))
-            kept = text[-OVERLAP:]
+            whole, mark, rest = (kept + chunk).rpartition(b"<")  # no tag is cut in two
+            kept = mark + rest
+            formulas = formulas or _FORMULA.search(whole) is not None
+            ranges |= dict.fromkeys(found.decode() for found in _MERGED.findall(whole))
+            for column, row in _PLACE.findall(whole):
+                place = (int(row), len(column), column)
+                if place <= last:
+                    raise InputError(f"{where}: row {row.decode()} comes behind row {last[0]}, or has a cell twice or behind a "
+                                     f"later one, so some would be lost; open the workbook in Excel or LibreOffice and save "
+                                     f"it there")  # fmt: skip
+                last = place
     return formulas, list(ranges)
 
 
@@ -120,6 +131,9 @@ def _refuse_merged(where: str, rows: list[list[Any]], ranges: list[str]) -> None
         column, row, _, _ = range_boundaries(merged)
         cells = rows[row - 1] if row and row <= len(rows) else []
         if column and column <= len(cells) and cells[column - 1] is not None:
+            if row == 1:
+                raise InputError(f"{where}: cells {merged} of its first row are merged, as in a header of two rows; one row must "
+                                 f"name every column: unmerge them, name each, and delete the other row")  # fmt: skip
             raise InputError(f"{where}: cells {merged} are merged, so that only the first of them has a value; "
                              f"unmerge them and fill in each")  # fmt: skip
 
@@ -132,8 +146,8 @@ def _refuse_uncalculated(where: str, stream: IO[bytes], *, computed: bool) -> No
     if not empty and not computed and all(value == "0" for _, value in results):
         empty = [cell for cell, _ in results]
     if empty:
-        more = f" and {len(empty) - 1:,} more cells are formulas" if len(empty) > 1 else " is a formula"
-        raise InputError(f"{where}: cell {empty[0]}{more} that was never calculated; open the workbook in Excel or "
+        more = f" and {len(empty) - 1:,} more are formulas that were" if len(empty) > 1 else " is a formula that was"
+        raise InputError(f"{where}: cell {empty[0]}{more} never calculated; open the workbook in Excel or "
                          f"LibreOffice and save it there, or save it as CSV")  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from shared.registry.features import (
     Kind,
     as_number,
     fewest_decimals,
+    is_days,
     is_misspelt_number,
     numbers_of,
     to_units,
@@ -60,7 +61,8 @@ class RawRegistry:
     `ordered` are categories that count as numbers in mutual information, `reference` the datetime that others are
     counted from, `unknown` the categories that count as missing there. `roles` names the columns that hold a patient's
     `site`, `time`, `sex` and `age`, where there are such.
-    `digests` are those of the raw files, `notes` what the reader left out or changed.
+    `digests` are those of the raw files, `notes` what the reader left out or changed. `left_out` is how many patients of the raw
+    files are not here because they were asked to be left out.
     """
 
     cohort: str
@@ -72,6 +74,7 @@ class RawRegistry:
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    left_out: int = 0
 
 
 def build(
@@ -94,6 +97,7 @@ def build(
     index = pd.Index(list(raw.ids), dtype=object, name=PATIENT)
     kinds = {column.name: column.kind or _kind(column) for column in raw.columns}
     _refuse_misspelt(raw.columns, kinds)
+    _refuse_far_dates(raw.columns, kinds)
     typed = {column.name: _typed(column.values, kinds[column.name], index) for column in raw.columns}
     table = pd.DataFrame(typed, index=index)
     _refuse_huge(table, kinds, {patient: place for place, patient in enumerate(index, start=1)})
@@ -138,6 +142,7 @@ def build(
                 "fit": fit,
             },
             "patients": {"train": len(train), "valid": len(valid)},
+            "left_out": raw.left_out,
             "versions": versions(),
         },
     )
@@ -152,6 +157,22 @@ def _refuse_misspelt(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) ->
             raise InputError(
                 f"column {column.name}, patient {wrong} of {len(column.values)}: no number as it is written (such as 12_3, nan, "
                 f"inf, or digits of another script); correct it, or empty the cell"
+            )
+
+
+def _refuse_far_dates(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) -> None:
+    first, last = pd.Timestamp.min.year, pd.Timestamp.max.year
+    for column in columns:
+        if kinds[column.name] != "datetime" or isinstance(column.values, np.ndarray):
+            continue
+        dated = (
+            (place, value) for place, value in enumerate(column.values, start=1) if isinstance(value, datetime.date)
+        )
+        far = next((place for place, value in dated if not first < value.year < last), None)
+        if far:
+            raise InputError(
+                f"column {column.name}, patient {far} of {len(column.values)}: a date outside the years {first + 1} to "
+                f"{last - 1}; correct it, or empty the cell where it means missing"
             )
 
 
@@ -233,4 +254,5 @@ def _feature(column: RawColumn, kind: Any, train: pd.Series) -> Feature:
         labels=tuple(column.coded or ()) if kind == "category" else (),
         leak_group=column.leak_group,
         visible=column.visible,
+        days=kind == "datetime" and is_days(train),
     )

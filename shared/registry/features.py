@@ -34,8 +34,8 @@ class Feature:
     `decimals` is how many decimals numbers are shown with (see `fewest_decimals`). `categories` are the texts that a
     category may take, in the order of its coding, then of first appearance; `labels` are those that its code table spells.
     Features of one `leak_group` give each other away. A number column may hold a few texts such as `<0.3`; it is then stored
-    as texts (see `numbers_of`). A feature that is not `visible` is never shown nor asked for: it is kept for splits, labels
-    and subgroups.
+    as texts (see `numbers_of`). `days` are datetimes that are all at midnight, shown without a time. A feature that is not
+    `visible` is never shown nor asked for: it is kept for splits, labels and subgroups.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Feature:
     labels: tuple[str, ...] = ()
     leak_group: str | None = None
     visible: bool = True
+    days: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -92,13 +93,23 @@ def display_names(folder: Path) -> dict[str, str]:
 
 
 def value_text(feature: Feature, value: Any) -> str:
-    """How a present value is shown: numbers with `feature.decimals`, datetimes as YYYY-MM-DD HH:MM:SS, texts as is."""
+    """How a present value is shown: numbers with `feature.decimals`, datetimes as YYYY-MM-DD HH:MM:SS, texts as is.
+
+    A day is YYYY-MM-DD, where all values that the feature was made from are at midnight, and so is this.
+    """
     if feature.kind == "number":
         number = as_number(value)
         return str(value) if math.isnan(number) else units_text(to_units(number, feature.decimals), feature.decimals)
     if feature.kind == "datetime":
-        return pd.Timestamp(value).strftime("%Y-%m-%d %H:%M:%S")
+        moment = pd.Timestamp(value)
+        return moment.strftime("%Y-%m-%d" if feature.days and moment == moment.normalize() else "%Y-%m-%d %H:%M:%S")
     return str(value)
+
+
+def is_days(column: pd.Series) -> bool:
+    """Whether a column of moments has some, all at midnight."""
+    present = column.dropna()
+    return bool(len(present)) and bool((present == present.dt.normalize()).all())
 
 
 def as_number(value: Any) -> float:

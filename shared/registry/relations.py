@@ -2,14 +2,13 @@
 
 `leakage` judges one feature at a time and counts dates from one reference. Here every date and every difference of two
 dates counts as a column of its own, and every two numbers are tried for a sum, a difference, a product or a ratio, with
-any factors: t = A a + B b + C, or ln t = A ln a + B ln b + C. Training patients only.
+any factors: t = A a + B b + C, or ln t = A ln a + B ln b + C; sums of more are in `sums`. Training patients only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,11 +17,13 @@ from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 
 from shared.randomness import generator
+from shared.registry.dates import days
 from shared.registry.features import Feature, numbers_of
 from shared.registry.statistics import ValueStatistics
+from shared.registry.sums import of_several
 
 COLUMNS = ("target", "first", "second", "nats", "reason")
-DATE, DIFFERENCE, ARITHMETIC = "date", "difference in time", "arithmetic"
+DATE, DIFFERENCE, ARITHMETIC, SEVERAL = "date", "difference in time", "arithmetic", "arithmetic with several others"
 FALSE_ALARM = 1e-3  # of one registry: the chance that a pair which tells nothing passes for one that does
 EXACT = 0.95  # share of a number's variance that two others explain where it is computed from them
 GAIN = 0.25  # and what they leave unexplained, against what the better of them leaves alone
@@ -31,34 +32,25 @@ MAX_ROWS = 2_000
 MAX_BINS, MIN_BINS, ROWS_IN_CELL = 8, 3, 5  # as in `leakage`
 WORK = 4e11  # multiplications of the search over all pairs of numbers: rows are sampled down to it, then all confirm
 FEWEST_SAMPLED = 100
-DAY = np.timedelta64(1, "D")
-
-_MOMENT = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?)?")
-
-
-def moment(text: str) -> float:
-    """Days since 1970 of a text such as 2024-01-31, 2024/1/31 or 2024-01-31 08:30:00; NaN for any other."""
-    found = _MOMENT.fullmatch(text.strip()) if text.strip()[4:5] in ("-", "/", ".") else None
-    if not found:
-        return np.nan
-    year, month, day, hour, minute, second = (int(part or 0) for part in found.groups())
-    if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 60):
-        return np.nan
-    start = np.datetime64(f"{year:04}-{month:02}-01", "D") + np.timedelta64(day - 1, "D")
-    return float(start.astype(np.int64)) + (hour * 3600 + minute * 60 + second) / 86_400
+EARLIEST, LATEST = 1900_01_01, 2199_12_31  # whole numbers that may be dates
 
 
 def moments(feature: Feature, column: pd.Series) -> np.ndarray | None:
-    """`[patients]` days since 1970 of a column of dates, or of texts that all read as dates; None for another."""
+    """`[patients]` days since 1970 of a column of dates, or of texts or numbers (20240131) that read as such; else None."""
     if feature.kind == "datetime":
         return ((column - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(dtype=np.float64)
-    if feature.kind == "number":
-        return None
     known = column.dropna()
-    found = {text: moment(str(text)) for text in known.unique()}
-    if not found or np.isnan(list(found.values())).any():
+    if feature.kind == "number":
+        numbers = numbers_of(known)
+        if not len(known) or not ((numbers % 1 == 0) & numbers.between(EARLIEST, LATEST)).all():
+            return None
+        known = numbers.astype("int64").astype(str)
+    read = days([str(value) for value in known])
+    if not len(known) or np.isnan(read).all():
         return None
-    return column.map(found).to_numpy(dtype=np.float64)
+    found = np.full(len(column), np.nan)
+    found[column.notna().to_numpy()] = read
+    return found
 
 
 @threadpool_limits.wrap(limits=1)
@@ -77,6 +69,8 @@ def find(train: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[s
     table = pd.DataFrame({**numbers, **dates}, index=range(len(train)), dtype=np.float64)
     targets = [name for name in numbers if name in statistics]
     rows += [(each.target, each.first, each.second, each.nats, ARITHMETIC) for each in arithmetic(table, targets)]
+    for target, names, explained in of_several(table.iloc[_sampled(len(table), MAX_ROWS)], targets):
+        rows += [(target, name, "", gaussian_nats(explained), SEVERAL) for name in names]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -180,7 +174,12 @@ class Computed:
     @property
     def nats(self) -> float:
         """What the two tell about the target, were all three Gaussian."""
-        return float(-0.5 * np.log(max(1 - self.explained, 1e-12)))
+        return gaussian_nats(self.explained)
+
+
+def gaussian_nats(explained: float) -> float:
+    """Mutual information of Gaussians of which one explains this share of the other's variance."""
+    return float(-0.5 * np.log(max(1 - explained, 1e-12)))
 
 
 def arithmetic(table: pd.DataFrame, targets: Sequence[str]) -> list[Computed]:
@@ -243,7 +242,8 @@ def _explained(values: np.ndarray, masks: np.ndarray, target: np.ndarray, tries:
         both = (at**2 * bb - 2 * at * bt * ab + bt**2 * aa) / ((aa * bb - ab**2) * tt)
         chance = tries * np.maximum(1 - both, 1e-15) ** ((count - 3) / 2)
     sound = (count >= LEAST_ROWS) & (tt > 1e-9) & (aa > 1e-9) & (bb > 1e-9) & (aa * bb - ab**2 > 1e-11 * aa * bb)
-    return sound & (both >= EXACT) & (1 - both <= GAIN * (1 - alone)) & (chance < FALSE_ALARM)
+    gained = (1 - both <= GAIN * (1 - alone)) & (1 - alone > 1e-9)  # what tells all alone needs nothing beside it
+    return sound & (both >= EXACT) & gained & (chance < FALSE_ALARM)
 
 
 def _fit(target: pd.Series, first: pd.Series, second: pd.Series) -> float:

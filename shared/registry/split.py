@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from shared.registry.features import as_number
 
 Split = Literal["random", "site", "time", "paper"]
 PAPER_SEED = 42
+
+_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2}([ T]\d{2}:\d{2}(:\d{2})?)?)?)?", re.ASCII)
 
 
 def held_out_patients(
@@ -81,17 +84,23 @@ def _site(value: object) -> str:
     return str(int(number)) if number == number and number.is_integer() else "" if value is None else str(value)
 
 
+def _date(text: str) -> Any:
+    """A day, its month or year alone, or a time; NaT for other texts: whether 01/02/2023 is in January nobody can know."""
+    try:
+        return pd.Timestamp(text.strip()) if _DATE.fullmatch(text.strip()) else pd.NaT
+    except ValueError:
+        return pd.NaT
+
+
 def _late(column: pd.Series, valid_patients: int, held_out: str) -> np.ndarray:
     dated = pd.api.types.is_datetime64_any_dtype(column)
     start: Any
     values = column if dated else pd.Series([as_number(value) for value in column], index=column.index)
     if held_out:
-        try:
-            start = pd.Timestamp(held_out) if dated else as_number(held_out)
-        except ValueError:
-            start = np.nan
+        start = _date(held_out) if dated else as_number(held_out)
         if start != start:
-            raise InputError(f"held_out = {held_out!r}: not a {'date' if dated else 'number such as a year'}")
+            known = "date such as 2023-01-31, or year" if dated else "number such as a year"
+            raise InputError(f"held_out = {held_out!r}: not a {known}")
     else:
         present = values.dropna().sort_values()
         if len(present) <= valid_patients:

@@ -82,7 +82,7 @@ def save(registry: Registry, folder: Path) -> None:
 def load(folder: Path) -> Registry:
     """Read a prepared registry. Raises InputError if a file of it is missing, truncated or not what it should be."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no prepared registry there; make one with `python -m launch.prepare`")
+        raise InputError(f"{folder}: no prepared registry there; make one with `creason prepare`")
     provenance = files.read_json(folder / "provenance.json")
     if not isinstance(provenance, dict) or "cohort" not in provenance:
         raise InputError(f"{folder / 'provenance.json'}: not a provenance record, it names no cohort")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Tests run as root in containers, where Chromium's sandbox and /dev/shm are not what it expects; nothing may ask a network.
@@ -18,6 +18,9 @@ SWITCHES = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 SIZES = {"wide": (1300, 900), "phone": (390, 844)}  # pixels
+
+PATIENCE = 20_000  # milliseconds; other tests run beside
+expect.set_options(timeout=PATIENCE)
 
 
 def executable() -> Path | None:
@@ -50,12 +53,13 @@ def chromium() -> Iterator[Browser]:
 def page(browser: Browser, size: str = "wide", scheme: str = "light") -> Iterator[Page]:
     """A page of its own (no cookie or storage of others); `size` of SIZES, `scheme` light or dark.
 
-    Fails where the page reported an error of a script, or was refused something by its content security policy.
+    Fails where the page reported an error of a script, or was refused something by its content security policy. Such a
+    policy also refuses `wait_for_function`; `expect(locator)` of Playwright waits without.
     """
     width, height = SIZES[size]
     errors: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE)
     try:
         opened = context.new_page()
         opened.on("pageerror", lambda error: errors.append(str(error)))

@@ -587,8 +587,13 @@ def test_answers_as_texts_go_to_a_review(places, call, tmp_path):
     assert again == {name: value for name, value in summary.items() if name != "made_elsewhere"} | {
         "engine": None, "prompts": None,
     }  # fmt: skip
-    made = call("review", f"--first={answers}", f"--second={answers}", "--raters=r1", f"--out={tmp_path / 'cases'}",
-                f"--key={tmp_path / 'key.json'}")  # fmt: skip
+    places_of_review = ["--raters=r1", f"--out={tmp_path / 'cases'}", f"--key={tmp_path / 'key.json'}"]
+    same = call("review", f"--first={answers}", f"--second={answers}", *places_of_review)
+    assert "all 4 pairs of answers are the same" in same.refusal and not (tmp_path / "cases").exists()
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row | {"completion": f"{row['completion']}."}) + "\n" for row in rows))
+    made = call("review", f"--first={answers}", f"--second={other}", *places_of_review)
     assert made.code == 0 and (tmp_path / "cases" / "r1" / "ratings.xlsx").is_file(), made
     forced = call(*evaluation, f"--out={tmp_path / 'y'}", "--protocol=forced_choice")
     assert "--completions: only with --protocol=boxed" in forced.refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,11 @@ from shared.backend import Backend
 from shared.config import RunConfig, validate
 from shared.errors import InputError, SyncError
 from shared.metrics import METRICS_FILE, differences, read_metrics, without_timings
+from shared.prompts import decode, user_message
+from shared.questions import read_questions
 from shared.replay import Recording
+from shared.showing import CONTROLS
+from shared.tokenizer import load_tokenizer
 from shared.trajectories import TrajectoryReader, TrajectoryWriter
 
 LOSS = 1e-4  # relative, at every step
@@ -244,6 +249,54 @@ def test_fewer_steps_are_the_beginning(recorded, tmp_path):
     workdir = replayed("jax", "paper", recording / "trajectories", tmp_path / "again", **{"grpo.steps": 2})
     relative, _ = apart_by(recording, workdir)
     assert len(lines(workdir)) == 2 and relative.max() == 0
+
+
+def squeezed(text: str) -> str:
+    """Text as it is shown, however its lines are broken."""
+    return "".join(text.translate(CONTROLS).split())
+
+
+@pytest.mark.parametrize("kind", ["paper", "dropped"])
+def test_what_was_sampled_can_be_shown(recorded, kind, monkeypatch, capfd):
+    """Its completions with their rewards, whole; in rows of one completion each too."""
+    recording, group = recorded("jax", kind), a_config(kind).grpo.group_size
+    reader = TrajectoryReader(recording / "trajectories")
+    step = next(step for step in reader.steps() if any(reader.read(step)[2]))
+    batch, rewards, ids = reader.read(step)
+    asked = {question.id: question for question in read_questions(recording / "data" / "questions" / "train.parquet")}
+    tokenizer = load_tokenizer(recording / "policy")
+    shown = here("show", f"--workdir={recording}", f"--step={step}", "--n=50", monkeypatch=monkeypatch, capfd=capfd)
+    assert shown.code == 0 and shown.err == ""
+    real = np.array([bool(name) for name in ids])
+    assert [float(text) for text in re.findall(r"^--- completion \d+: reward (\S+),", shown.out, re.M)] == [
+        pytest.approx(value) for value in rewards[real].ravel()
+    ]
+    numbers = [int(text) for text in re.findall(r"^--- completion (\d+)", shown.out, re.M)]
+    assert numbers == list(range(1, group + 1)) * (rewards[real].size // group)
+    unwrapped = squeezed(shown.out)
+    for row in np.flatnonzero(real):
+        assert squeezed(user_message(asked[ids[row]])) in unwrapped
+        for segment in range(1, batch.layout.group + 1):
+            tokens = batch.tokens[row][(batch.groups[row] >= 0) & (batch.segments[row] == segment)]
+            assert squeezed(decode(tokenizer, tokens)) in unwrapped
+    assert f"right answer: {asked[ids[0]].answer}. " in shown.out
+
+
+def test_examples_of_a_run_and_its_newest_step_are_shown(recorded, tmp_path, monkeypatch, capfd):
+    recording = recorded("jax", "paper")
+    shown = here("show", f"--workdir={recording}", "--n=2", monkeypatch=monkeypatch, capfd=capfd)
+    assert shown.code == 0 and shown.err == ""
+    assert shown.out.count("--- before training: ") == shown.out.count("--- after training: ") == 2
+    assert "=== step 3 (0 to 3 are recorded), question 2 of 2 " in shown.out
+    (first, *_) = files.read_json(recording / "evaluation" / "examples.json")
+    assert squeezed(first["completion"]) in squeezed(shown.out)
+    refused = here("show", f"--workdir={recording}", "--step=9", monkeypatch=monkeypatch, capfd=capfd)
+    assert refused.refusal.endswith("has no step 9; it has 4 of them, 0 to 3")
+    # The questions are needed for what is right and for what they are about, not for what was said.
+    copy = altered(recording, tmp_path / "copy", 0)
+    shown = here("show", f"--workdir={copy}", "--step=0", "--n=1", monkeypatch=monkeypatch, capfd=capfd)
+    assert shown.code == 0 and "its question file is not there" in shown.out and "right answer:" not in shown.out
+    assert "--- completion 1: reward " in shown.out
 
 
 class TestCheckpointsElsewhere:

@@ -92,6 +92,26 @@ def test_what_pandas_takes_for_a_number_is_refused(value, tmp_path):
 
 
 @needs_golden
+@pytest.mark.parametrize("value", ["yes", "2", "1_0", "１", "inf"])
+def test_a_patient_is_not_left_out_for_a_flag_that_is_misspelt(value, tmp_path):
+    raw = sheets("hospitalized")
+    plan = layout(RAW["hospitalized"])
+
+    def edit(rows):
+        rows[3][rows[0].index(plan["icu"])] = value
+
+    with pytest.raises(InputError, match=f"column {plan['icu']}, row 4: .* is neither 1 nor 0"):
+        read(tmp_path / "a", "hospitalized", changed("hospitalized", edit))
+
+    def empty(rows):
+        rows[3][rows[0].index(plan["icu"])] = ""
+
+    found = read(tmp_path / "b", "hospitalized", changed("hospitalized", empty))
+    assert found.notes == [f"data_processed.csv: 1 rows without {plan['icu']} or {plan['excluded']} are left out"]
+    assert len(found.ids) <= len(raw["data_processed"]) - 2
+
+
+@needs_golden
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
 def test_row_numbers_before_the_hospitalised_table_are_left_out_and_said(name, tmp_path):
     def edit(rows):

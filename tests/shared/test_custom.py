@@ -16,13 +16,14 @@ import pytest
 
 from shared import preparation
 from shared.cohorts import custom
-from shared.cohorts.custom.codebook import COLUMNS, draft, read_codebook, write_codebook
+from shared.cohorts.custom.codebook import COLUMNS, read_codebook, write_codebook
+from shared.cohorts.custom.drafting import draft
 from shared.cohorts.custom.problems import REPORT, Problems
 from shared.cohorts.custom.table import read_data
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.questions import read_questions
-from shared.registry.build import build
+from shared.registry.build import RawColumn, RawRegistry, build
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "custom"
 
@@ -166,6 +167,46 @@ def test_all_problems_are_listed_by_row_and_column(source, tmp_path):
     assert not (tmp_path / "out" / "questions").exists() and not (tmp_path / "out" / "registry").exists()
 
 
+@pytest.mark.parametrize(("cell", "code"), [("-9.0", "-9"), ("-9", "-9.0"), ("-9.00", "-9"), ("-9", "-9")])
+def test_a_code_of_a_number_matches_however_it_is_written(source, cell, code):
+    """pandas writes -9.0 for a code of a column in which a cell is empty; it would become a measured value."""
+    edit(source / "codebook.csv", 5, "coding", f"{code}=")
+    edit(source / "data.csv", 3, "age", cell)
+    found = next(column for column in custom.read(source).columns if column.name == "age")
+    assert found.kind == "number" and found.values[1] is None and found.values[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("2023-01-31T08:30+09:00", "a time with a time zone"),
+        ("2023-01-31 08:30Z", "a time with a time zone"),
+        (
+            "9999-12-31",
+            "a date outside the years 1700 to 2250; if it means missing, give it as a code, such as 9999-12-31=",
+        ),
+        ("0001-01-01", "a date outside the years"),
+    ],
+)
+def test_a_date_that_would_be_changed_is_a_problem(source, cell, words):
+    edit(source / "data.csv", 5, "admitted", cell)
+    with pytest.raises(Problems, match=f"row 5, column admitted: {words}"):
+        custom.read(source)
+
+
+@pytest.mark.parametrize("held_out", ["09/01/2023", "2023-09-01T00:00Z", "2023-13", "soon", "1"])
+def test_a_date_to_hold_out_from_has_one_meaning(source, held_out):
+    with pytest.raises(InputError, match="held_out = .*: not a date such as 2023-01-31, or year"):
+        build(custom.read(source), valid_patients=20, seed=1, split="time", held_out=held_out)
+
+
+def test_dates_beyond_what_pandas_counts_are_refused():
+    days = [datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31), datetime.datetime(2024, 1, 3)]
+    raw = RawRegistry(cohort="test", ids=["a", "b", "c"], columns=[RawColumn("seen", "Seen", "", "", days)])
+    with pytest.raises(InputError, match="column seen, patient 2 of 3: a date outside the years 1678 to 2261"):
+        build(raw, valid_patients=1, seed=1)
+
+
 @pytest.mark.parametrize(
     ("row", "column", "value", "words"),
     [
@@ -178,6 +219,7 @@ def test_all_problems_are_listed_by_row_and_column(source, tmp_path):
         (5, "role", "doctor", "role 'doctor' is not one of"),
         (5, "role", "sex", "two lines have the role sex"),
         (9, "coding", "", "kind ordinal needs a coding"),
+        (4, "coding", "x=; 9999-12-31=never", "line 4 .admitted.: a date can have codes for missing only"),
     ],
 )
 def test_a_codebook_that_does_not_fit_is_one_clear_line(source, row, column, value, words):
@@ -225,8 +267,9 @@ def test_a_draft_shows_nothing_that_could_name_a_patient(source):
     [
         (b"", "empty, its first row should name the columns"),
         (b"a,a\n1,2\n", "these columns occur twice: a"),
-        (b"\xff\xfe\x00", "not a readable CSV file in UTF-8"),
+        (b"\xff\xfe\x00", "not a readable CSV file in UTF-16; save it in UTF-8"),
         (b"a,b\n1,2,3\n", "row 2 has a cell in column 3, which has no name"),
+        (b'a,b\n1,"x\n2,y\n3,z\n', "not a readable CSV file .unexpected end of data"),
         (b"a,b\n1," + b"x" * 40_000 + b"\n", "row 2, column 2 holds 40,000 characters"),
     ],
 )

@@ -42,6 +42,10 @@ def v1(folder: str, limit: int, used: int, inactive: int = 0) -> dict[str, str]:
     return {f"sys/fs/cgroup/memory/{folder}{name}": text for name, text in names.items()}
 
 
+def without_stat(files: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in files.items() if not name.endswith("memory.stat")}
+
+
 IN_V2 = {"proc/self/cgroup": "0::/system.slice/job.scope\n"}
 IN_V1 = {"proc/self/cgroup": "9:name=systemd:/\n4:memory:/docker/0ab\n3:cpu,cpuacct:/docker/0ab\n0::/\n"}
 GIB = 2**30
@@ -65,6 +69,9 @@ GIB = 2**30
         (IN_V1 | v1("", 8 * GIB, 2 * GIB, GIB), 7 * GIB),
         (IN_V1 | v1("docker/0ab/", 8 * GIB, 2 * GIB) | v1("", 2**63 - 4096, 9 * GIB), 6 * GIB),
         (IN_V1 | v1("", 2**63 - 4096, 9 * GIB), MACHINE),
+        # Sandboxes such as gVisor have limits but no memory.stat.
+        (IN_V2 | without_stat(v2("system.slice/job.scope/", str(8 * GIB), 3 * GIB, 2 * GIB)), 5 * GIB),
+        (IN_V1 | without_stat(v1("docker/0ab/", 8 * GIB, 2 * GIB, GIB)), 6 * GIB),
         # More than it may have, for a moment.
         (IN_V2 | v2("system.slice/job.scope/", str(GIB), 2 * GIB), 0),
     ],

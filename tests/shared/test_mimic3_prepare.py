@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ from shared.cohorts.mimic3.cohort import Options
 from shared.cohorts.mimic3.stages import Stages
 from shared.preparation_mimic3 import Settings
 from shared.questions import read_questions
+from shared.showing import Selection
 
 STAYS = 30
 QUESTIONS = ("measurement", "mortality")
@@ -224,8 +226,16 @@ def test_each_correction_can_be_switched_on_alone(source, prepared, tmp_path, na
 def test_the_program(source, prepared, tmp_path):
     out = tmp_path / "out"
     ended = apart("prepare", "--cohort=mimic3", f"--source={source}", f"--out={out}", "--salt=s", "--progress",
-                  "--memory_limit=1GB", "--threads=1")  # fmt: skip
+                  "--memory_limit=1GB", "--threads=1", "--show")  # fmt: skip
     assert ended.code == 0, ended.err
+    _, measurement, mortality = results(out)
+    assert re.search(rf"^24 hours ahead +{len(measurement):,} +0$", ended.out, re.M)
+    (shown,) = Selection(count=1).of(measurement)
+    assert (
+        "".join(shown.context.split()) in "".join(ended.out.split()) and f"right answer: {shown.answer}. " in ended.out
+    )
+    assert ended.out.endswith(f"creason show --questions={out}/questions/measurement.parquet shows questions in full\n")
+    assert re.search(rf"^outcome +0 +{len(mortality):,}$", ended.out, re.M)
     assert "ICU stays" in ended.out and "100%" in ended.err
     assert_same(prepared[0], out)
 

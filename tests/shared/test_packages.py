@@ -11,7 +11,7 @@ import pytest
 from test_custom import sas_transport
 
 from shared.cohorts import custom
-from shared.cohorts.custom.codebook import draft
+from shared.cohorts.custom.drafting import draft
 from shared.cohorts.custom.table import read_data
 from shared.errors import InputError
 

@@ -11,9 +11,10 @@ import pytest
 from shared.errors import InputError
 from shared.registry import store
 from shared.registry.build import RawColumn, RawRegistry, build
+from shared.registry.dates import days
 from shared.registry.features import Feature
 from shared.registry.leakage import hidden_with, leak_audit
-from shared.registry.relations import ARITHMETIC, DATE, DIFFERENCE, find, moment
+from shared.registry.relations import ARITHMETIC, DATE, DIFFERENCE, SEVERAL, find
 from shared.registry.statistics import fit
 from shared.tasks.denoising import Denoising, questions
 
@@ -172,9 +173,67 @@ def test_a_registry_without_its_relations_is_prepared_again(tmp_path):
     assert dataclasses.replace(made, relations=made.relations.iloc[:0]).relations.empty
 
 
-def test_dates_in_texts():
-    assert moment("2024-01-31") == moment("2024/1/31") == moment(" 2024.01.31 ") == 19753
-    assert moment("2024-01-31 12:00:00") == moment("2024-01-31T12:00") == 19753.5
-    assert all(
-        np.isnan(moment(text)) for text in ("31 January", "2024-13-01", "2024-01-31 25:00", "2024", "", "12-01-31")
+@pytest.mark.parametrize(
+    "form",
+    ["%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y%m%d", "%d %b %Y", "%b %d, %Y",
+     "%Y년 %m월 %d일", "%Y-%m-%dT00:00:00+09:00"],
+)  # fmt: skip
+def test_dates_are_read_however_they_are_written(form):
+    moments = pd.date_range("2024-01-20", periods=30)
+    expected = np.arange(19742.0, 19772.0)
+    assert days([moment.strftime(form) for moment in moments]).tolist() == expected.tolist()
+
+
+def test_what_is_no_date_is_none():
+    assert days(["2024-01-31 12:00", "2024-1-30", "2024-02-01"]).tolist() == [19753.5, 19752, 19754]
+    some = days([f"2024-01-{day:02}" for day in range(1, 20)] + ["unknown"])
+    assert some[:2].tolist() == [19723, 19724] and np.isnan(some[-1])  # one that is not known changes nothing
+    for texts in (
+        ["31 January"],
+        ["2024-13-01"],
+        ["2024"],
+        [""],
+        [],
+        ["12.5", "13"],
+        ["12345678"],
+        ["yes"] * 9 + ["2024-01-31"],
+    ):
+        assert np.isnan(days(texts)).all(), texts
+
+
+@pytest.mark.parametrize("form", ["%d.%m.%Y", "%m/%d/%Y", "number"])
+def test_dates_of_other_forms_hide_what_their_difference_gives(form):
+    values = table(300, 4)[["admitted", "los", "noise"]]
+    values["discharged"] = values["admitted"] + pd.to_timedelta(values["los"], unit="D")
+    for name in ("admitted", "discharged"):
+        days_of = values[name].dt.strftime("%Y%m%d" if form == "number" else form)
+        values[name] = days_of.astype(float) if form == "number" else days_of
+    values.loc[7, "admitted"] = np.nan if form == "number" else "unknown"
+    kind = "number" if form == "number" else "text"
+    features = [
+        Feature(name=name, display_name=name, section="", decimals=2, kind=kind if "ed" in name else "number")
+        for name in values
+    ]
+    found = find(values, features, fit(values, features))
+    assert ("los", {"admitted", "discharged"}) in [(row.target, {row.first, row.second}) for row in found.itertuples()]
+
+
+def test_a_sum_of_several_is_hidden_with_its_parts():
+    """A score and its three parts, also where the score is there twice; an unrelated number stays."""
+    rng = np.random.default_rng(5)
+    eyes, voice, moves = (rng.integers(1, most, 200) * 1.0 for most in (5, 6, 7))
+    values = pd.DataFrame({"eyes": eyes, "voice": voice, "moves": moves, "score": eyes + voice + moves,
+                           "noise": rng.normal(size=200).round(2)})  # fmt: skip
+    values["again"] = values["score"]
+    values.loc[rng.random(200) < 0.1, "eyes"] = np.nan
+    features = features_of(values)
+    statistics = fit(values, features)
+    relations = find(values, features, statistics)
+    nothing = pd.DataFrame(index=[], columns=[], dtype=float)
+    hide = lambda name: hidden_with(  # noqa: E731
+        name, 0.5, leakage=nothing, features=features, statistics=statistics, relations=relations
     )
+    parts = {"eyes", "voice", "moves"}
+    assert hide("score") >= parts and hide("moves") >= {"eyes", "voice"} and hide("moves") & {"score", "again"}
+    assert hide("noise") == frozenset() and "noise" not in hide("score") | hide("moves")
+    assert set(relations["reason"]) == {SEVERAL}

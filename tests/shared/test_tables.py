@@ -17,7 +17,8 @@ from test_custom import EXAMPLE, edit
 from launch.prepare import draft_codebook
 from shared import preparation
 from shared.cohorts import custom, tables
-from shared.cohorts.custom.codebook import draft, read_codebook, write_codebook
+from shared.cohorts.custom.codebook import read_codebook, write_codebook
+from shared.cohorts.custom.drafting import draft
 from shared.cohorts.custom.problems import Problems
 from shared.cohorts.custom.table import read_data
 from shared.cohorts.stroke.cleaning import joined
@@ -100,7 +101,7 @@ FORMULA = [["id", "age", "double"], ["P1", 30, "=B2*2"], ["P2", 40, "=B3*2"]]
 def test_formulas_without_values_are_refused(tmp_path):
     path = workbook(tmp_path / "data.xlsx", {"Data": FORMULA})
     with pytest.raises(
-        InputError, match=r"data\.xlsx, sheet 'Data': cell C2 and 1 more cells are formulas? that was never"
+        InputError, match=r"data\.xlsx, sheet 'Data': cell C2 and 1 more are formulas that were never"
     ) as caught:
         read_table(path)
     assert "\n" not in str(caught.value)
@@ -123,6 +124,39 @@ def test_formulas_that_a_program_filled_with_zeros_are_refused(tmp_path):
         read_table(path)
     patched(path, lambda xml: xml.replace('fullCalcOnLoad="1"', 'fullCalcOnLoad="0"'), "xl/workbook.xml")
     assert read_table(path).columns["double"] == [0, 0]  # Excel's own file, where zeros are results
+
+
+def reversed_rows(xml):
+    rows = re.findall("<row .*?</row>", xml)
+    return xml.replace("".join(rows), "".join(rows[:1] + rows[:0:-1]))
+
+
+@pytest.mark.parametrize(
+    "edit_xml",
+    [
+        reversed_rows,
+        lambda xml: xml.replace('<row r="3"', '<row r="2"').replace("C3", "C2").replace("B3", "B2").replace("A3", "A2"),
+        lambda xml: re.sub('(<c r="A2".*?</c>)(<c r="B2".*?</c>)', r"\2\1", xml),
+    ],
+    ids=["rows", "a row twice", "cells"],
+)
+def test_rows_and_cells_out_of_order_are_refused(tmp_path, monkeypatch, edit_xml):
+    """openpyxl leaves out a row or a cell that comes behind a later one."""
+    path = workbook(tmp_path / "data.xlsx", {"Sheet": DATA_ROWS})
+    patched(path, edit_xml)
+    for chunk in (2**20, 100):  # whatever part of the file a tag stands in
+        monkeypatch.setattr("shared.cohorts.workbook.CHUNK", chunk)
+        with pytest.raises(InputError, match="sheet 'Sheet': row [0-9]+ comes behind row [0-9]+, or has a cell twice"):
+            read_table(path)
+
+
+def test_merged_cells_are_found_however_the_file_quotes_them(tmp_path):
+    path = workbook(tmp_path / "data.xlsx", {"Data": [["id", "site"], ["P1", "A"], ["P2", None]]})
+    patched(
+        path, lambda xml: xml.replace("</sheetData>", "</sheetData><mergeCells><mergeCell ref='B2:B3'/></mergeCells>")
+    )
+    with pytest.raises(InputError, match="cells B2:B3 are merged"):
+        read_table(path)
 
 
 def test_merged_cells_are_refused_in_data_and_blank_in_metadata(tmp_path):
@@ -319,6 +353,7 @@ def test_a_named_index_of_parquet_is_a_column(tmp_path):
         (float(2**53), "an id of 16 digits, of which a number in this file loses the last"),
         (1e20, "an id of 21 digits"),
         ("2.00001E+14", "shortened to a power of ten"),
+        ("2E+14", "shortened to a power of ten"),
     ],
 )
 def test_ids_that_are_none(source, tmp_path, cell, words):
@@ -334,7 +369,8 @@ def test_ids_that_are_none(source, tmp_path, cell, words):
 @pytest.mark.parametrize(
     ("cell", "text"),
     [(200001.0, "200001"), ("200001.0", "200001"), (200001, "200001"), (" P 1 ", "P 1"), ("007", "007"), (2**60, str(2**60)),
-     ("12345678901234567890", "12345678901234567890"), ("1-2", "1-2"), ("5e10", "5e10"), (None, ""), (float("nan"), "")],
+     ("12345678901234567890", "12345678901234567890"), ("1-2", "1-2"), ("5e10", "5e10"), ("P１\u200b", "P1"),
+     ("\ufeff7\u00a0", "7"), (None, ""), (float("nan"), "")],
 )  # fmt: skip
 def test_ids(tmp_path, cell, text):
     assert tables.identifiers(RawTable(tmp_path / "data.csv", {"id": [cell]}), "id") == [text]
@@ -359,19 +395,22 @@ def test_ids_are_joined_whatever_their_cells_hold(tmp_path):
         joined(data, RawTable(tmp_path / "nihss.csv", {"고유번호": ["A1"], "score": ["b"]}), more)
 
 
-def test_a_csv_file_in_korean_is_read_with_its_encoding(source):
+def test_a_csv_file_in_korean_is_read_and_said_or_by_its_encoding(source):
     text = (source / "data.csv").read_text().replace("made up note 0", "호흡 곤란")
     (source / "data.csv").write_bytes(text.encode("cp949"))
-    with pytest.raises(
-        InputError, match=r"data\.csv: not a readable CSV file in UTF-8; name its encoding, such as --encoding=cp949"
-    ):
-        custom.read(source)
-    raw = custom.read(source, encoding="cp949")
-    assert next(column for column in raw.columns if column.name == "note").values[0] == "호흡 곤란"
+    found, given = custom.read(source), custom.read(source, encoding="cp949")
+    for raw in (found, given):
+        assert next(column for column in raw.columns if column.name == "note").values[0] == "호흡 곤란"
+    assert "read as Korean (CP949), --encoding names another" in found.notes[0] and not given.notes
     with pytest.raises(InputError, match="not a readable CSV file in ascii"):
         custom.read(source, encoding="ascii")
     with pytest.raises(InputError, match="encoding = 'cp9499': no encoding of that name"):
         custom.read(source, encoding="cp9499")
+    (source / "data.csv").write_bytes(text.replace("호흡 곤란", "мужчина").encode("cp1251"))
+    with pytest.raises(
+        InputError, match=r"data\.csv: not a readable CSV file in UTF-8.*name its encoding, such as --encoding=cp949"
+    ):
+        custom.read(source)
 
 
 def test_a_draft_and_a_preparation_take_the_encoding(source, tmp_path):

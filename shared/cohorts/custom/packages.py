@@ -1,4 +1,4 @@
-"""Files of statistics packages: Stata (.dta) and SAS (.sas7bdat, .xpt), with what they say about columns."""
+"""Files of Stata (.dta) and SAS (.sas7bdat, .xpt), with what they say about columns and values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from shared.cohorts.custom.encodings import RAW, decoder
+from shared.cohorts.custom.sas_formats import DATES, MOMENTS, TIMES, base_of, meanings_of
+from shared.cohorts.custom.value_labels import with_labels
 from shared.cohorts.tables import RawTable, table_of
 from shared.errors import InputError
 
@@ -28,27 +30,21 @@ MEMBER = b"HEADER RECORD*******MEMBER  HEADER RECORD!!!!!!!"
 VERSION_8 = b"HEADER RECORD*******LIBV8   HEADER RECORD!!!!!!!"
 PERIODS = {"tw": "weeks", "tm": "months", "tq": "quarters", "th": "half-years", "ty": "years"}
 
-# SAS formats by what their column holds: days or seconds since 1960, seconds since midnight. Widths are not part of a name.
-DATES = {
-    "DATE", "DAY", "DDMMYY", "DOWNAME", "E8601DA", "B8601DA", "IS8601DA", "JULDAY", "JULIAN", "MMDDYY", "MMYY", "MONNAME",
-    "MONTH", "MONYY", "NENGO", "MINGUO", "NLDATE", "QTR", "QTRR", "WEEKDATE", "WEEKDATX", "WEEKDAY", "WEEKU", "WEEKV", "WEEKW",
-    "WORDDATE", "WORDDATX", "YEAR", "YYMM", "YYMMDD", "YYMON", "YYQ", "YYQR",
-} | {f"{base}{mark}" for base in ("DDMMYY", "MMDDYY", "YYMMDD", "MMYY", "YYMM", "YYQ", "YYQR") for mark in "BCDNPS"}  # fmt: skip
-MOMENTS = {
-    "DATETIME", "DATEAMPM", "DTDATE", "DTMONYY", "DTWKDATX", "DTYEAR", "DTYYQC", "E8601DT", "E8601DN", "E8601DX", "E8601DZ",
-    "E8601LX", "B8601DT", "B8601DN", "B8601DX", "B8601DZ", "B8601LX", "IS8601DT", "MDYAMPM", "NLDATM",
-}  # fmt: skip
-TIMES = {"TIME", "TIMEAMPM", "HHMM", "HOUR", "MMSS", "E8601TM", "B8601TM", "IS8601TM", "NLTIME", "TOD"}
 
+def read_package(path: Path, encoding: str, catalogue: Path | None = None) -> RawTable:
+    """The table of a Stata or SAS file, with labels of values where there are some.
 
-def read_package(path: Path, encoding: str) -> RawTable:
-    """The table of a Stata or SAS file. Raises InputError naming the file, and the column where one cannot be read rightly."""
-    read = {".dta": _stata, ".xpt": _transport, ".sas7bdat": _sas}[path.suffix]
+    `catalogue` is the file in which SAS keeps those (.sas7bcat). Raises InputError naming the file, and the column where one
+    cannot be read rightly.
+    """
+    kind = path.suffix.lower()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnicodeWarning)
             warnings.filterwarnings("ignore", "xport file may be corrupted")  # it is refused
-            return read(path, encoding)
+            if kind == ".dta":
+                return _stata(path, encoding)
+            return (_transport if kind == ".xpt" else _sas)(path, encoding, catalogue)
     except InputError:
         raise
     except UnicodeWarning:
@@ -56,7 +52,7 @@ def read_package(path: Path, encoding: str) -> RawTable:
                          f"(unicode translate) and save it again") from None  # fmt: skip
     except (UnicodeDecodeError, *UNREADABLE) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{path}: not a readable {path.suffix[1:]} file ({reason})") from None
+        raise InputError(f"{path}: not a readable {kind[1:]} file ({reason})") from None
 
 
 def _stata(path: Path, encoding: str) -> RawTable:
@@ -71,10 +67,10 @@ def _stata(path: Path, encoding: str) -> RawTable:
                     f"{path}: column {name} has Stata's format {kind[:3]}, which is not read; make it %td or %tc in Stata"
                 )
         frame = reader.read(convert_categoricals=False)
-        meanings = reader.value_labels()
-        for place, label in enumerate(reader._lbllist):
-            if label in meanings:
-                frame.isetitem(place, [_meaning(meanings[label], value) for value in frame.iloc[:, place]])
+        stored = reader.value_labels()
+        meanings = {
+            name: stored[label] for name, label in zip(columns, reader._lbllist, strict=True) if label in stored
+        }
         version = reader._format_version
     notes = [
         f"{path.name}: column {name} holds {PERIODS[kind[1:3]]}; each is read as its first day"
@@ -86,15 +82,11 @@ def _stata(path: Path, encoding: str) -> RawTable:
             raise InputError(
                 f"{path}: encoding = {encoding!r}: this version of Stata's files is in UTF-8; leave it out"
             )
-        return _noted(table_of(path, frame, labels=about), notes)
-    return _decoded(path, frame, about, encoding, notes)
+        return with_labels(table_of(path, frame, labels=about), meanings, notes)
+    return _decoded(path, frame, about, encoding, notes, meanings)
 
 
-def _meaning(labels: Mapping[int, str], value: Any) -> Any:
-    return value if value != value else labels.get(int(value), value) if value == int(value) else value
-
-
-def _transport(path: Path, encoding: str) -> RawTable:
+def _transport(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
     content = path.read_bytes()
     if content.startswith(VERSION_8):
         raise InputError(
@@ -121,7 +113,8 @@ def _transport(path: Path, encoding: str) -> RawTable:
     formats = [field["nform"].decode(RAW) for field in fields]
     notes = _convert(path, frame, formats)
     about = {name: field["label"].decode(RAW) for name, field in zip(names, fields, strict=True)}
-    return _decoded(path, frame, about, encoding, notes)
+    meanings, unknown = meanings_of(path, dict(zip(names, formats, strict=True)), catalogue, encoding)
+    return _decoded(path, frame, about, encoding, [*notes, *unknown], meanings, labels_are_raw=False)
 
 
 def _transport_rows(content: bytes, reader: Any) -> int:
@@ -133,7 +126,7 @@ def _transport_rows(content: bytes, reader: Any) -> int:
     return count
 
 
-def _sas(path: Path, encoding: str) -> RawTable:
+def _sas(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
     with pd.read_sas(path, format="sas7bdat", encoding="infer", iterator=True) as opened:
         reader: Any = opened
         known = not reader.inferred_encoding.startswith("unknown")
@@ -144,9 +137,11 @@ def _sas(path: Path, encoding: str) -> RawTable:
         formats = [str(column.format) for column in reader.columns]
         frame = reader.read()
     notes = _convert(path, frame, formats)
+    names = [str(name) for name in frame.columns]
+    meanings, unknown = meanings_of(path, dict(zip(names, formats, strict=True)), catalogue, encoding)
     if known and not encoding:
-        return _noted(table_of(path, frame, labels=about), notes)
-    return _decoded(path, frame, about, encoding, notes)
+        return with_labels(table_of(path, frame, labels=about), meanings, [*notes, *unknown])
+    return _decoded(path, frame, about, encoding, [*notes, *unknown], meanings, labels_are_raw=False)
 
 
 def _convert(path: Path, frame: Any, formats: Sequence[str]) -> list[str]:
@@ -154,8 +149,7 @@ def _convert(path: Path, frame: Any, formats: Sequence[str]) -> list[str]:
     notes = []
     for place, form in enumerate(formats):
         name, values = frame.columns[place], frame.iloc[:, place]
-        base = form.strip().upper().rstrip("0123456789.")
-        kind = base if base in DATES | MOMENTS | TIMES else form.strip().upper()
+        kind = base_of(form)
         if not pd.api.types.is_numeric_dtype(values):
             continue
         if kind in TIMES and not values.dropna().between(0, DAY, inclusive="left").all():
@@ -183,23 +177,31 @@ def _each(path: Path, name: Any, values: pd.Series, convert: Callable[[float], A
     return pd.Series(made, index=values.index, dtype=object)
 
 
-def _decoded(path: Path, frame: Any, about: Mapping[str, str], encoding: str, notes: Sequence[str]) -> RawTable:
+def _decoded(
+    path: Path,
+    frame: Any,
+    about: Mapping[str, str],
+    encoding: str,
+    notes: Sequence[str],
+    meanings: Mapping[str, Mapping[Any, str]],
+    *,
+    labels_are_raw: bool = True,
+) -> RawTable:
     """The table, its names, texts and labels decoded from how they were read: a byte for each letter."""
     names = [str(name) for name in frame.columns]
     texts = {place: frame.iloc[:, place].tolist() for place in range(len(names)) if not _is_plain(frame.iloc[:, place])}
     cells = (cell for values in texts.values() for cell in values if isinstance(cell, str))
-    decode, found = decoder(path, [*names, *about.values(), *cells], encoding)
+    labels = [label for given in meanings.values() for label in given.values()] if labels_are_raw else []
+    decode, found = decoder(path, [*names, *about.values(), *labels, *cells], encoding)
+    clear = decode if labels_are_raw else str
+    named = {decode(name): {code: clear(label) for code, label in given.items()} for name, given in meanings.items()}
     for place, values in texts.items():
         decoded = [decode(cell) if isinstance(cell, str) else cell for cell in values]
         frame.isetitem(place, pd.Series(decoded, index=frame.index, dtype=object))
     frame.columns = pd.Index([decode(name) for name in names])
     table = table_of(path, frame, labels={decode(name): decode(label) for name, label in about.items()})
-    return _noted(table, [*notes, *found])
+    return with_labels(table, named, [*notes, *found])
 
 
 def _is_plain(values: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)
-
-
-def _noted(table: RawTable, notes: Sequence[str]) -> RawTable:
-    return RawTable(table.path, table.columns, table.labels, table.row_numbers, [*table.notes, *notes])

@@ -1,27 +1,124 @@
-"""Reading a registry's table, whatever wrote it."""
+"""Which files of a folder make a registry, and reading its table, whatever wrote it."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from shared.cohorts import tables
+from shared.cohorts.custom.decimals import NAMED, decimal_mark
+from shared.cohorts.custom.delimited import ENDINGS, Form, read_delimited
 from shared.cohorts.custom.encodings import check_encoding
 from shared.cohorts.custom.packages import read_package
-from shared.cohorts.tables import RawTable, read_table
+from shared.cohorts.custom.spss import read_spss
+from shared.cohorts.headers import check_header
+from shared.cohorts.tables import RawTable
 from shared.errors import InputError
 
-DATA = ("data.csv", "data.csv.gz", "data.parquet", "data.xlsx", "data.dta", "data.sas7bdat", "data.xpt")
+WORKBOOKS = (".xlsx", ".xls")
+SPSS = (".sav", ".zsav")
+PACKAGES = (".dta", ".sas7bdat", ".xpt")
+CATALOGUE = ".sas7bcat"
+DATA = tuple(f"data{ending}" for ending in (*ENDINGS, ".csv.gz", ".parquet", *WORKBOOKS, *SPSS, *PACKAGES))
+CODEBOOKS = tuple(f"codebook{ending}" for ending in (".csv", *WORKBOOKS, ".tsv", ".txt"))
 
 
-def read_data(path: Path, *, encoding: str = "") -> RawTable:
-    """The table's cells, blanks as "". `encoding` is that of its texts, where its format does not say it.
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What a folder holds: a table, a codebook, and for SAS perhaps a catalogue of the labels of values."""
 
-    Raises InputError naming a file that cannot be read.
+    data: Path
+    codebook: Path | None
+    catalogue: Path | None
+
+    @property
+    def all(self) -> list[Path]:
+        """Those that there are."""
+        return [path for path in (self.data, self.codebook, self.catalogue) if path]
+
+
+def find_files(source: Path) -> Files:
+    """The files of a registry, whatever the case of their names. Raises InputError where there is no table, or several."""
+    tables.check_folder(source, DATA[0])
+    there = sorted(path for path in source.iterdir() if path.is_file())
+    data = _one(source, there, DATA)
+    if data is None:
+        others = [path.name for path in there if path.name.lower().endswith(tuple(name[4:] for name in DATA))]
+        hint = f"; there is {', '.join(others[:3])}: name the table data and keep its ending" if others else ""
+        raise InputError(f"{source}: missing {' or '.join(DATA)}{hint}")
+    catalogues = [path for path in there if path.suffix.lower() == CATALOGUE]
+    if len(catalogues) > 1:
+        raise InputError(
+            f"{source}: holds {' and '.join(path.name for path in catalogues)}; leave the one that is meant"
+        )
+    is_sas = data.suffix.lower() in (".sas7bdat", ".xpt")
+    return Files(data, _one(source, there, CODEBOOKS), catalogues[0] if catalogues and is_sas else None)
+
+
+def _one(source: Path, there: Sequence[Path], names: Sequence[str]) -> Path | None:
+    found = [path for path in there if path.name.lower() in names]
+    if len(found) > 1:
+        raise InputError(f"{source}: holds {' and '.join(path.name for path in found)}; leave the one that is meant")
+    return found[0] if found else None
+
+
+def read_data(
+    path: Path, *, encoding: str = "", delimiter: str = "", decimal: str = "", catalogue: Path | None = None
+) -> RawTable:
+    """The table's cells, blanks as "".
+
+    `encoding`, `delimiter` and `decimal` say how a file is written that does not say so itself; where they are "" they are
+    found, and a note says what was found. `catalogue` holds the labels of a SAS file's values. Raises InputError naming a file
+    that cannot be read.
     """
     check_encoding(encoding)
-    if encoding and path.suffix in (".parquet", ".xlsx"):
+    form, kind = Form(encoding, delimiter, decimal), tables.suffix(path)
+    if encoding and kind in (".parquet", *WORKBOOKS):
+        raise InputError(f"{path}: encoding = {encoding!r}: texts of {kind[1:]} files are in UTF-8; leave it out")
+    if delimiter and kind not in ENDINGS:
+        raise InputError(f"{path}: delimiter = {delimiter!r}: a {kind[1:]} file has its own cells; leave it out")
+    table = _with_mark(_read(path, kind, form, catalogue), form, recognise=kind in ENDINGS)
+    if not table.columns:
+        raise InputError(f"{path}: has no column")
+    return table
+
+
+def _read(path: Path, kind: str, form: Form, catalogue: Path | None) -> RawTable:
+    if kind in SPSS:
+        return read_spss(path, form.encoding)
+    if kind in PACKAGES:
+        return read_package(path, form.encoding, catalogue)
+    if kind in WORKBOOKS:
+        where, rows, notes = tables.workbook_rows(path)
+        tables.check_cells(where, rows, errors=True)
+        first = 1
+    elif kind in ENDINGS:
+        where, (rows, first, notes) = str(path), read_delimited(path, form)
+    else:
+        return tables.read_table(path)
+    check_header(where, rows)
+    return tables.table_of_rows(path, rows, where=where, notes=notes, first=first)
+
+
+def _with_mark(table: RawTable, form: Form, *, recognise: bool) -> RawTable:
+    """The table with its mark of decimals, given or found."""
+    if form.mark or not recognise:
+        return dataclasses.replace(table, decimal=form.mark or ".")
+    mark, shown, undecided = decimal_mark(table.columns)
+    if not shown:
+        places = {name: table.number(row) for name, row in undecided.items()}
+        return dataclasses.replace(table, decimal=mark, undecided=places)
+    some = ", ".join(shown[:NAMED]) + (" ..." if len(shown) > NAMED else "")
+    note = f"{table.path.name}: numbers have decimal commas (in {some}); --decimal=. reads decimal points"
+    return dataclasses.replace(table, decimal=mark, notes=[*table.notes, note])
+
+
+def check_decided(table: RawTable, columns: Sequence[str]) -> None:
+    """Raises InputError where a comma in one of these columns of numbers may be a decimal comma or mark thousands."""
+    name = next((name for name in columns if name in table.undecided), None)
+    if name is not None:
         raise InputError(
-            f"{path}: encoding = {encoding!r}: texts of {path.suffix[1:]} files are in UTF-8; leave it out"
+            f"{table.path}: column {name}, row {table.undecided[name]}: numbers such as 1,234 may have a decimal comma or a mark "
+            f"of thousands; give --decimal=, for decimal commas, else write them without marks of thousands"
         )
-    if path.suffix in (".dta", ".sas7bdat", ".xpt"):
-        return read_package(path, encoding)
-    return read_table(path, errors=True, encoding=encoding)

@@ -94,12 +94,26 @@ def read_frames(
     if unplaced:
         raise InputError(f"{found['data']}: the layout does not place these columns: {', '.join(unplaced[:10])}; "
                          f"describe this export in a {LAYOUT} beside it")  # fmt: skip
-    icu, excluded = (pd.to_numeric(data[plan[name]], errors="coerce") for name in ("icu", "excluded"))
+    icu, excluded = (_flag(found["data"], data[plan[name]]) for name in ("icu", "excluded"))
     rows = (icu == 1) & (excluded == 0)
     if not rows.any():
         raise InputError(f"{found['data']}: no row has {plan['icu']} = 1 and {plan['excluded']} = 0")
     notes = [*left_out, *also_left_out, *metadata.notes]
+    unknown = int((icu.isna() | excluded.isna()).sum())
+    if unknown:
+        notes.append(f"{found['data'].name}: {unknown} rows without {plan['icu']} or {plan['excluded']} are left out")
     return data[rows], mask[rows], {name: _display(name, shown) for name in placed(plan)}, notes
+
+
+def _flag(path: Path, column: pd.Series) -> pd.Series:
+    """What decides who belongs to the cohort: 1, 0 or missing. Raises InputError for anything else: a patient would be lost."""
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    wrong = column.index[column.notna() & ~numbers.isin([0, 1])]
+    if len(wrong):
+        raise InputError(
+            f"{path}: column {column.name}, row {int(wrong[0]) + 2}: {tables.shown_code(column[wrong[0]])} is neither 1 nor 0"
+        )
+    return numbers
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:

@@ -1,0 +1,175 @@
+"""Codes of a column against those of its line in the codebook: the same code written in another way, and mixed ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from shared.cohorts.custom.codebook import Line
+from shared.cohorts.custom.decimals import with_point
+from shared.cohorts.headers import MISSING_MARKS
+from shared.cohorts.tables import RawTable, shown_code
+from shared.errors import InputError
+from shared.registry.features import as_number
+
+YES = frozenset("yes y true t 1 ja j oui o si sí s 예 네 はい 是".split())
+NO = frozenset("no n false f 0 nein non 아니오 아니요 いいえ 否".split())
+SHOWN = 3  # codes that a note names
+
+_WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """How a column is read: its cells, the code that each other spelling stands for, whether cells are labels, and notes."""
+
+    cells: Sequence[Any]
+    same: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    labels: bool = False
+    notes: Sequence[str] = ()
+
+
+def code_text(coding: Mapping[str, str], cell: Any) -> str:
+    """A cell as a codebook writes it; TRUE in any of the ways in which it is written."""
+    if isinstance(cell, bool):
+        spellings = (str(cell).upper(), str(cell), str(cell).lower(), str(int(cell)))
+        return next((text for text in spellings if text in coding), spellings[0])
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
+
+
+def is_blank(cell: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def codes_of(line: Line, table: RawTable) -> Codes:
+    """How a column of codes is read. Raises InputError where one answer is written in several ways and no coding says so."""
+    cells, raw = table.columns[line.column], table.codes.get(line.column)
+    if line.kind == "number":
+        return _of_numbers(line, cells, raw, table.decimal)
+    if not line.coding:
+        return _without_coding(line, table, cells) if line.kind == "category" else Codes(cells)
+    own = _read_as(line, cells, table.decimal)
+    other = _read_as(line, raw, table.decimal) if raw is not None else None
+    if other is not None and not _unknown(line, other):
+        if not _unknown(line, own) and _meaning(line, own) != _meaning(line, other):
+            raise InputError(f"{table.path}: column {line.column}: the codes of its coding are both codes and labels of the "
+                             f"file, with other meanings; use the labels of the file as codes")  # fmt: skip
+        if _unknown(line, own):
+            note = f"column {line.column}: shown by the labels of the codebook, not by those of the file"
+            return dataclasses.replace(other, notes=[*other.notes, note])
+    texts = _texts(line, cells)
+    if _unknown(line, own) == texts and texts <= set(line.labels):
+        return Codes(
+            cells, labels=True, notes=[f"column {line.column}: holds the labels of its codes in place of these"]
+        )
+    return own
+
+
+def _of_numbers(line: Line, cells: Sequence[Any], raw: Sequence[Any] | None, decimal: str) -> Codes:
+    """Where a label of the file stands in place of a number and the codebook knows the number as a code, that one."""
+    if raw is not None:
+        cells = [
+            code
+            if code_text(line.coding, cell) not in line.coding and code_text(line.coding, code) in line.coding
+            else cell
+            for cell, code in zip(cells, raw, strict=True)
+        ]
+    return _read_as(line, cells, decimal)
+
+
+def _texts(line: Line, cells: Iterable[Any]) -> set[str]:
+    return {code_text(line.coding, cell) for cell in cells if not is_blank(cell)}
+
+
+def _read_as(line: Line, cells: Sequence[Any], decimal: str) -> Codes:
+    """Texts that are no code but the same number as exactly one, such as 1.0 for 1, are that code."""
+    same = {}
+    for text in _texts(line, cells) - set(line.coding):
+        equal = equal_codes(line.coding, text, decimal)
+        if len(equal) == 1:
+            same[text] = equal[0]
+    return Codes(cells, same, notes=_same_note(line, same))
+
+
+def equal_codes(coding: Mapping[str, str], text: str, decimal: str = ".") -> list[str]:
+    """The codes that are the same number as a text."""
+    number = as_number(with_point(text, decimal))
+    return [code for code in coding if number == number and as_number(code) == number]
+
+
+def _same_note(line: Line, same: Mapping[str, str]) -> list[str]:
+    if not same:
+        return []
+    pairs = [f"{shown_code(text)} as {shown_code(code)}" for text, code in sorted(same.items())]
+    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+    return [f"column {line.column}: codes are read as those of the codebook: {', '.join(pairs[:SHOWN])}{more}"]
+
+
+def _unknown(line: Line, codes: Codes) -> set[str]:
+    return _texts(line, codes.cells) - set(line.coding) - set(codes.same)
+
+
+def _meaning(line: Line, codes: Codes) -> list[str | None]:
+    texts = [None if is_blank(cell) else code_text(line.coding, cell) for cell in codes.cells]
+    return [None if text is None else line.coding[codes.same.get(text, text)] for text in texts]
+
+
+def _without_coding(line: Line, table: RawTable, cells: Sequence[Any]) -> Codes:
+    texts = _texts(line, cells)
+    same = {text: text.partition(".")[0] for text in texts if _WHOLE.fullmatch(text)}
+    mixed = mixed_answers(same.get(text, text) for text in texts)
+    if mixed:
+        raise InputError(f"{table.path}: column {line.column}: yes or no is written in several ways: {_listed(mixed)}; "
+                         f"say which are one in its coding: `{answers_coding(mixed)}`")  # fmt: skip
+    notes = (
+        [f"column {line.column}: whole numbers written with decimals, such as 1.0, are read without"] if same else []
+    )
+    by_letters = defaultdict(set)
+    for text in texts:
+        by_letters[text.casefold()].add(text)
+    differing = sum(len(written) > 1 for written in by_letters.values())
+    if differing:
+        notes.append(f"column {line.column}: {differing} of its values also occur with other upper and lower case letters; they "
+                     f"count as different, give a coding where they are one")  # fmt: skip
+    return Codes(cells, same, notes=notes)
+
+
+def mixed_answers(texts: Iterable[str]) -> list[str]:
+    """The texts of a yes/no column, yes before no, where one of the two is written in several ways; else none."""
+    found = sorted({text for text in texts if text.lower() not in MISSING_MARKS})
+    yes = [text for text in found if text.casefold() in YES]
+    no = [text for text in found if text.casefold() in NO]
+    if not yes or len(yes) + len(no) < len(found) or max(len(yes), len(no)) < 2:
+        return []
+    return [*yes, *no]
+
+
+def _listed(answers: Sequence[str]) -> str:
+    yes = [text for text in answers if text.casefold() in YES]
+    no = [text for text in answers if text.casefold() in NO]
+    return " and ".join(", ".join(group) for group in (yes, no) if group)
+
+
+def answers_coding(answers: Iterable[str]) -> str:
+    """A coding in which every way to write yes is Yes, and every way to write no is No."""
+    return "; ".join(f"{text}={'Yes' if text.casefold() in YES else 'No'}" for text in answers)
+
+
+def unknown_code(line: Line, text: str, decimal: str) -> str:
+    """Why a text is no code of a column's coding."""
+    if len(equal_codes(line.coding, text, decimal)) > 1:
+        return f"may be any of the codes {', '.join(equal_codes(line.coding, text, decimal))} of the codebook"
+    if text in line.labels:
+        return "a label of the codebook among codes; add it to the coding, as in `1=Yes; Yes=Yes`"
+    answers = {code.casefold() for code in line.coding} | {label.casefold() for label in line.labels}
+    if text.casefold() in YES | NO and answers & (YES | NO):
+        return "another way to write yes or no than the coding has; add it, as in `1=Yes; Y=Yes`"
+    if text.casefold() in {code.casefold() for code in line.coding}:
+        return "a code that the codebook has with other upper and lower case letters"
+    return "a code that the codebook does not have"
