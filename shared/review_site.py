@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.review_store import BETTER, GRADES, MAX_COMMENT, Said, Store, problem
 
 TEMPLATES = Path(__file__).parent / "templates"
-ASSETS = {"review.css": "text/css", "review.js": "text/javascript"}
+ASSETS = {"style.css": "text/css", "review.js": "text/javascript"}
 NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 MAX_BODY = 16 * MAX_COMMENT  # bytes; more than any choice or comment takes, however it is spelled
 PROTECTION = {
