@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from creason_jax import distributed, memory, plain, sharding
+from creason_jax import distributed, forecast, memory, plain, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, abstract_params, load_params
 from creason_jax.rollout import Engine
@@ -16,6 +16,7 @@ from shared import memory as host
 from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 from shared.errors import InputError
+from shared.forecast import Need
 
 DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # by JAX's name of a platform
 
@@ -50,6 +51,10 @@ class Backend:
     def same(self, value: bytes) -> bool:
         """See `shared.backend.Backend`."""
         return distributed.same(value)
+
+    def need(self, config: RunConfig, model: Path, workload: Workload, *, trains: bool) -> Need:
+        """See `shared.backend.Backend`."""
+        return forecast.need(self.resolved(config), model, self.mesh, workload, trains=trains)
 
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool

@@ -153,8 +153,11 @@ def _check(state: Any, sums: dict[str, Any], here: Path | str) -> None:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Knows of a save that failed in the background at once. Orbax tells only after all processes have met, and those whose
-    part is written wait for this one's, where nobody would tell them."""
+    """Knows at once of a save that failed in the background.
+
+    Orbax says so only after all processes have met. But the processes that have written their part wait for the one that
+    failed, so they would never meet.
+    """
 
     def __init__(self, path: epath.Path | Path, options: ocp.CheckpointManagerOptions):
         super().__init__(path, options=options)
@@ -190,8 +193,8 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _see_bucket(address: str) -> None:
-    """Orbax asks what kind of bucket it is when it removes an old checkpoint, hours later: where the right to ask is missing,
-    the run would end there."""
+    """Ask now what kind of bucket this is. Orbax asks it when it first removes an old checkpoint, hours later, and a run
+    without the right to ask would end then."""
     from google.cloud import storage as google_storage
 
     google_storage.Client().get_bucket(address.removeprefix("gs://").split("/")[0])
@@ -209,9 +212,8 @@ def _errors_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_report() -> Iterator[None]:
-    """Where several reads or writes fail, the first raises; the others would print a traceback each, from threads of their own
-    and until the process ends, and Orbax one for each thread that it comes through. So they are silent, and after a failure
-    they remain it."""
+    """Report a failure once. Of several reads or writes that fail, the first raises; the others would each print a traceback
+    from a thread, even after this block. So threads print nothing here, and nothing after a failure either."""
     log, asyncio_log = logging.getLogger("absl"), logging.getLogger("asyncio")
     hook, level = sys.unraisablehook, asyncio_log.level
     sys.unraisablehook = lambda _: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import distributed, loss, moments, own_rows, sharding
+from creason_jax import distributed, loss, moments, own_rows, readback, sharding
 from creason_jax.axes import TENSOR
 from creason_jax.checkpoint import Checkpoints
 from creason_jax.logprobs import token_logprobs
@@ -29,7 +29,7 @@ from creason_jax.model import (
 )
 from creason_jax.rollout import Engine
 from shared import files, grpo, weight_files
-from shared.backend import check_tokens, scoring_temperature
+from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
     GroupBatch,
@@ -178,7 +178,11 @@ class Learner:
 
     def publish(self, engine: Engine) -> None:
         """See `shared.backend.Learner`."""
-        engine.load(self.state.params)
+        engine.load(self.state.params, version=self.step)
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """See `shared.backend.Learner`."""
+        return readback.digests(self.state.params, probes, self.config.learner.compute_dtype, self.mesh)
 
     def save(self, folder: Path | str, step: int, extra: Mapping[str, int]) -> None:
         """See `shared.backend.Learner`."""

@@ -29,6 +29,7 @@ from shared import files
 from shared.backend import Sampling
 from shared.config import RunConfig, with_compute_dtype
 from shared.errors import InputError
+from shared.forecast import Memory
 from shared.grpo import GroupLayout
 from shared.initial import hugging_face_config
 
@@ -71,6 +72,7 @@ class Plan:
     useful_rows: float  # of the rows computed, those that hold a question
     slots: int  # groups that decode at once: those asked for, or as many as fit
     steps: list[Step]
+    memory: Memory  # of one chip, in the words of every run; what is temporary is what the compiler reserves
     fits: bool
     headroom: int
     seconds_per_step: float
@@ -204,7 +206,26 @@ def plan(
         if step in ROLLOUT and not found[-1].fits and engine.fit(sampling):
             say(f"{name}: {engine.slots(sampling)} slots fit, the run will use no more")
             found = [compiled(each.name) if each.name in ROLLOUT else each for each in found]
-    return _summary(config, model, name, mesh, learner, layout, found, rows, engine.slots(sampling))
+    held = _memory(learner, engine, sampling, chip, found)
+    return _summary(config, model, name, mesh, learner, layout, found, held, rows, engine.slots(sampling))
+
+
+def _memory(learner: Learner, engine: Engine, sampling: Sampling, chip: Chip, steps: list[Step]) -> Memory:
+    """What one chip holds, by what it is for. Gradients are among the temporaries of an update's program, caches among the
+    arguments of decoding."""
+    params = bytes_on_device(learner.state.params)
+    temporaries = {step.name: step.temporaries for step in steps}
+    return Memory(
+        weights=params + bytes_on_device(engine.abstract_params()),
+        gradients=params,
+        optimizer_state=bytes_on_device(learner.state.moments),
+        reference=bytes_on_device(learner.state.reference),
+        kv_cache=bytes_on_device(engine.abstract_slots(sampling)),
+        update_temporaries=max(0, max(temporaries.get(name, 0) for name in ("update", "scoring")) - params),
+        rollout_temporaries=max(temporaries.get(name, 0) for name in ROLLOUT),
+        free=chip.hbm,
+        place="each chip",
+    )
 
 
 def _compiled(
@@ -265,6 +286,7 @@ def _summary(
     learner: Learner,
     layout: GroupLayout,
     steps: list[Step],
+    held: Memory,
     rows: int,
     slots: int,
 ) -> Plan:
@@ -283,6 +305,7 @@ def _summary(
         useful_rows=rows / (count * width),
         slots=slots,
         steps=steps,
+        memory=held,
         fits=all(step.fits for step in steps),
         headroom=min(step.headroom for step in steps),
         seconds_per_step=seconds,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import decoding, distributed, memory, sharding
+from creason_jax import decoding, distributed, memory, readback, sharding
 from creason_jax.decoding import Shape, Slots
 from creason_jax.logprobs import target_logprobs
 from creason_jax.model import DecoderConfig, platform_of, unstack_layers
@@ -29,6 +29,7 @@ from creason_jax.model.attention.choose import LARGE_SCORES
 from creason_jax.sampling import draw
 from shared.backend import (
     Completion,
+    Probe,
     Sampling,
     Workload,
     check_request,
@@ -46,6 +47,8 @@ SMALLEST_BUCKET = 32  # prompt lengths are rounded up to this times a power of t
 
 class Engine:
     """Twin of the PyTorch engine; see `shared.backend.RolloutEngine` for the contract."""
+
+    whole_tensors = False
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Engine:
         self.stop_tokens = tuple(stop_tokens)
         self.dtype = jnp.dtype(config.learner.compute_dtype)
         self.params: Any = None
+        self.version: int | None = None
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
         self.free_bytes: Callable[[], int | None] = functools.partial(memory.free_bytes, self.mesh)
@@ -74,11 +78,20 @@ class Engine:
         self._prefill = config.rollout.prefill_batch
         self._seconds: dict[str, float] = {}
 
-    def load(self, params: Any) -> None:
+    def load(self, params: Any, *, version: int | None = None) -> None:
         """Take the learner's parameters: cast, layers unstacked, laid out for decoding. Caches start empty at each call of
         `generate`, so nothing computed with older weights is left."""
-        self.params = None  # freed before its successor is made
+        self.params = self.version = None  # freed before its successor is made
         self.params = self._publish(params)
+        self.version = version
+
+    def readable(self) -> Mapping[str, int]:
+        """See `shared.backend.RolloutEngine`."""
+        return readback.readable(self.params)
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """See `shared.backend.RolloutEngine`."""
+        return readback.digests(self.params, probes, self.dtype, self.mesh)
 
     def sleep(self) -> None:
         """See `shared.backend.RolloutEngine`. Caches live inside `generate` only, so there is nothing to give back."""
@@ -132,13 +145,13 @@ class Engine:
             jax.ShapeDtypeStruct((width, sampling.group_size, sampling.max_new_tokens), jnp.float32, sharding=rows),
             jax.ShapeDtypeStruct((width,), jnp.int32, sharding=rows),
         )
-        shapes = self.abstract_params(), self._abstract_slots(sampling)
+        shapes = self.abstract_params(), self.abstract_slots(sampling)
         traced = decoding.prefill.trace(self, sampling, *shapes, *placed)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_decode(self, sampling: Sampling) -> Any:
         """The `rollout.decode_steps` tokens between two looks of the host, lowered."""
-        traced = decoding.decode.trace(self, sampling, self.abstract_params(), self._abstract_slots(sampling))
+        traced = decoding.decode.trace(self, sampling, self.abstract_params(), self.abstract_slots(sampling))
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def abstract_params(self) -> Any:
@@ -151,7 +164,8 @@ class Engine:
             self.shardings,
         )
 
-    def _abstract_slots(self, sampling: Sampling) -> Slots:
+    def abstract_slots(self, sampling: Sampling) -> Slots:
+        """Shapes of the slots and their caches, with their shardings."""
         slots = jax.eval_shape(lambda: decoding.empty_slots(self, self._shape(sampling)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -238,15 +252,12 @@ class Engine:
         kept = (
             2 * self.model.num_hidden_layers * decoding.cached_heads(self) * self.model.head_dim * self.longest_prompt
         )
-        slots = memory.bytes_on_device(self._abstract_slots(sampling))
+        slots = memory.bytes_on_device(self.abstract_slots(sampling))
         return (
-            2 * slots
-            + 2 * self.dtype.itemsize * width * kept
-            + 16 * logits
-            + self._of_texts(width, self.longest_prompt)
+            2 * slots + 2 * self.dtype.itemsize * width * kept + 16 * logits + self.of_texts(width, self.longest_prompt)
         )
 
-    def _of_texts(self, width: int, length: int) -> float:
+    def of_texts(self, width: int, length: int) -> float:
         """More bytes on a CPU device than so many texts of this length take while they are computed, but for their caches."""
         model = self.model
         row = width * model.num_attention_heads * length
@@ -258,7 +269,7 @@ class Engine:
         """Texts of at most this length that are scored in one call."""
         width, ways = self.prefill_width(), sharding.batch_ways(self.mesh)
         free = self.free_bytes() if memory.on_cpu(self.mesh) else None
-        while free is not None and width > ways and self._of_texts(width // ways, length) > free:
+        while free is not None and width > ways and self.of_texts(width // ways, length) > free:
             width = max(ways, width // 2 // ways * ways)
         return width
 

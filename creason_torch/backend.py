@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch import plain, zero
+from creason_torch import forecast, plain, zero
 from creason_torch.learner import Learner, check_supported
 from creason_torch.model import stored_weights
 from creason_torch.rollout import Engine, engine_kind, make_engine
 from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
+from shared.forecast import Need
 
 
 class Backend:
@@ -55,6 +56,10 @@ class Backend:
         own = torch.frombuffer(bytearray(value), dtype=torch.uint8).to(self.device)
         every = zero.from_all(own).reshape(self.processes, -1)
         return bool((every == every[0]).all())
+
+    def need(self, config: RunConfig, model: Path, workload: Workload, *, trains: bool) -> Need:
+        """See `shared.backend.Backend`."""
+        return forecast.need(self.resolved(config), model, self.device, workload, trains=trains)
 
     def learner(
         self, config: RunConfig, model: Path, *, optimizer: OptimizerConfig, steps: int, reference: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch import loss, zero
+from creason_torch import loss, readback, zero
 from creason_torch.checkpoint import Checkpoints
 from creason_torch.model import (
     Policy,
@@ -22,8 +22,9 @@ from creason_torch.model import (
     save_params,
 )
 from shared import files, grpo, weight_files
-from shared.backend import check_tokens, scoring_temperature
-from shared.config import LearnerConfig, OptimizerConfig, RunConfig, check
+from shared.backend import Probe, check_tokens, scoring_temperature
+from shared.config import LearnerConfig, OptimizerConfig, RunConfig
+from shared.config_checks import check
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
 from shared.schedule import learning_rate
 
@@ -135,7 +136,11 @@ class Learner:
 
     def publish(self, engine: Any) -> None:
         """See `shared.backend.Learner`."""
-        engine.load(zero.gathered(self.weights, self.config.torch.publish_bucket_mb * 2**20))
+        engine.load(zero.gathered(self.weights, self.config.torch.publish_bucket_mb * 2**20), version=self.step)
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """See `shared.backend.Learner`."""
+        return readback.digests(self.weights, probes)
 
     def save(self, folder: Path | str, step: int, extra: Mapping[str, int]) -> None:
         """See `shared.backend.Learner`."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ from shared.prompts import prompt_tokens
 from shared.questions import Question, read_questions
 from shared.registry import store
 from shared.registry.store import Registry
-from shared.report import both_readings, interval, percent, readings_in_words
+from shared.report import both_readings, duration, interval, percent, readings_in_words
 from shared.subgroups import check_patients, subgroups
 from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
@@ -83,6 +84,8 @@ def define_flags() -> None:
     page.define_flags()
     flags.DEFINE_string("lm_eval", "", "Write an lm-evaluation-harness task folder here.")
     flags.DEFINE_string("lm_eval_name", "creason", "Name of that task.")
+    flags.DEFINE_bool("dry_run", False, "Check all, say what it needs (tokens, memory), do nothing. Needs no weights.")
+    flags.DEFINE_bool("measure", False, "With --dry_run: how long it takes, from a few of the questions.")
     flags.DEFINE_integer("bootstrap", 2_000, "Resamples of patients for the intervals.", lower_bound=100)
     flags.DEFINE_integer("seed", 42, "Seed of the resampling and of the samples.")
     flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
@@ -123,7 +126,10 @@ def main() -> None:
         answers, source = given.answers(asked, out)
         write(out, report(asked, answers, None, beside) | {"made_elsewhere": source, "prompts": None, "engine": None})
         return
-    backend, answers, boxed = answered(asked, out)
+    found = answered(asked, out)
+    if found is None:
+        return
+    backend, answers, boxed = found
     if backend.process == 0:
         figures = report(asked, answers, boxed, beside)
         checked = files.read_json(out / ENGINE) if (out / ENGINE).is_file() else None  # none from an earlier version
@@ -163,6 +169,8 @@ def check_flags(out: Path) -> None:
             )
         if FLAGS.completions:
             raise InputError("--completions: only with --protocol=boxed")
+    if FLAGS.measure and not FLAGS.dry_run:
+        raise InputError("--measure: goes with --dry_run")
     page.check_flags()
     app.check_folder("out", out)
     if FLAGS.lm_eval and Path(FLAGS.lm_eval).absolute() in (out.absolute(), *out.absolute().parents):
@@ -203,6 +211,9 @@ def write(out: Path, figures: dict[str, Any]) -> None:
             f"made     elsewhere, as {source['file']} says (SHA-256 {source['sha256']}); missing: {source['missing']}"
         )
     print(f"answers  {out / ANSWERS}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
+    written = figures["boxed"] or figures  # a forced choice is always an answer in its format
+    shares = (("answered", written["answered"]), ("cut off", figures["truncated"]), ("format", written["format"]))
+    print(", ".join(f"{name} {percent(share)}" for name, share in shares))
 
 
 def read_all() -> list[Question]:
@@ -215,8 +226,8 @@ def read_all() -> list[Question]:
     return questions
 
 
-def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer], list[Answer] | None]:
-    """The backend and the model's answers; those that it boxed, where others were forced.
+def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer], list[Answer] | None] | None:
+    """The backend and the model's answers; those that it boxed, where others were forced. None for a dry run.
 
     They are in `out`, whole, when this returns. What an earlier start of the same command left there is not asked again.
     """
@@ -242,11 +253,17 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
     backend = backends.make_backend(config)
     config = backend.resolved(config)
     progress = FLAGS.progress and backend.process == 0
+    if FLAGS.dry_run:
+        generation.tell(config, backend, prompts, forced=forced)
+        if FLAGS.measure:
+            measure(config, backend, tokenizer, questions, prompts, stop, forced)
+        return None
     kept = Kept(out, request(config, backend, questions, prompts, stop), backend)
     if backend.agreed(backend.process == 0 and (out / ANSWERS).is_file()):
         generation.begin(config, backend, tokenizer, style, out)
         return backend, *_earlier(questions, out, backend)
     if kept.done < len(questions):
+        generation.tell(config, backend, prompts, forced=forced)
         engine, checked = generation.engine_of(config, backend, prompts, stop=stop, forced=forced)
         generation.begin(config, backend, tokenizer, style, out)
         _keep_check(out, backend, checked)
@@ -260,6 +277,29 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
         for part in parts:
             kept.add([each.to_row() for each in part])
     return backend, *_collected(questions, out, kept, backend)
+
+
+def measure(
+    config: RunConfig,
+    backend: Backend,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: list[Question],
+    prompts: list[np.ndarray],
+    stop: Sequence[int],
+    forced: Forced | None,
+) -> None:
+    """Answer as many questions as are answered at once, twice, and say what that means for all; nothing is kept."""
+    engine, _ = generation.engine_of(config, backend, prompts, stop=stop, forced=forced)
+    count = min(config.rollout.slots, len(questions))
+    for _ in range(2):  # the first time programs are compiled
+        begin = time.perf_counter()
+        for _ in _parts(config, engine, tokenizer, questions[:count], prompts[:count], stop, done=0, progress=False):
+            pass
+        seconds = (time.perf_counter() - begin) / count
+    if backend.process == 0:
+        print(
+            f"time     {seconds:.3g} s a question, {duration(seconds * len(questions))} for {len(questions):,} of them"
+        )
 
 
 def _parts(
@@ -388,7 +428,7 @@ def report(
 
 def _accuracy(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:
     found = evaluation.summarise(questions, answers, **resampling)
-    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered", "readings")}
+    return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered", "format", "readings")}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from launch import backends
-from shared import prompt_style
+from shared import forecast, prompt_style
 from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
 from shared.engine_check import Forced, check_by_file
@@ -118,6 +118,24 @@ def begin(
         print(warning, file=sys.stderr)
 
 
+def tell(config: RunConfig, backend: Backend, prompts: Sequence[np.ndarray], *, forced: Forced | None = None) -> None:
+    """Say how long the prompts are, and what memory the answers need; no weights are read. Every process calls it.
+
+    Raises InputError where it cannot fit.
+    """
+    workload = _workload(prompts, forced)
+    need = backend.need(config, Path(config.model.path), workload, trains=False)
+    if backend.process == 0:
+        limit = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
+        print(f"{forecast.tokens_line(prompts, limit)}\n{forecast.memory_line(need.memory)}", flush=True)
+    forecast.refuse(config, need, workload, folder=None)
+
+
+def _workload(prompts: Sequence[np.ndarray], forced: Forced | None) -> Workload:
+    scored_tokens = 0 if forced is None else len(forced.phrase) + 1
+    return Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
+
+
 def engine_of(
     config: RunConfig,
     backend: Backend,
@@ -132,8 +150,7 @@ def engine_of(
     compute what these weights do, on some of the `prompts` that it is to answer.
     """
     folder = Path(config.model.path)
-    scored = 0 if forced is None else len(forced.phrase) + 1
-    workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored)
+    workload = _workload(prompts, forced)
     engine = backend.engine(config, folder, stop_tokens=stop, workload=workload)
     backend.load(engine, folder)
     return engine, check_by_file(config, backend, engine, prompts, folder, forced)

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, config_file
-from shared import files
+from shared import files, forecast
 from shared.config import RunConfig, check_backend, validate
 from shared.errors import InputError
 
@@ -104,7 +104,8 @@ def table(plan: object, config: RunConfig) -> str:
     heading = f"{plan.topology}: {plan.chips} chips, {mesh}; memory in GiB a chip"
     # What did not compile has no time.
     times = [time_line] if plan.fits else []
-    return "\n".join([heading, *lines, *kinds, rows_line, *times, *plan.advice, verdict])
+    memory_line = forecast.memory_line(plan.memory)
+    return "\n".join([heading, *lines, *kinds, rows_line, memory_line, *times, *plan.advice, verdict])
 
 
 def _config() -> RunConfig:

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends, config_file
-from shared import replay, report, run
+from shared import dry_run, replay, report, run
 from shared.backend import Backend
 from shared.config import RunConfig, check_backend, check_data_given, validate
 from shared.errors import InputError
@@ -38,7 +38,13 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
     )
-    flags.DEFINE_bool("dry_run", False, "Check the config, say what would be done, do nothing.")
+    flags.DEFINE_bool(
+        "dry_run", False,
+        "Check the config, say what would be done and what it needs (tokens, memory, disk), do nothing. Needs no weights.",
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "measure", False, "With --dry_run: how long it takes, from a few steps in a folder that is removed."
+    )
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
     flags.DEFINE_integer(
@@ -52,10 +58,12 @@ def main() -> None:
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
     check_backend(config_file.given("config"), FLAGS.backend)
+    if FLAGS.measure and not FLAGS.dry_run:
+        raise InputError("--measure: goes with --dry_run; a run itself says its times as it goes")
     config = validate(FLAGS.config)
     check_data_given(config_file.given("config"), config)
     if FLAGS.dry_run:
-        print(run.describe(config))
+        tell(config)
         return
     if not FLAGS.workdir:
         raise InputError("--workdir is needed: the directory that this run may fill, e.g. --workdir=runs/mine")
@@ -75,6 +83,17 @@ def main() -> None:
         sys.exit(FLAGS.stopped_exit_code)
     if backend.process == 0:
         print(told)
+
+
+def tell(config: RunConfig) -> None:
+    """Say what the run would do and need. Raises InputError where it cannot fit."""
+    print(run.describe(config), flush=True)
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
+    config = config if workdir is None else run.as_begun(config, workdir)
+    backend = backends.make_backend(config)
+    for line in dry_run.told(config, backend, workdir, measure=FLAGS.measure):
+        if backend.process == 0:
+            print(line, flush=True)
 
 
 def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:

@@ -26,9 +26,9 @@ COMMANDS = ("creason ", "python ", "torchrun ", "deepspeed ")
 # under its module's heading.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what goes in": (
-        "config", "model", "cohort", "source", "encoding", "questions", "notes", "workdirs", "metrics",
-        "report.workdir", "export.workdir", "show.workdir", "export.step", "show.step", "replay", "registry", "patients",
-        "compare", "first", "second", "names", "ratings", "topology", "model_config",
+        "config", "model", "cohort", "source", "encoding", "delimiter", "decimal", "exclude", "dictionary", "questions", "notes",
+        "workdirs", "metrics", "report.workdir", "export.workdir", "show.workdir", "export.step", "show.step", "replay",
+        "registry", "patients", "compare", "first", "second", "names", "ratings", "topology", "model_config",
     ),
     "what comes out": (
         "out", "workdir", "key", "json", "completions", "lm_eval", "lm_eval_name", "show", "show_examples",

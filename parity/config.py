@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from shared.config import check
+from shared.config_checks import check
 from shared.errors import InputError
 
 

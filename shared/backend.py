@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from shared.config import GrpoConfig, OptimizerConfig, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch
+
+if TYPE_CHECKING:
+    from shared.forecast import Need
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +112,30 @@ class Completion:
     truncated: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Rows of a tensor (along its first axis) that engine and learner are compared by; `rows` None: all of them."""
+
+    name: str
+    rows: tuple[int, ...] | None
+
+
 class RolloutEngine(Protocol):
     """Generates completions with the weights last published to it."""
+
+    version: int | None  # of the weights last taken whole: the learner's `step`; None: no learner's, or none yet
+    whole_tensors: bool  # digests are of whole tensors only
+
+    def readable(self) -> Mapping[str, int]:
+        """Rows of each tensor that can be read back, by the names that the learner has for them."""
+        ...
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """SHA-256 of the bytes of each probe, read back from what this engine generates with, in its number format.
+
+        Every process calls it.
+        """
+        ...
 
     def generate(
         self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None
@@ -146,6 +171,12 @@ class Learner(Protocol):
     Every process calls every method, with whole batches, and gets whole results; each works on its own rows.
     """
 
+    step: int  # updates made so far, those before a restored checkpoint included
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """SHA-256 of the bytes of each probe of the policy, in the number format that is published."""
+        ...
+
     def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
         """`[batch, time]` float32 log-probabilities of the batch's tokens, 0 where `completion_mask` is 0."""
         ...
@@ -159,7 +190,7 @@ class Learner(Protocol):
         ...
 
     def publish(self, engine: Any) -> None:
-        """The engine generates with the learner's weights from now on; its caches are reset."""
+        """The engine generates with the learner's weights from now on, as version `step`; its caches are reset."""
         ...
 
     def save(self, folder: Path | str, step: int, extra: Mapping[str, int]) -> None:
@@ -205,6 +236,13 @@ class Backend(Protocol):
 
     def same(self, value: bytes) -> bool:
         """True in every process where all gave the same bytes, as many of them. Every process calls it."""
+        ...
+
+    def need(self, config: RunConfig, model: Path, workload: Workload, *, trains: bool) -> Need:
+        """What the run needs of this machine, by the architecture in `model` (its config.json; no weights are read or needed).
+
+        `trains` False: it only answers. Every process calls it.
+        """
         ...
 
     def learner(

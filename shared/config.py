@@ -17,22 +17,12 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from shared import data_options
+from shared.config_checks import at_least, check
 from shared.errors import InputError
+from shared.health_config import HealthConfig
 
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
 Remat = Literal["none", "layer", "dots", "offload"]
-
-
-def check(condition: bool, field: str, value: Any, reason: str) -> None:
-    """Raise InputError naming `field`, its value and the reason, unless `condition` holds."""
-    if not condition:
-        raise InputError(f"{field} = {value!r}: {reason}")
-
-
-def at_least(config: Any, minimum: float, *fields: str) -> None:
-    """Check that each of `fields` is at least `minimum`."""
-    for field in fields:
-        check(getattr(config, field) >= minimum, field, getattr(config, field), f"must be at least {minimum}")
 
 
 def is_day(text: str) -> bool:
@@ -97,6 +87,8 @@ class DataConfig:
               "goes with split = 'site' or 'time'")  # fmt: skip
         wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
         check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(not (self.exclude and self.train), "exclude", self.exclude,
+              "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
         for field in ("encoding", "delimiter", "decimal", "exclude"):
             value = getattr(self, field)
             check(not value or self.cohort == "custom", field, value, "goes with cohort = 'custom' only")
@@ -392,6 +384,7 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     torch: TorchConfig = TorchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Accuracy before and after training: who answered what, how sure the figure is, and what it can be compared with.
 
-Questions of one patient share a record and so are not independent: every interval resamples patients, never questions.
+Questions of one patient share a record and so are not independent: every interval resamples patients, never questions (or
+counts them, where all answers are right or all wrong).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from shared import files
 from shared.config import RunConfig
@@ -118,20 +120,22 @@ def read_answers(path: Path) -> list[Answer]:
 def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
     """Figures of one policy on `questions`, ready for JSON (unknown: None).
 
-    `accuracy` with `ci` (95%, percentile bootstrap of `bootstrap` resamples of patients; None for a single patient),
-    `n` questions, `patients`, `macro_f1`, `answered` and `truncated` (shares), `mean_tokens`, `readings` (see there), and the
-    tables `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority and chance accuracy;
-    sections with `ci`). `mean_tokens` and `truncated` are of the answers of which they are known, None where they are of none.
+    `accuracy` with `ci` (95%, see `accuracy_interval`; None for a single patient), `n` questions, `patients`, `macro_f1`,
+    the shares `answered` (any letter), `format` (the letter of an option that was shown) and `truncated`, `mean_tokens`,
+    `readings` (see there), and the tables `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority
+    and chance accuracy; sections with `ci`). `mean_tokens` and `truncated` are of the answers of which they are known, None
+    where they are of none.
     Raises InputError where the answers are not one for each question.
     """
     table = _table(questions, answers)
     return plain(
         {
             **_figures(table),
-            "ci": interval_of(table["correct"], table["patient"], bootstrap, seed),
+            "ci": accuracy_interval(table["correct"], table["patient"], bootstrap, seed),
             "patients": table["patient"].nunique(),
             "mean_tokens": table["tokens"].astype(float).mean(),
             "answered": (table["predicted"] != "").mean(),
+            "format": (table["answer_text"] != "").mean(),
             "truncated": table["truncated"].astype(float).mean(),
             "readings": readings(questions, answers, bootstrap=bootstrap, seed=seed),
             "per_section": _with_intervals(_by(table, "section"), table, "section", bootstrap, seed),
@@ -158,7 +162,7 @@ def readings(
         right = table[name] == table["letter"]
         found[name] = {
             "accuracy": right.mean(),
-            "ci": interval_of(right, table["patient"], bootstrap, seed),
+            "ci": accuracy_interval(right, table["patient"], bootstrap, seed),
             "answered": (table[name] != "").mean(),
         }
     return plain(found)
@@ -332,7 +336,7 @@ def _with_intervals(
     groups = dict(tuple(table.groupby(name)))
     parts = [groups[row[name]] for row in rows]
     return [
-        {**row, "ci": interval_of(part["correct"], part["patient"], bootstrap, seed)}
+        {**row, "ci": accuracy_interval(part["correct"], part["patient"], bootstrap, seed)}
         for row, part in zip(rows, parts, strict=True)
     ]
 
@@ -360,6 +364,19 @@ def _side_by_side(parts: Mapping[str, dict[str, Any] | None], name: str) -> list
             row |= {f"ci_{when}": side.get("ci")} if "ci" in first else {}
         rows.append(row)
     return rows
+
+
+def accuracy_interval(correct: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
+    """95% interval of an accuracy: `interval_of`, but Wilson's where all are right or all are wrong; None for one patient.
+
+    There every resample says the same and the bootstrap's interval has no width. Wilson's counts patients, not questions: how
+    far the questions of one patient go together cannot be seen then. Source: Wilson, JASA 1927; by SciPy.
+    """
+    count = patients.nunique()
+    if count > 1 and correct.nunique() == 1:
+        found = binomtest(count if correct.iloc[0] else 0, count).proportion_ci(CONFIDENCE, method="wilson")
+        return [float(found.low), float(found.high)]
+    return interval_of(correct, patients, bootstrap, seed)
 
 
 def interval_of(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from shared import files, storage, weight_files
 from shared.backend import Backend
+from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
 from shared.config import DataConfig
 from shared.errors import InputError
@@ -89,6 +90,9 @@ def hold_data(data: DataConfig, noted: Inputs) -> None:
     if data.source and not data.train:
         found = COHORTS[data.cohort].digests(Path(data.source))
         noted.hold("data.source", data.source, {name: {"blake2b": digest} for name, digest in found.items()})
+    if data.exclude:
+        listed = Path(data.exclude)
+        noted.hold("data.exclude", data.exclude, {listed.name: {"blake2b": tables.digest(listed)}})
 
 
 def check_alike(backend: Backend, policy: Path, questions: Sequence[Path | str]) -> None:
@@ -137,10 +141,11 @@ class Inputs:
                 storage.write_json(storage.join(folder, INPUTS_FILE), {"format": FORMAT, "inputs": held})
 
     def hold_copy(self, name: str, address: str, folder: Path, found: Digests, marks: Marks | None) -> None:
-        """Like `hold`, for the copy in `folder` of the model directory at `address`: both must be what they were.
+        """Like `hold`, for a model directory in a bucket: the copy in `folder` and what is at `address` must be unchanged.
 
-        `marks`: `storage.checksums` of the address before it was copied now; None where the copy was there before. An object
-        whose mark is not the one that is known is read. A copy made now of another model than was noted is removed again.
+        `marks` are the checksums that the bucket gave (`storage.checksums`) before this start made the copy; None where an
+        earlier start made it. An object at the address is read again only where the bucket's checksum is new. Where this start
+        copied another model than the noted one, the copy is removed.
         """
         try:
             self.check(name, folder if marks is None else address, found)

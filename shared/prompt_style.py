@@ -56,10 +56,11 @@ def choose(
         prefill = held.prefill if held is not None and thinking == held.thinking else "" if opens else PREFILL
     if prefill and thinking == "on":
         raise InputError(
-            f"model.prefill = {prefill!r}: a model that thinks begins by itself; leave it 'auto', or thinking"
+            f"model.prefill = {prefill!r}: a model that thinks begins its answer itself; set model.prefill or "
+            "model.thinking to 'auto'"
         )
     date = ""
-    if shows_date(tokenizer):
+    if shows_date(tokenizer, PromptStyle(prefill=prefill, thinking=thinking)):
         known = [style.date for style in (held, earlier) if style is not None and style.date]
         date = model.template_date or next(iter(known), today())
     return PromptStyle(prefill=prefill, thinking=thinking, date=date)
@@ -68,15 +69,16 @@ def choose(
 def of_run(config: RunConfig, backend: Backend, workdir: Path, policy: Path) -> PromptStyle:
     """The style of a run, chosen and written by process 0 where it begins, and read where it goes on. Every process calls it.
 
-    It stands beside the checkpoints too where they have a folder of their own: a run may go on from there alone, and there
-    the processes see it that have a work directory each. Raises InputError where the two differ.
+    Where checkpoints have a folder of their own, the file is there too: a run may go on from that folder alone, and
+    processes that each have their own work directory read it there. Raises InputError where the two files differ.
     """
     places: list[Path | str] = [workdir, *([config.checkpoint.folder] if config.checkpoint.folder else [])]
     if backend.process == 0:
         kept = {place: style for place in places if (style := read(place)) is not None}
         if len(set(kept.values())) > 1:
             raise InputError(
-                f"{PROMPTS_FILE} in {' and in '.join(map(str, kept))} differ; remove the one of another run"
+                f"{PROMPTS_FILE} in {' and in '.join(map(str, kept))} say different things; remove the one that "
+                "belongs to another run"
             )
         style = next(iter(kept.values()), None) or choose(config.model, policy, load_tokenizer(policy))
         for place in reversed(places):  # the work directory last: a bucket may refuse
@@ -159,11 +161,15 @@ def reasons(tokenizer: PreTrainedTokenizerFast) -> bool:
     return ANSWERED in text and REASONED not in text
 
 
-def shows_date(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the template writes the day on which it is rendered into our prompts."""
-    return any(
-        len({_asked(tokenizer, system=system, date=day) for day in MOMENTS}) > 1 for system in (SYSTEM_PROMPT, "")
-    )
+def shows_date(tokenizer: PreTrainedTokenizerFast, style: PromptStyle) -> bool:
+    """Whether the template writes the day on which it is rendered into prompts of this style."""
+    try:
+        return any(
+            len({dataclasses.replace(style, date=day).text(tokenizer, ASKED, system=system) for day in MOMENTS}) > 1
+            for system in (SYSTEM_PROMPT, "")
+        )
+    except InputError:  # it cannot render them: the first prompt says so
+        return False
 
 
 def describe(style: PromptStyle, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -202,11 +208,5 @@ def check_same_day(style: PromptStyle, backend: Backend) -> None:
         )
 
 
-def _asked(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    system: str = "",
-    thinking: Literal["auto", "on", "off"] = "auto",
-    date: str = MOMENTS[0],
-) -> str:
-    return chat_text(tokenizer, ASKED, system=system, prefill="", thinking=thinking, date=date)
+def _asked(tokenizer: PreTrainedTokenizerFast, *, thinking: Literal["auto", "on", "off"] = "auto") -> str:
+    return chat_text(tokenizer, ASKED, system="", prefill="", thinking=thinking, date=MOMENTS[0])

@@ -24,6 +24,7 @@ from shared.questions import LETTERS, Question
 from shared.registry.dates import days
 from shared.registry.features import as_number
 from shared.registry.relations import arithmetic
+from shared.registry.sums import of_several
 
 READ_QUESTIONS = 5_000  # the first so many are read
 MOST_ROWS = 400  # of a feature
@@ -170,7 +171,7 @@ def dates_apart(asked: Asked) -> list[Clue]:
 
 
 def computed(asked: Asked) -> list[Clue]:
-    """Two numbers (or dates) of the record whose sum, difference, product or ratio is the value asked for."""
+    """Two numbers (or dates) of the record whose sum, difference, product or ratio is the value asked for, or a sum of more."""
     numbers = asked.numbers()
     if numbers is None:
         return []
@@ -185,6 +186,9 @@ def computed(asked: Asked) -> list[Clue]:
         inputs = table[[each.first, each.second]].to_numpy()
         names = tuple(_title(lines[int(name)]) for name in (each.first, each.second))
         clues.append(Clue(names, _judged(asked, inputs, logarithms=each.logarithms)))
+    for _, several, _ in of_several(table, ["asked"]):
+        names = tuple(_title(lines[int(name)]) for name in several)
+        clues.append(Clue(names, _judged(asked, table[list(several)].to_numpy())))
     return clues or [Clue((), np.full(len(asked.questions), np.nan))] * (len(lines) * (len(lines) - 1) // 2)
 
 

@@ -175,7 +175,7 @@ class Recorded:
         stored = completion_view(batch.advantages, batch.layout)
         if not np.allclose(stored, expected[:, None] * mask, rtol=ADVANTAGE_TOLERANCE, atol=ADVANTAGE_TOLERANCE):
             raise InputError(
-                f"step {step} of the trajectories: its rewards do not give its advantages; record it again"
+                f"step {step} of the trajectories: its advantages do not follow from its rewards; record the run again"
             )
 
 

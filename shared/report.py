@@ -15,7 +15,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from shared import evaluation, files, page_plots, plots
+from shared import evaluation, files, health, page_plots, plots
+from shared.config import validate
 from shared.errors import InputError
 from shared.metrics import METRICS_FILE, phases, read_metrics
 from shared.registry.features import display_names
@@ -39,6 +40,8 @@ SERIES = (
     ("grad_norm", "Gradient norm", "Before clipping. Spikes that do not settle ask for a lower learning rate."),
     ("learning_rate", "Learning rate", "As used by the optimizer at the step."),
     ("loss", "Loss", "The GRPO objective. Near 0 by construction on policy: judge a run by its reward."),
+    ("answered", "Answered", "Share of completions with a readable answer. Without one there is no reward for it."),
+    ("uniform_groups", "Uniform groups", "Share of groups whose rewards are all equal. At 1 nothing is learned."),
     ("truncated", "Truncated", "Share of completions that the length limit ended."),
     ("logprob_gap", "Log-probability gap", "Nats per token between engine and learner. Growth means stale weights."),
     ("tokens_per_second", "Tokens per second", "Prompt and completion tokens of a step, over its whole time."),
@@ -226,18 +229,29 @@ def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
         "environment": summary.get("environment") or {},
         "headline": headline(summary),
         "metrics": metrics,
+        "health": _health(config, metrics),
         "warmup": warmup,
         "config": json.dumps(config, indent=2, ensure_ascii=False),
         "examples": examples if show_examples else [],
         "hidden_examples": 0 if show_examples else len(examples),
         "lengths": parts,
+        "missing": _missing(workdir, found, config, metrics),
         "names": display_names(workdir / "data" / "registry"),
         "few": FEW,
-        "missing": _missing(workdir, found, metrics),
     }
 
 
-def _missing(workdir: Path, summary: Mapping[str, Any], metrics: pd.DataFrame) -> list[str]:
+def _health(config: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, Any]]:
+    """See `shared.health.table`; nothing before the first step, or where the config is another version's."""
+    if metrics.empty:
+        return []
+    try:
+        return health.table(metrics, validate(config))
+    except InputError:
+        return []
+
+
+def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any], metrics: pd.DataFrame) -> list[str]:
     missing = [] if summary else [f"{SUMMARY_FILE}: the run has not finished, so there is no result yet"]
     missing += [f"the evaluation {when} GRPO" for when in ("before", "after") if summary and not summary.get(when)]
     if summary and summary.get("bayes_accuracy") is None:
@@ -249,6 +263,8 @@ def _missing(workdir: Path, summary: Mapping[str, Any], metrics: pd.DataFrame) -
         missing += [f"the curve of {name}: this run does not measure it" for name in absent]
         if phases(metrics).empty:
             missing.append("the time of each phase: this run does not measure it")
+    if not metrics.empty and not _health(config, metrics):
+        missing.append("the health of the run: its config is not one of this version")
     if not (workdir / "config.json").is_file() and not summary.get("config"):
         missing.append("config.json: the configuration of the run")
     return missing

@@ -43,7 +43,7 @@ def read_replies(path: Path) -> dict[str, Reply]:
     Raises InputError naming the line that is wrong, never with what it holds.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # texts may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable file of answers ({type(error).__name__})") from None
     found: dict[str, Reply] = {}

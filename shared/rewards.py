@@ -9,6 +9,11 @@ from shared.config import GrpoConfig
 from shared.questions import Question
 
 
+def letter_of(question: Question, text: str, config: GrpoConfig, *, thinking: bool = False) -> str:
+    """The letter that a completion answers by `config.answer_rule`, "" where there is none; see `score`."""
+    return answer_letter(text, config.answer_rule, options=len(question.choices), thinking=thinking)
+
+
 def score(
     question: Question,
     text: str,
@@ -29,7 +34,7 @@ def score(
     Which box is read, and how, says `config.answer_rule` (`shared.boxes`); `thinking`: the prompt ends inside the model's
     reasoning. `tokens` counts the completion's tokens, its end-of-sequence token included.
     """
-    letter = answer_letter(text, config.answer_rule, options=len(question.choices), thinking=thinking)
+    letter = letter_of(question, text, config, thinking=thinking)
     return {
         "answer": config.reward_answer * (letter == question.answer),
         "format": config.reward_format * (letter != ""),

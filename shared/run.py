@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -35,9 +36,11 @@ from transformers import PreTrainedTokenizerFast
 from shared import (
     evaluation,
     files,
+    forecast,
     inputs,
     preparation,
     prompt_style,
+    published,
     report,
     run_evaluations,
     storage,
@@ -78,6 +81,7 @@ MAY_CHANGE = {
     "learner.mesh_tensor",
     "learner.sequence_parallel",
     "rollout.mesh_tensor",
+    "health",
 }
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "deepspeed", "vllm", "transformers", "numpy")
 
@@ -157,15 +161,23 @@ def _run(
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"
         tqdm.write(f"{cut} training and {cut_valid} held-out prompts were too long and {what}")
 
-    optimizer, reference = config.optimizer, config.grpo.beta > 0
-    learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)
     longest = max(map(len, (*train_prompts, *valid_prompts)))
     workload = Workload(prompt_tokens=longest, questions=len(valid_questions))
+    if not backend.agreed(first and (workdir / "trained").is_dir()):
+        need = backend.need(config, policy, workload, trains=True)
+        if first:
+            tokens = forecast.tokens_line([*train_prompts, *valid_prompts], config.rollout.max_new_tokens)
+            tqdm.write(
+                "\n".join([tokens, forecast.memory_line(need.memory), forecast.disk_line(config, need, checkpoints)])
+            )
+        forecast.refuse(config, need, workload, folder=checkpoints if first else None)
+    optimizer, reference = config.optimizer, config.grpo.beta > 0
+    learner = backend.learner(config, policy, optimizer=optimizer, steps=config.steps, reference=reference)
     engine = backend.engine(config, policy, stop_tokens=stop, workload=workload)
     parts = (config, backend, learner, engine, tokenizer, workdir, valid_questions, valid_prompts, progress)
     with run_evaluations.dropped_with(engine_name(backend, engine), workdir, first=first):
         _evaluate("before", *parts)
-        source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts)
+        source = training.Sampled(config, engine, tokenizer, train_questions, train_prompts, backend.agreed)
         training.train(
             config, learner, source, workdir, checkpoints=checkpoints,
             first=first, agreed=backend.agreed, progress=progress, wandb_project=wandb_project,
@@ -432,18 +444,25 @@ def _prompts(
     )  # fmt: skip
 
 
+def make_tokenizer(
+    config: RunConfig, questions: Sequence[Question], tokenizer: Path, words: Sequence[str] | None
+) -> None:
+    """A tokenizer for these questions, trained on no patient's own text."""
+    prefill = PREFILL if config.model.prefill == prompt_style.AUTO else config.model.prefill
+    texts = (
+        text
+        for q in training_texts(questions, words)
+        for text in (*ROLES, SYSTEM_PROMPT, user_message(q), prefill, worked_answer(q))
+    )
+    train_tokenizer(texts, config.model.vocab_size, tokenizer)
+
+
 def _make_initial(
     config: RunConfig, questions: Sequence[Question], tokenizer: Path, initial: Path, words: Sequence[str] | None = None
 ) -> None:
-    """A tokenizer for these questions, trained on no patient's own text, and random weights with its vocabulary."""
+    """A tokenizer for these questions, and random weights with its vocabulary."""
     if not tokenizer.is_dir():
-        prefill = PREFILL if config.model.prefill == prompt_style.AUTO else config.model.prefill
-        texts = (
-            text
-            for q in training_texts(questions, words)
-            for text in (*ROLES, SYSTEM_PROMPT, user_message(q), prefill, worked_answer(q))
-        )
-        train_tokenizer(texts, config.model.vocab_size, tokenizer)
+        make_tokenizer(config, questions, tokenizer, words)
     if initial.is_dir():
         return
     tokens = special_tokens(load_tokenizer(tokenizer), tokenizer)
@@ -471,9 +490,10 @@ def _evaluate(
     # Process 0 has written it, if anybody: another may see it later, or have a work directory of its own.
     if backend.agreed(backend.process == 0 and run_evaluations.is_done(workdir, when)):
         return
-    learner.publish(engine)
+    published.publish(learner, engine, agreed=backend.agreed)
     checked = check_by_learner(config, backend, engine, prompts, learner)
     kept = _unfinished(when, config, backend, workdir, questions, prompts)
+    begin, count = time.perf_counter(), len(questions) - kept.done
     for part in answer_questions(
         config,
         engine,
@@ -488,6 +508,7 @@ def _evaluate(
     engine.seconds()
     if backend.process > 0:
         return
+    checked |= {"seconds": time.perf_counter() - begin, "questions": count}
     answered = [Answered.from_row(row) for row in kept.rows]
     run_evaluations.write(
         workdir,

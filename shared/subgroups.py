@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from shared.errors import InputError
-from shared.evaluation import Answer, interval_of
+from shared.evaluation import Answer, accuracy_interval
 from shared.patients import SUBGROUPS, UNKNOWN
 
 FEWEST = 10  # patients; a group with fewer is suppressed
@@ -40,7 +40,7 @@ def subgroups(answers: Sequence[Answer], patients: pd.DataFrame, *, bootstrap: i
                     "patients": int(sizes[group]),
                     "n": len(part),
                     "accuracy": float(part["correct"].mean()),
-                    "ci": interval_of(part["correct"], part["patient"], bootstrap, seed),
+                    "ci": accuracy_interval(part["correct"], part["patient"], bootstrap, seed),
                 }
             rows.append(row)
     return rows

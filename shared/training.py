@@ -14,10 +14,9 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared import grpo, rewards
+from shared import grpo, health, published, rewards
 from shared.backend import Completion, Learner, RolloutEngine, Sampling
 from shared.config import RunConfig
-from shared.errors import SyncError, TrainingError
 from shared.grpo import GroupBatch, GroupLayout
 from shared.metrics import MetricsWriter
 from shared.prompts import decode, opens_reasoning
@@ -31,13 +30,14 @@ REFILL_ROUNDS = 3  # further batches of questions asked for when groups have equ
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """Groups of completions with their rewards `[groups, G]`, in total and by term."""
+    """Groups of completions with their rewards `[groups, G]`, in total and by term, and whether each has a readable answer."""
 
     questions: list[Question]
     prompts: list[np.ndarray]
     completions: list[list[Completion]]
     rewards: np.ndarray
     terms: dict[str, np.ndarray]
+    answered: np.ndarray
 
     def chosen(self, index: np.ndarray) -> Rollouts:
         """The rollouts of the groups in `index`."""
@@ -47,6 +47,7 @@ class Rollouts:
             [self.completions[i] for i in index],
             self.rewards[index],
             {name: values[index] for name, values in self.terms.items()},
+            self.answered[index],
         )
 
     def joined(self, other: Rollouts) -> Rollouts:
@@ -57,6 +58,7 @@ class Rollouts:
             self.completions + other.completions,
             np.concatenate([self.rewards, other.rewards]),
             {name: np.concatenate([values, other.terms[name]]) for name, values in self.terms.items()},
+            np.concatenate([self.answered, other.answered]),
         )
 
 
@@ -132,14 +134,16 @@ class Sampled:
         tokenizer: PreTrainedTokenizerFast,
         questions: Sequence[Question],
         prompts: Sequence[np.ndarray],
+        agreed: Callable[[bool], bool] = bool,
     ) -> None:
-        """`prompts` are the token ids of `questions`."""
+        """`prompts` are the token ids of `questions`; `agreed`: `Backend.agreed`, where there are several processes."""
         self._config, self._engine, self._tokenizer, self._questions = config, engine, tokenizer, questions
+        self._agreed = agreed
         self._prompts = {question.id: prompt for question, prompt in zip(questions, prompts, strict=True)}
 
     def publish(self, learner: Learner) -> None:
         """See `Source`."""
-        learner.publish(self._engine)
+        published.publish(learner, self._engine, agreed=self._agreed)
 
     def next(self, step: int, position: int) -> Round:
         """See `Source`."""
@@ -180,11 +184,13 @@ def train(
     `checkpoints` where it is given.
     With several processes each runs this loop on the whole of every batch, and so decides the same; `first` says which of
     them writes, and by `agreed` they stop together. Raises Stopped after the step in which any of them gets a SIGTERM,
-    SyncError where engine and learner disagree beyond the bound, TrainingError where the loss is not finite.
+    SyncError where engine and learner disagree beyond the bound or the engine holds other weights than the learner's,
+    TrainingError where the loss is not finite or a check of `shared.health` stops the run.
     """
     checkpoints = checkpoints or workdir / "checkpoints"
     restored = learner.restore(checkpoints)
-    step, position = (restored[0], restored[1]["position"]) if restored else (0, 0)
+    step, noted = restored or (0, {"position": 0})
+    position, watch = noted["position"], health.Watch(config, noted)
     bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
@@ -209,7 +215,7 @@ def train(
             for inner in range(config.grpo.inner_steps):
                 with phases("update"):
                     metrics = learner.update(batch)
-                _check(metrics, step, config, source.gap_means)
+                watch.check_update(step, metrics, source.gap_means)
                 step += 1
                 if config.grpo.ref_sync_steps and step % config.grpo.ref_sync_steps == 0:
                     learner.sync_reference()
@@ -218,17 +224,21 @@ def train(
                 if last:
                     with phases("publish"):
                         source.publish(learner)
+                line = {**metrics, **described}
                 if writer is not None:
-                    writer.write(step - 1, {**metrics, **described, **phases.report(tokens)})
+                    writer.write(step - 1, {**line, **phases.report(tokens)})
                 phases, tokens = Phases(), 0
                 bar.update()
-                bar.set_postfix(reward=f"{described['reward']:.3f}", refresh=False)
+                bar.set_postfix(health.live(line), refresh=False)
+                for warning in watch.see(step - 1, line) if last else ():
+                    if first:
+                        tqdm.write(f"warning: {warning}")
                 due = step // config.checkpoint.every > (step - inner - 1) // config.checkpoint.every
                 stop = last and agreed(request.made)
                 if last and (due or ended or stop):
                     # After the step's line: a run killed in between writes that line twice, never not at all.
                     with phases("checkpoint"):
-                        learner.save(checkpoints, step, {"position": position})
+                        learner.save(checkpoints, step, {"position": position, **watch.counts()})
                 if stop:
                     learner.finish_saves()
                     raise Stopped(
@@ -293,31 +303,34 @@ def sample(
     ids = [prompts[question.id] for question in questions]
     completions = engine.generate(ids, sampling, numbers)
     inside = [opens_reasoning(tokenizer, prompt) for prompt in ids]
+    # Tokens are decoded for this only, and never encoded again.
+    texts = [[decode(tokenizer, completion.tokens) for completion in samples] for samples in completions]
     terms = [
-        [score_completion(config, tokenizer, question, completion, thinking=thinking) for completion in samples]
-        for question, thinking, samples in zip(questions, inside, completions, strict=True)
+        [
+            score_completion(config, question, text, completion, thinking=thinking)
+            for text, completion in zip(written, samples, strict=True)
+        ]
+        for question, thinking, written, samples in zip(questions, inside, texts, completions, strict=True)
     ]
     names = terms[0][0].keys()
     by_term = {name: np.array([[each[name] for each in samples] for samples in terms]) for name in names}
     totals = np.array([[rewards.total(each) for each in samples] for samples in terms])
-    return Rollouts(questions, ids, completions, totals, by_term)
+    answered = np.array(
+        [
+            [rewards.letter_of(question, text, config.grpo, thinking=thinking) != "" for text in written]
+            for question, thinking, written in zip(questions, inside, texts, strict=True)
+        ]
+    )
+    return Rollouts(questions, ids, completions, totals, by_term, answered)
 
 
 def score_completion(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    question: Question,
-    completion: Completion,
-    *,
-    thinking: bool = False,
+    config: RunConfig, question: Question, text: str, completion: Completion, *, thinking: bool = False
 ) -> dict[str, float]:
-    """Reward terms of one completion; its tokens are decoded for this only, and never encoded again.
-
-    `thinking`: its prompt ends inside the model's reasoning.
-    """
+    """Reward terms of one completion, which reads `text`. `thinking`: its prompt ends inside the model's reasoning."""
     return rewards.score(
         question,
-        decode(tokenizer, completion.tokens),
+        text,
         tokens=len(completion.tokens),
         truncated=completion.truncated,
         config=config.grpo,
@@ -363,6 +376,7 @@ def describe(sampled: Rollouts, config: RunConfig) -> dict[str, float]:
         "reward": float(sampled.rewards.mean()),
         "reward_std": float(sampled.rewards.std()),
         **{f"reward_{name}": float(values.mean()) for name, values in sampled.terms.items()},
+        "answered": float(sampled.answered.mean()),
         "uniform_groups": float(grpo.uniform_groups(sampled.rewards).mean()),
         "completion_length": float(np.mean([len(completion.tokens) for completion in completions])),
         "truncated": float(np.mean([completion.truncated for completion in completions])),
@@ -394,19 +408,6 @@ def _scored(config: RunConfig, learner: Learner, batch: GroupBatch, phases: Phas
         if config.grpo.inner_steps > 1:
             batch = dataclasses.replace(batch, old_logprobs=learner.logprobs(batch, "policy"))
     return batch
-
-
-def _check(metrics: Mapping[str, float], step: int, config: RunConfig, gap_means: str) -> None:
-    if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
-        raise TrainingError(
-            f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} are not finite; lower "
-            "optimizer.learning_rate and start again from the last checkpoint"
-        )
-    if not metrics["logprob_gap"] <= config.grpo.max_logprob_gap:  # so that not-a-number is refused too
-        raise SyncError(
-            f"step {step}: engine and learner differ by {metrics['logprob_gap']:.3g} nats a token, more than "
-            f"grpo.max_logprob_gap = {config.grpo.max_logprob_gap}; {gap_means}"
-        )
 
 
 def _tokens_of(sampled: Rollouts) -> int:

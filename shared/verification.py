@@ -113,8 +113,6 @@ def _check_again(
         count = min(REPEATED, len(questions[split]))
         with tqdm(total=count, desc=f"{split} again", disable=not progress) as bar:
             if maker(split, count, bar.update) != questions[split][:count]:
-                raise InputError(
-                    f"{split}.parquet: its questions do not come out again from the registry; prepare again"
-                )
+                raise InputError(f"{split}.parquet: the registry does not give the same questions again; prepare again")
         total += count
     return f"{total:,} questions come out again"

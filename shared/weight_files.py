@@ -61,9 +61,9 @@ def write(
 
 
 def describe(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights in `source` to `target`, which has weights of its own, and say their dtype.
+    """Copy configuration and tokenizer from `source` to `target`, and state the dtype of the weights in `target`.
 
-    Transformers loads a model in the dtype that config.json states: another one than is stored would round the weights.
+    Transformers loads a model in the dtype that config.json states. If that were not the stored one, it would round the weights.
     """
     files.copy_companions(source, target)
     config = files.read_json(target / "config.json")

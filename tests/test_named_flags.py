@@ -65,6 +65,7 @@ NOT_FIELDS = {
         "tsv",
         "txt",
         "xpt",
+        "zsav",
     },  # file names
     "evaluation": {"html"},
     "model": {"embed_tokens", "layers", "norm", "safetensors"},  # names of weights

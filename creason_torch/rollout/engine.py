@@ -15,15 +15,12 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from creason_torch import memory, zero
+from creason_torch import memory, readback, zero
 from creason_torch.model import read_config
 from shared import weight_files
-from shared.backend import Completion, Sampling, Workload, check_request, check_scored, check_stop_tokens
+from shared.backend import Completion, Probe, Sampling, Workload, check_request, check_scored, check_stop_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
-
-EMBEDDING = "model.embed_tokens.weight"
-NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
 
 
 class Drawn(NamedTuple):
@@ -47,6 +44,8 @@ class Engine(abc.ABC):
     and gets everything back.
     """
 
+    whole_tensors = False
+
     def __init__(
         self,
         config: RunConfig,
@@ -63,20 +62,31 @@ class Engine(abc.ABC):
         self.workload = workload or Workload.of_limits(config)
         self.free_bytes: Callable[[], int] = functools.partial(memory.free_bytes, device, memory.processes_here())
         self.loaded = False
-        self._shapes, self._tied = _weight_shapes(model)
-        self.rows = self._shapes[EMBEDDING][0]
+        self.version: int | None = None
+        self._shapes, self._tied = weight_shapes(model)
+        self.rows = self._shapes[weight_files.EMBEDDING][0]
         check_stop_tokens(stop_tokens, self.rows)
         self._seconds: dict[str, float] = {}
+        self._prepare()
 
-    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]], *, version: int | None = None) -> None:
         """Take new weights: a stream of (Hugging Face name, whole tensor), all of it in every process. Caches are reset.
 
         A tensor must keep its values after the next one is asked for. Raises InputError for one that is missing, unknown or
         wrongly shaped.
         """
-        self.loaded = False
+        self.loaded, self.version = False, None
         self._load(self._checked(weights))
-        self.loaded = True
+        self.loaded, self.version = True, version
+
+    def readable(self) -> Mapping[str, int]:
+        """See `shared.backend.RolloutEngine`."""
+        return {name: len(rows) for name, rows in self._held().items()}
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """See `shared.backend.RolloutEngine`."""
+        held = self._held()
+        return [readback.digest(readback.rows_of(held[probe.name], probe)) for probe in probes]
 
     def sleep(self) -> None:  # noqa: B027
         """Give the device's memory to the learner until the next `load`, where the engine can; here it cannot."""
@@ -108,8 +118,16 @@ class Engine(abc.ABC):
         return _gathered(scored, len(texts), self.device)
 
     @abc.abstractmethod
+    def _prepare(self) -> None:
+        """Make or find what answers, without weights; the end of `__init__`. Raises InputError where it cannot be had."""
+
+    @abc.abstractmethod
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Take weights that are known to be whole and right, and reset every cache."""
+
+    def _held(self) -> Mapping[str, torch.Tensor]:
+        """What the network in this process holds of the weights, by their names."""
+        raise TypeError(f"{type(self).__name__} holds no network in this process")
 
     @abc.abstractmethod
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
@@ -140,7 +158,7 @@ class Engine(abc.ABC):
         """The weights that the network has, each once; the second name of a tied one is left out."""
         missing = dict(self._shapes)
         for name, tensor in weights:
-            if name in self._tied or name.endswith(NOT_WEIGHTS):
+            if name in self._tied or name.endswith(weight_files.NOT_WEIGHTS):
                 continue
             if name not in self._shapes:
                 raise InputError(f"{self.model}: its config.json has no place for the weight {name}")
@@ -161,7 +179,7 @@ class Engine(abc.ABC):
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
 
 
-def _weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Shape of each weight of the architecture in `model`, and of those that are tied: further name -> first name."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(read_config(model))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ from creason_torch.model import check_tables, fix_rotation, read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
 from shared import memory
-from shared.backend import Sampling, Workload, scoring_temperature
-from shared.config import RunConfig
+from shared.backend import Sampling, scoring_temperature
 from shared.errors import InputError
 
 ATTENTION = "creason_rollout"
@@ -97,8 +95,11 @@ class Caches:
         return out.transpose(2, 3).reshape(slots, heads, group, size)
 
     def _columns(self, q: torch.Tensor) -> int:
-        """Columns of the samples' caches that are read. A CPU's bfloat16 products are programs that oneDNN compiles and keeps for
-        every shape, a megabyte for each token of a completion: there the columns grow in steps."""
+        """How many columns of the samples' caches are read.
+
+        On a CPU, oneDNN compiles a program for every shape of a bfloat16 product and keeps it. One more column for each token
+        would cost a megabyte a token, so there the columns grow in steps of `COLUMNS`.
+        """
         if not q.is_cpu or q.dtype == torch.float32:
             return self.place
         return min(-(-self.place // COLUMNS) * COLUMNS, self.own_k[0].shape[3])
@@ -132,23 +133,15 @@ def attend(
 class HfEngine(Engine):
     """Draws with `creason_torch.sampling`: the completions of the JAX engine, up to rounding."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Path,
-        *,
-        stop_tokens: Sequence[int],
-        device: torch.device,
-        workload: Workload | None = None,
-    ):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+    def _prepare(self) -> None:
+        config, model = self.config, self.model
         if self.weight_bytes() > self.free_bytes():
             raise InputError(
                 f"{model}: its weights take {memory.text(self.weight_bytes())} of the {memory.text(self.free_bytes())} that are "
                 "free; take a smaller model, a larger machine, or compute_dtype = 'bfloat16'"
             )
         AttentionInterface.register(ATTENTION, attend)
-        with device, no_init_weights():
+        with self.device, no_init_weights():
             self.network = AutoModelForCausalLM.from_config(
                 read_config(model), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation=ATTENTION
             ).eval()
@@ -164,6 +157,9 @@ class HfEngine(Engine):
         for name, tensor in weights:
             own[name].copy_(tensor)
         self.head = self.network.get_output_embeddings().weight.detach().float()
+
+    def _held(self) -> Mapping[str, torch.Tensor]:
+        return dict(self.network.named_parameters())
 
     @torch.inference_mode()
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
@@ -210,23 +206,11 @@ class HfEngine(Engine):
 
     def _of_slot(self, longest: int, sampling: Sampling) -> int:
         """Bytes of a group while it decodes: its caches, and what is made of them and of its logits for each token."""
-        settings = self.network.config
-        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-        columns = longest + sampling.group_size * sampling.max_new_tokens
-        layers = (
-            settings.num_hidden_layers + 2
-        )  # what is read of one is copied, and where samples that have ended are left out
-        caches = 2 * layers * settings.num_key_value_heads * size * columns * self.network.dtype.itemsize
-        scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
-        return caches + scores + 24 * sampling.group_size * settings.vocab_size
+        return slot_bytes(self.network.config, longest, sampling, self.network.dtype.itemsize)
 
     def _of_texts(self, width: int, length: int) -> int:
         """Bytes of computing so many texts together, but for their caches."""
-        settings = self.network.config
-        states = (
-            width * length * (8 * settings.hidden_size + 4 * settings.intermediate_size) * self.network.dtype.itemsize
-        )
-        return states + 8 * width * settings.vocab_size
+        return text_bytes(self.network.config, width, length, self.network.dtype.itemsize)
 
     def _prefill_width(self, length: int) -> int:
         """Texts that are computed in one call: as many as asked for, fewer where memory does not hold so many."""
@@ -315,6 +299,23 @@ class HfEngine(Engine):
             min_p=sampling.min_p,
         )
         return tokens, target_logprobs(logits / scoring_temperature(self.config.grpo, sampling.temperature), tokens)
+
+
+def slot_bytes(settings: Any, longest: int, sampling: Sampling, item: int) -> int:
+    """Of a group of a model with these `settings` while it decodes: caches of numbers of `item` bytes, scores and logits."""
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    columns = longest + sampling.group_size * sampling.max_new_tokens
+    # What is read of one layer is copied, and again where samples that have ended are left out.
+    layers = settings.num_hidden_layers + 2
+    caches = 2 * layers * settings.num_key_value_heads * size * columns * item
+    scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
+    return caches + scores + 24 * sampling.group_size * settings.vocab_size
+
+
+def text_bytes(settings: Any, width: int, length: int, item: int) -> int:
+    """Of computing so many texts together, but for their caches."""
+    states = width * length * (8 * settings.hidden_size + 4 * settings.intermediate_size) * item
+    return states + 8 * width * settings.vocab_size
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -16,7 +16,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ import torch
 import torch.distributed as dist
 
 from creason_torch.model import long_factors, read_config, save_params
-from creason_torch.rollout import vllm_options
+from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
 from shared import files, weight_files
-from shared.backend import Sampling, Workload, longest_text
-from shared.config import RunConfig
+from shared.backend import Probe, Sampling, longest_text
 from shared.errors import InputError
 
 # Seconds without an answer before a server counts as lost.
@@ -46,18 +45,13 @@ SHOWN_LAYERS = {"num_hidden_layers": r"(\d+) x \w*DecoderLayer"}
 class ServerEngine(Engine):
     """Every process asks the server for its own prompts; process 0 brings it new weights."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Path,
-        *,
-        stop_tokens: Sequence[int],
-        device: torch.device,
-        workload: Workload | None = None,
-    ):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+    whole_tensors = True
+
+    def _prepare(self) -> None:
+        config = self.config
         self.url = config.torch.server_url.rstrip("/")
         self.folder = Path(config.torch.server_weights).absolute()
+        self._read_back: dict[str, str] | None = None
         # Learner and server are on one network: no proxy stands between them.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -69,6 +63,7 @@ class ServerEngine(Engine):
 
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         failure = None
+        self._read_back = None
         if processes()[0] > 0:
             for _ in weights:  # every process takes part in putting a weight together
                 pass
@@ -94,6 +89,42 @@ class ServerEngine(Engine):
             raise InputError(f"{error}; it must see the folder {self.folder} (torch.server_weights)") from None
         if not self._ask("/reset_prefix_cache", {}, timeout=QUICK)["success"]:
             raise InputError(f"{self.url}: the prefix cache was not reset; is somebody else using this server?")
+
+    def readable(self) -> Mapping[str, int]:
+        """See `shared.backend.RolloutEngine`. Asked of the server, once after each `load`."""
+        return {name: self._shapes[name][0] for name in self._digests()}
+
+    def digests(self, probes: Sequence[Probe]) -> list[str]:
+        """See `shared.backend.RolloutEngine`."""
+        found = self._digests()
+        return [found[probe.name] for probe in probes]
+
+    def _digests(self) -> dict[str, str]:
+        """SHA-256 of the weights that the server keeps whole, as it computes them from its own memory."""
+        if self._read_back is None:
+            failure, told = None, b""
+            if processes()[0] == 0:  # the server reads all its weights for this: once is enough
+                try:
+                    order = {"method": "compute_weight_checksums"}
+                    workers = self._ask("/collective_rpc", order, timeout=READING_WEIGHTS)["results"]
+                    told = json.dumps(vllm_names.whole_digests(workers, self._shapes)).encode()
+                except InputError as error:
+                    failure = error
+            self._agree(failure)
+            self._read_back = json.loads(self._from_first(told))
+        return self._read_back
+
+    def _from_first(self, told: bytes) -> bytes:
+        """What process 0 was told, in every process."""
+        if processes()[1] == 1:
+            return told
+        place = torch.device("cpu") if dist.get_backend() == "gloo" else self.device
+        size = torch.tensor([len(told)], device=place)
+        dist.broadcast(size, 0)
+        content = torch.zeros(int(size), dtype=torch.uint8, device=place)
+        content[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(place) if told else content
+        dist.broadcast(content, 0)
+        return content.cpu().numpy().tobytes()
 
     def _agree(self, failure: InputError | None) -> None:
         """Go on in every process or in none."""

@@ -7,7 +7,7 @@ import gc
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from creason_torch.model import long_factors, read_config
-from creason_torch.rollout import vllm_options
+from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine
 from shared import memory
 from shared.backend import Sampling, Workload, longest_text
@@ -40,16 +40,8 @@ CACHES = 0.5  # of the memory that its weights leave free on a CPU at most: a le
 class VllmEngine(Engine):
     """One instance for each process, beside the learner and its process group."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Path,
-        *,
-        stop_tokens: Sequence[int],
-        device: torch.device,
-        workload: Workload | None = None,
-    ):
-        super().__init__(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
+    def _prepare(self) -> None:
+        config, model, device = self.config, self.model, self.device
         on_cpu = device.type == "cpu"
         self.longest = _longest(config, model, self.workload)
         caches = self._cache_bytes() if on_cpu else None
@@ -99,14 +91,7 @@ class VllmEngine(Engine):
     def _cache_bytes(self) -> int:
         """Of the caches on a CPU: what all groups that decode at once need, or what is free. Raises InputError where that does
         not hold one sequence."""
-        settings, rollout, group = read_config(self.model), self.config.rollout, self.config.grpo.group_size
-        size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
-        item = getattr(torch, self.config.learner.compute_dtype).itemsize
-        block = 2 * settings.num_hidden_layers * settings.num_key_value_heads * size * BLOCK * item
-        shared = self.workload.prompt_tokens // BLOCK  # full blocks of a prompt, which its samples share
-        groups = max(rollout.slots, self.config.evaluation.slots)
-        wanted = 1 + groups * (shared + group * (_blocks(self.longest) - shared))
-        least = 1 + _blocks(self.longest)
+        block, wanted, least = cache_blocks(self.config, read_config(self.model), self.workload, self.longest)
         weights = self.weight_bytes()
         there = int(CACHES * max(0, self.free_bytes() - weights)) // block
         if there < least and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
@@ -128,6 +113,26 @@ class VllmEngine(Engine):
             self.asleep = False
         if not self.llm.reset_prefix_cache():
             raise InputError("vLLM did not reset its prefix cache: it would answer with old weights")
+
+    def _held(self) -> Mapping[str, torch.Tensor]:
+        """Weights that vLLM keeps with their values. On a CPU it packs the matrices of layers, and what is left is empty."""
+        found: dict[str, torch.Tensor] = {}
+        dtype = getattr(torch, self.config.learner.compute_dtype)
+        for name, held in self._network().named_parameters():
+            parts = vllm_names.unfused(name, self._shapes)
+            rows = sum(self._shapes[part][0] for part in parts)
+            # An embedding has more rows than the model, up to a multiple of 64.
+            if not parts or held.dtype != dtype or held.ndim != len(self._shapes[parts[0]]) or len(held) < rows:
+                continue
+            sizes = [self._shapes[part][0] for part in parts]
+            found |= dict(zip(parts, held.detach()[:rows].split(sizes), strict=True))
+        return found
+
+    def _network(self) -> torch.nn.Module:
+        """vLLM's own, in this process."""
+        networks: list[torch.nn.Module] = []
+        self.llm.apply_model(lambda network: networks.append(network))
+        return networks[0]
 
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
         from vllm import SamplingParams
@@ -170,6 +175,17 @@ class VllmEngine(Engine):
             found: Any = output.outputs[0].logprobs
             scored[row] = [found[0][token].logprob for token in tokens]
         return scored
+
+
+def cache_blocks(config: RunConfig, settings: Any, workload: Workload, longest: int) -> tuple[int, int, int]:
+    """Bytes of one block of caches, the blocks that all groups that decode at once need, and those of one sequence."""
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    item = getattr(torch, config.learner.compute_dtype).itemsize
+    block = 2 * settings.num_hidden_layers * settings.num_key_value_heads * size * BLOCK * item
+    shared = workload.prompt_tokens // BLOCK  # full blocks of a prompt, which its samples share
+    groups = max(config.rollout.slots, config.evaluation.slots)
+    wanted = 1 + groups * (shared + config.grpo.group_size * (_blocks(longest) - shared))
+    return block, wanted, 1 + _blocks(longest)
 
 
 def _longest(config: RunConfig, model: Path, workload: Workload) -> int:

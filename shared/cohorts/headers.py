@@ -9,6 +9,7 @@ from typing import Any
 from shared.errors import InputError
 from shared.registry.features import as_number
 
+LOOKED_AT = 200  # rows
 ENOUGH = 3  # rows below the second, before these say what a column holds
 MISSING_MARKS = ("na", "n/a", "nan", "null", "none", ".", "-", "?", "unknown", "missing")
 
@@ -56,7 +57,7 @@ def _is_text(cell: Any) -> bool:
 
 
 def _is_numeric(rows: Sequence[Sequence[Any]], place: int) -> bool:
-    below = [row[place] for row in rows[2:] if place < len(row) and row[place] != ""]
+    below = [row[place] for row in rows[2 : 2 + LOOKED_AT] if place < len(row) and row[place] != ""]
     return len(below) >= ENOUGH and all(
         not isinstance(cell, bool) and as_number(cell) == as_number(cell) for cell in below
     )

@@ -119,8 +119,8 @@ def _marks(where: str, stream: IO[bytes]) -> tuple[bool, list[str]]:
             for column, row in _PLACE.findall(whole):
                 place = (int(row), len(column), column)
                 if place <= last:
-                    raise InputError(f"{where}: row {row.decode()} comes behind row {last[0]}, or has a cell twice or behind a "
-                                     f"later one, so some would be lost; open the workbook in Excel or LibreOffice and save "
+                    raise InputError(f"{where}: row {row.decode()} comes behind row {last[0]}, or its cells are not in order; "
+                                     f"some of them would be lost; open the workbook in Excel or LibreOffice and save "
                                      f"it there")  # fmt: skip
                 last = place
     return formulas, list(ranges)

@@ -155,8 +155,8 @@ def _refuse_misspelt(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) ->
         wrong = next((place for place, value in enumerate(column.values, start=1) if is_misspelt_number(value)), None)
         if wrong:
             raise InputError(
-                f"column {column.name}, patient {wrong} of {len(column.values)}: no number as it is written (such as 12_3, nan, "
-                f"inf, or digits of another script); correct it, or empty the cell"
+                f"column {column.name}, patient {wrong} of {len(column.values)}: not written as numbers are (12_3, nan, inf, or "
+                f"digits of another script); correct it, or empty the cell"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,8 @@ def _formats(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(whole))[:TRIED_FORMATS]
 
 
-def _read(texts: Sequence[str | None], form: str) -> np.ndarray:
+def _read(texts: Any, form: str) -> np.ndarray:
+    """`[texts]` (a list of texts and of None) days, NaN for what is not written in this format."""
     # With each its own zone pandas has no common type for them.
     zoned = "%z" in form
     values = pd.to_datetime(pd.Series(list(texts), dtype=object), format=form, errors="coerce", utc=zoned)

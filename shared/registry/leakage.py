@@ -79,7 +79,11 @@ def mutual_information(
             progress(target)
         result[:, t] = rough[:, t]
         threshold = screen * lowest_cutoff(statistics.get(target), cutoff)
-        chosen = [f for f in range(len(names)) if f != t and rough[f, t] >= threshold]
+        chosen = [
+            f
+            for f in range(len(names))
+            if f != t and rough[f, t] >= threshold and _can_be_estimated(column, columns[names[f]])
+        ]
         if chosen and column.present.sum() > NEIGHBOURS:
             result[chosen, t] = _estimate(column, [columns[names[f]] for f in chosen])
         result[t, t] = np.nan
@@ -280,6 +284,14 @@ def _codes(column: _Column) -> np.ndarray:
         edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
         codes[column.present] = 1 + np.searchsorted(edges, values, side="right")
     return codes
+
+
+def _can_be_estimated(target: _Column, feature: _Column) -> bool:
+    """scikit-learn compares numbers within a category: it fails where no category has two of the target's rows."""
+    if target.discrete == feature.discrete:
+        return True
+    codes = (target if target.discrete else feature).values[target.present]
+    return len(np.unique(codes)) < len(codes)
 
 
 def _estimate(target: _Column, features: Sequence[_Column]) -> np.ndarray:

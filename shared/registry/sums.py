@@ -88,7 +88,7 @@ def _told(values: np.ndarray, left: np.ndarray) -> np.ndarray:
 def _fit(values: np.ndarray, target: int, chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows that have the target and all that is chosen, and of these the target and what a linear fit leaves."""
     rows = np.flatnonzero(~np.isnan(values[:, [target, *chosen]]).any(axis=1))
-    inputs = np.column_stack([values[rows][:, list(chosen)], np.ones(len(rows))])
+    inputs = np.column_stack([values[rows][:, chosen], np.ones(len(rows))])
     wanted = values[rows, target]
     weights = np.linalg.lstsq(inputs, wanted, rcond=None)[0]
     return rows, wanted, wanted - inputs @ weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from shared.cohorts.tables import is_single, read_table
+from shared.cohorts.tables import id_text, is_single, lower_names, read_table
 from shared.errors import InputError
 
 INSTRUCTION = (
@@ -37,28 +37,30 @@ class Note:
 
 def read_notes(path: Path) -> tuple[list[Note], int]:
     """Notes from a table (CSV, Parquet or workbook) with columns id, note and, where there is a recommendation in the note,
-    `header`, the line that it begins with; and how many were left out because their line was not found.
+    `header`, the line that it begins with, in either case; and how many were left out because their line was not found.
 
     Raises InputError naming a missing column or a wrong row, never with what it holds.
     """
     table = read_table(path)
-    missing = [name for name in COLUMNS[:2] if name not in table.columns]
+    columns = lower_names(table)  # a column Header that is not read would show the model what it is asked for
+    missing = [name for name in COLUMNS[:2] if name not in columns]
     if missing:
         raise InputError(f"{path}: these columns are missing: {', '.join(missing)}")
-    headers = table.columns.get(COLUMNS[2], [""] * table.rows)
+    headers = columns.get(COLUMNS[2], [""] * table.rows)
     notes: list[Note] = []
     left_out, seen = 0, set()
-    rows = zip(table.columns["id"], table.columns["note"], headers, strict=True)
-    for row, (identifier, note, header) in enumerate(rows, start=2):
-        single = all(map(is_single, (identifier, note, header)))
-        if not single or identifier == "" or identifier in seen or not str(note).strip():
-            raise InputError(f"{path}, row {row}: needs an id of its own and a note")
+    rows = zip(columns["id"], columns["note"], headers, strict=True)
+    for row, (cell, note, header) in enumerate(rows):
+        single = all(map(is_single, (cell, note, header)))
+        identifier = id_text(cell) if single else ""
+        if identifier == "" or identifier in seen or not str(note).strip():
+            raise InputError(f"{path}, row {table.number(row)}: needs an id of its own and a note")
         seen.add(identifier)
         parts = cut(str(note), str(header).strip())
         if parts is None:
             left_out += 1
         else:
-            notes.append(Note(str(identifier), *parts))
+            notes.append(Note(identifier, *parts))
     if not notes:
         raise InputError(f"{path}: no note is left; {left_out} do not hold the line in their column header")
     return notes, left_out

@@ -57,7 +57,7 @@ def pages(tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", browsers.SIZES)
-@pytest.mark.parametrize(("name", "plots"), [("report", 13), ("evaluation", 5), ("parity", 3)])
+@pytest.mark.parametrize(("name", "plots"), [("report", 15), ("evaluation", 5), ("parity", 3)])
 def test_a_page_as_it_is_seen(name, plots, size, scheme, pages, browser):
     with browsers.page(browser, size, scheme) as page:
         asked = []

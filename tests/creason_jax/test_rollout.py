@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections import deque
 from itertools import chain
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from absl import flags
 from tiny import run_config, tiny_phi3
 from transformers import Phi3ForCausalLM
 
@@ -260,8 +260,15 @@ def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
         "prefill": "auto",
         "thinking": "auto",
         "template_date": "",
+        "server_url": "",
+        "server_weights": "",
     }
-    monkeypatch.setattr(generation, "FLAGS", types.SimpleNamespace(**given))
+    held = flags.FlagValues()
+    for name, value in given.items():
+        define = flags.DEFINE_integer if isinstance(value, int) else flags.DEFINE_string
+        define(name, value, "", flag_values=held)
+    held.mark_as_parsed()
+    monkeypatch.setattr(generation, "FLAGS", held)
     for questions, slots in ((400, 40), (7, 7)):
         config = generation.config_of(world.folder, questions=questions, samples=GROUP)
         engine = Engine(config, world.config, world.mesh, stop_tokens=world.stops)

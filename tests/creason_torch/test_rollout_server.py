@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from tiny import tiny_phi3
 from workers import free_port
 
+from creason_torch import readback
 from creason_torch.rollout import Engine, make_engine
 from creason_torch.rollout.server import ServerEngine
 from shared import files
-from shared.backend import Workload
+from shared.backend import Probe, Workload
 from shared.errors import InputError
 
 # What vLLM's server needs beside vLLM itself.
@@ -134,6 +135,26 @@ def test_what_is_published_is_a_model_directory(world, engine):
     assert published.keys() == expected.keys()
     assert all(torch.equal(published[name], expected[name]) for name in expected)
     assert [path for path in engine.folder.parent.iterdir() if path != engine.folder] == []
+
+
+@needs_server
+def test_what_the_server_holds_is_read_back(world, engine):
+    for version, network in enumerate((world.network, world.other_network)):
+        held = {name: weight.detach() for name, weight in network.named_parameters()}
+        engine.load(held.items(), version=version)
+        names = engine.readable()
+        norms = {name for name in held if "norm" in name}
+        assert norms | {"model.embed_tokens.weight"} <= names.keys() <= held.keys()
+        probes = [Probe(name, None) for name in names]
+        assert engine.digests(probes) == [readback.digest(held[name]) for name in names]
+        assert engine.version == version
+    engine._publish = lambda: None  # the server keeps what it has
+    try:
+        engine.load(weights(world.folder), version=2)
+    finally:
+        del engine._publish
+    expected = dict(weights(world.folder))
+    assert engine.digests(probes) != [readback.digest(expected[name]) for name in names]
 
 
 @needs_server

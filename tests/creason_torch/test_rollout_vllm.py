@@ -16,10 +16,11 @@ import torch.distributed as dist
 from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
 from tiny import tiny_phi3
 
+from creason_torch import readback
 from creason_torch.rollout import Engine, make_engine, vllm_options
 from creason_torch.rollout.vllm import VllmEngine
 from parity.families import COMMON, FAMILIES, random_network
-from shared.backend import Sampling, Workload
+from shared.backend import Probe, Sampling, Workload
 from shared.errors import InputError
 
 pytestmark = [
@@ -66,6 +67,26 @@ def test_a_prefix_cache_that_vllm_does_not_reset_ends_the_run(world, engine, mon
         with pytest.raises(InputError, match="did not reset"):
             engine.load(weights(world.folder))
     engine.load(weights(world.folder))
+
+
+@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3"])
+def test_what_vllm_holds_is_read_back(tmp_path, family):
+    """Its CPU build packs the matrices of layers and drops them; the rest keeps its values, under names that we know."""
+    kind, fields = FAMILIES[family]
+    networks = [random_network(kind, COMMON | fields | {"num_hidden_layers": 1}, seed=seed).eval() for seed in (0, 1)]
+    networks[0].save_pretrained(tmp_path)
+    engine = make_engine(rollout_config("vllm"), tmp_path, stop_tokens=[3], device=CPU)
+    for version, network in enumerate(networks):
+        weights_of = dict(network.named_parameters())
+        engine.load(((name, weight.detach()) for name, weight in weights_of.items()), version=version)
+        names = engine.readable()
+        norms = {name for name in weights_of if "norm" in name}
+        assert norms | {"model.embed_tokens.weight"} <= names.keys() <= weights_of.keys() and norms
+        assert all(names[name] == len(weights_of[name]) for name in names)
+        probes = [Probe(name, (0, names[name] - 1)) for name in names]
+        assert engine.digests(probes) == readback.digests(weights_of, probes)
+        assert engine.digests(probes) != readback.digests(dict(networks[1 - version].named_parameters()), probes)
+        assert engine.version == version
 
 
 @pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3"])  # vLLM computes phi3 as llama

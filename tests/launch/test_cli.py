@@ -277,6 +277,10 @@ CASES = [
     (("prepare", "--out={root}", "--verify", "--masked=2"), "--masked: --verify does not read it; leave it out"),
     (("prepare", "--out={root}", "--verify", "--cohort=custom"), "--cohort: --verify does not read it; leave it out"),
     (("prepare", "--draft_codebook", "--source={root}", "--out={root}"), "--out: --draft_codebook does not read it"),
+    ((*PREPARE, "--cohort=custom", "--source=x", "--dictionary=y"), "--dictionary: only --draft_codebook reads it"),
+    ((*PREPARE, "--exclude=ids.csv"), "exclude = 'ids.csv': goes with cohort = 'custom' only"),
+    ((*PREPARE, "--cohort=custom", "--source={root}/gz", "--delimiter=::"), "delimiter = '::': must be one character"),
+    ((*PREPARE, "--cohort=custom", "--source={root}/gz", "--decimal=x"), "decimal = 'x': must be a comma or a point"),
     (
         ("prepare", "--draft_codebook", "--source={root}", "--cohort=stroke"),
         "--draft_codebook is for a registry of your own",
@@ -417,7 +421,8 @@ def test_a_mistake_is_one_clear_line(arguments, wanted, places, call):
     ended = call(*(argument.format(**places) for argument in arguments))
     assert wanted.format(**places) in ended.refusal
     assert len(ended.refusal) < 600
-    assert ended.out == ""
+    told = ("tokens ", "memory ")  # before weights are read
+    assert all(line.startswith(told) for line in ended.out.splitlines())
     left = sorted(path.name for path in root.rglob("*") if path not in places["there"])
     shutil.rmtree(root / "new", ignore_errors=True)
     assert left == []
@@ -466,7 +471,8 @@ def test_help(program, call):
         ("quickstart", (), "(paper preset changed in: group_size, questions_per_step;"),
     ],
 )
-def test_a_preset_is_named_only_where_it_is_kept(config, flags, wanted, call):
+def test_a_preset_is_named_only_where_it_is_kept(config, flags, wanted, call, monkeypatch):
+    monkeypatch.setattr("shared.dry_run.told", lambda *_, **__: iter(()))
     ended = call("train", f"--config=configs/{config}.py", *flags, "--dry_run")
     assert ended.code == 0 and wanted in ended.out
 
@@ -490,6 +496,7 @@ class TestOverrides:
     def test_a_field(self, flag, path, value, call, monkeypatch):
         seen = []
         monkeypatch.setattr("shared.run.describe", lambda config: seen.append(config) or "described")
+        monkeypatch.setattr("shared.dry_run.told", lambda *_, **__: iter(()))
         ended = call("train", SMOKE, flag, "--dry_run")
         assert (ended.code, ended.out, ended.err) == (0, "described\n", "")
         [found] = seen
@@ -511,7 +518,8 @@ class TestOverrides:
         )
         assert validate(config_file.load(str(path))) == validate({"name": "a"})
 
-    def test_a_locked_config_can_still_be_set(self, tmp_path, call):
+    def test_a_locked_config_can_still_be_set(self, tmp_path, call, monkeypatch):
+        monkeypatch.setattr("shared.dry_run.told", lambda *_, **__: iter(()))
         path = tmp_path / "config.py"
         path.write_text(
             "from ml_collections import ConfigDict\n"
@@ -530,6 +538,7 @@ def test_a_dry_run_makes_nothing(places, call):
     ended = call(*(argument.format(**places) for argument in (*TRAIN, "--dry_run")))
     assert ended.code == 0
     assert ended.out.startswith("smoke: 6 optimizer steps")
+    assert "(of 280 questions made to look at)" in ended.out and "\nmemory   about " in ended.out
     assert not (root / "new").exists()
 
 

@@ -37,6 +37,10 @@ def test_a_run_that_fits(plan, tmp_path):
     assert lines[0] == "v5e:2x2: 4 chips, data 1 x fsdp 4 x tensor 1; memory in GiB a chip"
     assert [line.split()[0] for line in lines[2:7]] == ["update", "scoring", "prefill", "decode", "publish"]
     assert any(line.startswith("at the roofline: ") for line in lines)
+    [memory] = [line for line in lines if line.startswith("memory ")]
+    words = ("weights", "gradients", "optimizer state", "reference", "KV cache", "temporaries", "free 15.8 GiB")
+    assert "needed on each chip" in memory and all(word in memory for word in words)
+    assert found["memory"]["optimizer_state"] == pytest.approx(2 * found["memory"]["gradients"], rel=1e-3)
     assert lines[-1] == f"fits: yes, {found['headroom'] / 2**30:.1f} GiB a chip to spare"
 
 

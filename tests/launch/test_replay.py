@@ -231,7 +231,7 @@ def another_reward(rewards: np.ndarray) -> np.ndarray:
 
 def test_rewards_that_do_not_give_the_advantages_are_refused(recorded, tmp_path):
     copy = altered(recorded("jax", "paper"), tmp_path / "copy", 1, rewards=another_reward)
-    with pytest.raises(InputError, match="step 1 of the trajectories: its rewards do not give its advantages"):
+    with pytest.raises(InputError, match="step 1 of the trajectories: its advantages do not follow from its rewards"):
         replayed("jax", "paper", copy, tmp_path / "again")
 
 

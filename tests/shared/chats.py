@@ -50,6 +50,9 @@ DEFAULT_DAY = (
     "{% if messages[0]['role'] != 'system' %}<|system|>Today is {{ strftime_now('%Y-%m-%d') }}.<|end|>{% endif %}"
     + PLAIN
 )
+# Today's day only where the model thinks, or only in an assistant's turn that is begun for it.
+THINKING_DAY = "{% if enable_thinking is defined and enable_thinking %}{{ strftime_now('%d %B') }}{% endif %}" + PLAIN
+ANSWERING_DAY = "{% if messages[-1]['role'] == 'assistant' %}{{ strftime_now('%A') }}{% endif %}" + PLAIN
 MINUTE = "{{ strftime_now('%H:%M') }}" + PLAIN
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+
+import pandas as pd
 import pytest
 from golden_registry import needs_golden
 from test_fuzzed_workbooks import RAW, sheets, write
 
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.hospitalized import layout, placed, words
+from shared.cohorts.stroke.coding import UnknownCode, decode
+from shared.cohorts.tables import read_rows
 from shared.errors import InputError
+from shared.registry.build import build
 
 DATA = {"sepsis": "data", "stroke": "data", "hospitalized": "data_processed"}
 
@@ -41,6 +47,36 @@ def test_names_match_whatever_their_blanks(cohort, tmp_path):
     found = read(tmp_path / "a", cohort, changed(cohort, edit))
     expected = read(tmp_path / "b", cohort, sheets(cohort))
     assert columns(found) == columns(expected) and list(found.ids) == list(expected.ids) and not found.notes
+
+
+@needs_golden
+@pytest.mark.parametrize("cohort", ["sepsis", "stroke"])
+def test_a_registry_as_csv_is_the_same_registry(cohort, tmp_path):
+    """Where codes are texts, too: who belongs to the cohort of strokes hangs on some."""
+    tables = changed(cohort, lambda rows: None)
+    if cohort == "stroke":
+        rows = tables["data"]
+        place = [str(name).lower() for name in rows[0]].index("ind_str")
+        kinds = [row[place] for row in rows[1:]]
+        rows[1 + kinds.index(1)][place] = 2  # a haemorrhage
+    write(tmp_path / "a", cohort, tables)
+    expected = COHORTS[cohort].read(tmp_path / "a", cohort=cohort)
+    for path in (tmp_path / "a").glob("*.xlsx"):
+        with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows(read_rows(path))
+        path.unlink()
+    found = COHORTS[cohort].read(tmp_path / "a", cohort=cohort)
+    registries = [build(each, valid_patients=2, seed=1) for each in (found, expected)]
+    pd.testing.assert_frame_equal(registries[0].train, registries[1].train)
+    assert list(found.ids) == list(expected.ids) and registries[0].features == registries[1].features
+
+
+def test_a_tick_box_that_nobody_can_read_is_refused():
+    assert [decode("tia", value, None) for value in (1, "1", "Yes", 1.0)] == ["Yes"] * 4
+    assert [decode("tia", value, None) for value in ("", None, 0, "0", "no", 2)] == ["No"] * 6
+    for value in ("Y", "예", "TRUE", "１"):
+        with pytest.raises(UnknownCode):
+            decode("tia", value, None)
 
 
 ID = {"sepsis": "subjectno", "stroke": "고유번호", "hospitalized": "id"}

@@ -50,9 +50,17 @@ def test_notes_are_read_and_counted(tmp_path):
     assert consult.read_notes(write(tmp_path / "bare.csv", ["id", "note"], ["1", NOTE]))[0][0].shown == NOTE
 
 
+def test_a_header_is_read_however_its_column_is_written(tmp_path):
+    """Else the model would be shown the recommendation that it is asked for."""
+    path = write(tmp_path / "notes.csv", ["ID", "Note", "HEADER "], ["1.0", NOTE, "**Assessment**"])
+    [note], _ = consult.read_notes(path)
+    assert note.id == "1" and "Give less" not in note.message and "Give less" in note.recommendation
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
+        ([["id", "note"], ["1", NOTE], [], ["1.0", NOTE]], "row 4: needs an id of its own"),
         ([["id", "text"], ["1", NOTE]], "columns are missing: note"),
         ([["id", "note"], ["1", NOTE], ["1", NOTE]], "row 3: needs an id of its own"),
         ([["id", "note"], ["", NOTE]], "row 2: needs an id"),

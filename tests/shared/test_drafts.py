@@ -92,7 +92,7 @@ def test_the_screen_ends_with_what_to_look_at_and_type(source):
         "  the role site is a guess: center" in said
         and "  999 may mean missing: then give the coding 999=: weight" in said
     )
-    assert said[-1].startswith("edit it (docs/custom.md), then: python -m launch.prepare --cohort=custom --source=")
+    assert said[-1].startswith("edit it (docs/custom.md), then: creason prepare --cohort=custom --source=")
     assert said[-1].endswith("--valid_patients=12")
     lines = read_codebook(source / "codebook.csv")
     assert screen(lines) == said[1 : 1 + len(screen(lines))]  # the file says the same

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from shared import evaluation
@@ -185,6 +186,24 @@ def test_equal_seeds_give_equal_intervals_whatever_the_order_of_answers():
     first = evaluation.summarise(questions, answers, **OPTIONS)
     assert evaluation.summarise(questions, answers[::-1], **OPTIONS) == first
     assert evaluation.summarise(questions, answers, bootstrap=2_000, seed=4)["ci"] != first["ci"]
+
+
+@pytest.mark.parametrize(("patients", "each", "right"), [(2, 1, False), (30, 1, False), (30, 1, True), (12, 7, True)])
+def test_where_all_are_right_or_all_wrong_the_interval_is_wilsons(patients, each, right):
+    """Resampled, they would all say the same. Several questions of a patient are one observation."""
+    questions = many(patients, each)
+    answers = [answer_to(q, q.answer if right else "", truncated=False, tokens=1) for q in questions]
+    wanted = binomtest(patients * right, patients).proportion_ci(0.95, method="wilson")
+    found = evaluation.summarise(questions, answers, **OPTIONS)
+    assert found["ci"] == pytest.approx([wanted.low, wanted.high], abs=1e-12)
+    assert found["ci"][1] - found["ci"][0] > 0.1
+    assert found["ci"][0 if not right else 1] == pytest.approx(found["accuracy"], abs=1e-12)
+
+
+def test_a_letter_without_an_option_is_an_answer_but_not_in_the_format():
+    questions = [question(0, "p", choices=("a", "b")), question(1, "q", choices=("a", "b"))]
+    found = evaluation.summarise(questions, answered(questions, "AE"), **OPTIONS)
+    assert (found["answered"], found["format"]) == (1, 0.5)
 
 
 def test_one_patient_has_no_interval():

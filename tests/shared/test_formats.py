@@ -231,6 +231,7 @@ def test_a_separator_that_cannot_be_told_is_refused(tmp_path):
     with pytest.raises(InputError, match="where blanks separate its cells, give --delimiter=space"):
         read_data(path)
     assert read_data(path, delimiter="space").columns["age"] == ["30", "40"]
+    assert read_data(write_text(tmp_path, "patient id\nP1\nP2\n", "ids.txt")).columns == {"patient id": ["P1", "P2"]}
     for given, words in (
         ({"delimiter": "::"}, "must be one character, or one of comma"),
         ({"decimal": "'"}, "must be a comma or a point"),
@@ -403,7 +404,9 @@ def test_labels_of_a_few_numbers_are_no_categories(tmp_path):
     assert custom.read(tmp_path).columns[0].values == ["0", 1.5, 2.0, 3.0, 4.0, 5.0, "10", None]
     book = (tmp_path / "codebook.csv").read_text()
     (tmp_path / "codebook.csv").write_text(book.replace("0=0; 10=10; 999=", "10=10; 999="))
-    with pytest.raises(Problems, match="row 2, column vas: not a number"):
+    with pytest.raises(
+        Problems, match="row 2, column vas: a label of the file in place of a number; say in the coding"
+    ):
         custom.read(tmp_path)
 
 

@@ -178,3 +178,15 @@ def test_screening_hides_what_the_full_computation_hides(everybody):
     for target in chosen:
         sets = [hidden_with(target, 0.5, leakage=m, features=some, statistics=chosen) for m in (quick, full)]
         assert sets[0] == sets[1], target
+
+
+@pytest.mark.parametrize("target", ["ward", "number"])
+def test_a_category_that_never_repeats_is_judged_by_the_binned_estimate(target):
+    """As in a registry of few patients: scikit-learn has nothing to compare there, and ended in a traceback."""
+    wards = pd.Series([*"abcde", None, None, None], dtype=object)
+    table = pd.DataFrame({"ward": wards, "number": [1.0, 2, 3, 4, 5, np.nan, np.nan, np.nan]})
+    features = [feature("ward", "category"), feature("number", "number")]
+    found = mutual_information(table, features, fit(table, features), screen=0.0)
+    rough = pd.DataFrame(binned(columns_of(table, features, {}, None)), index=list(table), columns=list(table))
+    other = {"ward": "number", "number": "ward"}[target]
+    assert found.loc[other, target] == rough.loc[other, target]

@@ -8,6 +8,7 @@ from test_mimic3_tables import change, lines_of, original, refusal, source, writ
 
 from shared import preparation_mimic3
 from shared.cohorts.mimic3 import extracts, tables
+from shared.errors import InputError
 from shared.preparation_mimic3 import Settings
 
 
@@ -103,6 +104,24 @@ def test_the_line_counts_breaks_within_cells(source, tmp_path):  # noqa: F811
     change(source, "CHARTEVENTS", 3, cell(place, '"two\nlines"'))
     change(source, "CHARTEVENTS", 9, cell(place + 1, "1_0"))
     assert "CHARTEVENTS.csv.gz, line 9: VALUENUM is not a number" in refusal(source, tmp_path)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_lines_end_alike_or_it_is_said(tmp_path, mixed):
+    names = [name.upper() for name in tables.TABLES["d_items"]]
+    path = tmp_path / "D_ITEMS.csv"
+    path.write_bytes((",".join(names) + "\r\n" + ("1\n2\r\n" if mixed else "1\r\n2\r\n")).encode())
+    table = {"d_items": tables.Table("d_items", path, tuple(names))}
+    with duckdb.connect(":memory:") as connection:
+        tables.make_views(connection, table)
+        if mixed:
+            with (
+                pytest.raises(InputError, match=r"D_ITEMS\.csv: some lines end with a carriage return"),
+                tables.reading(table),
+            ):
+                connection.execute("SELECT * FROM d_items").fetchall()
+        else:
+            assert connection.execute("SELECT itemid FROM d_items").fetchall() == [(1,), (2,)]
 
 
 @pytest.mark.parametrize(

@@ -116,5 +116,5 @@ def test_texts_that_only_python_takes_for_numbers_are_refused_in_a_number_column
     raw = RawRegistry(cohort="t", ids=[str(i) for i in range(60)], columns=[mixed])
     assert build(raw, valid_patients=10, seed=1).features[0].kind == "number"
     wrong = RawColumn("x", "X", "", "", [*numbers[:9], text, *numbers[10:]])
-    with pytest.raises(InputError, match="column x, patient 10 of 60: no number as it is written"):
+    with pytest.raises(InputError, match="column x, patient 10 of 60: not written as numbers are"):
         build(RawRegistry(cohort="t", ids=raw.ids, columns=[wrong]), valid_patients=10, seed=1)

@@ -81,7 +81,7 @@ def test_texts_in_an_encoding_that_cannot_be_told(tmp_path, encoding, text):
         read_data(path)
     assert "\n" not in str(caught.value)
     assert read_data(path, encoding=encoding).columns["note"] == [text]
-    with pytest.raises(InputError, match="some texts of the file are in another"):
+    with pytest.raises(InputError, match="some texts of the file are in another encoding"):
         read_data(path, encoding="utf-8")
 
 

@@ -198,7 +198,7 @@ def test_forged_questions_are_found_though_their_digests_fit(prepared, tmp_path)
         verify(copy)
     turned = dataclasses.replace(honest[0], choices=honest[0].choices[::-1], answer=honest[0].answer)
     forge([turned, *honest[1:]])
-    with pytest.raises(InputError, match="do not come out again"):
+    with pytest.raises(InputError, match="the registry does not give the same questions again"):
         verify(copy)
 
 

@@ -170,18 +170,22 @@ class TestDate:
         assert prompt(chats.TODAY, style) == theirs + PREFILL
 
     @pytest.mark.parametrize(
-        ("template", "shown"),
+        ("template", "shown", "fields"),
         [
-            (chats.TODAY, True),
-            (chats.DEFAULT_DAY, True),
-            (chats.MINUTE, True),
-            (chats.WRITTEN_DAY, False),
-            (chats.PLAIN, False),
+            (chats.TODAY, True, {}),
+            (chats.DEFAULT_DAY, True, {}),
+            (chats.MINUTE, True, {}),
+            (chats.WRITTEN_DAY, False, {}),
+            (chats.PLAIN, False, {}),
+            (chats.THINKING_DAY, True, {"thinking": "on"}),
+            (chats.THINKING_DAY, False, {"thinking": "off"}),
+            (chats.ANSWERING_DAY, True, {}),
+            (chats.ANSWERING_DAY, False, {"prefill": ""}),
         ],
     )
-    def test_is_kept_where_the_template_shows_it(self, template, shown, tmp_path, monkeypatch):
+    def test_is_kept_where_the_template_shows_it(self, template, shown, fields, tmp_path, monkeypatch):
         monkeypatch.setattr(prompt_style, "today", lambda: "2026-11-26")
-        style = chosen(template, tmp_path)
+        style = chosen(template, tmp_path, **fields)
         assert style.date == ("2026-11-26" if shown else "")
         told = prompt_style.describe(style, ModelConfig(template_date="2026-01-01"), byte_tokenizer(template))
         assert ("the template's today is 2026-11-26" if shown else "model.template_date changes nothing") in told
@@ -280,7 +284,7 @@ class TestRun:
         assert prompt_style.of_run(config, Process(), tmp_path / "second", policy) == begun
         assert prompt_style.recorded(config, tmp_path / "third") == begun
         prompt_style.write(tmp_path / "second", PromptStyle(date="2026-11-27"))
-        with pytest.raises(InputError, match=r"prompts.json in .*second and in .*saved differ"):
+        with pytest.raises(InputError, match=r"prompts.json in .*second and in .*saved say different things"):
             prompt_style.of_run(config, Process(), tmp_path / "second", policy)
 
     def test_a_process_that_does_not_see_it_says_so(self, policy, tmp_path):

@@ -89,6 +89,12 @@ def index(rng):
     )
 
 
+def score(rng):
+    parts = [int(rng.integers(1, most)) for most in (5, 6, 7)]
+    lines = [f"{name}: {part}" for name, part in zip(("Eyes", "Voice", "Moves"), parts, strict=True)]
+    return "Score", [*lines, f"Pulse: {rng.integers(50, 120)}"], around(rng, sum(parts)), str(sum(parts))
+
+
 def copied(rng):
     value = int(rng.integers(20, 80))
     options = [str(value + step) for step in range(5)]
@@ -113,6 +119,7 @@ CHEATS = {
     stay_as_category: "time between dates",
     age: "arithmetic on the record",
     index: "arithmetic on the record",
+    score: "arithmetic on the record",
     copied: "value repeated in the record",
     told: "value repeated in the record",
 }

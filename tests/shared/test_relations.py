@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -170,7 +168,6 @@ def test_a_registry_without_its_relations_is_prepared_again(tmp_path):
     (tmp_path / "registry" / "relations.parquet").unlink()
     with pytest.raises(InputError, match=r"relations\.parquet: no such file; prepare the registry again"):
         store.load(tmp_path / "registry")
-    assert dataclasses.replace(made, relations=made.relations.iloc[:0]).relations.empty
 
 
 @pytest.mark.parametrize(

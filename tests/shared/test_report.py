@@ -135,6 +135,16 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_the_health_of_a_run_is_a_table_and_a_config_of_another_version_is_said(shown, workdir):
+    text = Page(shown / "report.html").text
+    assert "Health of the run" in text and "exploding KL" in text and "> 1 for 5 steps" in text
+    config = files.read_json(workdir / "config.json")
+    files.write_json(workdir / "config.json", config | {"unknown": 1})
+    report.write_report(workdir, show_examples=False)
+    text = Page(workdir / "report.html").text
+    assert "exploding KL" not in text and "the health of the run: its config is not one of this version" in text
+
+
 def test_the_page_holds_the_numbers_of_the_summary(shown):
     page = Page(shown / "report.html")
     assert page.open == []

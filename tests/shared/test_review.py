@@ -57,6 +57,18 @@ def replies(path, name, count=CASES):
     return path
 
 
+def test_any_text_of_an_answer_comes_back(tmp_path):
+    """Unicode has ends of lines that JSON leaves as they are."""
+    text = "one\u2028two\u2029three\x85four\x0cfive\x1csix\r\nseven"
+    rows = [{"id": f"q{i}", "question": text, "completion": text} for i in range(2)]
+    files.write_json_lines(tmp_path / "a.jsonl", rows)
+    found = review.read_replies(tmp_path / "a.jsonl")
+    assert [(reply.id, reply.question, reply.completion) for reply in found.values()] == [
+        ("q0", text, text),
+        ("q1", text, text),
+    ]
+
+
 @pytest.fixture
 def written(tmp_path):
     first, second = replies(tmp_path / "base.jsonl", "alpha"), replies(tmp_path / "trained.jsonl", "omega", CASES + 3)

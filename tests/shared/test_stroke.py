@@ -83,7 +83,7 @@ def test_values_of_the_registry_are_mended():
         assert not {"no", "NA"} & {value for value in column.values if isinstance(value, str)}, column.name
     # A vessel that is not symptomatic was cleared, which the original took for a yes.
     sides = zip(columns["a_mca"].values, columns["a_mca_s"].values, strict=True)
-    assert all(symptomatic == "No" for side, symptomatic in sides if side is None)
+    assert {symptomatic for side, symptomatic in sides if side is None} == {"No"}
 
 
 def book(path, rows):

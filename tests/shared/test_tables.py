@@ -146,7 +146,7 @@ def test_rows_and_cells_out_of_order_are_refused(tmp_path, monkeypatch, edit_xml
     patched(path, edit_xml)
     for chunk in (2**20, 100):  # whatever part of the file a tag stands in
         monkeypatch.setattr("shared.cohorts.workbook.CHUNK", chunk)
-        with pytest.raises(InputError, match="sheet 'Sheet': row [0-9]+ comes behind row [0-9]+, or has a cell twice"):
+        with pytest.raises(InputError, match="sheet 'Sheet': row [0-9]+ comes behind row [0-9]+, or its cells are not"):
             read_table(path)
 
 

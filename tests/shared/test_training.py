@@ -47,7 +47,7 @@ class Engine:
         self.events, self.tokenizer, self.skill = events, tokenizer, skill
         self.by_prompt = {prompt.tobytes(): question for question, prompt in zip(QUESTIONS, prompts, strict=True)}
         self.calls: list[dict[str, Any]] = []
-        self.version = None
+        self.version, self.whole_tensors = None, False
 
     def generate(self, prompts, sampling, numbers):
         questions = [self.by_prompt[np.asarray(prompt).tobytes()] for prompt in prompts]
@@ -82,6 +82,12 @@ class Engine:
     def seconds(self):
         return {"prefill": 0.25, "decode": 0.5}
 
+    def readable(self):
+        return {"weight": 3}
+
+    def digests(self, probes):
+        return [f"{probe} {self.version}" for probe in probes]
+
 
 class Learner:
     """Counts its updates; what it saves is the count."""
@@ -91,6 +97,13 @@ class Learner:
         self.updates = 0
         self.batches: list[grpo.GroupBatch] = []
         self.saved: dict[int, dict[str, int]] = {}
+
+    @property
+    def step(self):
+        return self.updates
+
+    def digests(self, probes):
+        return [f"{probe} {self.updates}" for probe in probes]
 
     def logprobs(self, batch, which):
         self.events.append(f"score {which}")
@@ -148,7 +161,9 @@ class Run:
 
 
 def a_config(*, every: int = 1_000, **changes) -> RunConfig:
-    top = {name: changes.pop(name) for name in ("store_trajectories", "learner", "rollout") if name in changes}
+    top = {
+        name: changes.pop(name) for name in ("store_trajectories", "learner", "rollout", "health") if name in changes
+    }
     return validate(
         {
             "name": "run",
@@ -388,7 +403,9 @@ class TestUniformGroups:
 
     def test_positions_used_up_by_a_refill_are_saved(self, start):
         run = start(a_config(steps=2, uniform_groups="refill", every=1), skill=lambda question: 1.0)
-        assert run.learner.saved == {1: {"position": 8}, 2: {"position": 16}}
+        assert run.learner.saved == {
+            1: {"position": 8, "health.no signal": 1}, 2: {"position": 16, "health.no signal": 2}
+        }  # fmt: skip
 
 
 class TestCadence:
@@ -446,6 +463,48 @@ class TestStopping:
             start(a_config(every=1), metrics=lambda update: {name: value} if update == 2 else {})
         assert list(start.last.learner.saved) == [1]
         assert [line["step"] for line in start.last.lines] == [0]
+
+
+HEALTH = {"no_signal_steps": 3, "no_signal_completions": 1}
+
+
+class TestHealth:
+    """A run that is not well says so; what its checks are is in test_health.py."""
+
+    def test_a_run_without_a_signal_stops_and_keeps_what_it_saved(self, start):
+        config = a_config(steps=9, every=2, health=HEALTH)
+        with pytest.raises(TrainingError, match=r"^step 2: no signal for 3 steps: .*health.stop = False") as caught:
+            start(config, skill=lambda question: 1.0)
+        assert "100 % of completions had a readable answer" in str(caught.value) and "\n" not in str(caught.value)
+        assert [line["step"] for line in start.last.lines] == [0, 1, 2]
+        assert list(start.last.learner.saved) == [2]
+        again = a_config(steps=9, every=2, health=HEALTH)  # it remembers the two steps before the checkpoint
+        with pytest.raises(TrainingError, match=r"^step 2: no signal for 3 steps"):
+            start(again, skill=lambda question: 1.0)
+        assert len(start.last.engine.calls) == 1
+
+    def test_it_goes_on_where_it_is_told_to(self, start, capsys):
+        run = start(a_config(steps=6, health=HEALTH | {"stop": False}), skill=lambda question: 1.0)
+        assert len(run.lines) == 6
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: step 2: no signal")]
+        assert len(said) == 1
+
+    def test_a_step_with_a_signal_begins_the_count_anew(self, start):
+        learns = {question.id for question in QUESTIONS[::3]}
+        config = a_config(steps=8, health=HEALTH)
+        run = start(config, skill=lambda question: 0.5 if question.id in learns else 1.0)
+        uniform = [line["uniform_groups"] for line in run.lines]
+        assert 1.0 in uniform and min(uniform) < 1.0
+
+    def test_an_engine_that_keeps_old_weights_ends_the_run(self, start):
+        def behind(update: int) -> dict[str, float]:
+            if update == 3:
+                start.last.engine.digests = lambda probes: [f"{probe} 2" for probe in probes]
+            return {}
+
+        with pytest.raises(SyncError, match="step 3: the engine's weight is not the learner's"):
+            start(a_config(every=1), metrics=behind)
+        assert list(start.last.learner.saved) == [1, 2]
 
 
 class TestAskedToStop:
@@ -535,7 +594,8 @@ def test_a_metrics_line_has_what_a_report_shows(start):
     line = run.lines[1]
     wanted = {
         "step", "loss", "reward", "reward_std", "reward_answer", "reward_format", "reward_length", "reward_overlong",
-        "kl", "entropy", "grad_norm", "learning_rate", "completion_length", "truncated", "uniform_groups", "questions",
+        "kl", "entropy", "grad_norm", "learning_rate", "completion_length", "answered", "truncated", "uniform_groups",
+        "questions",
         "logprob_gap", "seconds_prefill", "seconds_decode", "seconds_scoring", "seconds_update", "seconds_publish",
         "seconds_checkpoint", "seconds_total", "tokens_per_second",
     }  # fmt: skip
@@ -547,6 +607,7 @@ def test_a_metrics_line_has_what_a_report_shows(start):
     completions = [c for samples in run.engine.calls[1]["completions"] for c in samples]
     assert line["completion_length"] == pytest.approx(np.mean([len(c.tokens) for c in completions]))
     assert line["truncated"] == pytest.approx(np.mean([c.truncated for c in completions]))
+    assert line["answered"] == 1
     assert line["reward_length"] == pytest.approx(0.25 * (1 - line["truncated"]))
 
 

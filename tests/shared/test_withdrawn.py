@@ -13,6 +13,7 @@ from shared import files
 from shared.cohorts import custom
 from shared.config import DataConfig
 from shared.errors import InputError
+from shared.inputs import Inputs, hold_data
 from shared.preparation import prepare, summary
 from shared.verification import verify
 
@@ -100,6 +101,18 @@ def test_a_list_that_does_not_fit_is_refused(source, ids, column, words):
     with pytest.raises(InputError, match=words) as caught:
         custom.read(source, exclude=listed(source, ids, column=column))
     assert not any(identifier in str(caught.value) for identifier in ids) and "\n" not in str(caught.value)
+
+
+def test_a_run_goes_on_with_the_list_that_it_was_begun_with(source, tmp_path):
+    data = DataConfig(cohort="custom", source=str(source), exclude=listed(source, GONE))
+    (tmp_path / "run").mkdir()
+    hold_data(data, Inputs(tmp_path / "run"))
+    hold_data(data, Inputs(tmp_path / "run"))
+    listed(source, GONE[:2])
+    with pytest.raises(InputError, match=r"withdrawn\.csv"):
+        hold_data(data, Inputs(tmp_path / "run"))
+    with pytest.raises(InputError, match="nobody can be left out of questions that are made already"):
+        DataConfig(cohort="custom", source=str(source), exclude="a.csv", train="t.parquet", valid="v.parquet")
 
 
 def test_no_list(source, tmp_path):

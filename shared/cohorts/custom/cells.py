@@ -59,7 +59,8 @@ def _check_repeats(name: str, data: RawTable, ids: list[str]) -> None:
 def _check_rounded(name: str, data: RawTable, ids: list[str]) -> None:
     """Ids of 16 digits that a workbook has held, and that a text file now spells."""
     long = [identifier for identifier in ids if identifier.isdigit() and len(identifier) > WORKBOOK_DIGITS]
-    spelled = [cell for cell in data.columns[name] if isinstance(cell, str) and tables.id_text(cell) in set(long)]
+    different = set(long)
+    spelled = [cell for cell in data.columns[name] if isinstance(cell, str) and tables.id_text(cell) in different]
     if len(long) > 1 and len(long) == len(spelled) and all(not text[WORKBOOK_DIGITS:].strip("0") for text in long):
         raise InputError(f"{data.path}: column {name}: all ids of more than {WORKBOOK_DIGITS} digits end in 0, as where Excel "
                          f"rounded them: it keeps {WORKBOOK_DIGITS} digits of a number; export them again, as texts")  # fmt: skip
@@ -110,6 +111,8 @@ def _value(line: Line, cell: Any, codes: Codes, decimal: str) -> tuple[Any, str]
         return text, ""
     if code in line.coding:
         return (None if line.kind == "datetime" else line.coding[code] or None), ""
+    if line.kind == "number" and text in codes.named:
+        return None, "a label of the file in place of a number; say in the coding what its code is, as in 999= or 0=0"
     if line.kind == "number":
         return _number(cell, code, decimal)
     return _datetime(cell, code) if line.kind == "datetime" else _text(line, cell, code, decimal)

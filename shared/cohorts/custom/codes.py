@@ -24,11 +24,15 @@ _WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """How a column is read: its cells, the code that each other spelling stands for, whether cells are labels, and notes."""
+    """How a column is read: its cells, the code that each other spelling stands for, whether cells are labels, and notes.
+
+    `named` are labels that a file gives to numbers.
+    """
 
     cells: Sequence[Any]
     same: Mapping[str, str] = dataclasses.field(default_factory=dict)
     labels: bool = False
+    named: frozenset[str] = frozenset()
     notes: Sequence[str] = ()
 
 
@@ -80,7 +84,8 @@ def _of_numbers(line: Line, cells: Sequence[Any], raw: Sequence[Any] | None, dec
             else cell
             for cell, code in zip(cells, raw, strict=True)
         ]
-    return _read_as(line, cells, decimal)
+    named = frozenset() if raw is None else frozenset(str(cell) for cell in set(cells) - set(raw))
+    return dataclasses.replace(_read_as(line, cells, decimal), named=named)
 
 
 def _texts(line: Line, cells: Iterable[Any]) -> set[str]:

@@ -53,6 +53,8 @@ def decimal_mark(columns: Mapping[str, Sequence[Any]]) -> tuple[str, list[str], 
     The last are columns of numbers such as 1,234, each with the place of one (from 0). Only columns of numbers count: texts,
     and lists such as 1,2,3, say nothing.
     """
+    if not any(isinstance(cell, str) and "," in cell for cells in columns.values() for cell in cells):
+        return ".", [], {}
     commas, points, either = list[str](), False, dict[str, int]()
     for name, cells in columns.items():
         texts = [str(cell).strip() for cell in cells]

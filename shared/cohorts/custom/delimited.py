@@ -117,8 +117,7 @@ def _separator(path: Path, text: str) -> str:
     )
     fits = {mark: fit for mark in SEPARATORS if (fit := _fit(sample, mark))}
     if not fits:
-        header = text.split("\n", 1)[0].strip()
-        if " " in header and not any(mark in text for mark in SEPARATORS):
+        if _has_blanks_between(sample):
             raise InputError(f"{path}: one column only; where blanks separate its cells, give --delimiter=space")
         return EXPECTED.get(suffix(path), ",")
     fitting = [mark for mark, fit in fits.items() if fit == max(fits.values())]
@@ -129,6 +128,12 @@ def _separator(path: Path, text: str) -> str:
             f"{path}: cells may be separated by {found}: say by which, such as --delimiter={names[fitting[0]]}"
         )
     return fitting[0]
+
+
+def _has_blanks_between(text: str) -> bool:
+    """Whether blanks cut every row into as many parts as the first, which has several."""
+    parts = {len(line.split()) for line in text.splitlines()[:LOOKED_AT] if line.strip()}
+    return len(parts) == 1 and min(parts) > 1
 
 
 def _fit(text: str, mark: str) -> tuple[float, int] | None:

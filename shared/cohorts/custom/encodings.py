@@ -42,7 +42,7 @@ def decoder(path: Path, texts: Iterable[str], encoding: str) -> tuple[Callable[[
     if encoding:
         if not _decodes(raw, encoding):
             raise InputError(
-                f"{path}: encoding = {encoding!r}: some texts of the file are in another; leave it out, or try cp949"
+                f"{path}: encoding = {encoding!r}: some texts of the file are in another encoding; leave it out, or try cp949"
             )
         return lambda text: text.encode(RAW).decode(encoding), []
     if _decodes(raw, "utf-8"):

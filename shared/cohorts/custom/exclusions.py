@@ -36,7 +36,8 @@ def without(table: RawTable, column: str, listed: Path) -> tuple[RawTable, int, 
     if not wanted:
         raise InputError(f"{listed}: lists no id; leave --exclude out")
     there = [id_text(cell) if is_single(cell) else "" for cell in table.columns[column]]
-    absent = {text: row for text, row in wanted.items() if text not in set(there)}
+    known = set(there)
+    absent = {text: row for text, row in wanted.items() if text not in known}
     _check_spelling(listed, absent, there)
     if len(absent) == len(wanted):
         raise InputError(

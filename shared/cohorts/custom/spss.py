@@ -48,7 +48,7 @@ def read_spss(path: Path, encoding: str) -> RawTable:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = "; --encoding names that of its texts" if "encoding" in reason or "convert" in reason else ""
         raise InputError(f"{path}: not a readable {path.suffix.lower()[1:]} file ({reason}){hint}") from None
-    notes = _convert(path, frame, about.original_variable_types)
+    notes = _convert(path, frame, {name: form or "" for name, form in about.original_variable_types.items()})
     missing = [plain_name(column) for column in declared.missing_ranges]
     if missing:
         notes.append(f"{path.name}: values that the file declares missing are blank, in {', '.join(missing)}")

@@ -331,6 +331,8 @@ def _explained(table: Table, message: str) -> str:
         return f"{where}: a quote is opened and not closed; {FIX}"
     if "unicode" in message.lower() or "utf-8" in message.lower():
         return f"{where}: a text is not in UTF-8; {FIX}"
+    if "state machine" in message:  # how DuckDB says that what ends its lines changes
+        return f": some lines end with a carriage return (CRLF) and some without; give all the same end, or {FIX}"
     if "GZIP" in message or "gzip" in message:
         return f": the compressed file is cut off or damaged; {FIX}"
     return f"{where}: not a readable CSV file ({message.splitlines()[0][:120]}); {FIX}"

@@ -6,6 +6,8 @@ Records have no sections here.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ FILES = {
     "dictionary": ("kor_to_eng.json", "dictionary.json"),
 }
 
+_CODE = re.compile(r"-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?")  # neither an id of many digits nor one with zeros before it
+
 
 def digests(source: Path) -> dict[str, str]:
     """Digest of each raw file in `source`, by its name."""
@@ -40,10 +44,21 @@ def read_columns(source: Path, *, paper: bool = False) -> tuple[list[str], list[
     data, nihss, additional = (tables.read_table(found[name]) for name in ("data", "nihss", "additional"))
     notes = [note for table in (data, nihss, additional) for note in table.notes]
     dictionary = tables.read_dictionary(found["dictionary"])
-    if paper:
-        data, nihss, additional = (as_pandas_read(table) for table in (data, nihss, additional))
+    as_read = as_pandas_read if paper else with_numbers
+    data, nihss, additional = (as_read(table) for table in (data, nihss, additional))
     ids, columns = clean(joined(data, nihss, additional), read_metadata(found["metadata"]), dictionary, paper=paper)
     return ids, columns, [*notes, *tables.sheet_notes(found["metadata"])]
+
+
+def with_numbers(table: RawTable) -> RawTable:
+    """The table with numbers for texts that spell them, as in CSV files: a code of 2 must be the same as one of '2'."""
+    columns = {name: [_number(value) for value in values] for name, values in table.columns.items()}
+    return dataclasses.replace(table, columns=columns)
+
+
+def _number(value: Any) -> Any:
+    spelled = _CODE.fullmatch(value.strip()) if isinstance(value, str) else None
+    return value if spelled is None else float(value) if spelled[2] else int(value)
 
 
 def as_pandas_read(table: RawTable) -> RawTable:

@@ -26,6 +26,7 @@ TICKS = frozenset(TABLES["ticks"])  # asked only where they may apply, so a blan
 NOT_AVAILABLE = "NA"
 NOT_AVAILABLE_CODES = (999, 9999, "999", "9999")
 YES = ("Yes", "yes", 1, True)
+TICKED, NOT_TICKED = (*YES, "1"), ("", "No", "no", "0")
 EDUCATION = {1: "0-3 years", 2: "4-6 years", 3: "7-9 years", 4: "10-12 years", 5: "13 years or more", 9: "No response"}
 
 
@@ -62,7 +63,9 @@ def decode(name: str, value: Any, coding: Coding | None, *, paper: bool = False)
     if name in TICKS:
         if paper:
             return "Yes" if missing or value in YES else "No"
-        return "Yes" if value in (*YES, "1") else "No"
+        if isinstance(value, str) and value not in (*TICKED, *NOT_TICKED):
+            raise UnknownCode(value)
+        return "Yes" if value in TICKED else "No"
     if missing or value == "":
         return None
     if value in NOT_AVAILABLE_CODES:

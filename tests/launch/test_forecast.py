@@ -1,0 +1,159 @@
+"""What a run needs is said before it is done, without weights; it is what is taken then; what cannot fit is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import REPOSITORY, environment, here
+from exam import exam, exam_tokenizer
+from safetensors.numpy import load_file
+from tiny import tiny_phi3
+
+from shared.forecast import FACTOR
+from shared.memory import text
+from shared.prompts import PromptStyle, prompt_tokens
+from shared.questions import write_questions
+from shared.tokenizer import load_tokenizer
+
+WORKER = Path(__file__).with_name("peak_worker.py")
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # see tests/conftest.py
+BACKENDS = ("jax", "torch")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Questions, a model, and the same model without its weights."""
+    folder = tmp_path_factory.mktemp("forecast")
+    for name in ("model", "without"):
+        exam_tokenizer(folder / name)
+        tiny_phi3(folder / name, vocab_size=512, num_hidden_layers=1)
+    for path in (folder / "without").glob("*.safetensors*"):
+        path.unlink()
+    write_questions(folder / "questions.parquet", exam(6))
+    return folder
+
+
+@pytest.fixture
+def call(root, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+
+    def run(program: str, model: str, *flags: str):
+        if program == "train":
+            given = ["--config=configs/smoke.py"]
+            given += [f"--config.{name}={root / 'questions.parquet'}" for name in ("data.train", "data.valid")]
+            small = ["--config.rollout.max_prompt_tokens=400", "--config.warmup.steps=0"]
+            if "--backend=torch" in flags:
+                small.append("--config.torch.rollout_engine=hf")
+            given += [f"--config.model.path={root / model}", f"--workdir={root / 'new'}", *small]
+        else:
+            given = [f"--questions={root / 'questions.parquet'}", f"--model={root / model}", f"--out={root / 'new'}",
+                     "--max_prompt_tokens=400", "--max_new_tokens=24", "--slots=4", "--compute_dtype=float32"]  # fmt: skip
+        return here(program, *given, *flags, monkeypatch=monkeypatch, capfd=capfd)
+
+    return run
+
+
+def prompt_lengths(model: Path) -> list[int]:
+    found = prompt_tokens(
+        load_tokenizer(model), exam(6), style=PromptStyle(), rows=None, max_tokens=400, overlong="drop"
+    )
+    return [len(prompt) for prompt in found[1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_a_dry_run_needs_no_weights_and_makes_nothing(root, call, program, backend):
+    engine = ["--engine=hf"] if (program, backend) == ("evaluate", "torch") else []
+    ended = call(program, "without", "--dry_run", f"--backend={backend}", *engine)
+    assert ended.code == 0, ended.err
+    lengths = prompt_lengths(root / "without")
+    assert (
+        f"tokens   prompts: median {int(np.median(lengths))}, longest {max(lengths)}; completions: at most 24"
+        in ended.out
+    )
+    [memory] = [line for line in ended.out.splitlines() if line.startswith("memory ")]
+    words = ("weights", "gradients", "optimizer state", "reference", "KV cache", "temporaries", "free")
+    assert all(word in memory for word in (words if program == "train" else ("weights", "KV cache", "free")))
+    if program == "train":
+        stored = load_file(root / "model" / "model.safetensors")
+        size = 16 * sum(weight.size for weight in stored.values())  # weights, two moments, reference: float32
+        assert f"disk     checkpoints of {text(size)}: up to {text(3 * size)} with 2 kept" in ended.out
+        assert "at risk  2 of 6 steps where the machine fails (checkpoint.every)" in ended.out
+    assert not (root / "new").exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_what_cannot_fit_is_refused_before_weights_are_read(root, call, program, backend, monkeypatch):
+    """There are no weights to read, and the message is not about them."""
+    monkeypatch.setattr("shared.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
+    engine = ["--engine=hf"] if (program, backend) == ("evaluate", "torch") else []
+    ended = call(program, "without", "--dry_run", f"--backend={backend}", *engine)
+    assert "needed on" in ended.refusal and "it cannot fit; what helps: " in ended.refusal
+    assert not (root / "new").exists()
+
+
+def test_a_run_that_cannot_fit_does_not_begin(root, call, monkeypatch):
+    monkeypatch.setattr("shared.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
+    monkeypatch.setattr("creason_torch.learner.Learner.__init__", lambda *_, **__: pytest.fail("the learner was made"))
+    ended = call("train", "model", "--backend=torch")
+    assert "it cannot fit; what helps: rollout.max_prompt_tokens = " in ended.refusal
+    assert "tokens   prompts: median" in ended.out
+
+
+def test_a_full_disk_is_seen_before_the_run_begins(root, call, monkeypatch):
+    monkeypatch.setattr("shared.forecast.free_disk", lambda folder: 2**20)
+    ended = call("train", "without", "--dry_run", "--backend=torch")
+    assert "checkpoints: checkpoints need 8 MiB and 1 MiB are free; what helps: " in ended.refusal
+
+
+def test_what_is_not_there_is_said_and_the_rest_is_known(root, call):
+    ended = call("train", "nowhere", "--dry_run", "--backend=torch")
+    assert ended.code == 0
+    assert "tokens   not known (model.path = " in ended.out and "memory   not known (model.path = " in ended.out
+    ended = call("train", "without", "--dry_run", "--backend=torch", f"--config.data.train={root / 'none.parquet'}")
+    assert f"tokens   not known ({root / 'none.parquet'}: no such question file" in ended.out
+    assert "\nmemory   about " in ended.out
+
+
+def test_a_few_steps_say_how_long_the_run_takes(root, call):
+    ended = call("train", "model", "--dry_run", "--measure", "--backend=torch")
+    assert ended.code == 0, ended.err
+    [line] = [line for line in ended.out.splitlines() if line.startswith("time ")]
+    assert "; 6 steps " in line and "both evaluations of 6 questions" in line and " in all" in line
+    assert "GRPO" not in ended.out and not (root / "new").exists()
+    ended = call("evaluate", "model", "--dry_run", "--measure", "--backend=torch", "--engine=hf")
+    assert "s a question" in ended.out and "for 6 of them" in ended.out and not (root / "new").exists()
+    assert "--measure: goes with --dry_run" in call("train", "model", "--measure").refusal
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory) -> dict[str, dict[str, float]]:
+    """Of each backend what was forecast and what a process of its own took."""
+    running = {}
+    for backend in BACKENDS:
+        folder = tmp_path_factory.mktemp(backend)
+        command = [sys.executable, str(WORKER), backend, "none", str(folder)]
+        given = environment(XLA_FLAGS=QUICKLY, PYTHONPATH=str(REPOSITORY))
+        running[backend] = subprocess.Popen(
+            command, cwd=REPOSITORY, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    found = {}
+    for backend, process in running.items():
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3_000:]
+        found[backend] = json.loads(out.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_forecast_is_near_what_is_taken(peaks, backend):
+    found = peaks[backend]
+    assert found["taken"] > 300 * 2**20  # else libraries' own memory would decide
+    assert found["forecast"] / FACTOR < found["taken"] < found["forecast"] * FACTOR
+    assert found["least"] < found["taken"]  # what is refused is never what would have fitted
