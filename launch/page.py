@@ -42,7 +42,7 @@ def command(program: str) -> str:
     given = (FLAGS[name] for name in FLAGS if FLAGS[name].present and name not in NOT_REPEATED)
     ours = (flag for flag in given if not (FLAGS.find_module_defining_flag(flag.name) or "").startswith("absl"))
     words = sorted({flag.serialize() for flag in ours})
-    return " \\\n    ".join([f"python -m launch.{program}", *map(shlex.quote, words)])
+    return " \\\n    ".join([f"creason {program}", *map(shlex.quote, words)])
 
 
 def model_name() -> str:

@@ -17,7 +17,7 @@ from shared import binary, evaluation, files, metrics, report
 from shared.comparison import compare
 from shared.config import EvaluationConfig, RunConfig
 from shared.evaluation_page import write_page
-from shared.questions import LETTERS, Question
+from shared.questions import LETTERS, Question, write_questions
 
 SECTIONS = (
     "[Variables Related to Sepsis Bundle Treatment/Bundles Time-related Variables]",
@@ -46,6 +46,7 @@ def write_all(root: Path) -> dict[str, Path]:
     write_run(paths["report"].parent)
     write_evaluation(paths["evaluation"])
     write_parity(paths["parity"].parent)
+    write_questions(root / "runs/smoke/data/questions/valid.parquet", questions())
     return paths
 
 

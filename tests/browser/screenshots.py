@@ -3,11 +3,12 @@
     python tests/browser/screenshots.py --out=docs/screenshots
 
 Takes the pages from --workdir, and makes those that are not there: a run of the smoke config, an evaluation of the model that it
-trained, and some rungs of the parity ladder (about five minutes on two cores). Needs Chromium, see docs/pages.md.
+trained, some rungs of the parity ladder, and a review (about five minutes on two cores). Needs Chromium, see docs/pages.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,9 +18,13 @@ from pathlib import Path
 import browsers
 from absl import flags
 
+from benchmarks.review_load import serving
 from launch import app
-from shared import files
+from shared import files, review
 from shared.errors import InputError
+from shared.prompts import user_message
+from shared.questions import read_questions
+from shared.warmup import worked_answer
 
 FLAGS = flags.FLAGS
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,6 +51,7 @@ PAGES = {
         ),
     ),
 }  # fmt: skip
+REVIEW, RATER = "runs/review", "r1"
 
 
 def define_flags() -> None:
@@ -67,8 +73,12 @@ def main() -> None:
         for name, (place, command) in PAGES.items():
             if not (workdir / place).is_file():
                 make(name, workdir, command)
-        for path in shoot({name: workdir / place for name, (place, _) in PAGES.items()}, out):
-            print(path)
+        if not (workdir / REVIEW).is_dir():
+            make_review(workdir)
+        pages = {name: (workdir / place).as_uri() for name, (place, _) in PAGES.items()}
+        with serving(workdir / REVIEW / "served") as server:
+            for path in shoot(pages | {"review": f"{server.links[RATER]}/1"}, out):
+                print(path)
 
 
 def make(name: str, workdir: Path, command: tuple[str, ...]) -> None:
@@ -89,14 +99,33 @@ def make(name: str, workdir: Path, command: tuple[str, ...]) -> None:
         raise InputError(f"launch.{command[0]} ended with code {ended.returncode}: {last}")
 
 
-def shoot(pages: dict[str, Path], out: Path) -> list[Path]:
-    """A picture of the top of each page in each of LOOKS, `NAME-LOOK.png` in `out`, as large as the window."""
+def make_review(workdir: Path) -> None:
+    """A review of made-up answers to the run's questions: the right value, and the most frequent one."""
+    questions = read_questions(workdir / QUESTIONS)
+    answers = {
+        "first": [worked_answer(question) for question in questions],
+        "second": [worked_answer(dataclasses.replace(question, answer=question.majority)) for question in questions],
+    }
+    for name, texts in answers.items():
+        rows = [
+            {"id": question.id, "question": user_message(question), "completion": text}
+            for question, text in zip(questions, texts, strict=True)
+        ]
+        files.write_json_lines(workdir / REVIEW / f"{name}.jsonl", rows)
+    review.export(
+        workdir / REVIEW / "first.jsonl", workdir / REVIEW / "second.jsonl", names=("first", "second"), raters=(RATER,),
+        count=12, out=workdir / REVIEW / "served", key=workdir / REVIEW / "key.json", seed=1,
+    )  # fmt: skip
+
+
+def shoot(pages: dict[str, str], out: Path) -> list[Path]:
+    """A picture of the top of each page, by its address, in each of LOOKS, `NAME-LOOK.png` in `out`, as large as the window."""
     made = []
     with browsers.chromium() as browser:
-        for name, path in pages.items():
+        for name, address in pages.items():
             for look, (size, scheme) in LOOKS.items():
                 with browsers.page(browser, size, scheme) as page:
-                    page.goto(path.as_uri())
+                    page.goto(address)
                     target = out / f"{name}-{look}.png"
                     with files.replacing(target) as temporary:
                         temporary.write_bytes(page.screenshot())

@@ -10,7 +10,7 @@ from pathlib import Path
 import screenshots
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = {f"{page}-{look}.png" for page in screenshots.PAGES for look in screenshots.LOOKS}
+NAMES = {f"{page}-{look}.png" for page in (*screenshots.PAGES, "review") for look in screenshots.LOOKS}
 
 
 def launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -112,7 +112,7 @@ def test_the_screenshots_of_the_documentation_are_made_by_one_command(pages, bro
     ended = launch(f"--workdir={pages['report'].parents[2]}", f"--out={tmp_path / 'shots'}")
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in (tmp_path / "shots").iterdir()} == NAMES
-    for page in screenshots.PAGES:
+    for page in (*screenshots.PAGES, "review"):
         pictures = [Image.open(tmp_path / "shots" / f"{page}-{look}.png") for look in screenshots.LOOKS]
         assert [picture.size for picture in pictures] == [(1300, 900), (390, 844)]
         desk, phone = (np.asarray(picture.convert("L")) for picture in pictures)

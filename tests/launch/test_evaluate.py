@@ -382,8 +382,8 @@ def test_the_page_says_how_it_was_made_and_shows_patients_text_only_if_asked(tmp
     kinds = {"✓ right": 0, "✗ wrong": 0}
     assert "[Baseline]" in shown and all(1 <= shown.count(kind) <= 2 for kind in kinds)
     # The command on the page makes the same page.
-    command = re.search(r"<pre>(python -m launch\.evaluate .*?)</pre>", shown, re.DOTALL)[1]
+    command = re.search(r"<pre>(creason evaluate .*?)</pre>", shown, re.DOTALL)[1]
     words = shlex.split(command.replace("\\\n", " "))
-    assert words[:3] == ["python", "-m", "launch.evaluate"] and f"--out={out}" in words and "--limit=9" in words
-    given = [word for word in words[3:] if not word.startswith(("--out", "--model", "--questions", *SMALL))]
+    assert words[:2] == ["creason", "evaluate"] and f"--out={out}" in words and "--limit=9" in words
+    given = [word for word in words[2:] if not word.startswith(("--out", "--model", "--questions", *SMALL))]
     assert sorted(given) == ["--completions", "--device=cpu", "--limit=9", "--show_examples"]
