@@ -67,7 +67,8 @@ NOT_FIELDS = {
         "xpt",
         "zsav",
     },  # file names
-    "evaluation": {"html"},
+    "evaluation": {"html", "md"},
+    "health": {"md"},
     "model": {"embed_tokens", "layers", "norm", "safetensors"},  # names of weights
     "torch": {"optim", "set_num_threads"},  # the library
 }

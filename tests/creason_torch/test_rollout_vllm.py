@@ -197,7 +197,7 @@ def test_longer_completions_than_it_was_made_for_are_refused(world, engine):
         engine.generate(world.prompts, Sampling(group_size=1, temperature=0.0, max_new_tokens=13), None)
 
 
-def test_on_a_gpu_it_sleeps_until_new_weights_come(world):
+def test_on_a_gpu_it_sleeps_until_new_weights_come(world, monkeypatch):
     """The order of the calls; what they do to a GPU's memory is vLLM's."""
     calls: list[Any] = []
 
@@ -215,8 +215,8 @@ def test_on_a_gpu_it_sleeps_until_new_weights_come(world):
             calls.append("reset")
             return True
 
-    engine = object.__new__(VllmEngine)
-    Engine.__init__(engine, rollout_config("vllm"), world.folder, stop_tokens=[3], device=torch.device("cuda"))
+    monkeypatch.setattr(VllmEngine, "_prepare", lambda self: None)  # vLLM itself is not started
+    engine = VllmEngine(rollout_config("vllm"), world.folder, stop_tokens=[3], device=torch.device("cuda"))
     engine.llm, engine.asleep = Recorder(), False
     engine.load(weights(world.folder))
     assert calls == [("reload_weights", 15), "reset"] and engine.loaded

@@ -249,7 +249,7 @@ class TestAfterwards:
     def test_the_report_can_be_built_again(self, smoke, tmp_path, monkeypatch, capfd):
         workdir = tmp_path / "run"
         ignored = shutil.ignore_patterns(
-            "data", "checkpoints", "initial", "policy", "trained", "tensorboard", "report.html"
+            "questions", "raw", "checkpoints", "initial", "policy", "trained", "tensorboard", "report.html"
         )
         shutil.copytree(smoke.workdir, workdir, ignore=ignored)
         shutil.rmtree(workdir / "plots")

@@ -37,8 +37,8 @@ def a_model(path):
 
 
 def a_review(path):
-    replies = path.parents[2] / "replies.jsonl"
-    review.export(replies, replies, names=("a", "b"), raters=["r1"], count=0, out=path, key=path.parent / "key", seed=1)
+    replies, others = path.parents[2] / "replies.jsonl", path.parents[2] / "others.jsonl"
+    review.export(replies, others, names=("a", "b"), raters=["r1"], count=0, out=path, key=path.parent / "key", seed=1)
 
 
 def an_extract(path):
@@ -65,7 +65,7 @@ WRITERS = {
     "raw registry": lambda path: synthetic.write_raw(path, patients=30, seed=1),
     "tokenizer": lambda path: train_tokenizer(["a record of a patient"] * 9, 400, path),
     "page": lambda path: write_html(path, "review.html", {"rater": "r1", "cases": [
-        {"question": "q" * 9_000, "right": "", "a": "a", "b": "b"}]}),
+        {"question": "q" * 9_000, "reference": "", "answer_1": "a", "answer_2": "b"}]}),
     "figure": lambda path: plots.write_png(
         plots.series_figure(pd.DataFrame({"step": [0, 1], "loss": [1.0, 2.0]}), "loss"), path),
 }  # fmt: skip
@@ -76,15 +76,16 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_nothing_half_written_stays(name, size, tmp_path, capfd):
     path = tmp_path / "new" / "folder" / "thing"
-    rows = [{"id": f"q{number}", "question": "q", "completion": "a"} for number in range(400)]
-    (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for given, text in (("replies.jsonl", "a"), ("others.jsonl", "b")):
+        rows = [{"id": f"q{number}", "question": "q", "completion": text} for number in range(400)]
+        (tmp_path / given).write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=REASON) as raised, full_disk(size):
         WRITERS[name](path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
     told = capfd.readouterr()
     assert told.out == told.err == ""
     if name != "raw registry":  # into a folder that its caller makes
-        assert [left.name for left in tmp_path.iterdir()] == ["replies.jsonl"]
+        assert sorted(left.name for left in tmp_path.iterdir()) == ["others.jsonl", "replies.jsonl"]
     WRITERS[name](path)
     assert path.exists()
 

@@ -17,6 +17,7 @@ from shared import files, inputs, run
 from shared.cohorts import synthetic
 from shared.config import CheckpointConfig, ModelConfig, RunConfig, validate
 from shared.errors import InputError
+from shared.forecast import Memory, Need
 from shared.initial import write_model
 from shared.inputs import Inputs
 from shared.questions import write_questions
@@ -35,6 +36,9 @@ class Backend:
 
     name = "fake"
     process, processes, checkpoints_in_buckets = 0, 1, True
+
+    def need(self, *_, **__):
+        return Need(memory=Memory(weights=0.0), parameters=0, checkpoint_bytes=0.0)
 
     def learner(self, *_, **__):
         raise Stop

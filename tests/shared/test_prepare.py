@@ -116,7 +116,7 @@ def test_a_damaged_registry_is_named(prepared, tmp_path, name, harm):
 
 
 def test_no_registry(tmp_path):
-    with pytest.raises(InputError, match=r"launch\.prepare"):
+    with pytest.raises(InputError, match="creason prepare"):
         store.load(tmp_path / "nowhere")
 
 
