@@ -63,7 +63,9 @@ def asked(monkeypatch) -> list[list[str]]:
         return [[ended] * sampling.group_size for _ in prompts]
 
     for module, check in ((generation, "check_by_file"), (run, "check_by_learner")):
-        monkeypatch.setattr(module, check, lambda *_: {"engine": "a rule", "tokens": 0, "gap": 0.0, "bound": 1e-3})  # it would find that this is no network
+        monkeypatch.setattr(
+            module, check, lambda *_: {"engine": "a rule", "tokens": 0, "gap": 0.0, "bound": 1e-3}
+        )  # it would find that this is no network
     monkeypatch.setattr(Engine, "generate", generate)
     return seen
 
