@@ -10,6 +10,7 @@ import pyreadstat
 
 from shared.errors import InputError
 
+# What pyreadstat raises for files that are damaged, or not what their name says.
 UNREADABLE = (
     pyreadstat.ReadstatError,
     pyreadstat.PyreadstatError,

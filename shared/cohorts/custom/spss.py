@@ -10,20 +10,11 @@ from typing import Any
 import pandas as pd
 import pyreadstat
 
+from shared.cohorts.custom.sas_formats import UNREADABLE
 from shared.cohorts.custom.value_labels import with_labels
 from shared.cohorts.tables import RawTable, plain_name, table_of
 from shared.errors import InputError
 
-# What pyreadstat raises for files that are damaged, or not what their name says.
-UNREADABLE = (
-    pyreadstat.ReadstatError,
-    pyreadstat.PyreadstatError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    OverflowError,
-)
 EPOCH = datetime.datetime(1582, 10, 14)
 DAY = 86_400  # seconds
 
