@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import io
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -65,6 +67,22 @@ def start_processes() -> None:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with `code`, after what was registered to be done at its end.
+
+    Python itself must not end it. DeepSpeed keeps its process groups for ever, and with them the threads of Gloo, one of
+    which may still hold the tensors of the last collective. Where such a thread lets go of them while Python takes itself
+    down, PyTorch aborts the process, whose work was done: https://github.com/pytorch/pytorch/issues/190489
+    """
+    if code == 0 and dist.is_initialized():
+        dist.destroy_process_group()  # NCCL finishes what is under way
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:

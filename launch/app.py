@@ -32,6 +32,7 @@ HOME = re.compile(r"(?<=,)~(?=/|,|$)")
 OWNER_ONLY = 0o077  # umask: what a program writes holds patients' data, or was learned from them
 
 OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
+ENDS: list[Callable[[int], NoReturn]] = []  # what ends this process, with its exit code, where Python must not do it
 _made: list[Path] = []  # folders made for a flag, the innermost first
 
 
@@ -43,7 +44,17 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     readable by its owner only.
     """
     os.umask(OWNER_ONLY)
-    app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
+    try:
+        app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
+    except SystemExit as ended:
+        for end in ENDS:
+            end(ended.code if isinstance(ended.code, int) else 0)  # every exit of ours gives a number or nothing
+        raise
+    except Exception:
+        for end in ENDS:
+            traceback.print_exc()
+            end(EXIT_STOPPED)
+        raise
 
 
 def check_folder(flag: str, folder: Path) -> None:

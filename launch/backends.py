@@ -70,9 +70,12 @@ def _torch(config: RunConfig) -> Backend:
         raise InputError("--device=tpu: the PyTorch backend runs on GPUs and CPUs; give --backend=jax for TPUs")
     if FLAGS.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before PyTorch looks for GPUs
+    from creason_torch import zero
     from creason_torch.backend import Backend as TorchBackend
 
-    return TorchBackend(config)
+    backend = TorchBackend(config)
+    app.ENDS.append(zero.end_process)
+    return backend
 
 
 def _jax(config: RunConfig) -> Backend:

@@ -52,8 +52,11 @@ def main() -> None:
     workdir = Path(FLAGS.workdir)
     app.make_folder("workdir", workdir)
 
+    from creason_torch import zero
     from parity import report, runner
     from parity.config import validate
+
+    app.ENDS.append(zero.end_process)
 
     config = validate(values)
     files.remove(workdir / "models")

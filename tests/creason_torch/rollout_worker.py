@@ -19,6 +19,8 @@ import rollouts  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from creason_torch import zero  # noqa: E402
+
 
 def main(kind: str, models: Path, out: Path, torch_options: dict[str, Any] | None) -> None:
     """Join the processes, draw, and use the process group once more."""
@@ -35,7 +37,7 @@ def main(kind: str, models: Path, out: Path, torch_options: dict[str, Any] | Non
     assert total.item() == dist.get_world_size()
     rollouts.write(out / f"{dist.get_rank()}.npz", found)
     dist.barrier()
-    dist.destroy_process_group()
+    zero.end_process(0)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(specs: list[dict[str, Any]]) -> None:
     for spec in specs:
         work(spec)
     dist.barrier()
-    dist.destroy_process_group()
+    zero.end_process(0)
 
 
 def work(spec: dict[str, Any]) -> None:
