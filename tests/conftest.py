@@ -44,6 +44,12 @@ def memory() -> Iterator[None]:
         trim(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One folder for what started programs compile (`launch/commands.py`): much of it is the same, and most of their time."""
+    os.environ["COMPILED_BY_TESTS"] = str(tmp_path_factory.mktemp("compiled"))
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the small Phi-3 on which learners are tested; nobody writes into it."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl import flags
@@ -44,6 +45,7 @@ def here(program: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     module = importlib.import_module(f"launch.{program}")
     known = set(flags.FLAGS)
     monkeypatch.setattr(sys, "argv", [f"launch.{program}", *arguments])
+    monkeypatch.setattr(app, "ENDS", _NoEnds())
     capfd.readouterr()
     code = None
     try:
@@ -58,10 +60,24 @@ def here(program: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: 
     return Ended(code or 0, captured.out, captured.err)
 
 
+class _NoEnds(list[Any]):
+    """Forgets what would end this process: the tests go on in it."""
+
+    def append(self, _: Any) -> None:
+        pass
+
+
 def environment(without: Sequence[str] = (), **changes: str) -> dict[str, str]:
-    """This process's environment with one CPU device in place of the tests' eight, and without the variables named."""
+    """This process's environment with one CPU device in place of the tests' eight, and without the variables named.
+
+    What one program has compiled, the next one finds.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     kept |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    kept |= {
+        "JAX_COMPILATION_CACHE_DIR": os.environ["COMPILED_BY_TESTS"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     return {name: value for name, value in kept.items() if name not in without} | changes
 
 

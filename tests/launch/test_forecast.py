@@ -139,7 +139,7 @@ def peaks(tmp_path_factory) -> dict[str, dict[str, float]]:
     for backend in BACKENDS:
         folder = tmp_path_factory.mktemp(backend)
         command = [sys.executable, str(WORKER), backend, "none", str(folder)]
-        given = environment(XLA_FLAGS=QUICKLY, PYTHONPATH=str(REPOSITORY))
+        given = environment(["JAX_COMPILATION_CACHE_DIR"], XLA_FLAGS=QUICKLY, PYTHONPATH=str(REPOSITORY))
         running[backend] = subprocess.Popen(
             command, cwd=REPOSITORY, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

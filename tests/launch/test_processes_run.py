@@ -25,18 +25,12 @@ def commands(workdir: Path) -> list[list[str]]:
     return [[sys.executable, "-m", "launch.train", *flags, f"--process_id={process}"] for process in range(2)]
 
 
-@pytest.fixture(scope="module")
-def variables(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compiled")
-    return environment(JAX_COMPILATION_CACHE_DIR=str(folder), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2")
-
-
-def train(workdir: Path, variables: dict[str, str]) -> Run:
+def train(workdir: Path) -> Run:
     """A run by two processes to its end."""
     begin = time.monotonic()
     started = [
         subprocess.Popen(
-            command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for command in commands(workdir)
     ]
@@ -56,9 +50,9 @@ def without_room(pid: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(variables, tmp_path_factory):
+def whole(tmp_path_factory):
     """The run by two processes that nobody disturbs."""
-    return train(tmp_path_factory.mktemp("two") / "run", variables)
+    return train(tmp_path_factory.mktemp("two") / "run")
 
 
 def test_the_run_is_whole(whole):
@@ -68,33 +62,33 @@ def test_the_run_is_whole(whole):
     assert whole.summary["timings"]["steps"] == STEPS
 
 
-def test_a_run_goes_on_whatever_is_done_to_its_processes(whole, variables, tmp_path):
+def test_a_run_goes_on_whatever_is_done_to_its_processes(whole, tmp_path):
     """Process 1 cannot save, then it is killed, then process 0, then process 1 is asked to stop; each time both are started
     again."""
     workdir = prepared(whole, tmp_path / "run")
     # Process 1 has no room for its part of a checkpoint, in the background: one line each, and nothing that looks whole.
-    survivor, full = after(1, workdir, commands(workdir), variables, without_room, to=1, within=60)
+    survivor, full = after(1, workdir, commands(workdir), environment(), without_room, to=1, within=60)
     assert (survivor.code, survivor.err.splitlines()) == (1, [GONE.format(1)])
     assert full.refusal.startswith(f"error: {workdir / 'checkpoints'}: a checkpoint cannot be written (")
     assert "File too large); see that there is room" in full.refusal
     assert not [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     # Process 1 gone: one line, and none but Orbax's about what the failed save has left.
-    survivor, killed = signal_after(3, workdir, commands(workdir), variables, signal.SIGKILL, to=1)
+    survivor, killed = signal_after(3, workdir, commands(workdir), environment(), signal.SIGKILL, to=1)
     assert (survivor.code, killed.code) == (1, -signal.SIGKILL)
     lines = survivor.err.splitlines()
     assert lines.pop() == GONE.format(1) and all(
         "2.orbax-checkpoint-tmp which already exists" in line for line in lines
     )
     # Process 0 gone, and the service that JAX needs with it: JAX's own lines may come first.
-    killed, survivor = signal_after(4, workdir, commands(workdir), variables, signal.SIGKILL, to=0)
+    killed, survivor = signal_after(4, workdir, commands(workdir), environment(), signal.SIGKILL, to=0)
     assert (killed.code, survivor.code) == (-signal.SIGKILL, 1)
     assert survivor.err.splitlines()[-1] == GONE.format(0)
     # Asked to stop: both after the same step.
-    first, second = signal_after(5, workdir, commands(workdir), variables, signal.SIGTERM, to=1)
+    first, second = signal_after(5, workdir, commands(workdir), environment(), signal.SIGTERM, to=1)
     assert 5 <= stopped_after(first) <= STEPS
     assert second.code == 0 and "stopped" not in second.out and second.err == ""
     assert not (workdir / "trained").exists()
-    again = train(workdir, variables)
+    again = train(workdir)
     assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
     weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]
     assert weights[0] == weights[1]
@@ -102,13 +96,13 @@ def test_a_run_goes_on_whatever_is_done_to_its_processes(whole, variables, tmp_p
         assert again.summary[part] == whole.summary[part]
 
 
-def test_bad_input_that_one_process_finds_ends_all_with_one_line_each(variables, tmp_path):
+def test_bad_input_that_one_process_finds_ends_all_with_one_line_each(tmp_path):
     """A model directory that is not there: found by process 0 alone, before the others look."""
     workdir = tmp_path / "run"
     started = [
         subprocess.Popen(
             [*command, f"--config.model.path={tmp_path / 'none'}"],
-            cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for command in commands(workdir)
     ]  # fmt: skip

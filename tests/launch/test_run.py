@@ -31,28 +31,21 @@ INNER = (
 )
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """What was compiled once is not compiled again, which is most of these tests' time."""
-    folder = tmp_path_factory.mktemp("compiled")
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-
-
-def train(workdir: Path, *flags: str, **variables: str) -> Run:
+def train(workdir: Path, *flags: str) -> Run:
     begin = time.monotonic()
-    ended = apart("train", CONFIG, *WARM, *flags, f"--workdir={workdir}", timeout=600, **variables)
+    ended = apart("train", CONFIG, *WARM, *flags, f"--workdir={workdir}", timeout=600)
     assert ended.code == 0, ended.err[-3_000:]
     return Run(workdir, ended, time.monotonic() - begin)
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, compiled):
-    return train(tmp_path_factory.mktemp("smoke") / "run", **compiled)
+def smoke(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("smoke") / "run")
 
 
 @pytest.fixture(scope="module")
-def inner(tmp_path_factory, compiled, smoke):
-    return train(prepared(smoke, tmp_path_factory.mktemp("inner") / "run"), *INNER, **compiled)
+def inner(tmp_path_factory, smoke):
+    return train(prepared(smoke, tmp_path_factory.mktemp("inner") / "run"), *INNER)
 
 
 class Links(HTMLParser):
@@ -166,10 +159,10 @@ class TestSmoke:
 FORECAST = ("tokens ", "memory ", "disk ", "at risk ")  # said of what is still to be done
 
 
-def test_a_run_started_again_does_nothing(smoke, compiled):
+def test_a_run_started_again_does_nothing(smoke):
     summary, metrics = smoke.summary, (smoke.workdir / "metrics.jsonl").read_bytes()
     weights = (smoke.workdir / "trained" / "model.safetensors").stat()
-    again = train(smoke.workdir, **compiled)
+    again = train(smoke.workdir)
     assert again.summary == summary
     assert (smoke.workdir / "metrics.jsonl").read_bytes() == metrics
     assert (smoke.workdir / "trained" / "model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
@@ -186,13 +179,13 @@ def started_at(workdir: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("name", "lines"), [("smoke", 1), ("smoke", 3), ("smoke", 5), ("inner", 5)])
-def test_a_killed_run_ends_as_one_that_never_was(name, lines, request, smoke, compiled, tmp_path):
+def test_a_killed_run_ends_as_one_that_never_was(name, lines, request, smoke, tmp_path):
     whole: Run = request.getfixturevalue(name)
     flags = INNER if name == "inner" else ()
     workdir = prepared(smoke, tmp_path / "run")
     command = [sys.executable, "-m", "launch.train", CONFIG, *WARM, *flags, f"--workdir={workdir}"]
-    kill_after(lines, workdir, command, environment(**compiled))
-    again = train(workdir, *flags, **compiled)
+    kill_after(lines, workdir, command, environment())
+    again = train(workdir, *flags)
     assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in whole.lines]
     weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, whole)]
     assert weights[0] == weights[1]
@@ -204,14 +197,14 @@ def test_a_killed_run_ends_as_one_that_never_was(name, lines, request, smoke, co
     assert second in ((0, 2) if lines < 5 else (2, 4))
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_ends_as_one_that_never_was(smoke, compiled, tmp_path):
+def test_a_run_that_is_asked_to_stop_saves_and_ends_as_one_that_never_was(smoke, tmp_path):
     workdir = prepared(smoke, tmp_path / "run")
     command = [sys.executable, "-m", "launch.train", CONFIG, *WARM, f"--workdir={workdir}"]
-    [ended] = signal_after(3, workdir, [command], environment(**compiled), signal.SIGTERM, to=0)
+    [ended] = signal_after(3, workdir, [command], environment(), signal.SIGTERM, to=0)
     step = stopped_after(ended)
     assert 3 <= step < STEPS
     assert (workdir / "checkpoints" / str(step)).is_dir() and not (workdir / "trained").exists()
-    again = train(workdir, **compiled)
+    again = train(workdir)
     assert started_at(workdir) == [0, step]
     assert [without_timings(line) for line in again.lines] == [without_timings(line) for line in smoke.lines]
     weights = [(run.workdir / "trained" / "model.safetensors").read_bytes() for run in (again, smoke)]
@@ -221,8 +214,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_as_one_that_never_was(smoke,
 class TestAfterwards:
     """What can be done with a run that has ended."""
 
-    def test_evaluating_the_trained_model_gives_the_same_answers(self, smoke, compiled, tmp_path):
-        ended = evaluate(smoke, tmp_path / "out", **compiled)
+    def test_evaluating_the_trained_model_gives_the_same_answers(self, smoke, tmp_path):
+        ended = evaluate(smoke, tmp_path / "out")
         found, wanted = files.read_json(tmp_path / "out" / "summary.json"), smoke.summary["after"]
         assert {name: found[name] for name in wanted} == wanted
         assert found["bayes_accuracy"] == smoke.summary["bayes_accuracy"]
