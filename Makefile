@@ -1,5 +1,6 @@
 # make quickstart   environment, then a whole run on a synthetic registry; opens nothing, says where the report is
 # make test         environment with the test tools, then every test
+# make test-quick   those that take no longer than about two minutes together
 # make test-real    the tests that load a real language model of 135 M parameters from the package index
 #
 #   BACKEND=jax|torch      which learner; jax unless given
@@ -31,7 +32,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # DeepSpeed's build looks for the CUDA compiler wherever there is a GPU and ends without it. None of its kernels is built here.
 export DS_IGNORE_CUDA_DETECTION := 1
 
-.PHONY: env env-dev known quickstart smoke study test test-real lint resolve bench
+.PHONY: env env-dev known quickstart smoke study test test-quick test-real lint resolve bench
 
 .PRECIOUS: %/bin/python %/.torch %/.ready-jax %/.ready-torch %/.ready-dev
 
@@ -87,6 +88,10 @@ study: env
 # processes end together. Each of them computes with one thread.
 test: env-dev
 	$(TEST_VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=20
+
+# Those that no test marks as slow: about two minutes.
+test-quick: env-dev
+	$(TEST_VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not real"
 
 test-real: env-dev
 	$(TEST_VENV)/bin/python -m pytest -m real tests/real

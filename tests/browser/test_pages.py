@@ -10,6 +10,8 @@ import screenshots
 from PIL import Image
 from shooting import NAMES, launch
 
+pytestmark = pytest.mark.slow
+
 # Of every text that is seen: its contrast to what is behind it, by WCAG 2's formula.
 CONTRASTS = """() => {
   const channels = text => text.match(/[\\d.]+/g).map(Number);

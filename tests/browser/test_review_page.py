@@ -11,6 +11,8 @@ from benchmarks import review_load
 from shared import review
 from shared.review_store import STORE_FILE, Said, Store
 
+pytestmark = pytest.mark.slow
+
 CASES = 12
 PRESSED_TWICE = """for (const _ of [1, 2])
   document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "1", bubbles: true }))"""

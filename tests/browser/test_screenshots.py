@@ -9,6 +9,8 @@ import screenshots
 from absl import flags
 from shooting import NAMES, REPOSITORY, launch
 
+pytestmark = pytest.mark.slow
+
 WIDEST = 300 * 1024  # bytes of a picture in a repository
 
 

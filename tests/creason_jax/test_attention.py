@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from creason_jax.model import decode_attention, group_attention
 from shared.grpo import GroupLayout
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [
     Shape(shared=1, kv_heads=2, rows=2, layout=GroupLayout(prompt=6, group=2, completion=4)),
     Shape(shared=3, kv_heads=2, rows=2, layout=GroupLayout(prompt=3, group=3, completion=5)),

@@ -20,6 +20,8 @@ from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 
+pytestmark = pytest.mark.slow
+
 LAYOUT = GroupLayout(prompt=140, group=3, completion=100)  # no multiples of a block
 PAPER = GroupLayout(prompt=9_000, group=7, completion=2_000)
 KERNELS = {

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from creason_jax.checkpoint import Checkpoints
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"learner": {"micro_batch_rows": 4, "remat": "none"}}
 
 

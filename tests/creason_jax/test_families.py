@@ -29,6 +29,8 @@ from shared.backend import Sampling
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.grpo import GroupLayout, pack
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 8
 GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LIMIT)
 LONGROPE = ("phi3 longrope", "phi4 mini")

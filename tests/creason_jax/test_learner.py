@@ -20,6 +20,8 @@ from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, Sums
 from shared.schedule import learning_rate
 
+pytestmark = pytest.mark.slow
+
 NO_CLIP = {"max_grad_norm": 1e9}
 GROUPS = GroupLayout(prompt=10, group=7, completion=6)
 

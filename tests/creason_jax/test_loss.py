@@ -28,6 +28,8 @@ from shared import grpo
 from shared.config import GrpoConfig
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def golden_loss_and_gradient(case: dict, dtype: type) -> tuple[jax.Array, jax.Array]:
     config = golden_config(case)

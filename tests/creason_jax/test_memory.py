@@ -20,6 +20,8 @@ from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig
 from shared.grpo import GroupLayout
 
+pytestmark = pytest.mark.slow
+
 MODEL = DecoderConfig(
     vocab_size=320,
     hidden_size=64,

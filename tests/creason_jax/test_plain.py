@@ -18,6 +18,8 @@ from shared.backend import Completion
 from shared.engine_check import check_by_file, check_by_learner
 from shared.errors import SyncError
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 8
 
 

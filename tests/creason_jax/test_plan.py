@@ -30,6 +30,8 @@ from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 
+pytestmark = pytest.mark.slow
+
 MODEL = DecoderConfig(
     vocab_size=512,
     hidden_size=128,

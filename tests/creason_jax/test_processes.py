@@ -22,6 +22,8 @@ from creason_jax.backend import Backend
 from shared.config import validate
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(processes_worker.__file__)
 
 

@@ -12,6 +12,8 @@ from shared import published
 from shared.backend import Probe, Sampling
 from shared.errors import SyncError
 
+pytestmark = pytest.mark.slow
+
 PROMPT = np.arange(4, 12, dtype=np.int32)
 GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LAYOUT.completion)
 

@@ -24,6 +24,8 @@ from shared.config import LearnerConfig, OptimizerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
 
+pytestmark = pytest.mark.slow
+
 LIMIT, GROUP = 12, 3
 ROLLOUT = {"max_prompt_tokens": 40, "max_new_tokens": LIMIT}
 GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LIMIT)

@@ -18,6 +18,8 @@ from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 
+pytestmark = pytest.mark.slow
+
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 4)]
 ROWS = 5  # no multiple of 8 devices: empty rows fill the last device
 

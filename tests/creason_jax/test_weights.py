@@ -40,6 +40,7 @@ def folder(small, tmp_path) -> Path:
     return shutil.copytree(small.folder, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_what_is_on_the_host_at_once_is_a_few_shards(tmp_path, monkeypatch):
     """Bytes that Python and NumPy hold while a model loads, beside the arrays of the devices (a CPU keeps some as they are)."""
     monkeypatch.setattr(weights, "CHUNK_BYTES", 2**12)
@@ -217,6 +218,7 @@ def test_an_index_without_a_map_is_refused(folder, content):
     assert f"{index}: no weight_map from tensors to files" in error_of(lambda: load_whole(folder))
 
 
+@pytest.mark.slow
 def test_nothing_is_read_before_everything_was_found(folder, monkeypatch):
     replace_tensor(folder, "lm_head.weight", None)
     monkeypatch.setattr(weights._Reader, "read", lambda *_: pytest.fail("read"))

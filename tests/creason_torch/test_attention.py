@@ -24,7 +24,7 @@ from shared.grpo import GroupBatch, GroupLayout, completion_view, pad_rows, sepa
 
 SIZE = 16  # of a head
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")]
 
 
 SHAPES = [

@@ -23,6 +23,8 @@ from creason_torch.checkpoint import META, Checkpoints
 from creason_torch.model import read_config
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ROWS = 8
 SHAPE = torch.Size((30, 7))
 

@@ -23,6 +23,8 @@ from shared.config import OptimizerConfig
 from shared.errors import InputError
 from shared.schedule import learning_rate
 
+pytestmark = pytest.mark.slow
+
 ROWS, STEPS = 8, 12
 STAGES, PROCESSES, MICRO = (0, 1, 2, 3), (1, 2), (8, 2)  # micro-batches of 8 rows: no accumulation; of 2: four or two
 STATE = ("params", "exp_avg", "exp_avg_sq", "reference")

@@ -21,6 +21,8 @@ from creason_torch import zero
 from creason_torch.checkpoint import Checkpoints
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ROWS, STEPS, HALF = 8, 20, 10
 SYNCED = (4, 9, 15)  # the reference moves after these updates, before and after the move
 LEARNER = {"remat": "none", "micro_batch_rows": 2}  # four micro-batches

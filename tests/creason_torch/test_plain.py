@@ -17,6 +17,8 @@ from shared.backend import Completion
 from shared.engine_check import check_by_file, check_by_learner
 from shared.errors import InputError, SyncError
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 8
 VARIANTS = ["phi3 partial", "phi4 mini", "llama3", "llama linear tied", "llama biased", "qwen2 tied", "qwen3 biased"]
 

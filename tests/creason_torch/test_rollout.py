@@ -22,6 +22,8 @@ from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:

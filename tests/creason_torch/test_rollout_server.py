@@ -31,6 +31,8 @@ from shared import files
 from shared.backend import Probe, Workload
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 # What vLLM's server needs beside vLLM itself.
 NEEDED = (
     "vllm",

@@ -24,6 +24,7 @@ from shared.backend import Probe, Sampling, Workload
 from shared.errors import InputError
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
     pytest.mark.filterwarnings("ignore"),  # vLLM's and its dependencies'
 ]

@@ -61,6 +61,7 @@ def test_draws_equal_the_inverse_of_the_cumulative_distribution(temperature):
     np.testing.assert_array_equal(found[clear], np.asarray(expected)[clear])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, *FILTERS], ids=str)
 def test_draws_equal_those_of_jax(options):
     rng = np.random.default_rng(3)
@@ -125,6 +126,7 @@ def test_no_uniform_picks_a_token_without_weight(vocab):
     assert np.isin(kept, found).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_sums_that_fall_by_a_rounding_pick_no_token_without_weight(monkeypatch):
     """On a GPU sums come from a parallel scan: they are not monotonic, and change where a weight is zero."""
     logits = torch.full((1, 8), -torch.inf)

@@ -11,6 +11,8 @@ from groups import LONG_ROW
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from workers import Found, run_workers
 
+pytestmark = pytest.mark.slow
+
 # Phi-4's theta, and frequencies that are computed in another way: by longrope's two lists of factors, by Llama 3's rule.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi4": ("phi3", {"rope_parameters": {"rope_theta": 250_000.0}, "head_dim": 16}),

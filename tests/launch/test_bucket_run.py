@@ -18,6 +18,8 @@ from shared.initial import write_model
 from shared.questions import write_questions
 from shared.tokenizer import special_tokens
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 FIELDS = {
     "warmup.steps": 0,

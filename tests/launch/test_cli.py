@@ -415,6 +415,7 @@ def test_there_are_several_cases_for_every_program():
     assert all(programs.count(name) >= 8 for name in ("train", "prepare", "evaluate", "export", "report"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "wanted"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
 def test_a_mistake_is_one_clear_line(arguments, wanted, places, call):
     root = Path(places["root"])
@@ -533,6 +534,7 @@ class TestOverrides:
             config_file.load("nowhere.py")
 
 
+@pytest.mark.slow
 def test_a_dry_run_makes_nothing(places, call):
     root = Path(places["root"])
     ended = call(*(argument.format(**places) for argument in (*TRAIN, "--dry_run")))
@@ -542,6 +544,7 @@ def test_a_dry_run_makes_nothing(places, call):
     assert not (root / "new").exists()
 
 
+@pytest.mark.slow
 def test_what_works_says_what_it_made(places, call, tmp_path):
     model, questions, run = places["model"], places["questions"], places["run"]
     ended = call("export", f"--workdir={run}", "--step=2", f"--out={tmp_path / 'exported'}")
@@ -555,6 +558,7 @@ def test_what_works_says_what_it_made(places, call, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 3
 
 
+@pytest.mark.slow
 def test_answers_as_texts_go_to_a_review(places, call, tmp_path):
     """Recommendations on notes, and completions of questions, by the same model twice."""
     notes = tmp_path / "notes.csv"
@@ -608,6 +612,7 @@ def test_answers_as_texts_go_to_a_review(places, call, tmp_path):
     assert "--completions: only with --protocol=boxed" in forced.refusal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

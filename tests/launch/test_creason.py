@@ -61,6 +61,7 @@ def test_alone_it_loads_nothing_slow():
     assert "launch" in loaded and not loaded & {"absl", "numpy", "pandas", "transformers", "jax", "torch"}
 
 
+@pytest.mark.slow
 def test_a_program_is_started_as_the_module_is_and_only_that_is_loaded():
     arguments = ("report", "--workdir=no such 'run'")
     ended = run("-c", WATCHED, *arguments, cwd=REPOSITORY)
@@ -121,6 +122,7 @@ def test_what_is_no_program_ends_with_one_line(monkeypatch, capsys, words, wante
     assert said.err.startswith(f"error: {wanted}") and said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_is_no_error():
     read, write = os.pipe()
     os.close(read)

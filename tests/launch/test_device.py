@@ -14,6 +14,8 @@ from test_devices import GPU, nvidia_smi
 
 from shared import files
 
+pytestmark = pytest.mark.slow
+
 COMPLAINT = "TPU_ACCELERATOR_TYPE"  # in what libtpu prints where there is no TPU
 
 

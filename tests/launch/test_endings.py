@@ -41,6 +41,7 @@ def test_a_closed_pipe_is_a_quiet_end(unbuffered):
     assert (ended.code, ended.err) == (UNREAD, "")
 
 
+@pytest.mark.slow
 def test_what_was_made_is_there_though_nobody_read_of_it(tmp_path):
     ended = ended_unread("stdout", "prepare", *SMALL, f"--out={tmp_path / 'out'}", PYTHONUNBUFFERED="")
     assert (ended.code, ended.err) == (UNREAD, "")

@@ -29,6 +29,8 @@ from shared.questions import write_questions
 from shared.report import percent
 from shared.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--max_prompt_tokens=300", "--max_new_tokens=3", "--slots=1", "--bootstrap=100")
 QUESTIONS = 10  # in parts of 4
 

@@ -121,6 +121,7 @@ def test_what_is_not_there_is_said_and_the_rest_is_known(root, call):
     assert "\nmemory   about " in ended.out
 
 
+@pytest.mark.slow
 def test_a_few_steps_say_how_long_the_run_takes(root, call):
     ended = call("train", "model", "--dry_run", "--measure", "--backend=torch")
     assert ended.code == 0, ended.err
@@ -151,6 +152,7 @@ def peaks(tmp_path_factory) -> dict[str, dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_forecast_is_near_what_is_taken(peaks, backend):
     found = peaks[backend]

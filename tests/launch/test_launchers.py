@@ -68,6 +68,7 @@ def test_what_a_slice_needs_is_said(arguments):
     assert "setup" in ended.stderr and ended.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_workers_are_started_looked_at_and_stopped(tmp_path):
     for worker in ("0", "1"):
         folder = tmp_path / worker / "creason" / ".venv-tpu" / "bin"
@@ -167,6 +168,7 @@ def test_a_jobset_has_a_pod_for_each_host_of_its_slices(topology, label, hosts, 
     assert kept in container["env"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

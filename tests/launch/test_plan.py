@@ -9,6 +9,8 @@ from commands import here
 
 from creason_jax import topology
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ("--config=configs/smoke.py", "--config.learner.compute_dtype=bfloat16")
 needs_libtpu = pytest.mark.skipif(not topology.installed(), reason="libtpu, the TPU compiler, is not installed")
 

@@ -16,6 +16,8 @@ from workers import free_port
 
 from shared.metrics import without_timings
 
+pytestmark = pytest.mark.slow
+
 GONE = "error: process {} of 2 ended; start all processes again with the same command, the run goes on from its last checkpoint"
 
 

@@ -25,6 +25,8 @@ from shared.prompts import PREFILL
 from shared.questions import write_questions
 from shared.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--max_prompt_tokens=600", "--max_new_tokens=4", "--slots=8", "--compute_dtype=float32")
 ENGINES = (("--backend=jax",), ("--backend=torch", "--engine=hf"), ("--backend=torch", "--engine=vllm"))
 

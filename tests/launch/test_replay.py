@@ -29,6 +29,8 @@ from shared.showing import CONTROLS
 from shared.tokenizer import load_tokenizer
 from shared.trajectories import TrajectoryReader, TrajectoryWriter
 
+pytestmark = pytest.mark.slow
+
 LOSS = 1e-4  # relative, at every step
 ROUNDING = 1e-7  # of float32, in a sum of advantages of about 1 that cancel: all that a loss may be
 FIELDS = {

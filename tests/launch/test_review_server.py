@@ -239,6 +239,7 @@ def test_what_cannot_be_served_is_refused(server, folder, tmp_path, monkeypatch,
     assert "cannot listen there" in refusal(f"--out={other}", "--host=no.such.host.invalid")
 
 
+@pytest.mark.slow
 def test_it_is_written_and_served_in_one_command_and_ended_by_an_interrupt(folder, tmp_path):
     replied = [f"--first={folder.parent / 'base.jsonl'}", f"--second={folder.parent / 'trained.jsonl'}", "--raters=r1"]
     with review_load.serving(tmp_path / "new", *replied, f"--key={tmp_path / 'key.json'}") as server:
@@ -273,6 +274,7 @@ def test_behind_a_proxy_and_open_to_others(tmp_path):
     assert "not encrypted" in review_server.warning("0.0.0.0") and "ssh -L" in review_server.warning("0.0.0.0")
 
 
+@pytest.mark.slow
 def test_a_killed_server_loses_no_confirmed_choice(tmp_path):
     """With 50 kills: benchmarks/review.py."""
     raters = ["r1", "r2", "r3"]
@@ -280,6 +282,7 @@ def test_a_killed_server_loses_no_confirmed_choice(tmp_path):
     assert found["kills"] == 4 and found["confirmed"] > 20 and found["lost"] == 0, found
 
 
+@pytest.mark.slow
 def test_twenty_raters_at_once_lose_nothing_and_see_only_their_own(tmp_path):
     raters = [f"r{number:02}" for number in range(20)]
     found = review_load.all_at_once(review_load.write_review(tmp_path, raters, 4), raters, 4)

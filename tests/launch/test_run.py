@@ -23,6 +23,8 @@ from shared.questions import read_questions
 from shared.rewards import answer_letter
 from shared.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 INNER = (
     "--config.grpo.inner_steps=2",
     "--config.grpo.ref_sync_steps=3",

@@ -160,6 +160,7 @@ PREPARE = ("prepare", "--cohort=custom", "--source=docs/custom", "--valid_patien
            "--valid_questions=4", "--salt=s")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_how_a_preparation_ends(tmp_path, call, monkeypatch):
     """With counts by section; with a record only where it is asked for, or where standard output is a terminal."""
     monkeypatch.chdir(REPOSITORY)
@@ -208,6 +209,7 @@ def on_a_terminal(program: str, *arguments: str) -> str:
     return found.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_check_does_not_take_the_flag(tmp_path, call):
     shutil.copytree(REPOSITORY / "docs" / "custom", tmp_path / "custom")
     assert "--show: --verify does not read it" in call("prepare", "--verify", "--show", f"--out={tmp_path}").refusal

@@ -21,6 +21,8 @@ from shared.evaluation import read_answers
 from shared.metrics import without_timings
 from shared.questions import LETTERS, read_questions
 
+pytestmark = pytest.mark.slow
+
 TORCH = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 HF = "--config.torch.rollout_engine=hf"
 KILLED = [(1, 1), (3, 5)]  # ZeRO stage, lines of metrics after which everything is killed

@@ -18,6 +18,8 @@ from creason_torch import zero
 from creason_torch.learner import Learner
 from shared import weight_files
 
+pytestmark = pytest.mark.slow
+
 MOVED = 1 + 2.0**-12  # as after a few steps: float32 tells it from the stored value, bfloat16 does not
 
 

@@ -13,6 +13,8 @@ from parity.config import ParityConfig
 from parity.faults import FAULTS
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 FAMILY = "phi3"
 FAST = ("contract", "operations", "scoring", "gradients")
 # What the lowest rung that fails must say for each fault: part of the check's name, and part of where it is worst.

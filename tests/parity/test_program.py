@@ -7,6 +7,8 @@ import json
 import pytest
 from commands import apart
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "--config=configs/parity.py"
 
 

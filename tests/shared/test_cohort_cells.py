@@ -16,6 +16,8 @@ from shared.cohorts.tables import read_rows
 from shared.errors import InputError
 from shared.registry.build import build
 
+pytestmark = pytest.mark.slow
+
 DATA = {"sepsis": "data", "stroke": "data", "hospitalized": "data_processed"}
 
 

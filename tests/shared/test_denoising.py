@@ -307,6 +307,7 @@ def drawn(tmp_path_factory):
     return sepsis.prepare(folder, valid_patients=250, seed=4, salt="s", cohort="synthetic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize("shown", [0, 8])
 def test_the_stated_best_accuracy_is_reached_and_not_exceeded(drawn, shown, balance):
@@ -323,6 +324,7 @@ def test_the_stated_best_accuracy_is_reached_and_not_exceeded(drawn, shown, bala
     assert majority < stated.mean() - 0.1 and (majority < chance + 0.03 if balance else majority > chance + 0.03)
 
 
+@pytest.mark.slow
 def test_balanced_options_tell_nothing(registry, balanced):
     """Every guesser is at chance, where the natural law lets the most frequent value win."""
     found = shortcuts.audit(balanced)
@@ -331,6 +333,7 @@ def test_balanced_options_tell_nothing(registry, balanced):
     assert not natural["passed"] and natural["guessers"]["most frequent value"]["interval"][0] > 0.1
 
 
+@pytest.mark.slow
 def test_balanced_labels_are_uniform_given_the_options():
     weights = {"a": 50, "b": 30, "c": 10, "d": 5, "e": 3, "f": 2}
     law = category_law(weights, num_choices=3)

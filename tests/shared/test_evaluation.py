@@ -164,6 +164,7 @@ def test_the_interval_resamples_patients_not_questions():
     assert (low + high) / 2 == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for seed in range(60):
@@ -295,6 +296,7 @@ def test_a_summary_without_evaluations_says_none():
     assert half["gain"] is None and half["per_section"][0]["before"] is None and half["per_section"][0]["after"] == 1
 
 
+@pytest.mark.slow
 def test_a_large_evaluation_is_quick():
     questions = many(2_000, 5)
     answers = [answer_to(q, "A", truncated=False, tokens=3) for q in questions]

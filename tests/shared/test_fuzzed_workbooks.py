@@ -17,6 +17,8 @@ from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
 from shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ROWS = 15  # of each table of patients
 WHOLE = ("metadata", "codebook", "feature")
 RAW = {"sepsis": FOLDER / "sepsis" / "raw", "stroke": FOLDER / "stroke" / "raw", "hospitalized": FOLDER / "aki" / "raw",

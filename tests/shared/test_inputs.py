@@ -23,6 +23,8 @@ from shared.inputs import Inputs
 from shared.questions import write_questions
 from shared.tokenizer import special_tokens
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 NOTED = inputs.INPUTS_FILE
 

@@ -145,6 +145,7 @@ def everybody():
     return all_patients(), features, fit(all_patients(), features)
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 def test_matrix_is_the_originals(everybody):
@@ -166,6 +167,7 @@ def test_matrix_is_the_originals(everybody):
     assert len(differences) > len(names) and np.quantile(differences, 0.99) < 0.1 and max(differences) < 0.15
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 def test_screening_hides_what_the_full_computation_hides(everybody):

@@ -11,6 +11,8 @@ from shared.cohorts.mimic3 import extracts, tables
 from shared.errors import InputError
 from shared.preparation_mimic3 import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def rewrite(folder, edit):
     """Change the lines of every table."""

@@ -19,7 +19,7 @@ from shared.prompts import user_message
 from shared.questions import read_questions
 from shared.tasks import measurement, timeline
 
-pytestmark = [pytest.mark.golden, needs_golden]
+pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 # What sums of fluids, doses and ages are made of has more decimals than a table shows, so their last digits tell the order.

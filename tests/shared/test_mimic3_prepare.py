@@ -25,6 +25,8 @@ from shared.preparation_mimic3 import Settings
 from shared.questions import read_questions
 from shared.showing import Selection
 
+pytestmark = pytest.mark.slow
+
 STAYS = 30
 QUESTIONS = ("measurement", "mortality")
 

@@ -63,6 +63,7 @@ def written(source, folder, name):
     return pd.read_parquet(folder / f"{name}.parquet")
 
 
+@pytest.mark.slow
 def test_names_in_either_case_packed_or_not_give_the_same(source, original, tmp_path):
     for number, path in enumerate(sorted(source.iterdir())):
         if number % 2:
@@ -134,6 +135,7 @@ def test_a_file_that_is_not_packed_at_all(source, tmp_path):
     assert "LABEVENTS.csv.gz" in refusal(source, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "line", "column", "value", "words"),
     [
@@ -155,6 +157,7 @@ def test_a_cell_of_the_wrong_kind(source, tmp_path, name, line, column, value, w
     assert value not in message  # what stands in a patient's record is not repeated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["nan", "-inf", "1e999"])
 @pytest.mark.parametrize(("name", "column"), [("CHARTEVENTS", 6), ("LABEVENTS", 3)])
 def test_a_number_that_is_not_finite(source, tmp_path, name, column, value):

@@ -53,6 +53,7 @@ def test_value_choices_of_the_registries(case):
     check_value_choice(case, choices(case["registry"])[case["col"]])
 
 
+@pytest.mark.slow
 @golden
 @pytest.mark.parametrize("case", cases("serializer_cases.jsonl.gz"))
 def test_records(case):
@@ -68,6 +69,7 @@ def test_records(case):
     assert show(style, row, where, masked=case["victims"], hidden=case["high_mis"]) == case["out"]
 
 
+@pytest.mark.slow
 @golden
 @pytest.mark.parametrize("name", parameters(SETS, FOLDER, lambda _, name: name.removesuffix(".jsonl.gz")))
 def test_question_sets_come_out_again(name):

@@ -20,7 +20,7 @@ from shared.questions import LETTERS
 from shared.registry.build import build
 from shared.tasks.denoising import pseudonym
 
-pytestmark = [pytest.mark.golden, needs_golden]
+pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 NAMES = {"sepsis": "sepsis", "stroke": "stroke", "hospitalized": "aki"}
 CUTOFF, JITTER = 0.5, 0.1  # nats; how far the original's estimates move from run to run
 

@@ -51,6 +51,7 @@ def strokes():
     return build(raw, valid_patients=len(raw.ids) // 3, seed=2, salt="s")
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 @pytest.mark.parametrize("task", ["mrs_3m", "mace_1y"])
@@ -80,6 +81,7 @@ def stays():
     return build(fewer, valid_patients=len(raw.ids) // 4, seed=2, salt="s")
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 def test_aki_questions_show_the_past_only(stays):

@@ -20,6 +20,8 @@ from shared.questions import read_questions, write_questions
 from shared.registry import store
 from shared.verification import check_sources, verify
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DataConfig(patients=160, valid_patients=60, train_questions=120, valid_questions=40, context_features=8)
 

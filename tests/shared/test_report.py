@@ -135,6 +135,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_the_health_of_a_run_is_a_table_and_a_config_of_another_version_is_said(shown, workdir):
     text = Page(shown / "report.html").text
     assert "Health of the run" in text and "exploding KL" in text and "> 5 for 5 steps" in text
@@ -180,6 +181,7 @@ def test_what_a_run_says_is_escaped(shown):
     assert "script" not in page.elements and "b" not in page.elements
 
 
+@pytest.mark.slow
 def test_examples_are_shown_only_if_allowed(workdir):
     path = report.write_report(workdir, show_examples=False)
     assert "alert" not in path.read_text() and "Lactate" not in path.read_text()
@@ -220,6 +222,7 @@ def test_a_first_step_that_compiled_is_told_apart(workdir):
     assert "Seconds per step, on average: update 2.0 s" in path.read_text()
 
 
+@pytest.mark.slow
 def test_features_have_the_names_that_readers_know(workdir):
     shown = {
         "display_name": "Lactate, first", "section": "x", "kind": "number", "unit": "", "decimals": 0, "categories": [],
@@ -230,6 +233,7 @@ def test_features_have_the_names_that_readers_know(workdir):
     assert "Lactate, first" in text and "feature 1" not in text and "feature 2" in text
 
 
+@pytest.mark.slow
 def test_the_same_files_make_the_same_page(shown, workdir):
     again = report.write_report(workdir, show_examples=True)
     assert again.read_text() == (shown / "report.html").read_text()
@@ -253,6 +257,7 @@ def test_a_run_in_the_middle(workdir):
     assert "the time of each phase" in page.text
 
 
+@pytest.mark.slow
 def test_a_run_evaluated_only_before(workdir):
     summary = evaluation.summary(CONFIG.name, questions(), answers(0.3), None, config=CONFIG)
     files.write_json(workdir / "summary.json", summary)
@@ -262,6 +267,7 @@ def test_a_run_evaluated_only_before(workdir):
     assert "not evaluated yet" in report.terminal_summary(summary, workdir)
 
 
+@pytest.mark.slow
 def test_an_unknown_ceiling_is_said_to_be_unknown(workdir):
     real = [dataclasses.replace(item, bayes_accuracy=None, bayes_answer=None) for item in questions()]
     summary = evaluation.summary(CONFIG.name, real, answers(0.3), answers(0.6), config=CONFIG)
@@ -324,6 +330,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_rebuilds_the_page(workdir):
     done = launch(f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr

@@ -42,6 +42,7 @@ def original():
     return pd.concat([read_table("sepsis", split) for split in ("train", "valid")]).set_index("Unique ID")
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 def test_features_are_named_and_placed_as_in_the_original(registry):

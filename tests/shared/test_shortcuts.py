@@ -91,6 +91,7 @@ def honest_excess(rng, sets, patients, each):
     return (rng.random(sizes.shape) < 1 / sizes) - 1 / sizes, np.repeat(np.arange(patients), each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patients", "each"), [(4, 10), (10, 4), (150, 4)])
 def test_the_false_alarm_rate_is_the_stated_one(patients, each):
     """Few patients too: with the normal distribution in place of Student's t, 6, 2 and 1 % of honest figures failed at 1 %."""
@@ -116,6 +117,7 @@ def test_a_small_shortcut_is_found_among_many_questions():
     assert not found["guessers"]["longest text"]["passed"]
 
 
+@pytest.mark.slow
 def test_small_honest_registries_pass(monkeypatch, tmp_path):
     """Seed 42 of the synthetic registry with 600 patients: `longest text` is 2 points over chance, by chance.
 

@@ -39,6 +39,7 @@ def test_education(case):
         assert coding.education(*case["inp"]) == case["out"]
 
 
+@pytest.mark.slow
 @golden
 @pytest.mark.parametrize("case", helper("stroke.map_value"))
 def test_values_of_codes(case):
@@ -72,6 +73,7 @@ def test_an_unknown_code_is_an_error_that_names_column_and_code():
     assert coding.decode_column("toast", [1, 8, 0], {1: "LAA", 2: "SVO"}, {}, paper=True) == ["LAA", None, None]
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 def test_values_of_the_registry_are_mended():
@@ -121,6 +123,7 @@ def test_metadata_is_read_block_by_block(tmp_path):
         metadata.read_metadata(book(tmp_path / "twice.xlsx", [*rows[:3], rows[2]]))
 
 
+@pytest.mark.slow
 @golden
 @needs_golden
 def test_files_that_do_not_fit_are_named(tmp_path):

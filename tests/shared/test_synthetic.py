@@ -150,6 +150,7 @@ def test_drawn_values_follow_the_tables(complete):
         assert (np.abs(found - expected) < 6 * sigma).all(), name
 
 
+@pytest.mark.slow
 def test_numbers_follow_their_class(complete):
     latents, columns = complete
     states = np.ravel_multi_index(tuple(latents[name] for name in LATENTS), SHAPE)
@@ -301,6 +302,7 @@ def by_enumeration(shown: dict[str, str], victim: str, choice: str) -> float:
     return above / below
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shown", "victim", "choices"),
     [
@@ -347,6 +349,7 @@ def test_impossible_records_and_columns_without_a_law_are_refused():
         Oracle().posterior({"bt": "38.25"}, "rr", ["20"])
 
 
+@pytest.mark.slow
 def test_posterior_matches_frequencies_in_a_large_sample():
     """Among patients with the same two values shown, a third value is as frequent as the oracle says."""
     _, columns = draw_complete(60_000, 3)
@@ -387,6 +390,7 @@ def ask(row: pd.Series, random: np.random.Generator) -> tuple[dict[str, str], st
     return shown, victim, [feature.text(row[victim] + step * (k - place)) for k in range(5)], place
 
 
+@pytest.mark.slow
 def test_best_accuracy_is_what_the_oracle_says_and_leaves_much_to_learn(registry):
     oracle, random = Oracle(), np.random.default_rng(5)
     promised, right, majority = [], [], []

@@ -60,6 +60,7 @@ def learned(path, folder, words):
     return {tokenizer.decode([place]) for place in range(len(tokenizer))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False])
 def test_no_token_holds_what_a_patient_said(questions, tmp_path, listed):
     asked = read_questions(questions)
@@ -108,6 +109,7 @@ def test_a_value_counts_from_ten_patients_on(questions):
     assert text == "[Basic]\nWard: East"
 
 
+@pytest.mark.slow
 def test_where_nothing_is_free_text_nothing_is_lost(tmp_path):
     """The synthetic registry's tokenizer is what it is without any rule."""
     small = DataConfig(patients=160, valid_patients=40, train_questions=150, valid_questions=10, context_features=8)

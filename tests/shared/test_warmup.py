@@ -277,6 +277,7 @@ def test_a_run_shows_the_policy_training_questions_only(tmp_path, monkeypatch):
     assert any("Age: 40" in text for text in seen["texts"])
 
 
+@pytest.mark.slow
 def test_an_update_is_the_gradient_of_the_weighted_mean_negative_log_likelihood(tmp_path):
     """Through the JAX learner, against autograd through Hugging Face's own model.
 
