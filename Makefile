@@ -10,7 +10,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BACKEND ?= jax
 ifndef DEVICE
-DEVICE := $(shell $(PYTHON) -m shared.devices)
+DEVICE := $(shell $(PYTHON) -m shared.runs.devices)
 endif
 TEST_VENV := $(or $(VENV),.venv)
 VENV ?= $(if $(filter cpu,$(DEVICE)),$(TEST_VENV),.venv-$(DEVICE))

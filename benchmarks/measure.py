@@ -17,9 +17,10 @@ from absl import flags
 from configs import quickstart
 from creason_jax.backend import Backend
 from creason_jax.learner import Learner
-from shared import grpo, initial
+from shared import grpo
 from shared.config import ModelConfig, validate
 from shared.grpo import GroupBatch, GroupLayout
+from shared.policy import initial
 
 FLAGS = flags.FLAGS
 QUICKSTART = validate(quickstart.get_config()).model  # its vocabulary is the tokenizer's upper bound

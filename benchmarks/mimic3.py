@@ -21,10 +21,11 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import mimic3_tables
-from shared import files, preparation_mimic3
 from shared.cohorts.mimic3.extracts import FROM_CHARTED
 from shared.cohorts.mimic3.stages import Done, Stages
-from shared.preparation_mimic3 import GIGABYTE, Options, Settings
+from shared.preparation import mimic3
+from shared.preparation.mimic3 import GIGABYTE, Options, Settings
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 ROWS = "rows.json"  # of each table, beside them
@@ -73,7 +74,7 @@ def measure(folder: Path, multiple: int, memory: int, threads: int, ties: str) -
     source, out = folder / f"tables_{multiple}", folder / f"out_{multiple}"
     files.remove(out)
     settings = Settings(options=Options(ties=ties), salt="s", memory=memory, threads=threads)
-    preparation_mimic3.prepare(source, out, settings, progress=False, make_stages=Watched)
+    mimic3.prepare(source, out, settings, progress=False, make_stages=Watched)
     shutil.rmtree(out)
     return Watched.figures | {"tables": files.read_json(source / ROWS)}
 

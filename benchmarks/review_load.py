@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from shared import files, review
-from shared.review_store import ALLOWED, STORE_FILE, Said, Store
+from shared.review import review
+from shared.review.store import ALLOWED, STORE_FILE, Said, Store
+from shared.storage import files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"^link +(\S+) +(\S+)", re.MULTILINE)

@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 
-from shared import devices
+from shared.runs import devices
 
 
 def platforms() -> str:

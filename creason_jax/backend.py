@@ -1,4 +1,4 @@
-"""What `shared.training` drives: builds the learner and the engine on one mesh."""
+"""What `shared.training.loop` drives: builds the learner and the engine on one mesh."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from creason_jax import distributed, forecast, memory, plain, sharding
 from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, abstract_params, load_params
 from creason_jax.rollout import Engine
-from shared import memory as host
 from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 from shared.errors import InputError
-from shared.forecast import Need
+from shared.runs import memory as host
+from shared.runs.forecast import Need
 
 DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # by JAX's name of a platform
 

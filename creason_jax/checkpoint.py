@@ -20,8 +20,8 @@ from tqdm import tqdm
 from creason_jax import zarr
 from creason_jax.checksums import checksums, path_name
 from creason_jax.model import DecoderConfig
-from shared import files, storage
 from shared.errors import InputError
+from shared.storage import buckets, files
 
 REASON_LENGTH = 200  # characters of a library's message that are shown
 REMEDY = "remove that folder to go on from the one before"
@@ -34,7 +34,7 @@ class Checkpoints:
     def __init__(self, folder: Path | str, *, keep: int):
         """Raises InputError for an address that this process may not use."""
         self.folder = folder
-        self._in_bucket = storage.is_address(folder)
+        self._in_bucket = buckets.is_address(folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -42,7 +42,7 @@ class Checkpoints:
             # Where a folder cannot be made in the background, Orbax's other threads wait 300 s for it, and the end for them.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
-        with _errors_only(), _written(folder), storage.understood(folder):
+        with _errors_only(), _written(folder), buckets.understood(folder):
             if self._in_bucket:
                 _see_bucket(str(folder))
             path = epath.Path(folder) if self._in_bucket else Path(folder).absolute()
@@ -89,7 +89,7 @@ class Checkpoints:
             raise InputError(
                 f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
             )
-        here = storage.join(self.folder, str(found))
+        here = buckets.join(self.folder, str(found))
         if model is not None and isinstance(here, Path) and zarr.written_by_torch(here):
             arrays = zarr.ZarrArrays(here)
             return arrays.state(target, model), found, arrays.extra()
@@ -111,13 +111,13 @@ class Checkpoints:
 
     def _read(self, step: int, item: str, args: Any) -> Any:
         """One item of a checkpoint. Raises InputError where it cannot be had whole."""
-        here = storage.join(self.folder, str(step))
+        here = buckets.join(self.folder, str(step))
         try:
             with _one_report():
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:
             # A bare Exception is how Orbax reports values that cannot be read; the others are of a damaged description.
-            damaged = (KeyError, AttributeError, TypeError, *storage.failures())
+            damaged = (KeyError, AttributeError, TypeError, *buckets.failures())
             if type(error) is not Exception and not isinstance(error, damaged):
                 raise
             unless = "see that the bucket answers, and if it does " if self._in_bucket else ""
@@ -236,7 +236,7 @@ def _written(folder: Path | str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except storage.failures() as error:
+    except buckets.failures() as error:
         raise InputError(
             f"{folder}: a checkpoint cannot be written ({_reason(error)}); see that there is room and that this process may "
             "write there, and give the same command again, the run goes on from its last checkpoint"

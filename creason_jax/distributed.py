@@ -26,8 +26,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from shared.devices import tpu_chips
 from shared.errors import InputError
+from shared.runs.devices import tpu_chips
 
 # Seconds.
 START_LIMIT = 300  # for all processes to come
@@ -59,7 +59,9 @@ def start(coordinator: str = "", num_processes: int | None = None, process_id: i
     if (given is None and not (_by_scheduler() or _on_tpu())) or (given is not None and given[1] == 1):
         return False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is shared/stopping.py's
+    jax.config.update(
+        "jax_enable_preemption_service", False
+    )  # it would take SIGTERM, which is shared/training/stopping.py's
     if given is None:
         limits: dict[str, Any] = {}
     else:

@@ -14,10 +14,10 @@ from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig, abstract_params
 from creason_jax.model.attention.choose import LARGE_SCORES
 from creason_jax.rollout import Engine
-from shared import forecast
 from shared.backend import Sampling, Workload
 from shared.config import RunConfig
-from shared.forecast import Decoder, Memory, Need
+from shared.runs import forecast
+from shared.runs.forecast import Decoder, Memory, Need
 
 # A CPU's memory holds the compiler, too, and what it makes of about five programs: measured as 0.4 to 0.5 GiB.
 COMPILER = 400 * 2**20

@@ -28,7 +28,7 @@ from creason_jax.model import (
     save_params,
 )
 from creason_jax.rollout import Engine
-from shared import files, grpo, weight_files
+from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
@@ -41,7 +41,9 @@ from shared.grpo import (
     pad_rows,
     real_completions,
 )
-from shared.schedule import learning_rate
+from shared.grpo.schedule import learning_rate
+from shared.policy import weight_files
+from shared.storage import files
 
 # What one update needs of a batch, as arrays [micro-batches, rows, time].
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from creason_jax import distributed, sharding
 from creason_jax.chips import GIB
-from shared import memory as host
+from shared.runs import memory as host
 
 MIB = 2**20
 MOST = 2**31 - 1  # what `distributed.least` takes

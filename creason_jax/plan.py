@@ -25,13 +25,13 @@ from creason_jax.learner import Learner
 from creason_jax.memory import bytes_on_device
 from creason_jax.model import DecoderConfig
 from creason_jax.rollout import Engine
-from shared import files
 from shared.backend import Sampling
 from shared.config import RunConfig, with_compute_dtype
 from shared.errors import InputError
-from shared.forecast import Memory
 from shared.grpo import GroupLayout
-from shared.initial import hugging_face_config
+from shared.policy.initial import hugging_face_config
+from shared.runs.forecast import Memory
+from shared.storage import files
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
 ROLLOUT = ("prefill", "decode")

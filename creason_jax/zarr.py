@@ -13,9 +13,9 @@ import tensorstore
 from creason_jax import distributed
 from creason_jax.model import DecoderConfig, read_params
 from creason_jax.model.weights import Bounds, read_part, stored_shapes
-from shared import files
 from shared.errors import InputError
-from shared.kernels import Source
+from shared.policy.weight_names import Source
+from shared.storage import files
 
 FORMAT = 1
 META = "meta.json"

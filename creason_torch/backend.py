@@ -1,4 +1,4 @@
-"""What `shared.training` drives: builds the learner and the engine in every process."""
+"""What `shared.training.loop` drives: builds the learner and the engine in every process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from creason_torch.model import stored_weights
 from creason_torch.rollout import Engine, engine_kind, make_engine
 from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
-from shared.forecast import Need
+from shared.runs.forecast import Need
 
 
 class Backend:

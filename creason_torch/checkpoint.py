@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from creason_torch import orbax
 from creason_torch.orbax import OrbaxArrays
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 FORMAT = 1
 CHUNK = 2**24  # elements: 64 MiB

@@ -12,10 +12,10 @@ from creason_torch import memory
 from creason_torch.model import read_config
 from creason_torch.rollout import engine_kind, hf, vllm
 from creason_torch.rollout.engine import processes, weight_shapes
-from shared import forecast
 from shared.backend import Sampling, Workload, longest_text
 from shared.config import RunConfig
-from shared.forecast import Decoder, Memory, Need
+from shared.runs import forecast
+from shared.runs.forecast import Decoder, Memory, Need
 
 MASTER = 4  # bytes of a float32 number, in which masters, moments and gradients are
 BUCKET = 5e8  # numbers that ZeRO gathers gradients in on a GPU (DeepSpeed's reduce_bucket_size)

@@ -21,12 +21,14 @@ from creason_torch.model import (
     read_config,
     save_params,
 )
-from shared import files, grpo, weight_files
+from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import LearnerConfig, OptimizerConfig, RunConfig
-from shared.config_checks import check
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
-from shared.schedule import learning_rate
+from shared.grpo.schedule import learning_rate
+from shared.options.checks import check
+from shared.policy import weight_files
+from shared.storage import files
 
 # What one update needs of a batch, as tensors [rows, time].
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")

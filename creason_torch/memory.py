@@ -8,7 +8,7 @@ import zlib
 import torch
 import torch.distributed as dist
 
-from shared import memory as host
+from shared.runs import memory as host
 
 USED = 0.95  # of a GPU's free memory at most: an allocator cannot hand out the last gaps
 

@@ -15,9 +15,10 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from creason_torch import attention, logprobs
-from shared import files, weight_files
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from shared.policy import weight_files
+from shared.storage import files
 
 FAMILIES = ("phi3", "llama", "qwen2", "qwen3")
 NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0}

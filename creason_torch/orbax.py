@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from shared import files
 from shared.errors import InputError
-from shared.kernels import Source, sources, to_rows
+from shared.policy.weight_names import Source, sources, to_rows
+from shared.storage import files
 
 STATE, EXTRA = "state", "extra/metadata"
 KINDS = {"params": "params", "exp_avg": "moments.mu", "exp_avg_sq": "moments.nu", "reference": "reference"}

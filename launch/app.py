@@ -20,8 +20,8 @@ from typing import Any, NoReturn, TextIO
 from absl import app, flags, logging
 
 from launch import usage
-from shared import files
 from shared.errors import InputError, TrainingError
+from shared.storage import files
 
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1  # a run that must not go on

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from absl import flags
 
 from launch import app
-from shared import devices
 from shared.backend import Backend
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.runs import devices
 
 FLAGS = flags.FLAGS
 JOINS = "joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's"

@@ -15,14 +15,14 @@ from absl import flags
 from tqdm import tqdm
 
 from launch import app, backends, generation
-from shared import files
 from shared.backend import Backend, Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
-from shared.kept import REQUEST_FILE, Kept, digest, model_digest
-from shared.prompts import decode, encode
+from shared.policy.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
+from shared.questions.prompts import decode, encode
+from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
+from shared.storage import files
 from shared.tasks.consult import Note, read_notes
-from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 
 FLAGS = flags.FLAGS
 

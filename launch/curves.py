@@ -14,10 +14,11 @@ from pathlib import Path
 from absl import flags
 
 from launch import app
-from shared import files, plots
 from shared.errors import InputError
-from shared.metrics import METRICS_FILE, differences, differences_table, read_metrics
-from shared.report import SUMMARY_FILE, interval, percent, points
+from shared.report import plots
+from shared.report.run_page import SUMMARY_FILE, interval, percent, points
+from shared.storage import files
+from shared.training.metrics_log import METRICS_FILE, differences, differences_table, read_metrics
 
 FLAGS = flags.FLAGS
 

@@ -28,25 +28,27 @@ from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from launch import app, backends, generation, given, page
-from shared import baselines, binary, boxes, evaluation, files, lm_eval, orders, prompt_style
-from shared.answering import Answered, answer_questions, force_answers
 from shared.backend import Backend, RolloutEngine
-from shared.comparison import check_same, compare
 from shared.config import EvaluationConfig, RunConfig
-from shared.engine_check import Forced
 from shared.errors import InputError
-from shared.evaluation import Answer
-from shared.evaluation_page import write_page
-from shared.forced_choice import phrase_and_letters
-from shared.kept import REQUEST_FILE, Kept, digest, model_digest
-from shared.patients import read_patients
-from shared.prompts import prompt_tokens
-from shared.questions import Question, read_questions
+from shared.evaluation import baselines, binary, figures, lm_eval, orders
+from shared.evaluation.answering import Answered, answer_questions, force_answers
+from shared.evaluation.comparison import check_same, compare
+from shared.evaluation.engine_check import Forced
+from shared.evaluation.figures import Answer
+from shared.evaluation.forced_choice import phrase_and_letters
+from shared.evaluation.subgroups import check_patients, subgroups
+from shared.policy.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
+from shared.questions import boxes, prompt_style
+from shared.questions.prompts import prompt_tokens
+from shared.questions.record import Question, read_questions
 from shared.registry import store
+from shared.registry.patients import read_patients
 from shared.registry.store import Registry
-from shared.report import both_readings, duration, interval, percent, readings_in_words
-from shared.subgroups import check_patients, subgroups
-from shared.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
+from shared.report.evaluation_page import write_page
+from shared.report.run_page import both_readings, duration, interval, percent, readings_in_words
+from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
+from shared.storage import files
 
 ANSWERS, BOXED, ENGINE = "answers.parquet", "boxed.parquet", "engine.json"
 FLAGS = flags.FLAGS
@@ -60,7 +62,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "questions", None, "Question files (Parquet), separated by commas; addresses such as gs:// too.", required=True
     )
-    flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
+    flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and figures.html.")
     generation.define_flags(long_prompts="Longer prompts lose their beginning.", max_new_tokens=2_000)
     flags.DEFINE_integer("limit", 0, "Only the first questions; 0: all.", lower_bound=0)
     flags.DEFINE_enum(
@@ -181,7 +183,7 @@ def read_beside(questions: list[Question]) -> Beside:
     """The files that the flags name, each of them of these questions. Raises InputError where one is not."""
     other = patients = registry = None
     if FLAGS.compare:
-        other = evaluation.read_answers(Path(FLAGS.compare))
+        other = figures.read_answers(Path(FLAGS.compare))
         check_same(other, questions)
     if FLAGS.patients:
         patients = read_patients(Path(FLAGS.patients))
@@ -364,8 +366,8 @@ def _earlier(questions: list[Question], out: Path, backend: Backend) -> tuple[li
     _say(backend, "the answers are there already; only the figures are made again")
     forced = FLAGS.protocol == "forced_choice"
     return (
-        _by_rule(questions, evaluation.read_answers(out / ANSWERS)),
-        _by_rule(questions, evaluation.read_answers(out / BOXED)) if forced else None,
+        _by_rule(questions, figures.read_answers(out / ANSWERS)),
+        _by_rule(questions, figures.read_answers(out / BOXED)) if forced else None,
     )
 
 
@@ -379,20 +381,20 @@ def _collected(
     answers, boxed = _by_rule(questions, [row.answer for row in rows]), None
     if FLAGS.protocol == "forced_choice":
         boxed = _by_rule(questions, [row.boxed for row in rows if row.boxed is not None])
-        evaluation.write_answers(out / BOXED, boxed)
+        figures.write_answers(out / BOXED, boxed)
     if FLAGS.completions:
         files.write_json_lines(out / "completions.jsonl", [row.text for row in rows])
     if FLAGS.completions and FLAGS.samples > 1:
         voters = [{"id": row.answer.question_id, **each} for row in rows for each in row.samples or ()]
         files.write_json_lines(out / "samples.jsonl", voters)
-    evaluation.write_answers(out / ANSWERS, answers)  # the last: where it is, all is
+    figures.write_answers(out / ANSWERS, answers)  # the last: where it is, all is
     kept.remove_parts()
     return answers, boxed
 
 
 def _by_rule(questions: list[Question], answers: list[Answer]) -> list[Answer]:
     """The answers by the rule of this start: an earlier one may have had the other."""
-    return [evaluation.read_by(FLAGS.answer_rule, *pair) for pair in zip(questions, answers, strict=True)]
+    return [figures.read_by(FLAGS.answer_rule, *pair) for pair in zip(questions, answers, strict=True)]
 
 
 def _say(backend: Backend, line: str | int) -> None:
@@ -405,29 +407,29 @@ def report(
 ) -> dict[str, Any]:
     """Everything that goes into summary.json."""
     resampling = {"bootstrap": FLAGS.bootstrap, "seed": FLAGS.seed}
-    figures = evaluation.summarise(questions, answers, **resampling) | evaluation.ceilings(questions)
-    figures |= evaluation.details(questions, answers)
-    figures |= {"protocol": FLAGS.protocol, "answer_rule": FLAGS.answer_rule}
-    figures["boxed"] = None if boxed is None else _accuracy(questions, boxed, resampling)
-    figures |= {"subgroups": None, "comparison": None, "binary": None, "orders": None}
-    figures["baselines"] = {"most frequent value": _accuracy(questions, baselines.majority(questions), resampling)}
+    summary = figures.summarise(questions, answers, **resampling) | figures.ceilings(questions)
+    summary |= figures.details(questions, answers)
+    summary |= {"protocol": FLAGS.protocol, "answer_rule": FLAGS.answer_rule}
+    summary["boxed"] = None if boxed is None else _accuracy(questions, boxed, resampling)
+    summary |= {"subgroups": None, "comparison": None, "binary": None, "orders": None}
+    summary["baselines"] = {"most frequent value": _accuracy(questions, baselines.majority(questions), resampling)}
     if beside.registry is not None:
         trees = baselines.boosted_trees(beside.registry, questions)
-        figures["baselines"]["boosted trees"] = _accuracy(questions, trees, resampling)
+        summary["baselines"]["boosted trees"] = _accuracy(questions, trees, resampling)
     if beside.patients is not None:
-        figures["subgroups"] = subgroups(answers, beside.patients, **resampling)
+        summary["subgroups"] = subgroups(answers, beside.patients, **resampling)
     if beside.other is not None:
-        figures["comparison"] = compare(beside.other, answers, **resampling)
+        summary["comparison"] = compare(beside.other, answers, **resampling)
     if FLAGS.cyclic:
-        figures["orders"] = orders.consistency(questions, answers)
-    found = binary.labels_and_scores(questions, [answer.probabilities for answer in answers])
-    if found is not None:
-        figures["binary"] = binary.figures(*found, **resampling)
-    return figures
+        summary["orders"] = orders.consistency(questions, answers)
+    labelled = binary.labels_and_scores(questions, [answer.probabilities for answer in answers])
+    if labelled is not None:
+        summary["binary"] = binary.figures(*labelled, **resampling)
+    return summary
 
 
 def _accuracy(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:
-    found = evaluation.summarise(questions, answers, **resampling)
+    found = figures.summarise(questions, answers, **resampling)
     return {name: found[name] for name in ("accuracy", "ci", "macro_f1", "answered", "format", "readings")}
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends
-from shared import prompt_style, replay, run
 from shared.errors import InputError
+from shared.questions import prompt_style
+from shared.runs import replay, run
 
 FLAGS = flags.FLAGS
 

@@ -12,14 +12,15 @@ from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from launch import backends
-from shared import forecast, prompt_style
 from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
-from shared.engine_check import Forced, check_by_file
 from shared.errors import InputError
-from shared.prompts import PromptStyle
-from shared.tokenizer import special_tokens
-from shared.turns import end_of_turn_warning
+from shared.evaluation.engine_check import Forced, check_by_file
+from shared.policy.tokenizer import special_tokens
+from shared.questions import prompt_style
+from shared.questions.prompts import PromptStyle
+from shared.questions.turns import end_of_turn_warning
+from shared.runs import forecast
 
 FLAGS = flags.FLAGS
 
@@ -71,8 +72,8 @@ def config_of(
 ) -> RunConfig:
     """The configuration by which the model in `folder` answers so many questions, each with so many samples.
 
-    `answer_rule` says how its boxes are read (`shared.boxes`); `sections` are further fields of RunConfig. Raises InputError for
-    flags that do not go together.
+    `answer_rule` says how its boxes are read (`shared.questions.boxes`); `sections` are further fields of RunConfig.
+    Raises InputError for flags that do not go together.
     """
     _check_server()
     slots = min(FLAGS.slots, questions)

@@ -9,12 +9,13 @@ from typing import Any
 
 from absl import flags
 
-from shared import evaluation, files
 from shared.errors import InputError
-from shared.evaluation import Answer
-from shared.given_answers import Given
-from shared.kept import REQUEST_FILE, check_request, digest
-from shared.questions import Question
+from shared.evaluation import figures
+from shared.evaluation.figures import Answer
+from shared.evaluation.given_answers import Given
+from shared.questions.record import Question
+from shared.runs.kept import REQUEST_FILE, check_request, digest
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 # The flags of `launch.evaluate` that mean something without a model: with answers, and for a task folder alone.
@@ -59,5 +60,5 @@ def answers(questions: list[Question], out: Path) -> tuple[list[Answer], dict[st
         print(f"{given.path}: {given.repeated} lines repeat an answer word for word; each counts once", file=sys.stderr)
     found = given.answers(questions, FLAGS.answer_rule)
     files.write_json(out / REQUEST_FILE, request)
-    evaluation.write_answers(out / "answers.parquet", found)
+    figures.write_answers(out / "answers.parquet", found)
     return found, given.described()

@@ -12,10 +12,10 @@ from typing import Any
 
 from absl import flags
 
-from shared import files
 from shared.errors import InputError
-from shared.kept import REQUEST_FILE
 from shared.registry.features import display_names
+from shared.runs.kept import REQUEST_FILE
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 COMPLETIONS = "completions.jsonl"

@@ -17,8 +17,8 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, config_file
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"

@@ -16,9 +16,10 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, config_file
-from shared import files, forecast
 from shared.config import RunConfig, check_backend, validate
 from shared.errors import InputError
+from shared.runs import forecast
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 GIB = 2**30

@@ -19,16 +19,16 @@ from typing import Any
 from absl import flags
 
 from launch import app, prepare_mimic3, usage
-from shared import showing
 from shared.cohorts.custom import drafting, redcap
 from shared.cohorts.custom.codebook import CODEBOOK, Line, write_codebook
 from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation import prepare, summary
-from shared.questions import read_questions
-from shared.showing import Selection
-from shared.verification import check_sources, verify
+from shared.preparation.prepare import prepare, summary
+from shared.preparation.verification import check_sources, verify
+from shared.questions.record import read_questions
+from shared.runs import showing
+from shared.runs.showing import Selection
 
 FLAGS = flags.FLAGS
 

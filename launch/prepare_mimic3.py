@@ -12,7 +12,7 @@ from shared.cohorts.mimic3 import fixes
 from shared.cohorts.mimic3.cohort import Options
 from shared.cohorts.mimic3.neighbours import TIES
 from shared.errors import InputError
-from shared.preparation_mimic3 import Settings, prepare
+from shared.preparation.mimic3 import Settings, prepare
 
 FLAGS = flags.FLAGS
 COHORT = "mimic3"

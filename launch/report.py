@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import flags
 
 from launch import app
-from shared import files, report
+from shared.report import run_page
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 
@@ -27,10 +28,10 @@ def define_flags() -> None:
 def main() -> None:
     """Write the report, say what came out and where it is. Raises InputError for a folder that holds no run."""
     workdir = Path(FLAGS.workdir)
-    config = report.optional_json(workdir / "config.json", {})
-    page = report.write_report(workdir, show_examples=report.examples_allowed(config, FLAGS.show_examples))
-    if (workdir / report.SUMMARY_FILE).is_file():
-        print(report.terminal_summary(files.read_json(workdir / report.SUMMARY_FILE), workdir))
+    config = run_page.optional_json(workdir / "config.json", {})
+    page = run_page.write_report(workdir, show_examples=run_page.examples_allowed(config, FLAGS.show_examples))
+    if (workdir / run_page.SUMMARY_FILE).is_file():
+        print(run_page.terminal_summary(files.read_json(workdir / run_page.SUMMARY_FILE), workdir))
     else:
         print(f"report   {page}\nThe run has not finished, so there is no result yet.")
 

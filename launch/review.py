@@ -19,8 +19,8 @@ from typing import Any
 from absl import flags
 
 from launch import app
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 FLAGS = flags.FLAGS
 # What each use of this program takes, beside --out.
@@ -103,7 +103,7 @@ def check_flags(writes: bool) -> None:
 
 def write(out: Path) -> None:
     """Write the cases, and say how many."""
-    from shared import review
+    from shared.review import review
 
     if not FLAGS.first or not FLAGS.second:
         raise InputError("--first and --second are both needed to write cases")
@@ -130,7 +130,7 @@ def write(out: Path) -> None:
 
 def summarise(out: Path) -> None:
     """Summarise ratings, from the page or from sheets, and print the figures."""
-    from shared import ratings
+    from shared.review import ratings
 
     key = ratings.read_key(key_path())
     folders, files_of = sources(FLAGS.ratings)

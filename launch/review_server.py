@@ -16,8 +16,8 @@ import filelock
 import uvicorn
 
 from shared.errors import InputError
-from shared.review_site import site
-from shared.review_store import STORE_FILE, Store
+from shared.review.site import site
+from shared.review.store import STORE_FILE, Store
 
 LOCK_FILE = ".serving.lock"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")

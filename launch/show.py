@@ -16,10 +16,10 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, usage
-from shared import showing
 from shared.errors import InputError
-from shared.questions import read_questions
-from shared.showing import Selection
+from shared.questions.record import read_questions
+from shared.runs import showing
+from shared.runs.showing import Selection
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +42,7 @@ def main() -> None:
         raise InputError("give --questions=FILE or --workdir=RUN, one of the two")
     selection = Selection(count=FLAGS.n, feature=FLAGS.feature, section=FLAGS.section, seed=FLAGS.seed)
     if FLAGS.workdir:
-        from shared import showing_runs  # loads tokenizers, which questions do not need
+        from shared.runs import showing_runs  # loads tokenizers, which questions do not need
 
         for line in showing_runs.lines(Path(FLAGS.workdir), selection, step=FLAGS.step, width=usage.width()):
             print(line)

@@ -19,12 +19,13 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends, config_file
-from shared import dry_run, replay, report, run
 from shared.backend import Backend
 from shared.config import RunConfig, check_backend, check_data_given, validate
 from shared.errors import InputError
-from shared.replay import Recording
-from shared.stopping import Stopped
+from shared.report import run_page
+from shared.runs import dry_run, replay, run
+from shared.runs.replay import Recording
+from shared.training.stopping import Stopped
 
 FLAGS = flags.FLAGS
 
@@ -106,7 +107,7 @@ def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
         show_examples=FLAGS.show_examples,
         wandb_project=FLAGS.wandb_project,
     )
-    return report.terminal_summary(summary, workdir) if summary else ""
+    return run_page.terminal_summary(summary, workdir) if summary else ""
 
 
 def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:

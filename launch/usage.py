@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from shared.config_fields import Field, sections
+from shared.options.fields import Field, sections
 
 FLAGS = flags.FLAGS
 WIDTH, NARROWEST = 100, 40  # columns where the output is no terminal, and at the least

@@ -7,8 +7,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from shared.config_checks import check
 from shared.errors import InputError
+from shared.options.checks import check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

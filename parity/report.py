@@ -24,8 +24,9 @@ from parity.faults import FAULTS
 from parity.rungs.gradients import GRADIENT_BOUND
 from parity.runner import culprit, rung_of, worst
 from parity.world import World
-from shared import files, plots
-from shared.report import write_html
+from shared.report import plots
+from shared.report.run_page import write_html
+from shared.storage import files
 
 JSON_FILE, REPORT_FILE, CURVES_FILE = "parity.json", "parity.html", "curves.json"
 PACKAGES = ("jax", "flax", "optax", "torch", "deepspeed", "vllm", "transformers", "numpy")

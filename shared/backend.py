@@ -1,4 +1,4 @@
-"""What `shared.training` asks of a backend. No tensor of theirs crosses this line: NumPy arrays and numbers only."""
+"""What `shared.training.loop` asks of a backend. No tensor of theirs crosses this line: NumPy arrays and numbers only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import InputError
 from shared.grpo import GroupBatch
 
 if TYPE_CHECKING:
-    from shared.forecast import Need
+    from shared.runs.forecast import Need
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,7 +272,7 @@ class Backend(Protocol):
         """Of each completion the log-probabilities `[time]` of its tokens, at the temperature that the run scores with.
 
         By one forward pass without caches, with the weights read from `model` layer by layer, so that no second model is
-        held. Neither the engine's weights nor its code take part: it is what `shared.engine_check` judges the engine by.
+        held. Neither the engine's weights nor its code take part: `shared.evaluation.engine_check` judges the engine by it.
         `engine` says where and in which type it computes. Every process calls it, with everything, and gets everything.
         """
         ...

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from shared import data_options
-from shared.config_checks import at_least, check
 from shared.errors import InputError
-from shared.health_config import HealthConfig
+from shared.options import data
+from shared.options.checks import at_least, check
+from shared.options.health import HealthConfig
 
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
 Remat = Literal["none", "layer", "dots", "offload"]
@@ -102,7 +102,7 @@ class DataConfig:
 
     def unread(self) -> dict[str, str]:
         """The options that nothing would read, and why; `balance` = "none" is what compat = "paper" does anyway."""
-        found = data_options.unread(
+        found = data.unread(
             cohort=self.cohort, task=self.task, compat=self.compat, source=self.source, held_out=self.held_out
         )
         if (self.compat, self.balance) == ("paper", "none"):
@@ -240,8 +240,8 @@ class GrpoConfig:
     reward_format: float = 0.0  # for any box with a letter in it
     reward_length: float = 0.0  # for completions that end by themselves
     overlong_soft: int = 0  # tokens; from here to the limit a penalty grows linearly to -1; 0: off
-    # Which box is the answer, for the terms answer and format alike (shared/boxes.py): the first, read strictly (the paper), or
-    # the last behind the reasoning, read leniently. The evaluations of a run report by it, with the other one beside.
+    # Which box is the answer, for the terms answer and format alike (shared/questions/boxes.py): the first, read strictly (the
+    # paper), or the last behind the reasoning, read leniently. The evaluations of a run report by it, with the other one beside.
     answer_rule: Literal["strict_first", "lenient_last"] = "strict_first"
     # prompts above max_prompt_tokens lose their beginning, or are left out (spec: grpo, section 1)
     overlong_prompts: Literal["truncate_left", "drop"] = "truncate_left"

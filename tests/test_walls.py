@@ -53,6 +53,42 @@ def test_imports_point_one_way(path):
     assert not crossed, f"{path.relative_to(REPOSITORY)} must not import {', '.join(sorted(crossed))}"
 
 
+def rooms_of(path: Path) -> set[tuple[str, str]]:
+    """Package and room of what a file of ours imports when it is loaded; a file at the top level is a room of its own."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {(parts[0], parts[1]) for parts in (name.split(".") for name in names) if len(parts) > 1}
+    return found
+
+
+def test_no_room_imports_another_that_imports_it():
+    arrows: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for path in MODULES:
+        package, *rest = path.relative_to(REPOSITORY).with_suffix("").parts
+        if package == "shared":
+            arrows.setdefault((package, rest[0]), set()).update(rooms_of(path))
+    reached = {room: {other for other in others if other in arrows} - {room} for room, others in arrows.items()}
+    for _ in arrows:  # as many steps as the longest way can have
+        reached = {room: others.union(*(reached[other] for other in others)) for room, others in reached.items()}
+    assert sum(map(len, reached.values())) > 50
+    assert not [room for room, others in reached.items() if room in others]
+
+
+def test_shared_is_a_house_of_few_rooms():
+    inside = [path for path in (REPOSITORY / "shared").iterdir() if path.name != "__pycache__"]
+    assert len([path for path in inside if path.is_dir()]) <= 16
+    assert len([path for path in inside if path.is_file()]) <= 6
+    for room in inside:
+        if room.is_dir():
+            assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())), f"{room.name} does not say what it is"
+
+
 def test_imports_are_found_wherever_they_stand(tmp_path):
     path = REPOSITORY / "shared" / "never_written.py"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from creason_jax.model.rope import Rope
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 # Family -> the values that Hugging Face assumes where a config.json is silent.
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """Hugging Face safetensors <-> parameters, slice by slice: no host ever holds more than its own shards.
 
-Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped: `shared/kernels.py` says which.
+Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped:
+`shared/policy/weight_names.py` says which.
 Host memory while loading: one device's shard of one parameter (all layers of it, float32), those before it that JAX has not
 let go of yet (a few at most were seen), and CHUNK_BYTES of what is read, beside the devices' own; while writing: one file
 (`weight_files.SHARD_BYTES`), twice.
@@ -23,9 +24,9 @@ from tqdm import tqdm
 from creason_jax import distributed
 from creason_jax.model.config import DecoderConfig
 from creason_jax.model.decoder import Params, abstract_params
-from shared import weight_files
 from shared.errors import InputError
-from shared.kernels import Source, sources, to_rows
+from shared.policy import weight_files
+from shared.policy.weight_names import Source, sources, to_rows
 
 CHUNK_BYTES = 2**26  # read at once, as stored
 SHOWN_BYTES = 2**30  # models of at least so many bytes in float32 load under a progress bar

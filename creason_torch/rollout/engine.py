@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from creason_torch import memory, readback, zero
 from creason_torch.model import read_config
-from shared import weight_files
 from shared.backend import Completion, Probe, Sampling, Workload, check_request, check_scored, check_stop_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.policy import weight_files
 
 
 class Drawn(NamedTuple):

@@ -17,9 +17,9 @@ from creason_torch.logprobs import target_logprobs
 from creason_torch.model import check_tables, fix_rotation, read_config
 from creason_torch.rollout.engine import Drawn, Engine
 from creason_torch.sampling import draw
-from shared import memory
 from shared.backend import Sampling, scoring_temperature
 from shared.errors import InputError
+from shared.runs import memory
 
 ATTENTION = "creason_rollout"
 _log = logging.getLogger(__name__)

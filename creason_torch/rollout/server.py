@@ -28,9 +28,10 @@ import torch.distributed as dist
 from creason_torch.model import long_factors, read_config, save_params
 from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
-from shared import files, weight_files
 from shared.backend import Probe, Sampling, longest_text
 from shared.errors import InputError
+from shared.policy import weight_files
+from shared.storage import files
 
 # Seconds without an answer before a server counts as lost.
 QUICK = 120

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from creason_torch.model import long_factors, read_config
 from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine
-from shared import memory
 from shared.backend import Sampling, Workload, longest_text
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.runs import memory
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is in this process, and reads our stream of weights itself

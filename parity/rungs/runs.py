@@ -16,12 +16,12 @@ from creason_jax.backend import Backend as JaxBackend
 from creason_torch.backend import Backend as TorchBackend
 from parity.check import Check, Measured, unequal
 from parity.world import World
-from shared import replay, run
 from shared.config import RunConfig, validate
 from shared.grpo import completion_view
-from shared.metrics import METRICS_FILE, differences, read_metrics
-from shared.replay import Recording
-from shared.trajectories import TrajectoryReader
+from shared.runs import replay, run
+from shared.runs.replay import Recording
+from shared.training.metrics_log import METRICS_FILE, differences, read_metrics
+from shared.training.trajectories import TrajectoryReader
 
 BOUND = 1e-4  # relative, of every step of a replay
 FEW = 0.05  # of the completions of a step

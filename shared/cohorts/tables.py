@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shared import files
 from shared.cohorts.old_workbook import read_old_sheet
 from shared.cohorts.workbook import read_sheet
 from shared.errors import InputError
 from shared.registry.store import read_parquet
+from shared.storage import files
 
 CODE = re.compile(r"[A-Za-z]?[\d., -]{1,12}|nan|NA")
 MAX_CELL = 32_767  # characters; what a workbook's cell can hold

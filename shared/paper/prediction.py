@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,22 +11,8 @@ import pandas as pd
 from shared.paper.draws import SEED, Draws
 from shared.paper.records import ID, Places, Row, sections_until_empty, show
 from shared.paper.values import Choices, value_choices
-
-AKI_QUESTION = "Q. Would AKI occur in the next 48 hours?"
-WINDOW = 6  # slots of 8 hours
-SLOTS = 24  # days 1 to 8
-
-MRS, MACE = "mrs3mo", "cum_mve_1y"
-OUTCOME_QUESTIONS = {
-    MRS: "Q. What will the mRS value be 3 months after admission?",
-    MACE: "Q. Would major adverse cardiovascular events (MACE) occur within one year after discharge?",
-}
-# Known only at a follow-up visit, whatever their names say.
-FOLLOW_UP = ("ava", "ava_no", "inform", "in_txt", "m_forget", "m_keep", "m_order", "k_good", "k_bad", "k_adv", "dose",
-             "drug_stop", "drug_stop_w")  # fmt: skip
-
-_SLOT = re.compile(r"\[Day (\d) (\d\d):00 - \d\d:00\]")
-_DAY = re.compile(r"\[Day (\d)\]")
+from shared.tasks.aki import AKI_QUESTION, WINDOW, slot_shown
+from shared.tasks.stroke_outcome import OUTCOME_QUESTIONS, outcome_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +23,6 @@ class Predicted:
     message: str
     choices: tuple[str, ...]
     right: int
-
-
-def slot_shown(header: str) -> int | None:
-    """The last slot of 8 hours (0 to 23) that a record shows when it ends with this section; None for other sections.
-
-    Where a day's third slot is followed by the day's own section, that one ends the record.
-    """
-    slot, day = _SLOT.match(header), _DAY.match(header)
-    if slot and int(slot[2]) < 16:
-        return 3 * (int(slot[1]) - 1) + int(slot[2]) // 8
-    return 3 * int(day[1]) - 1 if day else None
 
 
 def paper_label(flags: Sequence[float], shown: int) -> str:
@@ -83,13 +57,6 @@ def one_for_each(questions: Sequence[Predicted], count: int, draws: Draws) -> li
     chosen = draws.py.sample(list(dict.fromkeys(table["patient"])), count)
     table = table[table["patient"].isin(chosen)]
     return [questions[i] for i in table.groupby("patient").sample(1, random_state=SEED).index]
-
-
-def outcome_columns(names: Sequence[str], target: str) -> list[str]:
-    """The columns that may be shown when a stroke's outcome `target` is predicted at discharge."""
-    later = [name for name in names if "3m" in name or "1y" in name]
-    dropped = {*later, *FOLLOW_UP, MRS, MACE}
-    return [name for name in names if name not in dropped and name != target]
 
 
 def outcome_questions(

@@ -11,13 +11,15 @@ from shared.paper import artefacts, denoising, prediction
 from shared.paper.cohorts import PaperCohort
 from shared.paper.denoising import Asked, Material, Message
 from shared.paper.draws import SEED, Draws
-from shared.paper.prediction import OUTCOME_QUESTIONS, Predicted
+from shared.paper.prediction import Predicted
 from shared.paper.records import HOSPITAL, HOSPITAL_FIRST
-from shared.questions import LETTERS, Question
+from shared.questions.record import LETTERS, Question
+from shared.registry.patients import pseudonym
 from shared.registry.store import Registry
-from shared.tasks.denoising import pseudonym
+from shared.tasks.aki import AKI_QUESTION
+from shared.tasks.stroke_outcome import MACE, MRS, OUTCOME_QUESTIONS
 
-OUTCOMES = {"mrs_3m": prediction.MRS, "mace_1y": prediction.MACE}
+OUTCOMES = {"mrs_3m": MRS, "mace_1y": MACE}
 Progress = Callable[[int], object] | None
 
 
@@ -81,7 +83,7 @@ def _predictions(
         return prediction.one_for_each(found, min(count, patients), Draws(SEED))
     target = OUTCOMES[task]
     if task == "mace_1y":  # the original made this set after the other, with the same generators
-        prediction.outcome_questions(rows, prediction.MRS, material.places, cohort.choices[prediction.MRS], draws)
+        prediction.outcome_questions(rows, MRS, material.places, cohort.choices[MRS], draws)
     return prediction.outcome_questions(rows, target, material.places, cohort.choices[target], draws)
 
 
@@ -118,7 +120,7 @@ def _predicted(registry: Registry, cohort: PaperCohort, task: str, found: Predic
     if len(found.choices) > len(LETTERS):
         return None
     aki = task == "aki"
-    line = f"\n{prediction.AKI_QUESTION}" if aki else OUTCOME_QUESTIONS[OUTCOMES[task]]
+    line = f"\n{AKI_QUESTION}" if aki else OUTCOME_QUESTIONS[OUTCOMES[task]]
     stats = None if aki else cohort.choices[OUTCOMES[task]]
     shares = {"no": 1.0} if stats is None else dict(zip(stats.vocab, stats.weights, strict=True))
     majority = max(range(len(found.choices)), key=lambda place: shares.get(found.choices[place], 0.0))

@@ -1,0 +1,1 @@
+"""A registry: its features, their statistics and relations, its split by patients, its files."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 Kind = Literal["number", "category", "datetime", "text"]
 KINDS = ("number", "category", "datetime", "text")

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 import pyarrow
 
-from shared import files
 from shared.errors import InputError
 from shared.registry import features as feature_files
 from shared.registry import relations as relation_files
 from shared.registry import statistics as statistics_files
 from shared.registry.features import Feature, value_text
 from shared.registry.statistics import ValueStatistics
+from shared.storage import files
 
 PATIENT = "patient"  # name of the index
 

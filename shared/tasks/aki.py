@@ -8,22 +8,38 @@ about. The label is yes where any flag of the window is positive, else no where 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from shared.errors import InputError
-from shared.paper.prediction import AKI_QUESTION, WINDOW, slot_shown
-from shared.questions import Question
+from shared.questions.record import Question
 from shared.registry.features import Feature
 from shared.registry.store import Registry
 from shared.tasks import prediction
 from shared.tasks.denoising import render
 from shared.tasks.prediction import Case, Target
 
+AKI_QUESTION = "Q. Would AKI occur in the next 48 hours?"
+WINDOW = 6  # slots of 8 hours
 TARGET = Target("aki", "aki_48h", f"\n{AKI_QUESTION}", ("yes", "no"))
 FLAGS = [f"d{day}_{slot}_aki" for day in range(1, 9) for slot in (1, 2, 3)]
 POSITIVE = {"Yes": 1.0, "No": 0.0}
+
+_SLOT = re.compile(r"\[Day (\d) (\d\d):00 - \d\d:00\]")
+_DAY = re.compile(r"\[Day (\d)\]")
+
+
+def slot_shown(header: str) -> int | None:
+    """The last slot of 8 hours (0 to 23) that a record shows when it ends with this section; None for other sections.
+
+    Where a day's third slot is followed by the day's own section, that one ends the record.
+    """
+    slot, day = _SLOT.match(header), _DAY.match(header)
+    if slot and int(slot[2]) < 16:
+        return 3 * (int(slot[1]) - 1) + int(slot[2]) // 8
+    return 3 * int(day[1]) - 1 if day else None
 
 
 def label(flags: Sequence[float], shown: int) -> str | None:

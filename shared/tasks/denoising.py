@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.errors import InputError
-from shared.questions import LETTERS, Question
+from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
 from shared.registry.features import Feature
 from shared.registry.leakage import hidden_with, most_informative
+from shared.registry.patients import pseudonym
 from shared.registry.store import Registry
 from shared.tasks import balanced, choices
 from shared.tasks.choices import OptionLaw
@@ -257,11 +258,6 @@ class Denoising:
             raise ValueError(f"the oracle gives no option of {victim} a probability above 0")
         best = int(np.argmax(posterior))
         return float(posterior[best] / total), LETTERS[best]
-
-
-def pseudonym(salt: str, patient: str) -> str:
-    """A patient's name in questions: a salted hash, 16 hexadecimal digits."""
-    return hashlib.blake2b((salt + patient).encode(), digest_size=8).hexdigest()
 
 
 def questions(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from shared.questions import Question
+from shared.questions.record import Question
 from shared.tasks import timeline
 from shared.tasks.forecast_options import SEED
 

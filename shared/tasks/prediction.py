@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from shared.errors import InputError
-from shared.questions import LETTERS, Question
+from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
+from shared.registry.patients import pseudonym
 from shared.registry.store import Registry
 from shared.tasks.balanced import WindowLaw, category_law
-from shared.tasks.denoising import pseudonym
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,20 +6,35 @@ Whatever is known only at a follow-up visit is left out. Mended (quirk 28): opti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shared.errors import InputError
-from shared.paper.prediction import MACE, MRS, OUTCOME_QUESTIONS, outcome_columns
-from shared.questions import Question
+from shared.questions.record import Question
 from shared.registry.store import Registry
 from shared.tasks import prediction
 from shared.tasks.denoising import render
 from shared.tasks.prediction import Case, Target
 
+MRS, MACE = "mrs3mo", "cum_mve_1y"
+OUTCOME_QUESTIONS = {
+    MRS: "Q. What will the mRS value be 3 months after admission?",
+    MACE: "Q. Would major adverse cardiovascular events (MACE) occur within one year after discharge?",
+}
+# Known only at a follow-up visit, whatever their names say.
+FOLLOW_UP = ("ava", "ava_no", "inform", "in_txt", "m_forget", "m_keep", "m_order", "k_good", "k_bad", "k_adv", "dose",
+             "drug_stop", "drug_stop_w")  # fmt: skip
+
 TARGETS = {
     "mrs_3m": Target("mrs_3m", MRS, OUTCOME_QUESTIONS[MRS], tuple("0123456")),
     "mace_1y": Target("mace_1y", MACE, OUTCOME_QUESTIONS[MACE], ("No", "Yes")),
 }
+
+
+def outcome_columns(names: Sequence[str], target: str) -> list[str]:
+    """The columns that may be shown when a stroke's outcome `target` is predicted at discharge."""
+    later = [name for name in names if "3m" in name or "1y" in name]
+    dropped = {*later, *FOLLOW_UP, MRS, MACE}
+    return [name for name in names if name not in dropped and name != target]
 
 
 def cases(registry: Registry, split: str, target: Target) -> list[Case]:

@@ -13,11 +13,14 @@ from parity.check import Measured
 from parity.config import ParityConfig
 from parity.report import Check
 from parity.world import World
-from shared import binary, evaluation, files, metrics, report
-from shared.comparison import compare
 from shared.config import EvaluationConfig, RunConfig
-from shared.evaluation_page import write_page
-from shared.questions import LETTERS, Question, write_questions
+from shared.evaluation import binary, figures
+from shared.evaluation.comparison import compare
+from shared.questions.record import LETTERS, Question, write_questions
+from shared.report import run_page
+from shared.report.evaluation_page import write_page
+from shared.storage import files
+from shared.training import metrics_log
 
 SECTIONS = (
     "[Variables Related to Sepsis Bundle Treatment/Bundles Time-related Variables]",
@@ -73,7 +76,7 @@ def questions(*, yes_no: bool = False) -> list[Question]:
     ]
 
 
-def answers(asked: list[Question], share: float) -> list[evaluation.Answer]:
+def answers(asked: list[Question], share: float) -> list[figures.Answer]:
     """A `share` of them right; of the others every third without a letter, half of those cut off."""
     random = np.random.default_rng(7)
     found = []
@@ -82,7 +85,7 @@ def answers(asked: list[Question], share: float) -> list[evaluation.Answer]:
         other = "" if number % 3 == 0 else LETTERS[(LETTERS.index(question.answer) + 1) % len(question.choices)]
         letter, cut_off = question.answer if right else other, number % 6 == 0 and not right
         chances = random.dirichlet(np.ones(len(question.choices)))
-        found.append(evaluation.answer_to(question, letter, truncated=cut_off, tokens=90, probabilities=tuple(chances)))
+        found.append(figures.answer_to(question, letter, truncated=cut_off, tokens=90, probabilities=tuple(chances)))
     return found
 
 
@@ -92,7 +95,7 @@ def write_run(folder: Path) -> Path:
     asked = questions()
     before, after = answers(asked, 0.25), answers(asked, 0.6)
     random = np.random.default_rng(3)
-    with metrics.MetricsWriter(folder, 0) as writer:
+    with metrics_log.MetricsWriter(folder, 0) as writer:
         for step in range(60):
             writer.write(
                 step,
@@ -105,8 +108,8 @@ def write_run(folder: Path) -> Path:
                     "seconds_total": 95.0 if step == 0 else 8.0, "tokens_per_second": 12_345.0,
                 },
             )  # fmt: skip
-    evaluation.write_answers(folder / "evaluation" / "before.parquet", before)
-    evaluation.write_answers(folder / "evaluation" / "after.parquet", after)
+    figures.write_answers(folder / "evaluation" / "before.parquet", before)
+    figures.write_answers(folder / "evaluation" / "after.parquet", after)
     files.write_json(folder / "evaluation" / "examples.json", [EXAMPLE])
     files.write_json(folder / "config.json", dataclasses.asdict(config))
     feature = {
@@ -114,12 +117,12 @@ def write_run(folder: Path) -> Path:
         "kind": "category", "unit": "", "decimals": 0, "categories": [], "labels": [], "leak_group": None, "visible": True,
     }  # fmt: skip
     files.write_json(folder / "data" / "registry" / "features.json", [feature | {"name": "f1"}])
-    timings = metrics.timings(metrics.read_metrics(folder / "metrics.jsonl"))
-    found = evaluation.summary(
+    timings = metrics_log.timings(metrics_log.read_metrics(folder / "metrics.jsonl"))
+    found = figures.summary(
         config.name, asked, before, after, config=config, timings=timings, environment={"backend": "jax", "jax": "0.0"}
     )
     files.write_json(folder / "summary.json", found)
-    return report.write_report(folder, show_examples=True)
+    return run_page.write_report(folder, show_examples=True)
 
 
 def write_evaluation(path: Path) -> Path:
@@ -127,9 +130,7 @@ def write_evaluation(path: Path) -> Path:
     asked = questions(yes_no=True)
     given, others = answers(asked, 0.6), answers(asked, 0.5)
     options = {"bootstrap": 100, "seed": 1}
-    found = (
-        evaluation.summarise(asked, given, **options) | evaluation.ceilings(asked) | evaluation.details(asked, given)
-    )
+    found = figures.summarise(asked, given, **options) | figures.ceilings(asked) | figures.details(asked, given)
     known = binary.labels_and_scores(asked, [answer.probabilities for answer in given])
     assert known is not None
     one = {"accuracy": 0.613, "ci": [0.5, 0.7], "macro_f1": 0.4, "answered": 0.9}

@@ -20,11 +20,12 @@ from absl import flags
 
 from benchmarks.review_load import serving
 from launch import app
-from shared import files, review
 from shared.errors import InputError
-from shared.prompts import user_message
-from shared.questions import read_questions
-from shared.warmup import worked_answer
+from shared.questions.prompts import user_message
+from shared.questions.record import read_questions
+from shared.review import review
+from shared.storage import files
+from shared.training.warmup import worked_answer
 
 FLAGS = flags.FLAGS
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ from playwright.sync_api import expect
 from test_review import replies
 
 from benchmarks import review_load
-from shared import review
-from shared.review_store import STORE_FILE, Said, Store
+from shared.review import review
+from shared.review.store import STORE_FILE, Said, Store
 
 pytestmark = pytest.mark.slow
 

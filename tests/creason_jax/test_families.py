@@ -24,10 +24,10 @@ from creason_jax.learner import Learner
 from creason_jax.model import DecoderConfig
 from creason_jax.model.rotary import inverse_frequencies, rotary
 from creason_jax.rollout import Engine
-from shared import files
 from shared.backend import Sampling
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.grpo import GroupLayout, pack
+from shared.storage import files
 
 pytestmark = pytest.mark.slow
 

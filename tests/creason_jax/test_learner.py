@@ -18,7 +18,7 @@ from shared import grpo
 from shared.config import OptimizerConfig, Remat
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, Sums
-from shared.schedule import learning_rate
+from shared.grpo.schedule import learning_rate
 
 pytestmark = pytest.mark.slow
 

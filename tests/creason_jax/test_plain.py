@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from creason_jax import sharding
 from creason_jax.backend import Backend
 from shared.backend import Completion
-from shared.engine_check import check_by_file, check_by_learner
 from shared.errors import SyncError
+from shared.evaluation.engine_check import check_by_file, check_by_learner
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import pytest
 from small import LAYOUT, make_learner, random_batch
 
 from creason_jax.rollout import Engine
-from shared import published
 from shared.backend import Probe, Sampling
 from shared.errors import SyncError
+from shared.training import published
 
 pytestmark = pytest.mark.slow
 

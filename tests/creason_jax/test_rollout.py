@@ -329,7 +329,7 @@ def test_a_cpu_gives_what_the_machine_has_left(world, monkeypatch):
     """Free memory is asked of the machine, and a request beyond it takes fewer slots before anything is allocated."""
     engine = world.engine(slots=400, prefill_batch=2, grpo={"questions_per_step": 400})
     left = 2**30
-    monkeypatch.setattr("shared.memory.free_bytes", lambda sharers: left // sharers)
+    monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers: left // sharers)
     assert engine.free_bytes() == left
     assert memory.free_bytes(sharding.make_mesh(LearnerConfig())) == left // 8 // 2**20 * 2**20
     assert engine.fit(SAMPLED) and engine.slots(SAMPLED) == 400

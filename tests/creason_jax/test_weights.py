@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from creason_jax import model as ours
 from creason_jax import sharding
 from creason_jax.model import weights
-from shared import files, weight_files
 from shared.config import LearnerConfig
+from shared.policy import weight_files
+from shared.storage import files
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from creason_torch.model import read_config
 from shared import grpo
 from shared.config import OptimizerConfig
 from shared.errors import InputError
-from shared.schedule import learning_rate
+from shared.grpo.schedule import learning_rate
 
 pytestmark = pytest.mark.slow
 

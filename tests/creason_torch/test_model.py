@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from creason_torch.model import build_network, load_weights, read_config, save_params, stored_weights
-from shared import weight_files
 from shared.errors import InputError
+from shared.policy import weight_files
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from creason_torch.backend import Backend
 from creason_torch.rollout.hf import HfEngine
 from shared.backend import Completion
-from shared.engine_check import check_by_file, check_by_learner
 from shared.errors import InputError, SyncError
+from shared.evaluation.engine_check import check_by_file, check_by_learner
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from tiny import run_config
 from creason_torch.backend import Backend
 from creason_torch.learner import Learner
 from creason_torch.rollout import make_engine
-from shared import published
 from shared.errors import SyncError
+from shared.training import published
 
 CPU = torch.device("cpu")
 

@@ -27,9 +27,9 @@ from workers import free_port
 from creason_torch import readback
 from creason_torch.rollout import Engine, make_engine
 from creason_torch.rollout.server import ServerEngine
-from shared import files
 from shared.backend import Probe, Workload
 from shared.errors import InputError
+from shared.storage import files
 
 pytestmark = pytest.mark.slow
 
@@ -316,7 +316,7 @@ def test_a_silent_server_ends_with_one_line(world, stub, tmp_path, monkeypatch):
 
 
 def test_large_models_are_published_in_several_files(world, stub, tmp_path, monkeypatch):
-    monkeypatch.setattr("shared.weight_files.SHARD_BYTES", 2**18)
+    monkeypatch.setattr("shared.policy.weight_files.SHARD_BYTES", 2**18)
     engine = build(stub.url, tmp_path / "published", world.folder)
     engine.load(weights(world.folder))
     index = files.read_json(engine.folder / "model.safetensors.index.json")["weight_map"]

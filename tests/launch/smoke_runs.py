@@ -16,8 +16,8 @@ from pathlib import Path
 
 from commands import REPOSITORY, Ended, apart
 
-from shared import files
 from shared.config import RunConfig, validate
+from shared.storage import files
 
 CONFIG = "--config=configs/smoke.py"
 # A policy that knows the form of an answer, and a reward for ending one: the steps under test have something to learn.

@@ -12,11 +12,11 @@ from commands import REPOSITORY, environment
 from exam import exam, exam_tokenizer
 from workers import free_port
 
-from shared import files
 from shared.config import ModelConfig
-from shared.initial import write_model
-from shared.questions import write_questions
-from shared.tokenizer import special_tokens
+from shared.policy.initial import write_model
+from shared.policy.tokenizer import special_tokens
+from shared.questions.record import write_questions
+from shared.storage import files
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,11 @@ from exam import exam, exam_tokenizer
 from tiny import run_config, tiny_phi3
 
 from launch import config_file
-from shared import files
 from shared.config import validate
 from shared.errors import InputError
-from shared.metrics import plain
-from shared.questions import write_questions
+from shared.questions.record import write_questions
+from shared.storage import files
+from shared.training.metrics_log import plain
 
 SMOKE = "--config=configs/smoke.py"
 TRAIN = ("train", SMOKE, "--workdir={root}/new")
@@ -473,7 +473,7 @@ def test_help(program, call):
     ],
 )
 def test_a_preset_is_named_only_where_it_is_kept(config, flags, wanted, call, monkeypatch):
-    monkeypatch.setattr("shared.dry_run.told", lambda *_, **__: iter(()))
+    monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
     ended = call("train", f"--config=configs/{config}.py", *flags, "--dry_run")
     assert ended.code == 0 and wanted in ended.out
 
@@ -496,8 +496,8 @@ class TestOverrides:
     )
     def test_a_field(self, flag, path, value, call, monkeypatch):
         seen = []
-        monkeypatch.setattr("shared.run.describe", lambda config: seen.append(config) or "described")
-        monkeypatch.setattr("shared.dry_run.told", lambda *_, **__: iter(()))
+        monkeypatch.setattr("shared.runs.run.describe", lambda config: seen.append(config) or "described")
+        monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
         ended = call("train", SMOKE, flag, "--dry_run")
         assert (ended.code, ended.out, ended.err) == (0, "described\n", "")
         [found] = seen
@@ -520,7 +520,7 @@ class TestOverrides:
         assert validate(config_file.load(str(path))) == validate({"name": "a"})
 
     def test_a_locked_config_can_still_be_set(self, tmp_path, call, monkeypatch):
-        monkeypatch.setattr("shared.dry_run.told", lambda *_, **__: iter(()))
+        monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
         path = tmp_path / "config.py"
         path.write_text(
             "from ml_collections import ConfigDict\n"

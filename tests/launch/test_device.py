@@ -12,7 +12,7 @@ import pytest
 from commands import REPOSITORY, Ended, apart, environment
 from test_devices import GPU, nvidia_smi
 
-from shared import files
+from shared.storage import files
 
 pytestmark = pytest.mark.slow
 

@@ -19,15 +19,16 @@ from tiny import tiny_phi3
 
 from creason_jax.rollout import Engine
 from launch import backends, generation
-from shared import orders, run
 from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import TrainingError
-from shared.evaluation import answer_to, read_answers, write_answers
-from shared.prompts import encode
-from shared.questions import write_questions
-from shared.report import percent
-from shared.tokenizer import load_tokenizer
+from shared.evaluation import orders
+from shared.evaluation.figures import answer_to, read_answers, write_answers
+from shared.policy.tokenizer import load_tokenizer
+from shared.questions.prompts import encode
+from shared.questions.record import write_questions
+from shared.report.run_page import percent
+from shared.runs import run
 
 pytestmark = pytest.mark.slow
 
@@ -282,7 +283,7 @@ def test_answers_outlive_a_failure_of_their_figures(tmp_path, evaluate, monkeypa
         raise TrainingError("interrupted")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shared.evaluation.summarise", fail)
+        patch.setattr("shared.evaluation.figures.summarise", fail)
         assert evaluate(tmp_path / "out").code == 1 and evaluate.asked == QUESTIONS
     assert len(read_answers(tmp_path / "out" / "answers.parquet")) == QUESTIONS
     assert evaluate(tmp_path / "out").code == 0 and evaluate.asked == 0

@@ -14,11 +14,11 @@ from exam import exam, exam_tokenizer
 from safetensors.numpy import load_file
 from tiny import tiny_phi3
 
-from shared.forecast import FACTOR
-from shared.memory import text
-from shared.prompts import PromptStyle, prompt_tokens
-from shared.questions import write_questions
-from shared.tokenizer import load_tokenizer
+from shared.policy.tokenizer import load_tokenizer
+from shared.questions.prompts import PromptStyle, prompt_tokens
+from shared.questions.record import write_questions
+from shared.runs.forecast import FACTOR
+from shared.runs.memory import text
 
 WORKER = Path(__file__).with_name("peak_worker.py")
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # see tests/conftest.py
@@ -91,7 +91,7 @@ def test_a_dry_run_needs_no_weights_and_makes_nothing(root, call, program, backe
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_what_cannot_fit_is_refused_before_weights_are_read(root, call, program, backend, monkeypatch):
     """There are no weights to read, and the message is not about them."""
-    monkeypatch.setattr("shared.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
+    monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
     engine = ["--engine=hf"] if (program, backend) == ("evaluate", "torch") else []
     ended = call(program, "without", "--dry_run", f"--backend={backend}", *engine)
     assert "needed on" in ended.refusal and "it cannot fit; what helps: " in ended.refusal
@@ -99,7 +99,7 @@ def test_what_cannot_fit_is_refused_before_weights_are_read(root, call, program,
 
 
 def test_a_run_that_cannot_fit_does_not_begin(root, call, monkeypatch):
-    monkeypatch.setattr("shared.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
+    monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
     monkeypatch.setattr("creason_torch.learner.Learner.__init__", lambda *_, **__: pytest.fail("the learner was made"))
     ended = call("train", "model", "--backend=torch")
     assert "it cannot fit; what helps: rollout.max_prompt_tokens = " in ended.refusal
@@ -107,7 +107,7 @@ def test_a_run_that_cannot_fit_does_not_begin(root, call, monkeypatch):
 
 
 def test_a_full_disk_is_seen_before_the_run_begins(root, call, monkeypatch):
-    monkeypatch.setattr("shared.forecast.free_disk", lambda folder: 2**20)
+    monkeypatch.setattr("shared.runs.forecast.free_disk", lambda folder: 2**20)
     ended = call("train", "without", "--dry_run", "--backend=torch")
     assert "checkpoints: checkpoints need 8 MiB and 1 MiB are free; what helps: " in ended.refusal
 

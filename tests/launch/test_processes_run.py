@@ -14,7 +14,7 @@ from commands import REPOSITORY, Ended, environment
 from smoke_runs import CONFIG, STEPS, WARM, Run, after, prepared, signal_after, stopped_after
 from workers import free_port
 
-from shared.metrics import without_timings
+from shared.training.metrics_log import without_timings
 
 pytestmark = pytest.mark.slow
 

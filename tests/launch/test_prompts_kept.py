@@ -19,11 +19,12 @@ from tiny import change_config, run_config, tiny_phi3
 from creason_jax.backend import Backend
 from creason_jax.rollout import Engine
 from launch import generation
-from shared import prompt_style, run
 from shared.backend import Completion
-from shared.prompts import PREFILL
-from shared.questions import write_questions
-from shared.tokenizer import load_tokenizer
+from shared.policy.tokenizer import load_tokenizer
+from shared.questions import prompt_style
+from shared.questions.prompts import PREFILL
+from shared.questions.record import write_questions
+from shared.runs import run
 
 pytestmark = pytest.mark.slow
 

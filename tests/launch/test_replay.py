@@ -17,17 +17,18 @@ from creason_jax import sharding
 from creason_jax.backend import Backend as JaxBackend
 from creason_torch.backend import Backend as TorchBackend
 from launch import config_file
-from shared import files, replay, run
 from shared.backend import Backend
 from shared.config import RunConfig, validate
 from shared.errors import InputError, SyncError
-from shared.metrics import METRICS_FILE, differences, read_metrics, without_timings
-from shared.prompts import decode, user_message
-from shared.questions import read_questions
-from shared.replay import Recording
-from shared.showing import CONTROLS
-from shared.tokenizer import load_tokenizer
-from shared.trajectories import TrajectoryReader, TrajectoryWriter
+from shared.policy.tokenizer import load_tokenizer
+from shared.questions.prompts import decode, user_message
+from shared.questions.record import read_questions
+from shared.runs import replay, run
+from shared.runs.replay import Recording
+from shared.runs.showing import CONTROLS
+from shared.storage import files
+from shared.training.metrics_log import METRICS_FILE, differences, read_metrics, without_timings
+from shared.training.trajectories import TrajectoryReader, TrajectoryWriter
 
 pytestmark = pytest.mark.slow
 

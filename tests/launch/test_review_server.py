@@ -16,9 +16,10 @@ from test_review import replies
 
 from benchmarks import review_load
 from launch import review_server
-from shared import files, review
-from shared.review_site import PROTECTION
-from shared.review_store import STORE_FILE, Said, Store
+from shared.review import review
+from shared.review.site import PROTECTION
+from shared.review.store import STORE_FILE, Said, Store
+from shared.storage import files
 
 CASES = 6
 RATERS = ("r1", "r2")

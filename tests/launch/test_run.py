@@ -15,13 +15,13 @@ import pytest
 from commands import apart, environment, here
 from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared, signal_after, stopped_after
 
-from shared import files
-from shared.evaluation import read_answers
-from shared.metrics import without_timings
-from shared.prompts import PromptStyle, chat_text, encode, prompt_tokens
-from shared.questions import read_questions
-from shared.rewards import answer_letter
-from shared.tokenizer import load_tokenizer
+from shared.evaluation.figures import read_answers
+from shared.policy.tokenizer import load_tokenizer
+from shared.questions.prompts import PromptStyle, chat_text, encode, prompt_tokens
+from shared.questions.record import read_questions
+from shared.questions.rewards import answer_letter
+from shared.storage import files
+from shared.training.metrics_log import without_timings
 
 pytestmark = pytest.mark.slow
 

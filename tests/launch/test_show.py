@@ -14,11 +14,12 @@ from commands import REPOSITORY, environment, here
 from exam import exam
 
 from launch import app
-from shared import files, showing
 from shared.errors import InputError
-from shared.prompts import user_message
-from shared.questions import LETTERS, Question, read_questions, write_questions
-from shared.showing import Selection
+from shared.questions.prompts import user_message
+from shared.questions.record import LETTERS, Question, read_questions, write_questions
+from shared.runs import showing
+from shared.runs.showing import Selection
+from shared.storage import files
 
 ANSWERED = "Lactate is high.\n\\boxed{B}"
 

@@ -16,9 +16,9 @@ from commands import REPOSITORY, here
 
 from launch import cli, usage
 from parity.config import ParityConfig
-from shared import config_page
 from shared.config import RunConfig, validate
-from shared.config_fields import sections
+from shared.options.fields import sections
+from shared.report import config_page
 
 FIELDS = {"train": RunConfig, "plan": RunConfig, "parity": ParityConfig}
 # Flags that name what a program reads, and those that name what it makes.

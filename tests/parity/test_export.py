@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from creason_torch import zero
 from creason_torch.learner import Learner
-from shared import weight_files
+from shared.policy import weight_files
 
 pytestmark = pytest.mark.slow
 

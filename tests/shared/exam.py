@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from shared.prompts import PREFILL, SYSTEM_PROMPT, user_message
-from shared.questions import LETTERS, Question
-from shared.tokenizer import load_tokenizer, train_tokenizer
-from shared.warmup import worked_answer
+from shared.policy.tokenizer import load_tokenizer, train_tokenizer
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, user_message
+from shared.questions.record import LETTERS, Question
+from shared.training.warmup import worked_answer
 
 SOURCES = ("Lung", "Urinary tract", "Abdomen", "Skin and soft tissue", "Unknown")
 

@@ -9,9 +9,9 @@ import golden_folder
 import pandas as pd
 from golden_folder import GOLDEN
 
-from shared import preparation_mimic3
 from shared.cohorts.mimic3.cohort import Options
-from shared.preparation_mimic3 import Settings
+from shared.preparation import mimic3
+from shared.preparation.mimic3 import Settings
 
 FOLDER = GOLDEN / "mimic3"
 needs_golden = golden_folder.needs("mimic3")
@@ -23,7 +23,7 @@ def prepared(ties="stable", **settings) -> Path:
     """A folder with everything made from the golden input."""
     out = Path(tempfile.mkdtemp(prefix="mimic3-"))
     options = Settings(options=Options(ties=ties), salt="s", threads=1, **settings)
-    preparation_mimic3.prepare(FOLDER / "input", out, options, progress=False)
+    mimic3.prepare(FOLDER / "input", out, options, progress=False)
     return out
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from exam import exam, exam_tokenizer
 
-from shared import run, training
 from shared.backend import Completion
 from shared.config import RunConfig, grpo_preset, validate
 from shared.errors import InputError
-from shared.prompts import encode, opens_reasoning
-from shared.report import readings_in_words
+from shared.questions.prompts import encode, opens_reasoning
+from shared.report.run_page import readings_in_words
+from shared.runs import run
+from shared.training import loop
 
 
 def config_of(preset: str, **fields) -> RunConfig:
@@ -45,7 +46,7 @@ def test_a_step_is_rewarded_by_the_rule(tmp_path, rule, prompt, right):
     assert [question.answer for question in questions] == ["A", "B"]
     prompts = {question.id: encode(tokenizer, prompt) for question in questions}
     config = config_of("paper", answer_rule=rule, reward_format=0.5, group_size=2)
-    found = training.sample(config, Engine(), tokenizer, questions, prompts, 0, 0)
+    found = loop.sample(config, Engine(), tokenizer, questions, prompts, 0, 0)
     assert found.terms["answer"].tolist() == [[float(question.answer == right)] * 2 for question in questions]
     assert found.terms["format"].tolist() == [[0.5 * (right != "")] * 2] * 2
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from shared import baselines
 from shared.errors import InputError
+from shared.evaluation import baselines
 from shared.registry.build import RawColumn, RawRegistry, build
 from shared.tasks.denoising import questions
 

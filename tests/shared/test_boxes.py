@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.boxes import LETTERS, LONGEST, RULES, answer_letter, answer_part, lenient_last, strict_first
+from shared.questions.boxes import LETTERS, LONGEST, RULES, answer_letter, answer_part, lenient_last, strict_first
 
 # (text, strict, lenient) with five options shown.
 TABLE = [

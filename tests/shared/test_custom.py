@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared import preparation
 from shared.cohorts import custom
 from shared.cohorts.custom.codebook import COLUMNS, read_codebook, write_codebook
 from shared.cohorts.custom.drafting import draft
@@ -22,7 +21,8 @@ from shared.cohorts.custom.problems import REPORT, Problems
 from shared.cohorts.custom.table import read_data
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.questions import read_questions
+from shared.preparation import prepare
+from shared.questions.record import read_questions
 from shared.registry.build import RawColumn, RawRegistry, build
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "custom"
@@ -42,7 +42,7 @@ def edit(path, row, column, value):
 
 def test_the_documented_example_becomes_questions(source, tmp_path):
     data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=60, valid_questions=20)
-    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     assert made and all(question.cohort == "custom" for question in made)
     for question in made:
@@ -158,7 +158,7 @@ def test_all_problems_are_listed_by_row_and_column(source, tmp_path):
         edit(source / "data.csv", row, column, value)
     data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=60, valid_questions=20)
     with pytest.raises(Problems, match="5 cells do not fit.*row 3, column age: not a number") as caught:
-        preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+        prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     report = tmp_path / "out" / REPORT
     text = report.read_text()
     assert "secret" not in text + str(caught.value) and stat.S_IMODE(report.stat().st_mode) == 0o600
@@ -378,9 +378,9 @@ def test_a_damaged_table_is_read_or_refused_in_one_line(tmp_path, name):
 
 def test_a_failed_start_leaves_what_was_prepared(source, tmp_path):
     data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=60, valid_questions=20)
-    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     before = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     edit(source / "data.csv", 3, "age", "old")
     with pytest.raises(Problems):
-        preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+        prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     assert read_questions(tmp_path / "out" / "questions" / "train.parquet") == before

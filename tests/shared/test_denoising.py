@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import shortcuts
 from shared.cohorts import sepsis, synthetic
 from shared.errors import InputError
-from shared.questions import LETTERS
+from shared.questions import shortcuts
+from shared.questions.record import LETTERS
 from shared.randomness import generator
 from shared.registry.build import RawColumn, RawRegistry, build
 from shared.registry.features import Feature

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import devices
+from shared.runs import devices
 
 # What `nvidia-smi -L` prints and how it ends: with GPUs, with none, and where the driver is not running.
 GPU = "echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)'"

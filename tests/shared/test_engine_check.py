@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny import run_config
 
-from shared import files, grpo, run_evaluations
+from shared import grpo
 from shared.backend import Completion, Sampling
-from shared.engine_check import TOKENS, Forced, check_by_file, check_by_learner
 from shared.errors import SyncError
-from shared.evaluation import Answer
+from shared.evaluation.engine_check import TOKENS, Forced, check_by_file, check_by_learner
+from shared.evaluation.figures import Answer
+from shared.runs import evaluations
+from shared.storage import files
 
 PROMPTS = [np.full(length, 5, np.int32) for length in (3, 9, 30, 1, 4, 4, 12)]
 
@@ -191,25 +193,25 @@ def answers(letter: str) -> list[Answer]:
 
 def test_evaluations_of_an_engine_that_failed_are_removed_and_others_stay(tmp_path):
     right, wrong = {"engine": "torch HfEngine", "gap": 0.0}, {"engine": "torch VllmEngine", "gap": 0.0}
-    run_evaluations.write(tmp_path, "before", answers("A"), [{"id": 1}], wrong)
-    run_evaluations.write(tmp_path, "after", answers("B"), [{"id": 2}], right)
+    evaluations.write(tmp_path, "before", answers("A"), [{"id": 1}], wrong)
+    evaluations.write(tmp_path, "after", answers("B"), [{"id": 2}], right)
     with (
         pytest.raises(SyncError, match="apart"),
-        run_evaluations.dropped_with("torch VllmEngine", tmp_path, first=True),
+        evaluations.dropped_with("torch VllmEngine", tmp_path, first=True),
     ):
         raise SyncError("apart")
-    assert not run_evaluations.is_done(tmp_path, "before") and run_evaluations.is_done(tmp_path, "after")
-    assert not run_evaluations.answers_file(tmp_path, "before").exists()
+    assert not evaluations.is_done(tmp_path, "before") and evaluations.is_done(tmp_path, "after")
+    assert not evaluations.answers_file(tmp_path, "before").exists()
     assert files.read_json(tmp_path / "evaluation" / "examples.json") == [{"id": 2, "when": "after"}]
     assert files.read_json(tmp_path / "evaluation" / "engines.json") == {"after": right}
     for engine, first, error in [("torch HfEngine", False, SyncError), ("torch HfEngine", True, ValueError)]:
-        with pytest.raises(error), run_evaluations.dropped_with(engine, tmp_path, first=first):
+        with pytest.raises(error), evaluations.dropped_with(engine, tmp_path, first=first):
             raise error("other")
-        assert run_evaluations.is_done(tmp_path, "after")
+        assert evaluations.is_done(tmp_path, "after")
 
 
 def test_answers_of_an_engine_that_nobody_checked_do_not_count(tmp_path):
-    run_evaluations.write(tmp_path, "before", answers("A"), [], {"engine": "torch HfEngine"})
-    assert run_evaluations.is_done(tmp_path, "before")
+    evaluations.write(tmp_path, "before", answers("A"), [], {"engine": "torch HfEngine"})
+    assert evaluations.is_done(tmp_path, "before")
     (tmp_path / "evaluation" / "engines.json").unlink()
-    assert not run_evaluations.is_done(tmp_path, "before")
+    assert not evaluations.is_done(tmp_path, "before")

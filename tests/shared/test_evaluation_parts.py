@@ -14,17 +14,17 @@ import yaml
 from exam import exam, exam_tokenizer
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from shared import binary, forced_choice, lm_eval, orders
 from shared.backend import Completion
-from shared.comparison import check_same, compare
 from shared.errors import InputError
-from shared.evaluation import answer_to, details, read_answers, read_by, summarise, write_answers
-from shared.evaluation_page import write_page
-from shared.patients import age_band
-from shared.prompts import SYSTEM_PROMPT, encode, user_message
-from shared.questions import LETTERS
-from shared.subgroups import check_patients, subgroups
-from shared.votes import Sample, answer_of, vote
+from shared.evaluation import binary, forced_choice, lm_eval, orders
+from shared.evaluation.comparison import check_same, compare
+from shared.evaluation.figures import answer_to, details, read_answers, read_by, summarise, write_answers
+from shared.evaluation.subgroups import check_patients, subgroups
+from shared.evaluation.votes import Sample, answer_of, vote
+from shared.questions.prompts import SYSTEM_PROMPT, encode, user_message
+from shared.questions.record import LETTERS
+from shared.registry.patients import age_band
+from shared.report.evaluation_page import write_page
 
 
 def yes_no(count, seed=0):

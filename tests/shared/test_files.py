@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,6 @@ from test_custom import EXAMPLE
 from test_packages import formatted
 
 from launch.prepare import draft_codebook
-from shared import preparation
 from shared.cohorts import custom
 from shared.cohorts.custom.codebook import read_codebook
 from shared.cohorts.custom.drafting import draft
@@ -26,7 +25,8 @@ from shared.cohorts.custom.problems import Problems
 from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.questions import read_questions
+from shared.preparation import prepare
+from shared.questions.record import read_questions
 
 NUMBERS = ("age", "sex", "lactate_high", "ecog")
 
@@ -101,7 +101,7 @@ def test_questions_are_equal_across_formats(source, tmp_path):
         data = DataConfig(
             cohort="custom", source=str(folder), valid_patients=20, train_questions=40, valid_questions=10
         )
-        preparation.prepare(data, folder / "out", seed=1, progress=False, salt="s")
+        prepare.prepare(data, folder / "out", seed=1, progress=False, salt="s")
         made[name] = read_questions(folder / "out" / "questions" / "train.parquet")
     assert made["data.csv"] and all(questions == made["data.csv"] for questions in made.values())
 
@@ -274,8 +274,8 @@ def test_provenance_records_how_a_file_was_read(source, tmp_path):
     (source / "codebook.csv").write_text(book.replace("NA=; <0.3=<0.3", '"NA=; <0,3=<0.3"'))
     sizes = {"valid_patients": 20, "train_questions": 20, "valid_questions": 10}
     data = DataConfig(cohort="custom", source=str(source), delimiter="semicolon", decimal=",", **sizes)
-    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
-    options = preparation.files.read_json(tmp_path / "out" / "questions" / "provenance.json")["options"]
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
+    options = prepare.files.read_json(tmp_path / "out" / "questions" / "provenance.json")["options"]
     assert (options["delimiter"], options["decimal"]) == ("semicolon", ",")
     lactate = next(column for column in custom.read(source).columns if column.name == "lactate")
     assert lactate.values == next(column for column in custom.read(EXAMPLE).columns if column.name == "lactate").values
@@ -501,7 +501,7 @@ def test_days_are_shown_without_a_time(source, tmp_path):
     with (source / "codebook.csv").open("a") as stream:
         stream.write("born,Born,History,datetime,,,,\n")
     data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=200, valid_questions=10)
-    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     shown = [line for question in made for line in question.context.splitlines() if line.startswith("Born: 19")]
     assert shown and all(len(line) == len("Born: 1930-03-01") for line in shown)

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from exam import exam
 
-from shared import binary
 from shared.errors import InputError
-from shared.evaluation import summarise
-from shared.given_answers import Given
+from shared.evaluation import binary
+from shared.evaluation.figures import summarise
+from shared.evaluation.given_answers import Given
 
 QUESTIONS = exam(3)  # right are A, B, C
 LINES = [{"id": q.id, "completion": rf"\boxed{{{q.answer}}}"} for q in QUESTIONS]

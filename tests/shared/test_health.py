@@ -7,9 +7,9 @@ import math
 import pandas as pd
 import pytest
 
-from shared import health
 from shared.config import validate
 from shared.errors import InputError, SyncError, TrainingError
+from shared.training import health
 
 WELL = {"loss": 0.1, "grad_norm": 1.0, "kl": 0.01, "entropy": 0.5, "logprob_gap": 1e-5, "reward": 0.5, "reward_answer": 0.5,
         "answered": 1.0, "truncated": 0.0, "uniform_groups": 0.4}  # fmt: skip

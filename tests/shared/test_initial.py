@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.config import ModelConfig
-from shared.initial import random_weights, write_model
+from shared.policy.initial import random_weights, write_model
 
 MODEL = ModelConfig(
     hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,

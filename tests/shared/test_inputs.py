@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 from exam import exam, exam_tokenizer
 
-from shared import files, inputs, run
 from shared.cohorts import synthetic
 from shared.config import CheckpointConfig, ModelConfig, RunConfig, validate
 from shared.errors import InputError
-from shared.forecast import Memory, Need
-from shared.initial import write_model
-from shared.inputs import Inputs
-from shared.questions import write_questions
-from shared.tokenizer import special_tokens
+from shared.policy.initial import write_model
+from shared.policy.tokenizer import special_tokens
+from shared.preparation import inputs
+from shared.preparation.inputs import Inputs
+from shared.questions.record import write_questions
+from shared.runs import run
+from shared.runs.forecast import Memory, Need
+from shared.storage import files
 
 pytestmark = pytest.mark.slow
 

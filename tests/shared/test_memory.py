@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared import memory
+from shared.runs import memory
 
 MACHINE = 64 * 2**30
 

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from shared import metrics
 from shared.errors import InputError
-from shared.metrics import MetricsWriter, differences, differences_table, read_metrics
+from shared.training import metrics_log
+from shared.training.metrics_log import MetricsWriter, differences, differences_table, read_metrics
 
 
 def lines(folder):
@@ -125,7 +125,7 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 
 def test_without_timings_keeps_what_two_equal_runs_share():
     line = {"step": 1, "reward": 0.5, "seconds_decode": 3.0, "tokens_per_second": 9.0, "tokens": 4}
-    assert metrics.without_timings(line) == {"step": 1, "reward": 0.5, "tokens": 4}
+    assert metrics_log.without_timings(line) == {"step": 1, "reward": 0.5, "tokens": 4}
 
 
 def test_timings_of_a_run(tmp_path):
@@ -135,26 +135,26 @@ def test_timings_of_a_run(tmp_path):
         writer.write(0, first)
         writer.write(1, {"seconds_update": 1.0, "seconds_total": 1.0, "tokens_per_second": 0.0})
     table = read_metrics(tmp_path / "metrics.jsonl")
-    assert metrics.phases(table).to_dict("list") == {
+    assert metrics_log.phases(table).to_dict("list") == {
         "decode": [2.0, 0.0],
         "checkpoint": [0.5, 0.0],
         "update": [0.0, 1.0],
         "other": [0.5, 0.0],
     }
-    assert metrics.timings(table) == {
+    assert metrics_log.timings(table) == {
         "steps": 2,
         "seconds": 4.0,
         "seconds_by_phase": {"decode": 2.0, "checkpoint": 0.5, "update": 1.0, "other": 0.5},
         "tokens_per_second": 300.0,
     }
-    assert metrics.timings(table[["step"]]) == {
+    assert metrics_log.timings(table[["step"]]) == {
         "steps": 2, "seconds": 0.0, "seconds_by_phase": {}, "tokens_per_second": None,
     }  # fmt: skip
 
 
 def test_plain_makes_json_of_anything_measured():
     value = {"a": np.float32("nan"), 3: [np.int64(2), (np.bool_(True), -math.inf)], "b": np.array([1.5, np.nan])}
-    assert metrics.plain(value) == {"a": None, "3": [2, [True, None]], "b": [1.5, None]}
+    assert metrics_log.plain(value) == {"a": None, "3": [2, [True, None]], "b": [1.5, None]}
 
 
 def test_weights_and_biases_only_if_asked_for(tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ import duckdb
 import pytest
 from test_mimic3_tables import change, lines_of, original, refusal, source, write_lines, written  # noqa: F401
 
-from shared import preparation_mimic3
 from shared.cohorts.mimic3 import extracts, tables
 from shared.errors import InputError
-from shared.preparation_mimic3 import Settings
+from shared.preparation import mimic3
+from shared.preparation.mimic3 import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_a_column_of_row_numbers_changes_nothing_and_is_said(source, original, t
     for extract in ("demog", "ce"):
         there, here = (written(folder, tmp_path / folder.name, extract) for folder in (original, source))
         assert len(there) and there.equals(here)
-    said = preparation_mimic3.prepare(source, tmp_path / "out", Settings(threads=1), progress=False)
+    said = mimic3.prepare(source, tmp_path / "out", Settings(threads=1), progress=False)
     assert said.count("its first column (") == 12 and "ICUSTAYS.csv.gz: its first column" in said
 
 

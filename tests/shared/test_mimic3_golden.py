@@ -10,13 +10,13 @@ import pytest
 from golden_folder import document, lines
 from golden_mimic3 import FINAL, FOLDER, as_the_original, golden_files, meta, needs_golden, prepared, read
 
-from shared import preparation_mimic3
 from shared.cohorts.mimic3 import final, imputation, neighbours, reference, scores, tables
 from shared.cohorts.mimic3.cohort import Options
 from shared.cohorts.mimic3.stages import Stages
-from shared.preparation_mimic3 import Settings
-from shared.prompts import user_message
-from shared.questions import read_questions
+from shared.preparation import mimic3
+from shared.preparation.mimic3 import Settings
+from shared.questions.prompts import user_message
+from shared.questions.record import read_questions
 from shared.tasks import measurement, timeline
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
@@ -96,7 +96,7 @@ def test_the_cohort_takes_a_hundredth_of_the_originals_time(tmp_path, ties):
             return done
 
     settings = Settings(options=Options(ties=ties), threads=1, measurement_stays=1, mortality_stays=1)
-    preparation_mimic3.prepare(FOLDER / "input", tmp_path, settings, progress=False, make_stages=Timed)
+    mimic3.prepare(FOLDER / "input", tmp_path, settings, progress=False, make_stages=Timed)
     stages = ("candidates", "first_windows", "stays", "second_windows", "cohort")
     assert sum(spent[name] for name in stages) < seconds_of_the_original() / 100
 

@@ -17,13 +17,13 @@ import pytest
 from commands import apart, here
 
 from benchmarks import mimic3_tables
-from shared import preparation_mimic3
 from shared.cohorts.mimic3 import final, fixes
 from shared.cohorts.mimic3.cohort import Options
 from shared.cohorts.mimic3.stages import Stages
-from shared.preparation_mimic3 import Settings
-from shared.questions import read_questions
-from shared.showing import Selection
+from shared.preparation import mimic3
+from shared.preparation.mimic3 import Settings
+from shared.questions.record import read_questions
+from shared.runs.showing import Selection
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def source(tmp_path_factory):
 
 def run(source, out, **settings):
     given = {"salt": "s", "threads": 1} | settings
-    return preparation_mimic3.prepare(source, out, Settings(**given), progress=False)
+    return mimic3.prepare(source, out, Settings(**given), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_what_is_written(prepared):
     cohort, measurement, mortality = results(out)
     assert list(cohort.columns) == list(final.COLUMNS)
     assert cohort["m:icustayid"].nunique() > STAYS / 2
-    pd.testing.assert_frame_equal(pd.read_csv(out / preparation_mimic3.CSV), cohort, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(out / mimic3.CSV), cohort, check_dtype=False)
     assert {q.task for q in measurement} == {"measurement"} and {q.task for q in mortality} == {"mortality"}
     assert all(q.cohort == "mimic3" for q in measurement + mortality)
     assert len({q.id for q in measurement + mortality}) == len(measurement + mortality)
@@ -135,7 +135,7 @@ def test_nothing_is_done_twice_and_only_what_changed_again(source, prepared, tmp
     changed = {path.name for path, stamp in times.items() if path.stat().st_mtime_ns != stamp}
     assert not changed & {"ce.parquet", "demog.parquet", "first_windows.parquet", "candidates.parquet"}
     assert {"stays.parquet", "cohort.parquet", "measurement.parquet"} <= changed
-    assert not (out / preparation_mimic3.CSV).exists()  # the CSV file of another cohort
+    assert not (out / mimic3.CSV).exists()  # the CSV file of another cohort
 
 
 def test_a_changed_file_is_read_again(source, prepared, tmp_path):
@@ -168,7 +168,7 @@ def test_a_run_stopped_at_any_stage_goes_on(source, prepared, tmp_path, stage, m
     out = tmp_path / "out"
     settings = Settings(salt="s", threads=1)
     with pytest.raises(Stopped):
-        preparation_mimic3.prepare(source, out, settings, progress=False, make_stages=Stopping)
+        mimic3.prepare(source, out, settings, progress=False, make_stages=Stopping)
     assert not (out / "provenance.json").exists()
     run(source, out)
     assert_same(prepared[0], out)
@@ -210,7 +210,7 @@ def test_no_stay_left_gives_empty_files(source, tmp_path):
     summary = run(empty, tmp_path / "out", csv=True)
     cohort, *questions = results(tmp_path / "out")
     assert cohort.empty and list(cohort.columns) == list(final.COLUMNS) and questions == [[], []]
-    assert (tmp_path / "out" / preparation_mimic3.CSV).read_text() == ",".join(final.COLUMNS) + "\n"
+    assert (tmp_path / "out" / mimic3.CSV).read_text() == ",".join(final.COLUMNS) + "\n"
     assert "0 stays, 0 rows" in summary
 
 

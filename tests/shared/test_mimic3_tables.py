@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from benchmarks import mimic3_tables
-from shared import preparation_mimic3
 from shared.cohorts.mimic3 import extracts, tables
 from shared.errors import InputError
-from shared.preparation_mimic3 import Settings
+from shared.preparation import mimic3
+from shared.preparation.mimic3 import Settings
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def change(source, name, line, edit):
 def refusal(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError) as error:
-        preparation_mimic3.prepare(source, out, Settings(threads=1), progress=False)
+        mimic3.prepare(source, out, Settings(threads=1), progress=False)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert not (out / "questions").exists() and not (out / "cohort.parquet").exists()
     assert not list(tmp_path.rglob("*.partial"))

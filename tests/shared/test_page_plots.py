@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import page_plots, plots
+from shared.report import page_plots, plots
 
 STYLE_SHEET = (Path(plots.__file__).parent / "templates" / "style.css").read_text()
 ROWS = [page_plots.Row("this <model> & $more$", 0.5, (0.4, 0.6)), page_plots.Row("chance", 0.25)]

@@ -15,7 +15,7 @@ from shared.paper.answers import simplified
 from shared.paper.draws import Draws
 from shared.paper.records import CannotShow, Place, show
 from shared.paper.values import CannotDraw, from_json, plain, value_choices
-from shared.prompts import SYSTEM_PROMPT
+from shared.questions.prompts import SYSTEM_PROMPT
 
 golden = pytest.mark.golden
 SERIALIZERS = {"sepsis_registry": "sections", "stroke_registry": "lines", "aki_registry": "days"}

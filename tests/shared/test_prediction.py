@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from golden_registry import FOLDER, needs_golden
 
-from shared import shortcuts
 from shared.cohorts import hospitalized, stroke
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.paper.prediction import outcome_columns, paper_label
-from shared.prompts import user_message
-from shared.questions import LETTERS
+from shared.paper.prediction import paper_label
+from shared.questions import shortcuts
+from shared.questions.prompts import user_message
+from shared.questions.record import LETTERS
 from shared.registry.build import build
 from shared.registry.features import Feature
 from shared.tasks import aki, stroke_outcome
+from shared.tasks.stroke_outcome import outcome_columns
 
 golden = pytest.mark.golden
 NAN = math.nan

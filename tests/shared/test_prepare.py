@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shared import preparation
 from shared.cohorts import tables
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.questions import read_questions, write_questions
+from shared.preparation import prepare
+from shared.preparation.verification import check_sources, verify
+from shared.questions.record import read_questions, write_questions
 from shared.registry import store
-from shared.verification import check_sources, verify
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ SMALL = DataConfig(patients=160, valid_patients=60, train_questions=120, valid_q
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "out"
-    preparation.prepare(SMALL, out, seed=3, progress=False)
+    prepare.prepare(SMALL, out, seed=3, progress=False)
     return out
 
 
@@ -51,7 +51,7 @@ def test_what_is_written(prepared):
         "data.xlsx", "metadata.xlsx", "kor_to_eng.json",
     }  # fmt: skip
     assert "scikit-learn" in provenance["versions"]
-    summary = preparation.summary(prepared)
+    summary = prepare.summary(prepared)
     assert "100 train, 60 valid" in summary and len(summary.splitlines()) < 30
 
 
@@ -65,24 +65,24 @@ def test_files_are_their_owners_alone(prepared):
 def test_nothing_is_done_twice_unless_something_changed(tmp_path):
     quick = DataConfig(patients=90, valid_patients=30, train_questions=30, valid_questions=10)
     questions = tmp_path / "questions" / "train.parquet"
-    preparation.prepare(quick, tmp_path, seed=1, progress=False)
+    prepare.prepare(quick, tmp_path, seed=1, progress=False)
     before = (questions.stat().st_mtime_ns, read_questions(questions))
-    preparation.prepare(quick, tmp_path, seed=1, progress=False)
+    prepare.prepare(quick, tmp_path, seed=1, progress=False)
     assert questions.stat().st_mtime_ns == before[0]
-    preparation.prepare(quick, tmp_path, seed=2, progress=False)
+    prepare.prepare(quick, tmp_path, seed=2, progress=False)
     assert read_questions(questions) != before[1]
     # From the raw files of the first run: another source, so another salt, which is then kept.
     data = DataConfig(cohort="sepsis", source=str(tmp_path / "raw"), valid_patients=30, train_questions=30,
                       valid_questions=10)  # fmt: skip
     real = tmp_path / "real"
-    preparation.prepare(data, real, seed=2, progress=False)
+    prepare.prepare(data, real, seed=2, progress=False)
     salt = json.loads((real / "registry" / "provenance.json").read_text())["salt"]
     assert len(salt) == 32 and salt != "synthetic"
     stamp = (real / "questions" / "train.parquet").stat().st_mtime_ns
-    preparation.prepare(data, real, seed=2, progress=False)
+    prepare.prepare(data, real, seed=2, progress=False)
     assert (real / "questions" / "train.parquet").stat().st_mtime_ns == stamp
     (tmp_path / "raw" / "kor_to_eng.json").write_text(json.dumps({"남": "Man", "여": "Woman"}))
-    preparation.prepare(data, real, seed=2, progress=False)
+    prepare.prepare(data, real, seed=2, progress=False)
     assert (real / "questions" / "train.parquet").stat().st_mtime_ns > stamp
     assert json.loads((real / "registry" / "provenance.json").read_text())["salt"] == salt
 
@@ -221,7 +221,7 @@ def test_held_out_sites_and_times(prepared, tmp_path, split, held_out):
     sizes = {} if held_out else {"valid_patients": 30}
     data = DataConfig(cohort="sepsis", source=str(prepared / "raw"), split=split, held_out=held_out, train_questions=120,
                       valid_questions=40, context_features=8, **sizes)  # fmt: skip
-    preparation.prepare(data, tmp_path, seed=3, progress=False)
+    prepare.prepare(data, tmp_path, seed=3, progress=False)
     registry = store.load(tmp_path / "registry")
     role = registry.provenance["roles"][split]
     if split == "site":
@@ -234,7 +234,7 @@ def test_held_out_sites_and_times(prepared, tmp_path, split, held_out):
 def test_paper_compat_from_raw_files(prepared, tmp_path):
     data = DataConfig(cohort="sepsis", source=str(prepared / "raw"), compat="paper", balance="none", valid_patients=60,
                       train_questions=600, valid_questions=40)  # fmt: skip
-    preparation.prepare(data, tmp_path, seed=3, progress=False)
+    prepare.prepare(data, tmp_path, seed=3, progress=False)
     train, valid = (read_questions(tmp_path / "questions" / f"{split}.parquet") for split in ("train", "valid"))
     assert 500 < len(train) <= 600 and 0 < len(valid) <= 40 and len({q.id for q in train}) == len(train)
     record = json.loads((tmp_path / "questions" / "provenance.json").read_text())

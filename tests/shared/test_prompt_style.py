@@ -12,11 +12,11 @@ from chats import byte_tokenizer
 from golden_folder import GOLDEN, document, needs
 from transformers.utils import chat_template_utils
 
-from shared import prompt_style
 from shared.config import ModelConfig, RunConfig, validate
 from shared.errors import InputError
-from shared.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle
-from shared.turns import end_of_turn, end_of_turn_warning
+from shared.questions import prompt_style
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle
+from shared.questions.turns import end_of_turn, end_of_turn_warning
 
 TEMPLATES = GOLDEN / "registry" / "chat_templates.json.gz"
 SYSTEM = f"<|system|>{SYSTEM_PROMPT}<|end|>"

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InputError
-from shared.prompts import (
+from shared.questions.prompts import (
     PREFILL,
     SYSTEM_PROMPT,
     PromptStyle,
@@ -18,7 +18,7 @@ from shared.prompts import (
     prompt_tokens,
     user_message,
 )
-from shared.questions import Question
+from shared.questions.record import Question
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
 OPENING = PLAIN + "{% if add_generation_prompt %}<assistant>{% endif %}"

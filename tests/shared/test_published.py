@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from creason_torch.rollout import vllm_names
-from shared import published
 from shared.backend import Probe
 from shared.errors import SyncError
+from shared.training import published
 
 SIZES = {f"layer.{index}": 40 for index in range(6)} | {"norm": 1}
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InputError
-from shared.questions import COLUMNS, LETTERS, Question, question_at, read_questions, write_questions
+from shared.questions.record import COLUMNS, LETTERS, Question, question_at, read_questions, write_questions
 from shared.randomness import generator, uniforms
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)

@@ -11,7 +11,7 @@ from shared.cohorts.custom.problems import Problems
 from shared.cohorts.custom.table import read_data
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation import prepare
+from shared.preparation.prepare import prepare
 
 HEAD = "column,display_name,section,kind,coding\n"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared import shortcuts
-from shared.questions import LETTERS, Question
-from shared.record_guessers import read_record
+from shared.questions import shortcuts
+from shared.questions.record import LETTERS, Question
+from shared.questions.record_guessers import read_record
 
 
 def question(number, feature, lines, choices, answer):

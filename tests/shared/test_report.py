@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared import evaluation, files, metrics, report
 from shared.config import EvaluationConfig, RunConfig
 from shared.errors import InputError
-from shared.questions import LETTERS, Question
+from shared.evaluation import figures
+from shared.questions.record import LETTERS, Question
+from shared.report import run_page
+from shared.storage import files
+from shared.training import metrics_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = RunConfig(name="quick <b>run</b>", seed=7, evaluation=EvaluationConfig(bootstrap=200))
@@ -52,10 +55,10 @@ def questions() -> list[Question]:
     ]
 
 
-def answers(share: float) -> list[evaluation.Answer]:
+def answers(share: float) -> list[figures.Answer]:
     random = np.random.default_rng(int(share * 100))
     return [
-        evaluation.answer_to(item, item.answer if random.random() < share else "", truncated=False, tokens=9)
+        figures.answer_to(item, item.answer if random.random() < share else "", truncated=False, tokens=9)
         for item in questions()
     ]
 
@@ -65,7 +68,7 @@ def finished(tmp_path_factory) -> Path:
     """The work directory of a run that has ended."""
     folder = tmp_path_factory.mktemp("finished")
     before, after = answers(0.3), answers(0.6)
-    with metrics.MetricsWriter(folder, 0) as writer:
+    with metrics_log.MetricsWriter(folder, 0) as writer:
         for step in range(40):
             writer.write(
                 step,
@@ -75,12 +78,12 @@ def finished(tmp_path_factory) -> Path:
                     "seconds_prefill": 0.5, "seconds_decode": 2.0, "tokens_per_second": 123.0,
                 },
             )  # fmt: skip
-    evaluation.write_answers(folder / "evaluation" / "before.parquet", before)
-    evaluation.write_answers(folder / "evaluation" / "after.parquet", after)
+    figures.write_answers(folder / "evaluation" / "before.parquet", before)
+    figures.write_answers(folder / "evaluation" / "after.parquet", after)
     files.write_json(folder / "evaluation" / "examples.json", [EXAMPLE])
     files.write_json(folder / "config.json", dataclasses.asdict(CONFIG))
-    timings = metrics.timings(metrics.read_metrics(folder / "metrics.jsonl"))
-    summary = evaluation.summary(
+    timings = metrics_log.timings(metrics_log.read_metrics(folder / "metrics.jsonl"))
+    summary = figures.summary(
         CONFIG.name, questions(), before, after, config=CONFIG, timings=timings, environment={"backend": "jax"}
     )
     files.write_json(folder / "summary.json", summary)
@@ -95,7 +98,7 @@ def finished(tmp_path_factory) -> Path:
 def shown(finished, tmp_path_factory) -> Path:
     """A work directory with its report, examples included."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("shown") / "run"))
-    assert report.write_report(folder, show_examples=True) == folder / "report.html"
+    assert run_page.write_report(folder, show_examples=True) == folder / "report.html"
     return folder
 
 
@@ -141,7 +144,7 @@ def test_the_health_of_a_run_is_a_table_and_a_config_of_another_version_is_said(
     assert "Health of the run" in text and "exploding KL" in text and "> 5 for 5 steps" in text
     config = files.read_json(workdir / "config.json")
     files.write_json(workdir / "config.json", config | {"unknown": 1})
-    report.write_report(workdir, show_examples=False)
+    run_page.write_report(workdir, show_examples=False)
     text = Page(workdir / "report.html").text
     assert "exploding KL" not in text and "the health of the run: its config is not one of this version" in text
 
@@ -151,13 +154,13 @@ def test_the_page_holds_the_numbers_of_the_summary(shown):
     assert page.open == []
     summary = json.loads((shown / "summary.json").read_text())
     for part in (summary["before"], summary["after"]):
-        assert report.percent(part["accuracy"]) in page.text
-        assert report.interval(part["ci"]) in page.text
-    assert report.points(summary["gain"]["value"]) in page.text
+        assert run_page.percent(part["accuracy"]) in page.text
+        assert run_page.interval(part["ci"]) in page.text
+    assert run_page.points(summary["gain"]["value"]) in page.text
     for key in ("bayes_accuracy", "majority_accuracy", "chance_accuracy"):
-        assert report.percent(summary[key]) in page.text
+        assert run_page.percent(summary[key]) in page.text
     for row in summary["per_feature"]:
-        assert row["feature"] in page.text and report.percent(row["after"]) in page.text
+        assert row["feature"] in page.text and run_page.percent(row["after"]) in page.text
     for title in ("Reward", "KL to the reference", "Entropy", "Gradient norm", "Learning rate", "Completion length"):
         assert title in page.text
     assert "prefill" in page.text and "decode" in page.text and "123 tokens per second" in page.text
@@ -183,19 +186,19 @@ def test_what_a_run_says_is_escaped(shown):
 
 @pytest.mark.slow
 def test_examples_are_shown_only_if_allowed(workdir):
-    path = report.write_report(workdir, show_examples=False)
+    path = run_page.write_report(workdir, show_examples=False)
     assert "alert" not in path.read_text() and "Lactate" not in path.read_text()
     assert "1 example completions are left out" in Page(path).text
 
 
 def test_examples_of_records_that_may_be_real_need_the_flag():
     drawn = dataclasses.asdict(RunConfig(name="quick"))
-    assert report.examples_allowed(drawn, False)
+    assert run_page.examples_allowed(drawn, False)
     for change in ({"cohort": "sepsis"}, {"source": "raw"}, {"train": "t.parquet", "valid": "v.parquet"}):
         real = {"data": drawn["data"] | change}
-        assert not report.examples_allowed(real, False)
-        assert report.examples_allowed(real, True)
-    assert not report.examples_allowed({}, False)
+        assert not run_page.examples_allowed(real, False)
+        assert run_page.examples_allowed(real, True)
+    assert not run_page.examples_allowed({}, False)
 
 
 def test_the_main_plot_is_a_picture_for_a_readme(shown):
@@ -207,7 +210,7 @@ def test_the_main_plot_is_a_picture_for_a_readme(shown):
 def test_phases_that_do_not_come_every_step(workdir):
     lines = ['{"step": 0, "seconds_update": 1.0, "seconds_total": 2.0}', '{"step": 1, "seconds_checkpoint": 3.0}', ""]
     (workdir / "metrics.jsonl").write_text("\n".join(lines))
-    text = Page(report.write_report(workdir, show_examples=False)).text
+    text = Page(run_page.write_report(workdir, show_examples=False)).text
     assert re.search(r"checkpoint\s*3\.0 s\s*60\.0%\s*1\.500 s", text)
     assert re.search(r"other\s*1\.0 s\s*20\.0%", text)
 
@@ -215,7 +218,7 @@ def test_phases_that_do_not_come_every_step(workdir):
 def test_a_first_step_that_compiled_is_told_apart(workdir):
     lines = [{"step": step, "seconds_update": 90.0 if step == 0 else 2.0} for step in range(5)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = report.write_report(workdir, show_examples=False)
+    path = run_page.write_report(workdir, show_examples=False)
     text = Page(path).text
     assert "Step 0 took 1 min 30 s, a later one 2.0 s (median)" in text
     assert re.search(r"update\s*1 min 38 s\s*100\.0%\s*2\.000 s\s*90\.000 s", text)
@@ -229,19 +232,19 @@ def test_features_have_the_names_that_readers_know(workdir):
         "labels": [], "leak_group": None, "visible": True,
     }  # fmt: skip
     files.write_json(workdir / "data" / "registry" / "features.json", [shown | {"name": "feature 1"}])
-    text = Page(report.write_report(workdir, show_examples=False)).text
+    text = Page(run_page.write_report(workdir, show_examples=False)).text
     assert "Lactate, first" in text and "feature 1" not in text and "feature 2" in text
 
 
 @pytest.mark.slow
 def test_the_same_files_make_the_same_page(shown, workdir):
-    again = report.write_report(workdir, show_examples=True)
+    again = run_page.write_report(workdir, show_examples=True)
     assert again.read_text() == (shown / "report.html").read_text()
 
 
 def test_a_run_that_has_just_begun(tmp_path):
     files.write_json(tmp_path / "config.json", dataclasses.asdict(CONFIG))
-    page = Page(report.write_report(tmp_path, show_examples=True))
+    page = Page(run_page.write_report(tmp_path, show_examples=True))
     assert "has not been evaluated yet" in page.text
     assert "summary.json: the run has not finished" in page.text
     assert "metrics.jsonl: no optimizer step" in page.text
@@ -251,7 +254,7 @@ def test_a_run_that_has_just_begun(tmp_path):
 def test_a_run_in_the_middle(workdir):
     (workdir / "summary.json").unlink()
     (workdir / "metrics.jsonl").write_text('{"step": 0, "reward": 0.5, "kl": null}\n{"step": 1, "rew')
-    page = Page(report.write_report(workdir, show_examples=False))
+    page = Page(run_page.write_report(workdir, show_examples=False))
     assert "the curve of kl" in page.text and "the curve of entropy" in page.text
     assert "the curve of reward" not in page.text and "Reward" in page.text
     assert "the time of each phase" in page.text
@@ -259,22 +262,22 @@ def test_a_run_in_the_middle(workdir):
 
 @pytest.mark.slow
 def test_a_run_evaluated_only_before(workdir):
-    summary = evaluation.summary(CONFIG.name, questions(), answers(0.3), None, config=CONFIG)
+    summary = figures.summary(CONFIG.name, questions(), answers(0.3), None, config=CONFIG)
     files.write_json(workdir / "summary.json", summary)
-    page = Page(report.write_report(workdir, show_examples=False))
+    page = Page(run_page.write_report(workdir, show_examples=False))
     assert "Before GRPO, accuracy on 90 questions about 30 held-out patients" in page.text
     assert "the evaluation after GRPO" in page.text
-    assert "not evaluated yet" in report.terminal_summary(summary, workdir)
+    assert "not evaluated yet" in run_page.terminal_summary(summary, workdir)
 
 
 @pytest.mark.slow
 def test_an_unknown_ceiling_is_said_to_be_unknown(workdir):
     real = [dataclasses.replace(item, bayes_accuracy=None, bayes_answer=None) for item in questions()]
-    summary = evaluation.summary(CONFIG.name, real, answers(0.3), answers(0.6), config=CONFIG)
+    summary = figures.summary(CONFIG.name, real, answers(0.3), answers(0.6), config=CONFIG)
     files.write_json(workdir / "summary.json", summary)
-    page = Page(report.write_report(workdir, show_examples=False))
+    page = Page(run_page.write_report(workdir, show_examples=False))
     assert "the Bayes ceiling: it is known only" in page.text
-    assert "Bayes" not in report.headline(summary) and "Bayes" not in report.terminal_summary(summary, workdir)
+    assert "Bayes" not in run_page.headline(summary) and "Bayes" not in run_page.terminal_summary(summary, workdir)
 
 
 def part(accuracy: float, low: float, high: float) -> dict:
@@ -286,42 +289,42 @@ def test_the_headline_claims_no_more_than_the_intervals():
         "before": part(0.3, 0.25, 0.35), "after": part(0.6, 0.55, 0.65), "gain": {"value": 0.3, "ci": [0.22, 0.38]},
         "majority_accuracy": 0.4, "bayes_accuracy": 0.8,
     }  # fmt: skip
-    text = report.headline(clear)
+    text = run_page.headline(clear)
     assert "from 30.0% (95% interval 25.0 to 35.0%) before GRPO to 60.0%" in text
     assert "+30.0 points (+22.0 to +38.0 points)" in text
     assert "above always taking the most frequent option (40.0%)" in text and "closes 60% of the distance" in text
     assert "zero" not in text
     unclear = clear | {"gain": {"value": 0.02, "ci": [-0.04, 0.08]}, "after": part(0.32, 0.27, 0.43)}
-    assert "cannot tell the change from none" in report.headline(unclear)
-    assert "not distinguishable from always" in report.headline(unclear)
+    assert "cannot tell the change from none" in run_page.headline(unclear)
+    assert "not distinguishable from always" in run_page.headline(unclear)
     worse = clear | {"gain": {"value": -0.1, "ci": [-0.15, -0.05]}, "after": part(0.2, 0.15, 0.25)}
-    assert "below always" in report.headline(worse) and "closes" not in report.headline(worse)
+    assert "below always" in run_page.headline(worse) and "closes" not in run_page.headline(worse)
     single = clear | {"before": part(0.3, 0, 0) | {"ci": None, "patients": 1}, "gain": {"value": 0.3, "ci": None}}
-    assert "no interval" in report.headline(single)
+    assert "no interval" in run_page.headline(single)
 
 
 def test_terminal_summary_fits_a_screen(workdir):
     summary = json.loads((workdir / "summary.json").read_text())
-    lines = report.terminal_summary(summary, Path("run")).splitlines()
+    lines = run_page.terminal_summary(summary, Path("run")).splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert report.percent(summary["after"]["accuracy"]) in text and "run/report.html" in text
+    assert run_page.percent(summary["after"]["accuracy"]) in text and "run/report.html" in text
     assert "40 optimizer steps in 1 min 40 s, 123 tokens/s" in text
 
 
 def test_words_for_numbers():
-    assert (report.percent(0.1234), report.percent(None), report.points(-0.05)) == ("12.3%", "–", "-5.0 points")
-    assert report.interval([0.1, 0.25]) == "10.0 to 25.0%"
-    assert report.interval([-0.1, 0.25], report.points) == "-10.0 to +25.0 points"
-    assert [report.duration(s) for s in (0.25, 75, 59.99, 3_700)] == ["0.2 s", "1 min 15 s", "60.0 s", "1 h 01 min"]
+    assert (run_page.percent(0.1234), run_page.percent(None), run_page.points(-0.05)) == ("12.3%", "–", "-5.0 points")
+    assert run_page.interval([0.1, 0.25]) == "10.0 to 25.0%"
+    assert run_page.interval([-0.1, 0.25], run_page.points) == "-10.0 to +25.0 points"
+    assert [run_page.duration(s) for s in (0.25, 75, 59.99, 3_700)] == ["0.2 s", "1 min 15 s", "60.0 s", "1 h 01 min"]
 
 
 def test_a_folder_without_a_run_or_with_a_broken_file_is_one_clear_line(tmp_path, workdir):
     with pytest.raises(InputError, match="holds no run"):
-        report.write_report(tmp_path, show_examples=False)
+        run_page.write_report(tmp_path, show_examples=False)
     (workdir / "summary.json").write_text("{")
     with pytest.raises(InputError, match=r"summary\.json: not JSON"):
-        report.write_report(workdir, show_examples=False)
+        run_page.write_report(workdir, show_examples=False)
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess:

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from commands import here
 
-from shared import files, ratings, review
-from shared.agreement import agreed, alpha
 from shared.errors import InputError
-from shared.review_store import STORE_FILE, Case, Said, Store
+from shared.review import ratings, review
+from shared.review.agreement import agreed, alpha
+from shared.review.store import STORE_FILE, Case, Said, Store
+from shared.storage import files
 
 CASES = 12
 RATERS = ("r1", "r2", "r3")

@@ -7,9 +7,9 @@ from golden_registry import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import rewards
 from shared.config import GrpoConfig
-from shared.questions import LETTERS, Question
+from shared.questions import rewards
+from shared.questions.record import LETTERS, Question
 
 
 def ask(answer: str = "B") -> Question:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared import shortcuts
 from shared.cohorts import sepsis, synthetic
-from shared.questions import LETTERS, Question
+from shared.questions import shortcuts
+from shared.questions.record import LETTERS, Question
 from shared.registry import build
 from shared.tasks.denoising import questions
 

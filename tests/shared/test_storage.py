@@ -13,10 +13,11 @@ from commands import here
 from fsspec.implementations.memory import MemoryFileSystem
 from test_questions import numbered
 
-from shared import run, storage
 from shared.config import RunConfig, validate
 from shared.errors import InputError
-from shared.questions import read_questions, write_questions
+from shared.questions.record import read_questions, write_questions
+from shared.runs import run
+from shared.storage import buckets
 
 
 @pytest.fixture
@@ -120,21 +121,21 @@ class TestModels:
 
     def test_it_is_copied_once(self, there, tmp_path):
         folder = tmp_path / "work" / "model"
-        storage.fetch_model(there, folder, progress=False)
+        buckets.fetch_model(there, folder, progress=False)
         assert {path.name: path.read_text() for path in folder.iterdir()} == {
             name: name for name in ("config.json", "model.safetensors")
         }
         fsspec.filesystem("gs").rm(there, recursive=True)
-        storage.fetch_model(there, folder, progress=False)
+        buckets.fetch_model(there, folder, progress=False)
         assert len(list(folder.iterdir())) == 2
 
     def test_its_bytes_move_the_bar(self, there, tmp_path, capfd):
-        storage.fetch_model(there, tmp_path / "work" / "model", progress=True)
+        buckets.fetch_model(there, tmp_path / "work" / "model", progress=True)
         size = len("config.json") + len("model.safetensors")
         assert f"{size:.1f}/{size:.1f}" in capfd.readouterr().err
 
     def test_a_copy_that_fails_leaves_nothing(self, there, tmp_path, monkeypatch):
-        filesystem = storage._opened(there)[0]
+        filesystem = buckets._opened(there)[0]
 
         def half(names, targets, callback):
             Path(targets[0]).write_text("{")
@@ -142,7 +143,7 @@ class TestModels:
 
         monkeypatch.setattr(filesystem, "get", half)
         with pytest.raises(InputError, match="connection lost"):
-            storage.fetch_model(there, tmp_path / "work" / "model", progress=False)
+            buckets.fetch_model(there, tmp_path / "work" / "model", progress=False)
         assert [path.name for path in (tmp_path / "work").iterdir()] == [".model.lock"]
 
     def test_one_that_is_not_there_is_named(self, bucket):

@@ -15,7 +15,6 @@ import pytest
 from test_custom import EXAMPLE, edit
 
 from launch.prepare import draft_codebook
-from shared import preparation
 from shared.cohorts import custom, tables
 from shared.cohorts.custom.codebook import read_codebook, write_codebook
 from shared.cohorts.custom.drafting import draft
@@ -25,7 +24,8 @@ from shared.cohorts.stroke.cleaning import joined
 from shared.cohorts.tables import RawTable, plain_name, read_table
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.questions import read_questions
+from shared.preparation import prepare
+from shared.questions.record import read_questions
 
 DATA_ROWS = [["id", "age", "site"], *[[f"P{i:02}", 20 + i, "AB"[i % 2]] for i in range(60)]]
 
@@ -418,7 +418,7 @@ def test_a_draft_and_a_preparation_take_the_encoding(source, tmp_path):
     (source / "data.csv").write_bytes(text.encode("cp949"))
     data = DataConfig(cohort="custom", source=str(source), encoding="cp949", valid_patients=20, train_questions=40,
                       valid_questions=10)  # fmt: skip
-    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     assert any("호흡 곤란" in question.context for question in made)
     (source / "codebook.csv").unlink()
@@ -432,7 +432,5 @@ def test_what_was_left_out_is_kept_and_shown(source, tmp_path):
     (source / "data.csv").unlink()
     workbook(source / "data.xlsx", {"Data": [list(table.columns), *table.to_numpy().tolist()], "Old": [["x"]]})
     data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=40, valid_questions=10)
-    preparation.prepare(data, tmp_path / "out", seed=1, progress=False)
-    assert "note             data.xlsx: read from sheet 'Data'; not read: 'Old'" in preparation.summary(
-        tmp_path / "out"
-    )
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
+    assert "note             data.xlsx: read from sheet 'Data'; not read: 'Old'" in prepare.summary(tmp_path / "out")

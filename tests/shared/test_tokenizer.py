@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InputError
-from shared.prompts import chat_text, encode
-from shared.questions import LETTERS
-from shared.tokenizer import (
+from shared.policy.tokenizer import (
     END,
     PAD,
     SEPARATOR,
@@ -28,6 +26,8 @@ from shared.tokenizer import (
     special_tokens,
     train_tokenizer,
 )
+from shared.questions.prompts import chat_text, encode
+from shared.questions.record import LETTERS
 
 CATEGORIES = ("Community-acquired", "Not performed", "Gram-negative rods", "Stage 3 or 4", "Unknown")
 RECORD = """[Baseline Characteristics/Basic Data]

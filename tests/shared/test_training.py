@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from exam import exam, exam_tokenizer
 
-from shared import grpo, training
+from shared import grpo
 from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import SyncError, TrainingError
 from shared.grpo import GroupLayout, completion_view
-from shared.prompts import PromptStyle, encode, prompt_tokens
-from shared.questions import question_at
+from shared.questions.prompts import PromptStyle, encode, prompt_tokens
+from shared.questions.record import question_at
 from shared.randomness import uniforms
-from shared.stopping import Stopped, StopRequest
-from shared.trajectories import TrajectoryReader
+from shared.training import loop
+from shared.training.stopping import Stopped, StopRequest
+from shared.training.trajectories import TrajectoryReader
 
 QUESTIONS = exam(11)
 METRICS = {"loss": 0.5, "kl": 0.01, "entropy": 1.5, "grad_norm": 0.2, "logprob_gap": 1e-6, "learning_rate": 1e-6}
@@ -184,8 +185,8 @@ def start(tokenizer, prompts, tmp_path):
         events: list[str] = []
         made = Run(events, Learner(events, metrics), Engine(events, tokenizer, prompts, skill), tmp_path)
         run.last = made
-        source = training.Sampled(config, made.engine, tokenizer, QUESTIONS, prompts)
-        training.train(config, made.learner, source, tmp_path, agreed=agreed, progress=False)
+        source = loop.Sampled(config, made.engine, tokenizer, QUESTIONS, prompts)
+        loop.train(config, made.learner, source, tmp_path, agreed=agreed, progress=False)
         return made
 
     return run
@@ -377,7 +378,7 @@ class TestUniformGroups:
         for step, (batch, line) in enumerate(zip(run.learner.batches, run.lines, strict=True)):
             useful: list[str] = []
             asked = 0
-            while len(useful) < 2 and asked < 2 * (1 + training.REFILL_ROUNDS):
+            while len(useful) < 2 and asked < 2 * (1 + loop.REFILL_ROUNDS):
                 call = next(calls)
                 asked += len(call["questions"])
                 useful += [q.id for q, same in zip(call["questions"], self.uniform(call), strict=True) if not same]
@@ -389,7 +390,7 @@ class TestUniformGroups:
     def test_refilling_ends(self, start):
         config = a_config(steps=2, uniform_groups="refill", beta=0.0)
         run = start(config, skill=lambda question: 1.0)
-        rounds = ["generate"] * (1 + training.REFILL_ROUNDS) + ["sleep", "update", "publish"]
+        rounds = ["generate"] * (1 + loop.REFILL_ROUNDS) + ["sleep", "update", "publish"]
         assert run.events == ["publish", *rounds, *rounds, "save 2"]
         assert [line["questions"] for line in run.lines] == [8, 8]
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout
-from shared.trajectories import TrajectoryReader, TrajectoryWriter
+from shared.training.trajectories import TrajectoryReader, TrajectoryWriter
 
 LAYOUT = GroupLayout(prompt=5, group=3, completion=4)
 
@@ -161,7 +161,7 @@ def test_a_step_that_was_half_written_is_not_there(folder, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shared.trajectories.files.write_json", die)
+    monkeypatch.setattr("shared.training.trajectories.files.write_json", die)
     for step in (0, 1):
         with pytest.raises(KeyboardInterrupt):
             writer.append(step, batch(1), rewards(1), ["a", "b"])

@@ -9,11 +9,12 @@ import stat
 import numpy as np
 import pytest
 
-from shared import preparation, run
 from shared.config import DataConfig, validate
-from shared.questions import read_questions, read_words, write_questions
-from shared.tokenizer import load_tokenizer, train_tokenizer
-from shared.vocabulary import MIN_PATIENTS, question_words, spelled, training_texts
+from shared.policy.tokenizer import load_tokenizer, train_tokenizer
+from shared.preparation import prepare
+from shared.preparation.vocabulary import MIN_PATIENTS, question_words, spelled, training_texts
+from shared.questions.record import read_questions, read_words, write_questions
+from shared.runs import run
 
 SHARED = "pt transferred from ED"  # said of 40 of 120 patients, and yet free text
 RARE = "xylophonist"  # a category of a few patients
@@ -47,7 +48,7 @@ def questions(tmp_path_factory):
     options = DataConfig(
         cohort="custom", source=str(folder), valid_patients=20, train_questions=600, valid_questions=20
     )
-    preparation.prepare(options, folder / "out", seed=1, progress=False)
+    prepare.prepare(options, folder / "out", seed=1, progress=False)
     return folder / "out" / "questions" / "train.parquet"
 
 
@@ -113,7 +114,7 @@ def test_a_value_counts_from_ten_patients_on(questions):
 def test_where_nothing_is_free_text_nothing_is_lost(tmp_path):
     """The synthetic registry's tokenizer is what it is without any rule."""
     small = DataConfig(patients=160, valid_patients=40, train_questions=150, valid_questions=10, context_features=8)
-    preparation.prepare(small, tmp_path, seed=42, progress=False)
+    prepare.prepare(small, tmp_path, seed=42, progress=False)
     path = tmp_path / "questions" / "train.parquet"
     asked = read_questions(path)
     assert list(training_texts(asked, read_words(path))) == asked

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from exam import exam, exam_tokenizer
 
-from shared import run
 from shared.config import OptimizerConfig, RunConfig, validate
 from shared.errors import TrainingError
-from shared.prompts import PromptStyle, chat_text, encode, user_message
-from shared.questions import write_questions
+from shared.questions.prompts import PromptStyle, chat_text, encode, user_message
+from shared.questions.record import write_questions
 from shared.randomness import generator
-from shared.warmup import (
+from shared.runs import run
+from shared.training.warmup import (
     ANSWER_WEIGHT,
     MASK,
     PROMPT_WEIGHT,

@@ -11,10 +11,10 @@ from families import tiny_network
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shared import weight_files
 from shared.config import validate
 from shared.errors import InputError
-from shared.run import check_policy
+from shared.policy import weight_files
+from shared.runs.run import check_policy
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 FAMILIES = ("phi3", "llama", "qwen2", "qwen3")

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from test_custom import EXAMPLE, edit
 
-from shared import files
 from shared.cohorts import custom
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.inputs import Inputs, hold_data
-from shared.preparation import prepare, summary
-from shared.verification import verify
+from shared.preparation.inputs import Inputs, hold_data
+from shared.preparation.prepare import prepare, summary
+from shared.preparation.verification import verify
+from shared.storage import files
 
 GONE = ["X003", "X007", "X011"]
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import files
 from shared.cohorts.custom.table import WORKBOOKS, read_data
 from shared.cohorts.tables import RawTable, is_utf8, plain_name, suffix
 from shared.errors import InputError
+from shared.storage import files
 
 CODEBOOK = "codebook.csv"
 COLUMNS = ("column", "display_name", "section", "kind", "unit", "coding", "leak_group", "role", "look_at")

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared import files
 from shared.errors import InputError
+from shared.storage import files
 
 REPORT = "problems.csv"
 

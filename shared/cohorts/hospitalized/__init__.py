@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shared import files
 from shared.cohorts import tables
 from shared.cohorts.tables import find
 from shared.errors import InputError
 from shared.registry.build import RawColumn, RawRegistry
 from shared.registry.features import as_number
+from shared.storage import files
 
 FILES = {
     "data": ("data_processed.csv.gz", "data_processed.csv", "data_processed.parquet"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import duckdb
 
-from shared import files
 from shared.cohorts.mimic3 import reference, tables
 from shared.cohorts.mimic3.tables import Table
+from shared.storage import files
 
 # CHARTEVENTS is read once, into `charted`; the four extracts made from it read that.
 NAMES = (

@@ -16,7 +16,7 @@ import duckdb
 import pandas as pd
 from tqdm import tqdm
 
-from shared import files
+from shared.storage import files
 
 POLL_SECONDS = 0.2
 Written = tuple[int, dict[str, Any]]  # rows, and what there is to report

@@ -15,9 +15,9 @@ from typing import Any
 import duckdb
 from tqdm import tqdm
 
-from shared import files
 from shared.cohorts.tables import plain_name
 from shared.errors import InputError
+from shared.storage import files
 
 # Columns used, with their types. Codes and free values are texts: leading zeros count.
 TABLES: dict[str, dict[str, str]] = {

@@ -13,13 +13,13 @@ import openpyxl
 import pandas as pd
 from openpyxl.writer.excel import ExcelWriter
 
-from shared import files
 from shared.cohorts.synthetic.features import Feature
 from shared.cohorts.synthetic.latents import LATENTS, SHAPE, Nominal, prior
 from shared.cohorts.synthetic.oracle import table
 from shared.cohorts.synthetic.variables import FEATURES, PATIENT
 from shared.errors import InputError
 from shared.randomness import generator
+from shared.storage import files
 
 METADATA_COLUMNS = ("Domain", "Section", "eCRF Variable name ", "Row Name", "Unit", "Range", "Decision")
 KOREAN = {

@@ -1,0 +1,168 @@
+"""Answers to questions, for evaluation: greedy, by a vote of samples, or by a choice forced after the reasoning."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from shared.backend import Completion, RolloutEngine, Sampling, longest_scored
+from shared.config import RunConfig
+from shared.evaluation.figures import Answer
+from shared.evaluation.forced_choice import forced_answers
+from shared.evaluation.votes import Sample, answer_of
+from shared.questions.prompts import decode, opens_reasoning, user_message
+from shared.questions.record import Question
+from shared.randomness import uniforms
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """One question answered; with a forced choice also the answer that was `boxed`, and its `text` where the report shows it.
+
+    `samples`, with the text: all completions of a vote, as `Sample.to_row` gives them.
+    """
+
+    answer: Answer
+    boxed: Answer | None = None
+    text: dict[str, Any] | None = None
+    samples: list[dict[str, Any]] | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Answered:
+        """What `to_row` made."""
+        boxed = row["boxed"]
+        return cls(_answer(row["answer"]), None if boxed is None else _answer(boxed), row["text"], row.get("samples"))
+
+
+def answer_questions(
+    config: RunConfig,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    prompts: Sequence[np.ndarray],
+    *,
+    done: int = 0,
+    samples: int = 1,
+    temperature: float = 0.0,
+    progress: bool = True,
+    description: str = "evaluation",
+) -> Iterator[list[Answered]]:
+    """One answer to each question behind the first `done`, part by part, `evaluation.examples` of all with their text.
+
+    Greedy with one sample; else the letter that most of `samples` at `temperature` box, the first letter of those that
+    tie. Which box counts says `grpo.answer_rule`. The draws are keyed by (seed, question, sample).
+    """
+    sampling = Sampling(group_size=samples, temperature=temperature, max_new_tokens=_limit(config))
+    every = max(1, len(questions) // max(1, config.evaluation.examples))
+    for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
+        found = []
+        asked = zip(questions[part], prompts[part], groups, strict=True)
+        for index, (question, prompt, group) in enumerate(asked, part.start):
+            read = _samples(tokenizer, prompt, group)
+            answer = answer_of(question, read, config.grpo.answer_rule)
+            if index % every == 0 and index // every < config.evaluation.examples:
+                voters = [each.to_row() for each in read] if samples > 1 else None
+                found.append(Answered(answer, text=_example(question, read[0], answer.predicted), samples=voters))
+            else:
+                found.append(Answered(answer))
+        yield found
+
+
+def force_answers(
+    config: RunConfig,
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    prompts: Sequence[np.ndarray],
+    *,
+    stop: Sequence[int],
+    done: int = 0,
+    progress: bool = True,
+    description: str = "evaluation",
+) -> Iterator[list[Answered]]:
+    """Forced answers (`shared.evaluation.forced_choice`) with those boxed in the same greedy reasoning.
+
+    In parts, as `answer_questions`. `stop`: tokens that end a completion.
+    """
+    sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=_limit(config))
+    for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
+        asked, completions = questions[part], [group[0] for group in groups]
+        forced = forced_answers(
+            engine, tokenizer, asked, prompts[part], completions, longest=longest_scored(config), stop=stop
+        )
+        boxed = [
+            answer_of(question, _samples(tokenizer, prompt, group), config.grpo.answer_rule)
+            for question, prompt, group in zip(asked, prompts[part], groups, strict=True)
+        ]
+        yield [Answered(*pair) for pair in zip(forced, boxed, strict=True)]
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    return Answer(**{**row, "probabilities": tuple(row["probabilities"])})
+
+
+def _limit(config: RunConfig) -> int:
+    return config.evaluation.max_new_tokens or config.rollout.max_new_tokens
+
+
+def _generated(
+    config: RunConfig,
+    engine: RolloutEngine,
+    questions: Sequence[Question],
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    done: int,
+    progress: bool,
+    description: str,
+) -> Iterator[tuple[slice, list[list[Completion]]]]:
+    """The questions behind the first `done` in parts, each with its completions."""
+    width = 4 * (config.evaluation.slots or config.rollout.slots)
+    with tqdm(total=len(questions), initial=done, desc=description, unit="question", disable=not progress) as bar:
+        for start in range(done, len(questions), width):
+            part = slice(start, start + width)
+            greedy = sampling.temperature == 0
+            draws = None if greedy else _draws(config.seed, questions[part], sampling)
+            groups = engine.generate(prompts[part], sampling, draws)
+            yield part, groups
+            bar.update(len(groups))
+
+
+def _draws(seed: int, questions: Sequence[Question], sampling: Sampling) -> np.ndarray:
+    def numbers(question: Question) -> np.ndarray:
+        samples = range(sampling.group_size)
+        return np.stack([uniforms(sampling.max_new_tokens, seed, "evaluation", question.id, n) for n in samples])
+
+    return np.stack([numbers(question) for question in questions])
+
+
+def _samples(tokenizer: PreTrainedTokenizerFast, prompt: np.ndarray, group: Sequence[Completion]) -> list[Sample]:
+    """The completions of one prompt as text."""
+    thinking = opens_reasoning(tokenizer, prompt)
+    return [
+        Sample(
+            completion=decode(tokenizer, each.tokens),
+            truncated=bool(each.truncated),
+            tokens=len(each.tokens),
+            thinking=thinking,
+        )
+        for each in group
+    ]
+
+
+def _example(question: Question, sample: Sample, predicted: str) -> dict[str, Any]:
+    return {
+        "question": user_message(question),
+        **sample.to_row(),
+        "answer": question.answer,
+        "predicted": predicted,
+        "id": question.id,
+    }

@@ -1,0 +1,118 @@
+"""A small policy with random weights as a Hugging Face directory: the same bits whichever backend trains it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from shared.config import ModelConfig
+from shared.randomness import generator
+from shared.storage import files
+
+MAX_POSITIONS = 4_096
+ARCHITECTURES = {
+    "phi3": "Phi3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def write_model(model: ModelConfig, out: Path, *, vocab_size: int, bos: int, eos: int, pad: int, seed: int) -> None:
+    """Write `config.json` and `model.safetensors` of a decoder into the folder `out`.
+
+    Weights are float32, normal with `model.initializer_range`, norm scales 1, biases 0; each is keyed by (seed, its name).
+    """
+    save_file(random_weights(model, vocab_size, seed), out / "model.safetensors", metadata={"format": "pt"})
+    files.write_json(out / "config.json", hugging_face_config(model, vocab_size, bos=bos, eos=eos, pad=pad))
+
+
+def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: int, pad: int) -> dict[str, Any]:
+    """A `config.json` that Transformers loads; the last arguments are token ids."""
+    config = {
+        "architectures": [ARCHITECTURES[model.family]],
+        "model_type": model.family,
+        "vocab_size": vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.num_hidden_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_key_value_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_theta": model.rope_theta,
+        "max_position_embeddings": MAX_POSITIONS,
+        "sliding_window": None,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": model.initializer_range,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "torch_dtype": "float32",
+        "dtype": "float32",  # as newer versions of Transformers spell it
+        "use_cache": True,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+    }
+    if model.family == "phi3":
+        config |= {
+            "partial_rotary_factor": 1.0,
+            "original_max_position_embeddings": MAX_POSITIONS,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        }
+    if model.family == "qwen3":
+        config["head_dim"] = model.hidden_size // model.num_attention_heads
+    return config
+
+
+def random_weights(model: ModelConfig, vocab_size: int, seed: int) -> dict[str, np.ndarray]:
+    """Every tensor of the model by its Hugging Face name."""
+    width = model.hidden_size
+    size = width // model.num_attention_heads
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, width)}
+    for index in range(model.num_hidden_layers):
+        layer = f"model.layers.{index}."
+        shapes |= {
+            layer + "input_layernorm.weight": (width,),
+            **{f"{layer}self_attn.{name}": shape for name, shape in _attention_shapes(model, size).items()},
+            layer + "post_attention_layernorm.weight": (width,),
+            **{f"{layer}mlp.{name}": shape for name, shape in _mlp_shapes(model).items()},
+        }
+    shapes["model.norm.weight"] = (width,)
+    if not model.tie_word_embeddings:
+        shapes["lm_head.weight"] = (vocab_size, width)
+
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("bias"):
+            return np.zeros(shape, np.float32)
+        if len(shape) == 1:
+            return np.ones(shape, np.float32)
+        drawn = generator(seed, "weights", name).standard_normal(shape, dtype=np.float32)
+        return drawn * np.float32(model.initializer_range)
+
+    return {name: values(name, shape) for name, shape in shapes.items()}
+
+
+def _attention_shapes(model: ModelConfig, size: int) -> dict[str, tuple[int, ...]]:
+    width, q, kv = model.hidden_size, model.hidden_size, model.num_key_value_heads * size
+    if model.family == "phi3":
+        return {"qkv_proj.weight": (q + 2 * kv, width), "o_proj.weight": (width, q)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, rows in {"q": q, "k": kv, "v": kv}.items():
+        shapes[f"{name}_proj.weight"] = (rows, width)
+        if model.family == "qwen2":
+            shapes[f"{name}_proj.bias"] = (rows,)
+        if model.family == "qwen3" and name != "v":
+            shapes[f"{name}_norm.weight"] = (size,)
+    return shapes | {"o_proj.weight": (width, q)}
+
+
+def _mlp_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    width, ffn = model.hidden_size, model.intermediate_size
+    if model.family == "phi3":
+        return {"gate_up_proj.weight": (2 * ffn, width), "down_proj.weight": (width, ffn)}
+    return {"gate_proj.weight": (ffn, width), "up_proj.weight": (ffn, width), "down_proj.weight": (width, ffn)}

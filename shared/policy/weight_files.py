@@ -1,0 +1,210 @@
+"""The safetensors files of a Hugging Face model: one, or several and an index beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore  # noqa: F401  with it NumPy knows bfloat16
+from safetensors import SafetensorError, safe_open
+
+from shared.errors import InputError
+from shared.storage import files
+
+SHARD_BYTES = 4 * 2**30  # of one file
+COMPARED_BYTES = 2**26  # of a tensor at once
+NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
+EMBEDDING = "model.embed_tokens.weight"
+TIED = "lm_head.weight"  # in some it is stored though it is the embedding
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # that are read; the widest first
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def write(
+    folder: Path, tensors: Iterable[tuple[str, Any]], save_file: Callable[..., Any], *, limit: int | None = None
+) -> None:
+    """Write a stream of (name, tensor), tensors of NumPy or of PyTorch, with the `save_file` of safetensors that goes with it.
+
+    A file is written when the next tensor would make it larger than `limit` bytes (SHARD_BYTES), so no more than that is
+    held at once. Where one file holds all it has no index.
+    """
+    limit = limit or SHARD_BYTES
+    part: dict[str, Any] = {}
+    size = total = count = 0
+    places: dict[str, int] = {}
+
+    def close() -> None:
+        nonlocal count
+        save_file(part, folder / _part(count), metadata={"format": "pt"})
+        count += 1
+        part.clear()
+
+    for name, tensor in tensors:
+        if part and size + tensor.nbytes > limit:
+            close()
+            size = 0
+        part[name], places[name] = tensor, count
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    close()
+    if count == 1:
+        (folder / _part(0)).rename(folder / SINGLE)
+        return
+    named = [f"model-{place + 1:05d}-of-{count:05d}.safetensors" for place in range(count)]
+    for place, name in enumerate(named):
+        (folder / _part(place)).rename(folder / name)
+    weight_map = {name: named[place] for name, place in places.items()}
+    files.write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def describe(source: Path, target: Path) -> None:
+    """Copy configuration and tokenizer from `source` to `target`, and state the dtype of the weights in `target`.
+
+    Transformers loads a model in the dtype that config.json states. If that were not the stored one, it would round the weights.
+    """
+    files.copy_companions(source, target)
+    config = files.read_json(target / "config.json")
+    stored = {kind for _, _, kind in _headers(target)}
+    widest = next(name for kind, name in DTYPES.items() if kind in stored)
+    files.write_json(target / "config.json", {**_with_dtype(config, widest), "torch_dtype": widest, "dtype": widest})
+
+
+def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same with `name` wherever it, or a part of it (a text_config), states a dtype in either of the two spellings."""
+
+    def one(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _with_dtype(value, name)
+        stated = key in ("torch_dtype", "dtype") and isinstance(value, str) and value.endswith(("float16", "float32"))
+        return name if stated else value
+
+    return {key: one(key, value) for key, value in config.items()}
+
+
+def places(folder: Path) -> dict[str, Path]:
+    """Tensor -> its file, for all tensors of a model directory that are not computed.
+
+    Raises InputError where a file is missing, truncated or superfluous, or lacks what the index says; where a tensor is there
+    twice with different values, or is a head of its own though config.json says that the embedding is the head.
+    """
+    indexed = _index(folder)
+    found: dict[str, Path] = {}
+    for path, name, _ in _headers(folder):
+        if name.endswith(NOT_WEIGHTS):
+            continue
+        if name in found and not _same((found[name], name), (path, name)):
+            raise InputError(
+                f"{folder}: tensor {name} is in {found[name].name} and in {path.name} with other values; remove the file that "
+                "is not of this model"
+            )
+        if name not in found or indexed.get(name) == path:
+            found[name] = path
+    for name, path in indexed.items():
+        if found.get(name) != path and not name.endswith(NOT_WEIGHTS):
+            raise InputError(f"{path}: tensor {name} is missing, though the index names it")
+    _check_tied(folder, found)
+    return found
+
+
+def _check_tied(folder: Path, found: dict[str, Path]) -> None:
+    config = folder / "config.json"
+    if TIED not in found or EMBEDDING not in found or not config.is_file():
+        return
+    described = files.read_json(config)
+    tied = isinstance(described, dict) and described.get("tie_word_embeddings")
+    if tied and not _same((found[EMBEDDING], EMBEDDING), (found[TIED], TIED)):
+        raise InputError(
+            f"{folder}: config.json says tie_word_embeddings = true, but {TIED} in {found[TIED].name} is not {EMBEDDING}; set "
+            "tie_word_embeddings to false to use it (as Transformers does), or remove that tensor"
+        )
+
+
+def parts(folder: Path) -> list[Path]:
+    """The files that hold the weights. Raises InputError where there are none."""
+    indexed = _index(folder)
+    return sorted(set(indexed.values())) if indexed else [folder / SINGLE]
+
+
+def _index(folder: Path) -> dict[str, Path]:
+    """Tensor -> its file, as the index says; empty for a model in one file."""
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; give a Hugging Face model directory")
+        return {}
+    found = files.read_json(index)
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index}: no weight_map from tensors to files")
+    if (folder / SINGLE).is_file() and SINGLE not in names.values():
+        raise InputError(f"{folder}: {SINGLE} and {INDEX} are two models; remove the one that is not meant")
+    return {name: folder / file for name, file in names.items()}
+
+
+def _headers(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """File, name and dtype of every tensor."""
+    for path in parts(folder):
+        with opened(path) as stored:
+            for name in stored.keys():
+                yield path, name, stored.get_slice(name).get_dtype()
+
+
+@contextlib.contextmanager
+def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
+    """A safetensors file. Raises InputError where it is missing or truncated."""
+    try:
+        stored = safe_open(path, framework=framework)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, though the index names it") from None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: truncated or not safetensors ({error})") from None
+    with stored:
+        yield stored
+
+
+def _same(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
+    """Whether two stored tensors (file, name) have the same values, in whatever dtype."""
+    with opened(one[0]) as first, opened(other[0]) as second:
+        left, right = first.get_slice(one[1]), second.get_slice(other[1])
+        shape = left.get_shape()
+        if shape != right.get_shape():
+            return False
+        for tensor, name in ((left, one[1]), (right, other[1])):
+            check_dtype(one[0].parent, name, tensor.get_dtype())
+        if not shape:
+            return bool(np.array_equal(first.get_tensor(one[1]), second.get_tensor(other[1]), equal_nan=True))
+        step = max(1, COMPARED_BYTES // (4 * max(1, int(np.prod(shape[1:])))))
+        ranges = (slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step))
+        values = ((left[rows].astype(np.float32), right[rows].astype(np.float32)) for rows in ranges)
+        return all(np.array_equal(a, b, equal_nan=True) for a, b in values)
+
+
+def check_dtype(folder: Path, name: str, kind: str) -> None:
+    """Raise InputError for a tensor that is stored as what is not read."""
+    if kind not in DTYPES:
+        raise InputError(f"{folder}: tensor {name} is stored as {kind}; only {', '.join(DTYPES)} are read")
+
+
+def missing(folder: Path, name: str) -> InputError:
+    """What to say of a tensor that is not there."""
+    hint = "; if the embedding is the head, set tie_word_embeddings to true in config.json" if name == TIED else ""
+    return InputError(f"{folder}: tensor {name} is missing{hint}")
+
+
+def not_finite(path: Path, name: str) -> InputError:
+    """What to say of a tensor with values that are no numbers."""
+    return InputError(f"{path}: tensor {name} holds values that are not finite; the file is damaged, copy it again")
+
+
+def check_known(folder: Path, stored: Iterable[str], expected: Collection[str]) -> None:
+    """Raise InputError for a stored tensor that is none of the model's: another model's weights would go unnoticed."""
+    others = [name for name in stored if name not in expected and name != TIED and not name.endswith(NOT_WEIGHTS)]
+    if others:
+        raise InputError(f"{folder}: tensor {min(others)} is not of the model that config.json describes")
+
+
+def _part(place: int) -> str:
+    return f"part-{place:05d}.safetensors"

@@ -1,0 +1,1 @@
+"""From raw files to a registry and its questions, the same way for every cohort."""

@@ -1,0 +1,1 @@
+"""Pages with figures and plots, for people."""

@@ -1,0 +1,1 @@
+"""The blinded review by raters: cases, the raters' pages, agreement."""

@@ -1,0 +1,242 @@
+"""What raters made of a blinded review: their sheets, or the review's file, read back to the models.
+
+A sheet is a workbook or a CSV with one row a case. Those of earlier versions call the answers A and B and are read too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openpyxl
+import pandas as pd
+from openpyxl.worksheet.datavalidation import DataValidation
+from scipy.stats import binomtest
+
+from shared.cohorts.tables import read_table
+from shared.errors import InputError
+from shared.evaluation.figures import interval_of
+from shared.review.agreement import agreed, alpha
+from shared.review.store import BETTER, GRADES, STORE_FILE, Said, Store
+from shared.storage import files
+from shared.training.metrics_log import plain
+
+COLUMNS = ("case", "better", "grade_1", "grade_2", "comment")
+EARLIER_COLUMNS = ("case", "better", "grade_a", "grade_b", "comment")
+EARLIER_WORDS = {"A": "1", "B": "2", "equal": "equal"}
+SIGNS = {"first": -1.0, "equal": 0.0, "second": 1.0}
+
+Ratings = Mapping[str, Mapping[int, Said]]  # by rater and number of the case
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Which answer is whose: by rater, each case's id and whether the second model's answer is shown as 1.
+
+    `review` is the id of the review's file, `identical` the pairs left out; "" and None in keys of earlier versions.
+    """
+
+    names: tuple[str, str]
+    drawn: dict[str, list[tuple[str, bool]]]
+    review: str
+    identical: int | None
+
+
+def read_key(path: Path) -> Key:
+    """The key of a review. Raises InputError where the file holds something else."""
+    known = files.read_json(path)
+    if not _is_key(known):
+        raise InputError(f"{path}: not the key of a review; it is the file that --key named when cases were written")
+    drawn = {
+        rater: [(place["id"], place.get("second_is_1", place.get("second_is_a"))) for place in places]
+        for rater, places in known["raters"].items()
+    }
+    return Key(tuple(known["names"]), drawn, known.get("review", ""), known.get("identical"))
+
+
+def _is_key(known: Any) -> bool:
+    if not isinstance(known, dict) or not {"names", "raters"} <= set(known):
+        return False
+    names, raters = known["names"], known["raters"]
+    if not isinstance(names, list) or len(names) != 2 or not isinstance(raters, dict):
+        return False
+    places = [place for drawn in raters.values() for place in (drawn if isinstance(drawn, list) else [None])]
+    return all(
+        isinstance(place, dict)
+        and isinstance(place.get("id"), str)
+        and isinstance(place.get("second_is_1", place.get("second_is_a")), bool)  # the latter in earlier versions
+        for place in places
+    )
+
+
+def read_store(folder: Path, key: Key) -> dict[str, dict[int, Said]]:
+    """What each rater said on the page of the review in `folder`. Raises InputError where the key is another review's."""
+    store = Store(folder / STORE_FILE)
+    try:
+        if store.review != key.review:
+            raise InputError(f"{folder}: the key is of another review; give the one that was written with these cases")
+        return {rater: store.said(rater) for rater in store.counts}
+    finally:
+        store.close()
+
+
+def read_sheet(path: Path, cases: int) -> dict[int, Said]:
+    """What a rater wrote into a sheet of so many cases; rows that are not there were left open.
+
+    Raises InputError naming the row and the column that is wrong.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of ratings")
+    sheet = read_table(path)
+    earlier = "grade_a" in sheet.columns or "grade_b" in sheet.columns
+    columns = EARLIER_COLUMNS if earlier else COLUMNS
+    words = EARLIER_WORDS if earlier else {word: word for word in BETTER}
+    missing = [name for name in columns[:-1] if name not in sheet.columns]
+    if missing:
+        raise InputError(f"{path}: these columns are missing: {', '.join(missing)}")
+    spelled = {word.lower(): meaning for word, meaning in words.items()}
+    comments = sheet.columns.get("comment", [""] * sheet.rows)
+    found: dict[int, Said] = {}
+    for row in range(sheet.rows):
+        case, better, *grades = (_text(sheet.columns[name][row]) for name in columns[:-1])
+        where = f"{path}, row {sheet.number(row)}"
+        if not (case.isascii() and case.isdecimal()) or not 1 <= int(case) <= cases:
+            raise InputError(f"{where}: case must be a number from 1 to {cases}")
+        if int(case) in found:
+            raise InputError(f"{where}: case {case} comes twice")
+        if better and better.lower() not in spelled:
+            raise InputError(f"{where}: better must be {', '.join(list(words)[:-1])} or {list(words)[-1]}")
+        for name, grade in zip(columns[2:4], grades, strict=True):
+            if grade and grade not in GRADES:
+                raise InputError(f"{where}: {name} must be a whole number from 1 to 5")
+        found[int(case)] = Said(spelled.get(better.lower(), ""), grades[0], grades[1], _text(comments[row]))
+    return found
+
+
+def write_sheet(path: Path, cases: int, said: Mapping[int, Said]) -> None:
+    """Write the workbook that a rater fills in, with what was said already; a row for each of the cases.
+
+    Raises InputError where it cannot be written.
+    """
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(COLUMNS)
+    for number in range(1, cases + 1):
+        rating = said.get(number, Said())
+        marks = (rating.better, rating.grade_1, rating.grade_2)
+        sheet.append([number, *(int(mark) if mark.isdecimal() else mark or None for mark in marks)])
+        if rating.comment:
+            cell = sheet.cell(row=number + 1, column=len(COLUMNS), value=rating.comment)
+            cell.data_type = "s"  # one that begins with = is no formula
+    for letters, allowed in (("B", BETTER), ("CD", GRADES)):
+        rule = DataValidation(type="list", formula1=f'"{",".join(allowed)}"', allow_blank=True, showErrorMessage=True)
+        sheet.add_data_validation(rule)
+        rule.add(f"{letters[0]}2:{letters[-1]}{cases + 1}")
+    sheet.freeze_panes = "B2"
+    sheet.column_dimensions["E"].width = 60
+    content = io.BytesIO()
+    with files.writing(path.parent):  # openpyxl keeps each sheet in a temporary file
+        book.save(content)
+    files.write_bytes(path, content.getvalue())
+
+
+def write_sheets(folder: Path, ratings: Ratings, key: Key) -> None:
+    """Write `folder/RATER.xlsx`, filled in, for each rater. Raises InputError where the folder is there already."""
+    if folder.exists():
+        raise InputError(f"{folder}: is there already; give a new folder, so that no sheet is lost")
+    _check_raters(ratings, key)
+    with files.replacing(folder) as temporary:
+        temporary.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
+        for rater, said in ratings.items():
+            write_sheet(temporary / f"{rater}.xlsx", len(key.drawn[rater]), said)
+
+
+def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[str, Any]:
+    """What the raters found, ready for JSON; the same whether they filled in sheets or used the page.
+
+    `better`: counts of the ratings; `preference`: mean of -1 (first), 0 (equal), +1 (second) over ratings, with a 95 %
+    `ci` that resamples cases; `p`: two-sided sign test of the cases, each counted once by its mean; `grades`: mean grade
+    of each model and their difference with `ci`; `said_1`: share of "1" among the ratings that are not equal, one half
+    where the place does not sway the raters; `agreement`: Krippendorff's alpha of preferences (nominal) and of grades
+    (ordinal), and the share of equal preferences. `identical`: pairs that nobody was shown because both answers are the
+    same, None where the key does not say. `open`: cases that a rater left out. Raises InputError for a rater whom the key
+    does not know.
+    """
+    _check_raters(ratings, key)
+    rows = [row for rater, said in ratings.items() for row in _unblinded(rater, said, key.drawn[rater])]
+    table = pd.DataFrame(rows, columns=["rater", "id", "said", "better", "first", "second"])
+    rated = table[table["better"].notna()].assign(sign=lambda found: found["better"].map(SIGNS).astype(float))
+    if rated.empty:
+        raise InputError("no case has been rated yet: nobody has said which answer is better")
+    graded = table[table["first"].notna() & table["second"].notna()]
+    change = (graded["second"] - graded["first"]).astype(float)
+    by_case = rated.groupby("id")["sign"].mean()
+    for_second, uneven = int((by_case > 0).sum()), int((by_case != 0).sum())
+    decided = rated[rated["said"] != "equal"]
+    return plain(
+        {
+            "names": list(key.names),
+            "identical": key.identical,
+            "cases": int(table["id"].nunique()),
+            "ratings": len(rated),
+            "better": {name: int((rated["better"] == name).sum()) for name in SIGNS},
+            "preference": rated["sign"].mean(),
+            "ci": interval_of(rated["sign"], rated["id"], bootstrap, seed),
+            "p": float(binomtest(for_second, uneven).pvalue) if uneven else 1.0,
+            "grades": {
+                "first": graded["first"].astype(float).mean(),
+                "second": graded["second"].astype(float).mean(),
+                "difference": change.mean(),
+                "ci": interval_of(change, graded["id"], bootstrap, seed) if len(graded) else None,
+            },
+            "said_1": (decided["said"] == "1").mean(),
+            "agreement": _agreement(table),
+            "raters": {
+                rater: {
+                    "open": int(part["better"].isna().sum()),
+                    "better": {name: int((part["better"] == name).sum()) for name in SIGNS},
+                }
+                for rater, part in table.groupby("rater", sort=False)
+            },
+        }
+    )
+
+
+def _check_raters(ratings: Ratings, key: Key) -> None:
+    unknown = sorted(set(ratings) - set(key.drawn))
+    if unknown:
+        raise InputError(f"the key knows no rater {', '.join(unknown)}; known are {', '.join(key.drawn)}")
+
+
+def _unblinded(rater: str, said: Mapping[int, Said], drawn: list[tuple[str, bool]]) -> list[tuple[Any, ...]]:
+    """(rater, id, what was said, which model is better, grade of the first, of the second) for each case."""
+    rows = []
+    for number, (name, second_is_1) in enumerate(drawn, start=1):
+        rating = said.get(number, Said())
+        models = ("second", "first") if second_is_1 else ("first", "second")
+        better = {"": None, "equal": "equal", "1": models[0], "2": models[1]}[rating.better]
+        grades = [int(grade) if grade else None for grade in (rating.grade_1, rating.grade_2)]
+        rows.append((rater, name, rating.better or None, better, *(grades[::-1] if second_is_1 else grades)))
+    return rows
+
+
+def _agreement(table: pd.DataFrame) -> dict[str, float | None]:
+    signs = table.assign(sign=table["better"].map(SIGNS).astype(float))
+    wide = signs.pivot(index="rater", columns="id", values="sign").to_numpy()
+    grades = [
+        table.astype({name: float}).pivot(index="rater", columns="id", values=name) for name in ("first", "second")
+    ]
+    said = [[None if value != value else value for value in row] for row in wide.tolist()]
+    return {
+        "preference_alpha": alpha(wide, "nominal"),
+        "equal_preferences": agreed(said),
+        "grades_alpha": alpha(np.concatenate([part.to_numpy() for part in grades], axis=1), "ordinal"),
+    }
+
+
+def _text(cell: Any) -> str:
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()

@@ -1,0 +1,278 @@
+"""A run that learns from another run's stored rollouts in place of its own: the same learner, or the other backend's.
+
+No engine is built and nothing is sampled or evaluated. Policy, rewards, advantages and the engine's log-probabilities are the
+recorded run's; log-probabilities of the reference and the old policy are this learner's own, and each line of metrics says how
+far they are from the recorded ones. `replay.json` in the work directory says at the end how far the metrics of the two are apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared import grpo
+from shared.preparation import inputs
+from shared.questions import prompt_style
+from shared.report import run_page
+from shared.storage import buckets, files
+from shared.training import loop
+from shared.backend import Backend, Learner, check_tokens
+from shared.config import RunConfig
+from shared.errors import InputError
+from shared.grpo import GroupBatch, completion_view
+from shared.preparation.inputs import Digests, Inputs
+from shared.training.metrics_log import METRICS_FILE, differences, differences_table, plain, read_metrics
+from shared.runs.run import (
+    CONFIG_FILE,
+    MAY_CHANGE,
+    OWN_POLICY,
+    REPLAY_FILE,
+    changed_fields,
+    check_policy,
+    check_shared,
+    checkpoint_folder,
+    claim,
+    fetch_policy,
+    may_change,
+    policy_folder,
+    read_config,
+)
+from shared.policy.tokenizer import embedding_rows
+from shared.training.loop import Round
+from shared.training.trajectories import METADATA_FILE, TrajectoryReader
+
+# In what a replay may differ from the run that it replays, beside how it is computed: nothing that a batch or a learner's
+# arithmetic depends on. Fewer `grpo.steps` replay the beginning; the learning rate is scheduled as in the recorded run.
+MAY_DIFFER = MAY_CHANGE | {
+    "name",
+    "store_trajectories",
+    "evaluation",
+    "checkpoint",
+    "data.source",
+    "data.train",
+    "data.valid",
+    "model.path",
+    "grpo.steps",
+    "grpo.max_logprob_gap",
+    "rollout.slots",
+    "rollout.prefill_batch",
+    "rollout.decode_steps",
+    "learner.compute_dtype",
+    "learner.moments_dtype",
+    "learner.length_bucket",
+}
+ADVANTAGE_TOLERANCE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A run that stored its trajectories."""
+
+    workdir: Path
+    config: RunConfig
+    reader: TrajectoryReader
+
+    @classmethod
+    def open(cls, path: Path) -> Recording:
+        """The recording in a work directory, or in its folder of trajectories. Raises InputError where there is none."""
+        if not path.is_dir():
+            raise InputError(f"--replay={path}: no such directory; give the work directory of a run")
+        folder = path if (path / METADATA_FILE).is_file() else path / "trajectories"
+        reader = TrajectoryReader(folder)
+        workdir = folder.resolve().parent if folder == path else path
+        for name in (CONFIG_FILE, METRICS_FILE):
+            if not (workdir / name).is_file():
+                raise InputError(
+                    f"--replay={path}: no {name} beside the trajectories; give the work directory of the recorded run"
+                )
+        return cls(workdir, read_config(workdir / CONFIG_FILE), reader)
+
+    def check(self, config: RunConfig) -> None:
+        """Raise InputError, naming the field or the step, where a run with `config` cannot be a replay of this one."""
+        changed = [name for name in changed_fields(self.config, config) if not may_change(name, MAY_DIFFER)]
+        if changed:
+            raise InputError(
+                f"--replay={self.workdir}: recorded with another config (it differs in {', '.join(changed[:5])}); "
+                "give the recorded run's"
+            )
+        there = set(self.reader.steps())
+        needed = range(0, config.steps, config.grpo.inner_steps)
+        missing = next((step for step in needed if step not in there), None)
+        if missing is not None:
+            raise InputError(
+                f"--replay={self.workdir}: its trajectories lack step {missing} of the {config.steps} asked for; let the "
+                f"recorded run go on to its end, or replay its beginning with --config.grpo.steps={missing}"
+            )
+
+    def policy(self, config: RunConfig, workdir: Path) -> Path:
+        """The model directory that the recorded run started from, or the one that `config` names in its place."""
+        if config.model.path:
+            check_policy(config)
+            return policy_folder(config, workdir)
+        policy = policy_folder(self.config, self.workdir)
+        if not (policy / "config.json").is_file():
+            raise InputError(f"{policy}: the policy that the recorded run started from is not there; put it back")
+        return policy
+
+    def digests(self, steps: int) -> Digests:
+        """Of what is noted of the first so many optimizer steps: the checksums of their arrays among it."""
+        return inputs.of_files(self.reader.markers(range(0, steps, self.config.grpo.inner_steps)))
+
+    def identity(self) -> dict[str, int]:
+        """What tells this recording from another: the checksums of its first step's arrays."""
+        return self.reader.checksums(0)
+
+
+class Recorded:
+    """Rounds as another run stored them (`shared.training.loop.Source`)."""
+
+    gap_means = "its policy is not the one that the recording was made with, or it learns otherwise"
+
+    def __init__(self, recording: Recording, policy: Path) -> None:
+        """`policy` is the model directory that learns. Raises InputError where its embedding lacks a token of the first step."""
+        self._config, self._reader = recording.config, recording.reader
+        self._rows = embedding_rows(policy)
+        self._read(0)
+
+    def publish(self, learner: Learner) -> None:
+        """Nothing: what comes next is recorded."""
+
+    def next(self, step: int, position: int) -> Round:
+        """The recorded round of `step`. Raises InputError where it is damaged or not whole."""
+        recorded, rewards, ids = self._read(step)
+        notes = self._reader.notes(step)
+        if not {"described", "position", "tokens"} <= notes.keys():
+            raise InputError(f"step {step} of the trajectories does not say what was sampled; record the run again")
+        self._check_advantages(step, recorded, rewards, ids)
+        return Round(
+            batch=dataclasses.replace(recorded, old_logprobs=None, ref_logprobs=None),
+            rewards=rewards,
+            question_ids=ids,
+            described=notes["described"],
+            tokens=notes["tokens"],
+            position=notes["position"],
+            recorded=recorded,
+        )
+
+    def seconds(self) -> Mapping[str, float]:
+        """See `shared.training.loop.Source`."""
+        return {}
+
+    def _read(self, step: int) -> tuple[GroupBatch, np.ndarray, list[str]]:
+        recorded, rewards, ids = self._reader.read(step)
+        if self._rows is not None:
+            check_tokens(recorded.tokens[recorded.groups >= 0], f"step {step} of the trajectories", self._rows)
+        return recorded, rewards, ids
+
+    def _check_advantages(self, step: int, batch: GroupBatch, rewards: np.ndarray, ids: list[str]) -> None:
+        """Rewards and advantages are stored apart: they must belong together, or one of them is not what was recorded."""
+        group = self._config.grpo.group_size
+        real = np.array([bool(name) for name in ids])
+        mask = completion_view(batch.completion_mask, batch.layout)
+        expected = np.zeros(len(mask))
+        if real.any():
+            found = grpo.advantages(rewards[real].reshape(-1, group), self._config.grpo.advantage_scale)
+            expected[np.repeat(real, batch.layout.group)] = found.reshape(-1)
+        stored = completion_view(batch.advantages, batch.layout)
+        if not np.allclose(stored, expected[:, None] * mask, rtol=ADVANTAGE_TOLERANCE, atol=ADVANTAGE_TOLERANCE):
+            raise InputError(
+                f"step {step} of the trajectories: its advantages do not follow from its rewards; record the run again"
+            )
+
+
+def run(
+    config: RunConfig,
+    backend: Backend,
+    workdir: Path,
+    recording: Recording,
+    *,
+    progress: bool = True,
+    wandb_project: str = "",
+) -> dict[str, Any]:
+    """Learn from `recording` what is not learned yet, and return how far the metrics are from the recorded run's.
+
+    Every process calls it. Process 0 writes the files and returns what it found; the others return an empty one, and read
+    nothing of what it wrote. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
+    ends training early.
+    """
+    config = backend.resolved(config)
+    first = backend.process == 0
+    policy = recording.policy(config, workdir)
+    checkpoints = checkpoint_folder(config, backend, workdir)
+    noted: Inputs | None = None
+    if first:
+        noted = _claim(config, recording, workdir, *([checkpoints] if config.checkpoint.folder else []))
+        noted.hold("recording", recording.reader.folder, recording.digests(config.steps))
+        if not config.model.path:
+            noted.hold(OWN_POLICY, policy, inputs.of_model(policy))
+    backend.barrier()
+    check_shared(backend, workdir, apart=bool(config.checkpoint.folder), otherwise="give checkpoint.folder")
+    fetch_policy(config, backend, workdir, noted, progress=progress and first)
+    source = Recorded(recording, policy)
+    style = prompt_style.recorded(recording.config, recording.workdir)
+    if first and style is not None:
+        prompt_style.write(workdir, style)
+    learner = backend.learner(
+        config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
+    )
+    loop.train(
+        config, learner, source, workdir, checkpoints=checkpoints,
+        first=first, agreed=backend.agreed, progress=progress and first, wandb_project=wandb_project,
+    )  # fmt: skip
+    learner.finish_saves()
+    if not backend.agreed(first and (workdir / "trained").is_dir()):
+        prompt_style.export(learner, workdir / "trained", style, first=first)
+    found = _compared(workdir, recording) if first else {}
+    backend.barrier()
+    return found
+
+
+def _compared(workdir: Path, recording: Recording) -> dict[str, Any]:
+    """Write how far the metrics are from the recorded run's, and the report; returns what `replay.json` holds then."""
+    apart = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
+    found = files.read_json_object(workdir / REPLAY_FILE) | {"differences": plain(apart.to_dict("records"))}
+    files.write_json(workdir / REPLAY_FILE, found)
+    run_page.write_report(workdir, show_examples=False)
+    return found
+
+
+def started_from(config: RunConfig, workdir: Path) -> Path:
+    """The model directory that a run, or a replay of one, started from."""
+    if config.model.path or not (workdir / REPLAY_FILE).is_file():
+        return policy_folder(config, workdir)
+    recorded = Path(files.read_json_object(workdir / REPLAY_FILE, "recording")["recording"])
+    return policy_folder(read_config(recorded / CONFIG_FILE), recorded)
+
+
+def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
+    """How far each metric is from the recorded run's, for one screen."""
+    lines = [f"replay of {found['recording']}", "", differences_table(found["differences"]), ""]
+    return "\n".join([*lines, f"figures  {workdir / REPLAY_FILE}", f"report   {workdir / run_page.REPORT_FILE}"])
+
+
+def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path | str) -> Inputs:
+    """Make the work directory, and a folder of checkpoints elsewhere, a replay of this recording, or see that they are.
+
+    Returns what is noted there of its inputs.
+    """
+    identity = recording.identity()
+    unmarked = []
+    for folder in (workdir, *others):
+        fix = "--workdir" if folder == workdir else "checkpoint.folder"
+        place = buckets.join(folder, REPLAY_FILE)
+        if buckets.is_file(place):
+            held = buckets.read_json(place)
+            if not isinstance(held, dict) or held.get("first_step") != identity:
+                other = held.get("recording") if isinstance(held, dict) else "unknown"
+                raise InputError(f"{folder}: holds a replay of another recording ({other}); give another {fix}")
+        elif buckets.is_file(buckets.join(folder, CONFIG_FILE)):
+            raise InputError(f"{folder}: holds a run that is no replay; give another {fix}")
+        else:
+            unmarked.append(place)
+    for place in reversed(unmarked):  # the work directory last: a bucket may refuse
+        buckets.write_json(place, {"recording": str(recording.workdir.absolute()), "first_step": identity})
+    return claim(config, workdir, *others)
