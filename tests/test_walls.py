@@ -117,7 +117,7 @@ def loaded_by(modules: str) -> set[str]:
 def test_nothing_shared_and_no_launcher_loads_a_framework_before_it_is_chosen():
     # Transformers is among them: it loads torch only when a model class is asked for.
     found = loaded_by(
-        "shared.run, shared.training, shared.report, shared.preparation, "
+        "shared.runs.run, shared.training.loop, shared.report.run_page, shared.preparation.prepare, "
         "launch.train, launch.prepare, launch.evaluate, launch.export, launch.report"
     )
     assert "transformers" in found

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.preparation import prepare
-from shared.questions import prompt_style
-from shared.runs import forecast, memory, run
-from shared.storage import buckets, files
 from shared.backend import Backend, Workload
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.policy.initial import hugging_face_config
-from shared.training.metrics_log import METRICS_FILE, read_metrics
+from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
+from shared.preparation import prepare
+from shared.questions import prompt_style
 from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, read_questions, read_words, write_questions
 from shared.report.run_page import duration
-from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
+from shared.runs import forecast, memory, run
+from shared.storage import buckets, files
+from shared.training.metrics_log import METRICS_FILE, read_metrics
 
 TRAIN, VALID = 200, 100  # questions made to look at, where there are none yet
 LOOKED_AT = 2_000  # prompts that are counted; the run itself counts all

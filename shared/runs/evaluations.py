@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.evaluation import figures
-from shared.storage import files
 from shared.errors import SyncError
+from shared.evaluation import figures
 from shared.evaluation.figures import Answer
+from shared.storage import files
 
 WHEN = ("before", "after")
 

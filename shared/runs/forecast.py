@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared.runs import memory
-from shared.storage import buckets
 from shared.backend import Workload
 from shared.config import Remat, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from shared.runs import memory
+from shared.storage import buckets
 
 FACTOR = 2.0  # the estimate of temporaries and what is measured are at most this far apart
 BLOCK = 128  # queries whose scores exist at once where a row is computed in blocks

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.storage import files
 from shared.backend import Backend, told_by_first
 from shared.errors import InputError
+from shared.storage import files
 
 REQUEST_FILE = "request.json"
 PARTS = "parts"

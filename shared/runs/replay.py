@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 
 from shared import grpo
-from shared.preparation import inputs
-from shared.questions import prompt_style
-from shared.report import run_page
-from shared.storage import buckets, files
-from shared.training import loop
 from shared.backend import Backend, Learner, check_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
+from shared.policy.tokenizer import embedding_rows
+from shared.preparation import inputs
 from shared.preparation.inputs import Digests, Inputs
-from shared.training.metrics_log import METRICS_FILE, differences, differences_table, plain, read_metrics
+from shared.questions import prompt_style
+from shared.report import run_page
 from shared.runs.run import (
     CONFIG_FILE,
     MAY_CHANGE,
@@ -41,8 +39,10 @@ from shared.runs.run import (
     policy_folder,
     read_config,
 )
-from shared.policy.tokenizer import embedding_rows
+from shared.storage import buckets, files
+from shared.training import loop
 from shared.training.loop import Round
+from shared.training.metrics_log import METRICS_FILE, differences, differences_table, plain, read_metrics
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 
 # In what a replay may differ from the run that it replays, beside how it is computed: nothing that a batch or a learner's

@@ -33,28 +33,28 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shared.evaluation import figures
-from shared.policy import weight_files
-from shared.preparation import inputs, prepare
-from shared.questions import prompt_style
-from shared.report import run_page
-from shared.runs import evaluations, forecast
-from shared.storage import buckets, files
-from shared.training import loop, published
-from shared.evaluation.answering import Answered, answer_questions
 from shared.backend import Backend, Learner, RolloutEngine, Workload
 from shared.config import RunConfig, changed_in_preset, validate, with_compute_dtype
-from shared.evaluation.engine_check import check_by_learner, engine_name
 from shared.errors import InputError
+from shared.evaluation import figures
+from shared.evaluation.answering import Answered, answer_questions
+from shared.evaluation.engine_check import check_by_learner, engine_name
+from shared.policy import weight_files
 from shared.policy.initial import write_model
+from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens, train_tokenizer
+from shared.preparation import inputs, prepare
 from shared.preparation.inputs import Inputs
-from shared.runs.kept import Kept, differences, digest
-from shared.training.metrics_log import METRICS_FILE, plain, read_metrics, timings
+from shared.preparation.vocabulary import training_texts
+from shared.questions import prompt_style
 from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
 from shared.questions.record import Question, check_questions, read_questions, read_words
-from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens, train_tokenizer
 from shared.questions.turns import end_of_turn_warning
-from shared.preparation.vocabulary import training_texts
+from shared.report import run_page
+from shared.runs import evaluations, forecast
+from shared.runs.kept import Kept, differences, digest
+from shared.storage import buckets, files
+from shared.training import loop, published
+from shared.training.metrics_log import METRICS_FILE, plain, read_metrics, timings
 from shared.training.warmup import warm_up, worked_answer
 
 CONFIG_FILE = "config.json"

@@ -13,8 +13,8 @@ import numpy as np
 from shared.errors import InputError
 from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS, Question
-from shared.randomness import generator
 from shared.questions.rewards import answer_letter
+from shared.randomness import generator
 
 # What a model or a file may hold and a terminal would obey is shown as a sign.
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(

@@ -9,18 +9,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from shared.runs import showing
-from shared.storage import buckets, files
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch
+from shared.policy.tokenizer import load_tokenizer
 from shared.questions.prompts import decode
 from shared.questions.record import Question, read_questions
-from shared.runs.replay import started_from
 from shared.review.review import read_replies
+from shared.runs import showing
+from shared.runs.replay import started_from
 from shared.runs.run import CONFIG_FILE, REPLAY_FILE, read_config
 from shared.runs.showing import Selection
-from shared.policy.tokenizer import load_tokenizer
+from shared.storage import buckets, files
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 
 COMPLETIONS = "completions.jsonl"  # of an evaluation

@@ -234,4 +234,4 @@ def test_what_is_said_of_a_field_is_its_comment():
 
 
 def test_the_page_of_the_configuration_is_up_to_date():
-    assert config_page.PAGE.read_text(encoding="utf-8") == config_page.page(), "run python -m shared.config_page"
+    assert config_page.PAGE.read_text(encoding="utf-8") == config_page.page(), "run python -m shared.report.config_page"

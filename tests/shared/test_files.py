@@ -73,7 +73,7 @@ def test_what_fails_leaves_what_was_there(tmp_path, folder):
 def test_what_a_killed_process_left_is_no_file(tmp_path):
     path = tmp_path / "thing"
     program = (
-        "import os, signal, sys; from pathlib import Path; from shared import files\n"
+        "import os, signal, sys; from pathlib import Path; from shared.storage import files\n"
         "with files.replacing(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -96,13 +96,13 @@ def test_programs_take_addresses_and_refuse_them_with_one_line(written, tmp_path
 
 def test_the_work_directory_is_a_folder(bucket, monkeypatch, capfd, tmp_path):
     monkeypatch.chdir(tmp_path)
-    flags = (f"--config={Path(run.__file__).parents[1] / 'configs/smoke.py'}", f"--workdir={bucket}/run")
+    flags = (f"--config={Path(run.__file__).parents[2] / 'configs/smoke.py'}", f"--workdir={bucket}/run")
     assert "must be a folder" in here("train", *flags, monkeypatch=monkeypatch, capfd=capfd).refusal
     assert not any(tmp_path.iterdir())
 
 
 def test_questions_that_are_not_there_are_named_before_anything_is_made(bucket, monkeypatch, capfd, tmp_path):
-    flags = (f"--config={Path(run.__file__).parents[1] / 'configs/smoke.py'}", f"--workdir={tmp_path / 'run'}")
+    flags = (f"--config={Path(run.__file__).parents[2] / 'configs/smoke.py'}", f"--workdir={tmp_path / 'run'}")
     flags += (f"--config.data.train={bucket}/none", f"--config.data.valid={bucket}/none")
     ended = here("train", *flags, monkeypatch=monkeypatch, capfd=capfd)
     assert f"{bucket}/none: no such question file" in ended.refusal
