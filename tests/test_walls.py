@@ -86,7 +86,9 @@ def test_shared_is_a_house_of_few_rooms():
     assert len([path for path in inside if path.is_file()]) <= 6
     for room in inside:
         if room.is_dir():
-            assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())), f"{room.name} does not say what it is"
+            assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())), (
+                f"{room.name} does not say what it is"
+            )
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):

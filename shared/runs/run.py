@@ -189,9 +189,7 @@ def summarise(
     config: RunConfig, workdir: Path, questions: Sequence[Question], backend: str, *, show_examples: bool
 ) -> dict[str, Any]:
     """Write `summary.json` and the report from what the run left in its work directory."""
-    before, after = (
-        figures.read_answers(evaluations.answers_file(workdir, when)) for when in evaluations.WHEN
-    )
+    before, after = (figures.read_answers(evaluations.answers_file(workdir, when)) for when in evaluations.WHEN)
     found = figures.summary(
         config.name,
         questions,

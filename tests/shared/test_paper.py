@@ -16,6 +16,7 @@ from shared.paper.draws import Draws
 from shared.paper.records import CannotShow, Place, show
 from shared.paper.values import CannotDraw, from_json, plain, value_choices
 from shared.questions.prompts import SYSTEM_PROMPT
+from shared.tasks.stroke_outcome import MACE, MRS
 
 golden = pytest.mark.golden
 SERIALIZERS = {"sepsis_registry": "sections", "stroke_registry": "lines", "aki_registry": "days"}
@@ -150,7 +151,7 @@ def test_the_aki_set_comes_out_again():
 @needs_golden
 def test_the_stroke_outcome_sets_come_out_again():
     draws = Draws()
-    for target in (prediction.MRS, prediction.MACE):
+    for target in (MRS, MACE):
         made = prediction.outcome_questions(rows("stroke"), target, places("stroke"), choices("stroke")[target], draws)
         expected = [case for case in lines("stroke/prediction_questions.jsonl.gz") if case["task"] == target]
         assert [digest(q.message) for q in made] == [case["user_message_sha256"] for case in expected]
