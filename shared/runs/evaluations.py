@@ -1,7 +1,7 @@
 """The evaluations in a run's work directory: answers, examples, and by which engine, none of them by one that failed.
 
-An evaluation counts only beside what its engine's check found (shared/evaluation/engine_check.py): one without, as an earlier version
-wrote it, is made again.
+An evaluation counts only beside what its engine's check found (shared/evaluation/engine_check.py): one without, as an earlier
+version wrote it, is made again.
 """
 
 from __future__ import annotations

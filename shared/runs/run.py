@@ -3,7 +3,7 @@
 The work directory of a run:
 
     config.json            what it was asked for; a different config in the same directory is refused
-    inputs.json            digests of questions, raw files and policy; others in their place are refused (shared/preparation/inputs.py)
+    inputs.json            digests of questions, raw files and policy; others in their place are refused (preparation/inputs.py)
     prompts.json           how its prompts are rendered, chosen as it began (shared/questions/prompt_style.py)
     replay.json            of which recording it is a replay, where it is one (shared/runs/replay.py), and how far it differs
     data/                  prepared registry and question files, where the run made them
