@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 from benchmarks import measure
-from creason_jax.plan import forward_flops
+from creason_jax.plan.plan import forward_flops
 from launch import app
 from shared.errors import InputError
 from shared.grpo import GroupLayout

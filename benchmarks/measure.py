@@ -16,7 +16,7 @@ from absl import flags
 
 from configs import quickstart
 from creason_jax.backend import Backend
-from creason_jax.learner import Learner
+from creason_jax.learner.learner import Learner
 from shared import grpo
 from shared.config import ModelConfig, validate
 from shared.grpo import GroupBatch, GroupLayout

@@ -21,9 +21,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks import measure
-from creason_jax import memory
 from creason_jax.backend import Backend
-from creason_jax.rollout import Engine
+from creason_jax.mesh import memory
+from creason_jax.rollout.engine import Engine
 from launch import app
 from shared.backend import Sampling
 from shared.config import validate

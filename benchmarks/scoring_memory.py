@@ -24,7 +24,7 @@ def peak(how: str, tokens: int, width: int, vocabulary: int, chunk: int) -> floa
     """MiB above the inputs, in this process."""
     import torch
 
-    from creason_torch.logprobs import token_logprobs
+    from creason_torch.model.logprobs import token_logprobs
 
     torch.manual_seed(0)
     hidden = torch.randn(1, tokens, width, requires_grad=True)

@@ -8,10 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from creason_jax import distributed, forecast, memory, plain, sharding
-from creason_jax.learner import Learner
+from creason_jax import distributed
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig, abstract_params, load_params
-from creason_jax.rollout import Engine
+from creason_jax.plan import forecast
+from creason_jax.rollout import plain
+from creason_jax.rollout.engine import Engine
 from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 from shared.errors import InputError

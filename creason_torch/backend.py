@@ -9,10 +9,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch import forecast, plain, zero
-from creason_torch.learner import Learner, check_supported
-from creason_torch.model import stored_weights
-from creason_torch.rollout import Engine, engine_kind, make_engine
+from creason_torch import zero
+from creason_torch.learner.learner import Learner, check_supported
+from creason_torch.model.decoder import stored_weights
+from creason_torch.plan import forecast
+from creason_torch.rollout import Engine, engine_kind, make_engine, plain
 from shared.backend import Completion, Workload
 from shared.config import OptimizerConfig, RunConfig, with_compute_dtype
 from shared.runs.forecast import Need

@@ -45,8 +45,8 @@ def main() -> None:
         if getattr(FLAGS, name) is None:
             raise InputError(f"--{name} is needed, e.g. --config=configs/phi4_sepsis.py --topology=v5p:4x4x4")
     os.environ["JAX_PLATFORMS"] = "cpu"  # no device is used, and none that is here should be taken
-    from creason_jax import plan as planning
-    from creason_jax import plan_search
+    from creason_jax.plan import plan as planning
+    from creason_jax.plan import search
 
     config = _config()
     unknown = [name for name in FLAGS.steps if name not in planning.STEPS]
@@ -55,7 +55,7 @@ def main() -> None:
     model = planning.model_shape(config, FLAGS.model_config)
     found: planning.Plan | None
     if FLAGS.search:
-        found = plan_search.search(config, model, FLAGS.topology, say=_say)
+        found = search.search(config, model, FLAGS.topology, say=_say)
     else:
         steps = tuple(name for name in planning.STEPS if not FLAGS.steps or name in FLAGS.steps)
         found = planning.plan(config, model, FLAGS.topology, steps=steps, say=_say)
@@ -69,7 +69,7 @@ def main() -> None:
 
 def table(plan: object, config: RunConfig) -> str:
     """The plan for the terminal."""
-    from creason_jax.plan import Plan
+    from creason_jax.plan.plan import Plan
 
     assert isinstance(plan, Plan)
     rows: list[tuple[str, ...]] = [HEADER]

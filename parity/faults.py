@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import creason_jax.decoding
-import creason_jax.learner
-import creason_jax.logprobs
-import creason_jax.loss
-import creason_jax.zarr
+import creason_jax.checkpoint.zarr
+import creason_jax.learner.learner
+import creason_jax.learner.loss
+import creason_jax.model.logprobs
+import creason_jax.rollout.decoding
 import shared.grpo
 from shared.errors import InputError
 
@@ -74,7 +74,7 @@ def _bf16_log_softmax() -> list[Patch]:
         rounded = jax.nn.log_softmax(logits.astype(jnp.bfloat16))
         return jnp.take_along_axis(rounded, targets[..., None], -1)[..., 0].astype(jnp.float32)
 
-    return [(creason_jax.logprobs, "target_logprobs", target_logprobs)]
+    return [(creason_jax.model.logprobs, "target_logprobs", target_logprobs)]
 
 
 def _naive_kl() -> list[Patch]:
@@ -82,40 +82,40 @@ def _naive_kl() -> list[Patch]:
         d = ref_logprobs - logprobs
         return jnp.exp(d) - 1 - d
 
-    return [(creason_jax.loss, "kl_estimate", kl_estimate)]
+    return [(creason_jax.learner.loss, "kl_estimate", kl_estimate)]
 
 
 def _layer_swapped() -> list[Patch]:
-    plain = creason_jax.learner.load_params
+    plain = creason_jax.learner.learner.load_params
 
     def load_params(*arguments: Any, **options: Any) -> Any:
         params = plain(*arguments, **options)
         swapped = jax.tree.map(lambda leaf: jax.device_put(jnp.flip(leaf, 0), leaf.sharding), params["layers"])
         return {**params, "layers": swapped}
 
-    return [(creason_jax.learner, "load_params", load_params)]
+    return [(creason_jax.learner.learner, "load_params", load_params)]
 
 
 def _shift_by_one() -> list[Patch]:
-    plain = creason_jax.learner.token_logprobs
+    plain = creason_jax.learner.learner.token_logprobs
 
     def token_logprobs(hidden: Any, head: Any, targets: jax.Array, **options: Any) -> Any:
         return plain(hidden, head, jnp.roll(targets, 1, axis=1), **options)
 
-    return [(creason_jax.learner, "token_logprobs", token_logprobs)]
+    return [(creason_jax.learner.learner, "token_logprobs", token_logprobs)]
 
 
 def _padding_seen() -> list[Patch]:
-    plain = creason_jax.learner.group_attention
+    plain = creason_jax.learner.learner.group_attention
 
     def group_attention(q: Any, k: Any, v: Any, valid: jax.Array, layout: Any, **options: Any) -> jax.Array:
         return plain(q, k, v, jnp.ones_like(valid), layout, **options)
 
-    return [(creason_jax.learner, "group_attention", group_attention)]
+    return [(creason_jax.learner.learner, "group_attention", group_attention)]
 
 
 def _frozen_pad_row() -> list[Patch]:
-    plain = creason_jax.learner.forward
+    plain = creason_jax.learner.learner.forward
 
     def forward(params: Any, model: Any, tokens: jax.Array, *arguments: Any, **options: Any) -> Any:
         table = params["embed"]["kernel"]
@@ -123,7 +123,7 @@ def _frozen_pad_row() -> list[Patch]:
         frozen = jnp.where(pad, jax.lax.stop_gradient(table), table)
         return plain({**params, "embed": {"kernel": frozen}}, model, tokens, *arguments, **options)
 
-    return [(creason_jax.learner, "forward", forward)]
+    return [(creason_jax.learner.learner, "forward", forward)]
 
 
 def _eps_inside_root() -> list[Patch]:
@@ -131,39 +131,39 @@ def _eps_inside_root() -> list[Patch]:
         settings = learner.optimizer
         return optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=0.0, eps_root=settings.eps**2)
 
-    return [(creason_jax.learner.Learner, "_adam", adam)]
+    return [(creason_jax.learner.learner.Learner, "_adam", adam)]
 
 
 def _rate_off_by_one() -> list[Patch]:
-    plain = creason_jax.learner.learning_rate
-    return [(creason_jax.learner, "learning_rate", lambda step, *rest: plain(step + 1, *rest))]
+    plain = creason_jax.learner.learner.learning_rate
+    return [(creason_jax.learner.learner, "learning_rate", lambda step, *rest: plain(step + 1, *rest))]
 
 
 def _stale_reference() -> list[Patch]:
-    return [(creason_jax.learner.Learner, "sync_reference", lambda learner: None)]
+    return [(creason_jax.learner.learner.Learner, "sync_reference", lambda learner: None)]
 
 
 def _mean_of_means() -> list[Patch]:
     """Each micro-batch divides by its own count of tokens, and the micro-batches are averaged."""
-    plain = creason_jax.learner.Learner.update
+    plain = creason_jax.learner.learner.Learner.update
     count = [1]
 
     def objective(*arguments: Any, **options: Any) -> Any:
-        sums = creason_jax.loss.objective(*arguments, **options)
+        sums = creason_jax.learner.loss.objective(*arguments, **options)
         return sums._replace(loss=sums.loss / jnp.maximum(1.0, sums.tokens))
 
     def update(learner: Any, batch: Any) -> dict[str, float]:
         count[0] = learner.micro_batches(batch.tokens.shape[0])[0]
         return plain(learner, batch)
 
-    loss = types.SimpleNamespace(objective=objective, add=creason_jax.loss.add)
+    loss = types.SimpleNamespace(objective=objective, add=creason_jax.learner.loss.add)
     grpo = types.SimpleNamespace(counts=shared.grpo.counts, denominator=lambda *_: count[0])
-    learner = creason_jax.learner
+    learner = creason_jax.learner.learner
     return [(learner, "loss", loss), (learner, "grpo", grpo), (learner.Learner, "update", update)]
 
 
 def _bf16_masters() -> list[Patch]:
-    plain = creason_jax.learner.Learner.update
+    plain = creason_jax.learner.learner.Learner.update
 
     def update(learner: Any, batch: Any) -> dict[str, float]:
         metrics = plain(learner, batch)
@@ -171,38 +171,38 @@ def _bf16_masters() -> list[Patch]:
         learner.state = learner.state._replace(params=rounded)
         return metrics
 
-    return [(creason_jax.learner.Learner, "update", update)]
+    return [(creason_jax.learner.learner.Learner, "update", update)]
 
 
 def _previous_key_unseen() -> list[Patch]:
-    plain: Any = creason_jax.decoding.decode_attention
+    plain: Any = creason_jax.rollout.decoding.decode_attention
 
     def decode_attention(*arrays: jax.Array) -> jax.Array:
         *others, there = arrays
         newest = there.sum(axis=1, keepdims=True) - 1  # of slots that began together
         return plain(*others, there & (jnp.arange(there.shape[1]) != newest))
 
-    return [(creason_jax.decoding, "decode_attention", decode_attention)]
+    return [(creason_jax.rollout.decoding, "decode_attention", decode_attention)]
 
 
 def _lost_moments() -> list[Patch]:
-    plain = creason_jax.zarr.ZarrArrays.state
+    plain = creason_jax.checkpoint.zarr.ZarrArrays.state
 
     def state(arrays: Any, target: Any, model: Any) -> Any:
         found = plain(arrays, target, model)
         return found._replace(moments=jax.tree.map(jnp.zeros_like, found.moments))
 
-    return [(creason_jax.zarr.ZarrArrays, "state", state)]
+    return [(creason_jax.checkpoint.zarr.ZarrArrays, "state", state)]
 
 
 def _stale_engine() -> list[Patch]:
-    plain = creason_jax.learner.Learner.publish
+    plain = creason_jax.learner.learner.Learner.publish
 
     def publish(learner: Any, engine: Any) -> None:
         if engine.params is None:
             plain(learner, engine)
 
-    return [(creason_jax.learner.Learner, "publish", publish)]
+    return [(creason_jax.learner.learner.Learner, "publish", publish)]
 
 
 FAULTS: dict[str, Fault] = {

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-import creason_jax.learner
-import creason_jax.rollout
-import creason_torch.learner
-from creason_jax import sharding
+import creason_jax.learner.learner
+import creason_jax.rollout.engine
+import creason_torch.learner.learner
+from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig, save_params
 from creason_torch import zero
 from creason_torch.rollout import make_engine
@@ -81,7 +81,7 @@ class JaxSide:
     def learner(self, config: RunConfig, model: Path, *, steps: int, reference: bool = False) -> Any:
         """See `Side`."""
         mesh = self._mesh(config)
-        return creason_jax.learner.Learner(
+        return creason_jax.learner.learner.Learner(
             config, model, mesh, optimizer=config.optimizer, steps=steps, reference=reference
         )
 
@@ -95,7 +95,7 @@ class JaxSide:
 
     def engine(self, config: RunConfig, model: Path) -> Any:
         """See `Side`."""
-        return creason_jax.rollout.Engine(
+        return creason_jax.rollout.engine.Engine(
             config, DecoderConfig.read(model, longest=config.longest_sequence), self._mesh(config), stop_tokens=(EOS,)
         )
 
@@ -112,7 +112,7 @@ class TorchSide:
 
     def learner(self, config: RunConfig, model: Path, *, steps: int, reference: bool = False) -> Any:
         """See `Side`."""
-        return creason_torch.learner.Learner(
+        return creason_torch.learner.learner.Learner(
             config, model, zero.device(), optimizer=config.optimizer, steps=steps, reference=reference
         )
 

@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from creason_torch import memory, readback, zero
-from creason_torch.model import read_config
+from creason_torch import zero
+from creason_torch.model.decoder import read_config
+from creason_torch.plan import memory
+from creason_torch.rollout import readback
 from shared.backend import Completion, Probe, Sampling, Workload, check_request, check_scored, check_stop_tokens
 from shared.config import RunConfig
 from shared.errors import InputError

@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from creason_torch.logprobs import target_logprobs
-from creason_torch.model import check_tables, fix_rotation, read_config
+from creason_torch.model.decoder import check_tables, fix_rotation, read_config
+from creason_torch.model.logprobs import target_logprobs
 from creason_torch.rollout.engine import Drawn, Engine
-from creason_torch.sampling import draw
+from creason_torch.rollout.sampling import draw
 from shared.backend import Sampling, scoring_temperature
 from shared.errors import InputError
 from shared.runs import memory
@@ -131,7 +131,7 @@ def attend(
 
 
 class HfEngine(Engine):
-    """Draws with `creason_torch.sampling`: the completions of the JAX engine, up to rounding."""
+    """Draws with `creason_torch.rollout.sampling`: the completions of the JAX engine, up to rounding."""
 
     def _prepare(self) -> None:
         config, model = self.config, self.model

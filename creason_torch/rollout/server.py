@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch.model import long_factors, read_config, save_params
+from creason_torch.model.decoder import long_factors, read_config, save_params
 from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine, processes
 from shared.backend import Probe, Sampling, longest_text

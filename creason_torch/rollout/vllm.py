@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch.model import long_factors, read_config
+from creason_torch.model.decoder import long_factors, read_config
 from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine
 from shared.backend import Sampling, Workload, longest_text

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-import creason_jax.logprobs
-import creason_jax.loss
-import creason_torch.logprobs
-import creason_torch.loss
+import creason_jax.learner.loss
+import creason_jax.model.logprobs
+import creason_torch.learner.loss
+import creason_torch.model.logprobs
 from creason_jax.model import group_attention as jax_attention
-from creason_torch.attention import group_attention as torch_attention
+from creason_torch.model.attention import group_attention as torch_attention
 from parity import reference
 from parity.check import NATS, Check, Measured, largest_difference, largest_relative, unequal
 from parity.sides import run_config
@@ -63,8 +63,8 @@ def _log_softmax() -> Iterator[Check]:
     expected = logits.double().log_softmax(-1)[torch.arange(64), torch.from_numpy(targets)].numpy()
     wide = logits.float()
     found = {
-        "jax": creason_jax.logprobs.target_logprobs(jnp.asarray(wide.numpy()), jnp.asarray(targets)),
-        "torch": creason_torch.logprobs.target_logprobs(wide, torch.from_numpy(targets)).numpy(),
+        "jax": creason_jax.model.logprobs.target_logprobs(jnp.asarray(wide.numpy()), jnp.asarray(targets)),
+        "torch": creason_torch.model.logprobs.target_logprobs(wide, torch.from_numpy(targets)).numpy(),
     }
     for side, values in found.items():
         measured = largest_difference({"token": values}, {"token": expected}, unit=NATS)
@@ -80,8 +80,8 @@ def _small_kl() -> Iterator[Check]:
     d = np.float32(1e-4)
     expected = {"k3": np.expm1(np.float64(d)) - np.float64(d)}
     found = {
-        "jax": creason_jax.loss.kl_estimate(jnp.zeros(1), jnp.full(1, d), "k3")[0],
-        "torch": creason_torch.loss.kl_estimate(torch.zeros(1), torch.full((1,), float(d)), "k3")[0].numpy(),
+        "jax": creason_jax.learner.loss.kl_estimate(jnp.zeros(1), jnp.full(1, d), "k3")[0],
+        "torch": creason_torch.learner.loss.kl_estimate(torch.zeros(1), torch.full((1,), float(d)), "k3")[0].numpy(),
     }
     for side, value in found.items():
         yield Check.of(
@@ -176,7 +176,7 @@ def _jax_objective(scored: np.ndarray, batch: Any, config: GrpoConfig, divisor: 
     rows = jnp.asarray(grpo.real_completions(batch.groups, batch.layout))
 
     def loss(values: jax.Array) -> jax.Array:
-        sums = creason_jax.loss.objective(
+        sums = creason_jax.learner.loss.objective(
             values, view["advantages"], view["completion_mask"], config, row_mask=rows, **_optional(view)
         )
         return sums.loss / divisor
@@ -189,7 +189,7 @@ def _torch_objective(scored: np.ndarray, batch: Any, config: GrpoConfig, divisor
     view = {name: torch.from_numpy(value.copy()) for name, value in reference.completions(batch).items()}
     rows = torch.from_numpy(grpo.real_completions(batch.groups, batch.layout))
     values = torch.from_numpy(scored).float().requires_grad_()
-    sums = creason_torch.loss.objective(
+    sums = creason_torch.learner.loss.objective(
         values, view["advantages"], view["completion_mask"], config, row_mask=rows, **_optional(view)
     )
     (sums.loss / divisor).backward()

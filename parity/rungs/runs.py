@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from configs import smoke
-from creason_jax import sharding
 from creason_jax.backend import Backend as JaxBackend
+from creason_jax.mesh import sharding
 from creason_torch.backend import Backend as TorchBackend
 from parity.check import Check, Measured, unequal
 from parity.world import World

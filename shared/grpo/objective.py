@@ -1,4 +1,4 @@
-"""The objective from per-token log-probabilities: float64 reference of `creason_jax.loss` and `creason_torch.loss`.
+"""The objective from per-token log-probabilities: the float64 reference of both backends' `learner/loss.py`.
 
 For token t of completion i: p the policy's log-probability, q the old policy's, A the advantage, m the mask,
 n_i = max(1, sum_t m), sg(x) no gradient through x. The ratio r is, by `ratio_level`,

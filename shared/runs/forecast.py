@@ -1,6 +1,6 @@
 """What a run will need, said before it is done: tokens, memory, disk, steps at risk. What cannot fit is refused.
 
-State is counted exactly, by each backend (`creason_jax.forecast`, `creason_torch.forecast`). What is temporary is estimated by
+State is counted exactly, by each backend (its `plan/forecast.py`). What is temporary is estimated by
 `update_temporaries`: docs/measurements.md says how far that is from what was measured.
 """
 

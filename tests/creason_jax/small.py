@@ -10,8 +10,8 @@ import numpy as np
 from groups import LAYOUT, MODEL, OPTIMIZER, VOCABULARY, random_batch
 from tiny import run_config
 
-from creason_jax import sharding
-from creason_jax.learner import Learner
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import sharding
 
 __all__ = [
     "LAYOUT",

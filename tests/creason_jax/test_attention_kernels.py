@@ -12,10 +12,11 @@ import pytest
 from attending import Shape, full_mask, naive, random_arrays, random_case, random_groups
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import sharding, topology
+from creason_jax.mesh import sharding
 from creason_jax.model import group_attention
 from creason_jax.model.attention import choose as choosing
 from creason_jax.model.attention import chunked, flash, reference, splash
+from creason_jax.plan import topology
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout

@@ -16,7 +16,7 @@ from small import MODEL, flat, make_learner, on_host, put_back, random_batch
 from tiny import tiny_phi3
 from transformers import AutoModelForCausalLM
 
-from creason_jax.checkpoint import Checkpoints
+from creason_jax.checkpoint.checkpoint import Checkpoints
 from shared.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -270,7 +270,7 @@ import sys
 from pathlib import Path
 import fsspec
 import jax
-from creason_jax.checkpoint import Checkpoints
+from creason_jax.checkpoint.checkpoint import Checkpoints
 from launch.app import run
 
 target = {f"weights {i}": jax.ShapeDtypeStruct((64, 64), "float32") for i in range(6)}
@@ -299,7 +299,7 @@ import sys
 import time
 from pathlib import Path
 import jax
-from creason_jax.checkpoint import Checkpoints
+from creason_jax.checkpoint.checkpoint import Checkpoints
 from launch.app import run
 
 def save():

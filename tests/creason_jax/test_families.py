@@ -19,11 +19,11 @@ from tiny import run_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from creason_jax import model as ours
-from creason_jax import sharding
-from creason_jax.learner import Learner
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig
 from creason_jax.model.rotary import inverse_frequencies, rotary
-from creason_jax.rollout import Engine
+from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.grpo import GroupLayout, pack

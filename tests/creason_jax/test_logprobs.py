@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from creason_jax.logprobs import entropy, target_logprobs, token_logprobs
+from creason_jax.model.logprobs import entropy, target_logprobs, token_logprobs
 
 BATCH, TIME, MODEL, VOCAB = 3, 10, 16, 37
 

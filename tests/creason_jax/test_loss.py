@@ -23,7 +23,7 @@ from golden_grpo import (
     with_garbage,
 )
 
-from creason_jax import loss as twin
+from creason_jax.learner import loss as twin
 from shared import grpo
 from shared.config import GrpoConfig
 from shared.errors import InputError

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from small import distance, flat, make_learner, on_host, random_batch
 from tiny import run_config
 
-from creason_jax import memory, moments, sharding, topology
-from creason_jax.learner import Learner
+from creason_jax.learner import moments
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig
+from creason_jax.plan import topology
 from shared.grpo import GroupLayout
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from families import SWITCH, tiny_variant
 from tiny import run_config
 from transformers import AutoModelForCausalLM
 
-from creason_jax import sharding
 from creason_jax.backend import Backend
+from creason_jax.mesh import sharding
 from shared.backend import Completion
 from shared.errors import SyncError
 from shared.evaluation.engine_check import check_by_file, check_by_learner

@@ -18,13 +18,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import run_config
 
-from creason_jax import memory, plan_search, sharding, topology
-from creason_jax import plan as planning
-from creason_jax.chips import CHIPS, GIB, SHAPES
-from creason_jax.hlo import Collective, Program
-from creason_jax.learner import Learner
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import memory, sharding
+from creason_jax.mesh.chips import CHIPS, GIB, SHAPES
 from creason_jax.model import DecoderConfig, abstract_params
-from creason_jax.rollout import Engine
+from creason_jax.plan import plan as planning
+from creason_jax.plan import search, topology
+from creason_jax.plan.hlo import Collective, Program
+from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
@@ -313,11 +314,11 @@ def test_the_search_goes_from_the_least_memory_and_splits_what_divides():
                         grpo={"group_size": 7, "questions_per_step": 5},
                         rollout={"max_prompt_tokens": 9_000, "max_new_tokens": 2_000})  # fmt: skip
     model = planning.model_shape(config)
-    found = list(plan_search.candidates(config, model, "v5e:8x16", 128, CHIPS["v5e"]))
+    found = list(search.candidates(config, model, "v5e:8x16", 128, CHIPS["v5e"]))
     assert {c.learner.mesh_tensor for c in found} == {1, 2, 4, 8}  # 40 heads, 16 does not divide
     assert all(c.learner.mesh_data * c.learner.mesh_fsdp * c.learner.mesh_tensor == 128 for c in found)
     assert any(c.bytes < CHIPS["v5e"].hbm for c in found)
-    small = list(plan_search.candidates(config, model, "v5e:4x4", 16, CHIPS["v5e"]))
+    small = list(search.candidates(config, model, "v5e:4x4", 16, CHIPS["v5e"]))
     assert min(c.bytes for c in small) > 1.1 * CHIPS["v5e"].hbm
     assert set(SHAPES) == set(CHIPS)
 
@@ -327,13 +328,13 @@ def test_arithmetic_knows_the_options_for_memory():
     layout = GroupLayout(prompt=512, group=4, completion=256)
 
     def needed(**options):
-        return plan_search._bytes(config, MODEL, layout, dataclasses.replace(config.learner, **options), 4)
+        return search._bytes(config, MODEL, layout, dataclasses.replace(config.learner, **options), 4)
 
     kept = [needed(remat=remat) for remat in ("offload", "layer", "dots", "none")]
     assert kept == sorted(set(kept))
     assert needed() - needed(moments_dtype="bfloat16") == 2 * 2 * MODEL.num_params
     assert needed() - needed(reference_memory="host") == 4 * MODEL.num_params
-    tried = list(plan_search.candidates(config, MODEL, "v5e:1x1", 1, CHIPS["v5e"]))
+    tried = list(search.candidates(config, MODEL, "v5e:1x1", 1, CHIPS["v5e"]))
     seconds = {each.learner.remat: each.seconds for each in tried}
     assert seconds["none"] < seconds["dots"] < seconds["layer"]
 
@@ -348,7 +349,7 @@ def test_a_search_passes_over_what_the_compiler_fails_on(monkeypatch):
         return types.SimpleNamespace(fits=True, learner=config.learner)
 
     monkeypatch.setattr(planning, "plan", plan)
-    found = plan_search.search(run_config(), MODEL, "v5e:2x4", say=told.append)
+    found = search.search(run_config(), MODEL, "v5e:2x4", say=told.append)
     assert found.learner == tried[1] == tried[2] != tried[0]
     assert "v5e:2x4: the TPU compiler ends with an error of its own" in told
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small import LAYOUT, make_learner, random_batch
 
-from creason_jax.rollout import Engine
+from creason_jax.rollout.engine import Engine
 from shared.backend import Probe, Sampling
 from shared.errors import SyncError
 from shared.training import published

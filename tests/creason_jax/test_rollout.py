@@ -14,10 +14,11 @@ from absl import flags
 from tiny import run_config, tiny_phi3
 from transformers import Phi3ForCausalLM
 
-from creason_jax import decoding, memory, sharding
-from creason_jax.learner import Learner
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig, load_params
-from creason_jax.rollout import Engine
+from creason_jax.rollout import decoding
+from creason_jax.rollout.engine import Engine
 from launch import generation
 from shared.backend import Completion, Sampling, Workload
 from shared.config import LearnerConfig, OptimizerConfig

@@ -10,10 +10,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small import LAYOUT, MODEL, distance, flat, gradients, make_learner, random_batch
 from tiny import tiny_phi3
 
-from creason_jax import own_rows, sharding
-from creason_jax.hlo import Program
-from creason_jax.logprobs import token_logprobs
+from creason_jax.learner import own_rows
+from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig
+from creason_jax.model.logprobs import token_logprobs
+from creason_jax.plan.hlo import Program
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout

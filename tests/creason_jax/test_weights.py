@@ -18,7 +18,7 @@ from tiny import change_config, tiny_phi3
 from transformers import AutoModelForCausalLM
 
 from creason_jax import model as ours
-from creason_jax import sharding
+from creason_jax.mesh import sharding
 from creason_jax.model import weights
 from shared.config import LearnerConfig
 from shared.policy import weight_files

@@ -16,9 +16,9 @@ from recorded import Recorded
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from creason_torch import attention
-from creason_torch.attention import flex_group_attention, group_attention
-from creason_torch.model import FAMILIES
+from creason_torch.model import attention
+from creason_torch.model.attention import flex_group_attention, group_attention
+from creason_torch.model.decoder import FAMILIES
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, completion_view, pad_rows, separate_rows
 

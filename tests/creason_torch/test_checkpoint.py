@@ -16,11 +16,11 @@ from small import make_learner
 from tiny import tiny_phi3
 from workers import run_workers
 
-from creason_jax import checkpoint as jax_checkpoint
+from creason_jax.checkpoint import checkpoint as jax_checkpoint
 from creason_jax.model import weights as jax_weights
 from creason_torch import zero
-from creason_torch.checkpoint import META, Checkpoints
-from creason_torch.model import read_config
+from creason_torch.checkpoint.checkpoint import META, Checkpoints
+from creason_torch.model.decoder import read_config
 from shared.errors import InputError
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,11 @@ from tiny import hugging_face_logprobs, run_config
 from transformers import Phi3ForCausalLM
 from workers import Found, distance, run_workers
 
-from creason_torch import loss, zero
+from creason_torch import zero
 from creason_torch.backend import Backend
-from creason_torch.learner import Learner
-from creason_torch.model import read_config
+from creason_torch.learner import loss
+from creason_torch.learner.learner import Learner
+from creason_torch.model.decoder import read_config
 from shared import grpo
 from shared.config import OptimizerConfig
 from shared.errors import InputError

@@ -5,7 +5,7 @@ import pytest
 import torch
 from recorded import Recorded
 
-from creason_torch.logprobs import entropy, target_logprobs, token_logprobs
+from creason_torch.model.logprobs import entropy, target_logprobs, token_logprobs
 
 BATCH, TIME, MODEL, VOCAB = 3, 10, 16, 37
 

@@ -19,7 +19,7 @@ from golden_grpo import (
     with_garbage,
 )
 
-from creason_torch import loss as twin
+from creason_torch.learner import loss as twin
 from shared import grpo
 from shared.config import GrpoConfig
 from shared.errors import InputError

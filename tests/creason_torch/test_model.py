@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from creason_torch.model import build_network, load_weights, read_config, save_params, stored_weights
+from creason_torch.model.decoder import build_network, load_weights, read_config, save_params, stored_weights
 from shared.errors import InputError
 from shared.policy import weight_files
 

@@ -18,7 +18,7 @@ from workers import run_workers
 
 from creason_jax.model import weights as jax_weights
 from creason_torch import zero
-from creason_torch.checkpoint import Checkpoints
+from creason_torch.checkpoint.checkpoint import Checkpoints
 from shared.errors import InputError
 
 pytestmark = pytest.mark.slow

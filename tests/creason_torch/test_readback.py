@@ -8,7 +8,7 @@ from groups import random_batch
 from tiny import run_config
 
 from creason_torch.backend import Backend
-from creason_torch.learner import Learner
+from creason_torch.learner.learner import Learner
 from creason_torch.rollout import make_engine
 from shared.errors import SyncError
 from shared.training import published

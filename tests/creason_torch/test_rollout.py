@@ -13,9 +13,9 @@ from families import tiny_network
 from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
 from tiny import tiny_phi3
 
-from creason_jax import sharding
+from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig, load_params
-from creason_jax.rollout import Engine as JaxEngine
+from creason_jax.rollout.engine import Engine as JaxEngine
 from creason_torch.rollout import Engine, engine_kind, make_engine, vllm_options
 from creason_torch.rollout.hf import Caches, HfEngine
 from shared.backend import Sampling
@@ -129,7 +129,7 @@ def test_as_many_slots_as_the_memory_holds(world, engine, monkeypatch, caplog):
         other.generate(world.prompts, SAMPLED, world.uniforms)
     other.free_bytes = lambda: 2**20
     with pytest.raises(InputError, match=r"its weights take \d+ MiB of the 1 MiB that are free"):
-        monkeypatch.setattr("creason_torch.memory.free_bytes", lambda device, sharers: 2**20)
+        monkeypatch.setattr("creason_torch.plan.memory.free_bytes", lambda device, sharers: 2**20)
         world.engine("hf")
 
 

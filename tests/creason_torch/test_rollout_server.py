@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 from tiny import tiny_phi3
 from workers import free_port
 
-from creason_torch import readback
-from creason_torch.rollout import Engine, make_engine
+from creason_torch.rollout import Engine, make_engine, readback
 from creason_torch.rollout.server import ServerEngine
 from shared.backend import Probe, Workload
 from shared.errors import InputError

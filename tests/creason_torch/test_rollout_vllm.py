@@ -16,8 +16,7 @@ import torch.distributed as dist
 from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
 from tiny import tiny_phi3
 
-from creason_torch import readback
-from creason_torch.rollout import Engine, make_engine, vllm_options
+from creason_torch.rollout import Engine, make_engine, readback, vllm_options
 from creason_torch.rollout.vllm import VllmEngine
 from parity.families import COMMON, FAMILIES, random_network
 from shared.backend import Probe, Sampling, Workload
@@ -174,7 +173,7 @@ def test_room_is_made_for_the_prompts_at_hand(world):
 
 
 def test_caches_that_memory_does_not_hold_are_refused(world, monkeypatch):
-    monkeypatch.setattr("creason_torch.memory.free_bytes", lambda device, sharers: 2**20)
+    monkeypatch.setattr("creason_torch.plan.memory.free_bytes", lambda device, sharers: 2**20)
     with pytest.raises(
         InputError, match=r"the free memory, 1 MiB for weights of \d+ MiB and caches, holds no sequence of 312"
     ):

@@ -8,8 +8,8 @@ import torch
 from families import SWITCH, tiny_variant
 from tiny import run_config
 
-from creason_torch import attention
-from creason_torch.model import build_network, long_factors
+from creason_torch.model import attention
+from creason_torch.model.decoder import build_network, long_factors
 from creason_torch.rollout import make_engine
 from shared.backend import Sampling
 from shared.grpo import GroupLayout

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
-from creason_jax import sampling as jax_sampling
-from creason_torch.sampling import BELOW_ONE, draw, filtered
+from creason_jax.rollout import sampling as jax_sampling
+from creason_torch.rollout.sampling import BELOW_ONE, draw, filtered
 
 FILTERS = [
     {"top_k": 5},

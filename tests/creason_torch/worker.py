@@ -48,7 +48,7 @@ def main(specs: list[dict[str, Any]]) -> None:
 def work(spec: dict[str, Any]) -> None:
     """Do the actions of one learner."""
     from creason_torch.backend import Backend
-    from creason_torch.learner import Learner
+    from creason_torch.learner.learner import Learner
 
     config = run_config(
         optimizer=OPTIMIZER | spec.get("optimizer", {}),

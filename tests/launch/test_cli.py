@@ -315,8 +315,8 @@ def places(tmp_path_factory):
     """One folder with a model, questions, a run of two checkpoints, and everything that can be wrong with them."""
     import jax
 
-    from creason_jax.learner import Learner
-    from creason_jax.sharding import make_mesh
+    from creason_jax.learner.learner import Learner
+    from creason_jax.mesh.sharding import make_mesh
 
     root = tmp_path_factory.mktemp("places")
     model, questions, run = root / "model", root / "questions.parquet", root / "run"

@@ -17,7 +17,7 @@ from commands import REPOSITORY, here
 from exam import exam, exam_tokenizer
 from tiny import tiny_phi3
 
-from creason_jax.rollout import Engine
+from creason_jax.rollout.engine import Engine
 from launch import backends, generation
 from shared.backend import Completion
 from shared.config import RunConfig, validate

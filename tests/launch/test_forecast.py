@@ -100,7 +100,9 @@ def test_what_cannot_fit_is_refused_before_weights_are_read(root, call, program,
 
 def test_a_run_that_cannot_fit_does_not_begin(root, call, monkeypatch):
     monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers=1: 2**20 // sharers)
-    monkeypatch.setattr("creason_torch.learner.Learner.__init__", lambda *_, **__: pytest.fail("the learner was made"))
+    monkeypatch.setattr(
+        "creason_torch.learner.learner.Learner.__init__", lambda *_, **__: pytest.fail("the learner was made")
+    )
     ended = call("train", "model", "--backend=torch")
     assert "it cannot fit; what helps: rollout.max_prompt_tokens = " in ended.refusal
     assert "tokens   prompts: median" in ended.out

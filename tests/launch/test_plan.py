@@ -7,7 +7,7 @@ import json
 import pytest
 from commands import here
 
-from creason_jax import topology
+from creason_jax.plan import topology
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from exam import exam, exam_tokenizer
 from tiny import change_config, run_config, tiny_phi3
 
 from creason_jax.backend import Backend
-from creason_jax.rollout import Engine
+from creason_jax.rollout.engine import Engine
 from launch import generation
 from shared.backend import Completion
 from shared.policy.tokenizer import load_tokenizer

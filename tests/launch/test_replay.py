@@ -13,8 +13,8 @@ import pytest
 from commands import REPOSITORY, apart, here
 from smoke_runs import MADE_BEFORE
 
-from creason_jax import sharding
 from creason_jax.backend import Backend as JaxBackend
+from creason_jax.mesh import sharding
 from creason_torch.backend import Backend as TorchBackend
 from launch import config_file
 from shared.backend import Backend

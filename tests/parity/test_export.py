@@ -15,7 +15,7 @@ from tiny import run_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from creason_torch import zero
-from creason_torch.learner import Learner
+from creason_torch.learner.learner import Learner
 from shared.policy import weight_files
 
 pytestmark = pytest.mark.slow

@@ -288,8 +288,8 @@ def test_an_update_is_the_gradient_of_the_weighted_mean_negative_log_likelihood(
     from safetensors.torch import load_file
     from tiny import tiny_phi3
 
-    from creason_jax.learner import Learner as JaxLearner
-    from creason_jax.sharding import make_mesh
+    from creason_jax.learner.learner import Learner as JaxLearner
+    from creason_jax.mesh.sharding import make_mesh
 
     theirs = tiny_phi3(tmp_path / "model")
     random = np.random.default_rng(0)

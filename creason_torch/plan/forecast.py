@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from creason_torch import memory
-from creason_torch.model import read_config
+from creason_torch.model.decoder import read_config
+from creason_torch.plan import memory
 from creason_torch.rollout import engine_kind, hf, vllm
 from creason_torch.rollout.engine import processes, weight_shapes
 from shared.backend import Sampling, Workload, longest_text

@@ -16,8 +16,8 @@ import tensorstore
 import torch
 import torch.distributed as dist
 
-from creason_torch import orbax
-from creason_torch.orbax import OrbaxArrays
+from creason_torch.checkpoint import orbax
+from creason_torch.checkpoint.orbax import OrbaxArrays
 from shared.errors import InputError
 from shared.storage import files
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from creason_jax import sharding
+from creason_jax.mesh import sharding
 from shared.backend import Probe
 
 LAYERS = "layers"

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from creason_jax import plan as planning
-from creason_jax import sharding
-from creason_jax.chips import GIB, SHAPES, Chip, chip_of
+from creason_jax.mesh import sharding
+from creason_jax.mesh.chips import GIB, SHAPES, Chip, chip_of
 from creason_jax.model import DecoderConfig
-from creason_jax.plan import Plan
+from creason_jax.plan import plan as planning
+from creason_jax.plan.plan import Plan
 from shared.config import LearnerConfig, Remat, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout

@@ -3,7 +3,7 @@
 They are of the values and not of files, so whatever lies between a save and a restore is covered, and nothing is read twice.
 A value's bits, as a whole number, are combined with its place and scattered by the last steps of MurmurHash3, and the results
 are added modulo 2**32: one changed value is always seen, several are missed once in 4,000 million times. Arrays stacked over
-layers have a sum for each layer, since the PyTorch backend reads them layer by layer (`creason_torch.orbax` adds in the same
+layers have a sum for each layer, since the PyTorch backend reads them layer by layer (its `orbax.py` adds in the same
 way).
 """
 

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from tqdm import tqdm
 
-from creason_jax import zarr
-from creason_jax.checksums import checksums, path_name
+from creason_jax.checkpoint import zarr
+from creason_jax.checkpoint.checksums import checksums, path_name
 from creason_jax.model import DecoderConfig
 from shared.errors import InputError
 from shared.storage import buckets, files

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import distributed, loss, moments, own_rows, readback, sharding
+from creason_jax import distributed
 from creason_jax.axes import TENSOR
-from creason_jax.checkpoint import Checkpoints
-from creason_jax.logprobs import token_logprobs
+from creason_jax.checkpoint.checkpoint import Checkpoints
+from creason_jax.learner import loss, moments, own_rows
+from creason_jax.mesh import sharding
 from creason_jax.model import (
     DecoderConfig,
     abstract_params,
@@ -27,7 +28,9 @@ from creason_jax.model import (
     platform_of,
     save_params,
 )
-from creason_jax.rollout import Engine
+from creason_jax.model.logprobs import token_logprobs
+from creason_jax.rollout import readback
+from creason_jax.rollout.engine import Engine
 from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig

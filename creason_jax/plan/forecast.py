@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from creason_jax import memory, sharding
-from creason_jax.learner import Learner
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig, abstract_params
 from creason_jax.model.attention.choose import LARGE_SCORES
-from creason_jax.rollout import Engine
+from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling, Workload
 from shared.config import RunConfig
 from shared.runs import forecast

@@ -2,7 +2,7 @@
 
 A slot computes its prompt once (prefill) and keeps the prompt's keys and values once for the G samples that are drawn from
 it. Decoding runs several tokens for each round trip to the host; drawing, stopping and log-probabilities are on the device
-(`creason_jax.decoding`).
+(`creason_jax.rollout.decoding`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import decoding, distributed, memory, readback, sharding
-from creason_jax.decoding import Shape, Slots
-from creason_jax.logprobs import target_logprobs
+from creason_jax import distributed
+from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig, platform_of, unstack_layers
 from creason_jax.model import abstract_params as parameter_shapes
 from creason_jax.model.attention import chunked
 from creason_jax.model.attention.choose import LARGE_SCORES
-from creason_jax.sampling import draw
+from creason_jax.model.logprobs import target_logprobs
+from creason_jax.rollout import decoding, readback
+from creason_jax.rollout.decoding import Shape, Slots
+from creason_jax.rollout.sampling import draw
 from shared.backend import (
     Completion,
     Probe,

@@ -1,6 +1,6 @@
 """Plan a run on a TPU slice that is not here: its own programs, compiled by the TPU compiler, without weights.
 
-Memory is what the compiler reserves. Times are a roofline: what the program computes, reads and sends (`creason_jax.hlo`) over
+Memory is what the compiler reserves. Times are a roofline: what the program computes, reads and sends (`hlo.py`) over
 what a chip can do; a real step takes longer. MFU counts 6 FLOPs for each weight and token that a matrix product meets, and
 attention at what is visible, for the update alone: neither recomputation nor padded rows count as useful.
 """
@@ -18,13 +18,14 @@ from typing import Any
 
 import jax
 
-from creason_jax import memory, sharding, topology
-from creason_jax.chips import GIB, Chip, chip_of
-from creason_jax.hlo import Cost, Program
-from creason_jax.learner import Learner
-from creason_jax.memory import bytes_on_device
+from creason_jax.learner.learner import Learner
+from creason_jax.mesh import memory, sharding
+from creason_jax.mesh.chips import GIB, Chip, chip_of
+from creason_jax.mesh.memory import bytes_on_device
 from creason_jax.model import DecoderConfig
-from creason_jax.rollout import Engine
+from creason_jax.plan import topology
+from creason_jax.plan.hlo import Cost, Program
+from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
 from shared.config import RunConfig, with_compute_dtype
 from shared.errors import InputError

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from creason_jax import distributed, sharding
-from creason_jax.logprobs import target_logprobs
+from creason_jax import distributed
+from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig, StoredParams, group_attention, head, layer_forward, normed, rotary
-from creason_jax.rollout import Engine, padded
+from creason_jax.model.logprobs import target_logprobs
+from creason_jax.rollout.engine import Engine, padded
 from shared.backend import Completion, scoring_temperature
 from shared.grpo import GroupLayout
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from creason_torch import attention, logprobs
+from creason_torch.model import attention, logprobs
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from shared.policy import weight_files

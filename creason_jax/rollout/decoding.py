@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from creason_jax import sharding
-from creason_jax.logprobs import target_logprobs
+from creason_jax.mesh import sharding
 from creason_jax.model import decode_attention, group_attention, head, unstacked_forward
+from creason_jax.model.logprobs import target_logprobs
 from shared.backend import Sampling
 from shared.grpo import GroupLayout
 
 if TYPE_CHECKING:
-    from creason_jax.rollout import Engine
+    from creason_jax.rollout.engine import Engine
 
 
 class Slots(NamedTuple):

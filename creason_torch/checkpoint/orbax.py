@@ -1,6 +1,6 @@
 """Reads a checkpoint of the JAX backend through TensorStore, without jax: weights, moments, reference, position.
 
-What is read is held against the checksums that the JAX backend made of the values (`creason_jax.checksums` says how).
+What is read is held against the checksums that the JAX backend made of the values (`creason_jax.checkpoint.checksums` says how).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 class OrbaxArrays:
-    """Twin of `creason_torch.checkpoint.Arrays` over the arrays of the Flax decoder, stacked over layers."""
+    """Twin of `creason_torch.checkpoint.checkpoint.Arrays` over the arrays of the Flax decoder, stacked over layers."""
 
     def __init__(self, folder: Path, config: Any):
         """`config` is the Hugging Face configuration of the model that reads. Raises InputError for a damaged position."""
@@ -109,7 +109,7 @@ class OrbaxArrays:
 
 
 def checksum(values: np.ndarray) -> int:
-    """Of an array that is not stacked, or of one layer of it; see `creason_jax.checksums`."""
+    """Of an array that is not stacked, or of one layer of it; see `creason_jax.checkpoint.checksums`."""
     flat = np.ascontiguousarray(values).reshape(-1)
     bits = flat.view({2: np.uint16, 4: np.uint32}[flat.dtype.itemsize])
     places = np.arange(min(PIECE, len(bits)), dtype=np.uint32)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from creason_torch.logprobs import target_logprobs
-from creason_torch.model import StoredWeights, check_tables, fix_rotation, read_config
+from creason_torch.model.decoder import StoredWeights, check_tables, fix_rotation, read_config
+from creason_torch.model.logprobs import target_logprobs
 from shared.backend import Completion, scoring_temperature
 from shared.config import RunConfig
 

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from creason_jax import distributed, sharding
-from creason_jax.chips import GIB
+from creason_jax import distributed
+from creason_jax.mesh import sharding
+from creason_jax.mesh.chips import GIB
 from shared.runs import memory as host
 
 MIB = 2**20

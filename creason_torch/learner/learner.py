@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from creason_torch import loss, readback, zero
-from creason_torch.checkpoint import Checkpoints
-from creason_torch.model import (
+from creason_torch import zero
+from creason_torch.checkpoint.checkpoint import Checkpoints
+from creason_torch.learner import loss
+from creason_torch.model.decoder import (
     Policy,
     build_network,
     check_tables,
@@ -21,6 +22,7 @@ from creason_torch.model import (
     read_config,
     save_params,
 )
+from creason_torch.rollout import readback
 from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import LearnerConfig, OptimizerConfig, RunConfig

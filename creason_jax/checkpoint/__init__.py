@@ -1,0 +1,1 @@
+"""Checkpoints of the learner, in folders and buckets; those of the other backend are read too."""

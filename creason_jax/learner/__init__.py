@@ -1,0 +1,1 @@
+"""The GRPO update: loss, gradients, optimizer."""

@@ -1,0 +1,1 @@
+"""What a run will need, compiled or counted without the devices."""

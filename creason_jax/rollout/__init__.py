@@ -1,0 +1,1 @@
+"""Completions drawn from the policy, and what checks them."""

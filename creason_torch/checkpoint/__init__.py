@@ -1,0 +1,1 @@
+"""Checkpoints of the learner; those of the other backend are read too."""

@@ -1,0 +1,1 @@
+"""The policy network: Transformers' decoder with this project's attention, and log-probabilities."""
