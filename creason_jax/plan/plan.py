@@ -102,7 +102,7 @@ def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
     if (Path(config.model.path) / "config.json").is_file():
         return DecoderConfig.read(Path(config.model.path), longest=longest)
     name = Path(config.model.path).name
-    shapes = resources.files("creason_jax").joinpath("shapes")
+    shapes = resources.files("creason_jax.plan").joinpath("shapes")
     published = shapes.joinpath(f"{name}.json")
     if not published.is_file():
         known = sorted(each.name.removesuffix(".json") for each in shapes.iterdir())
