@@ -1,6 +1,6 @@
 """Make the documentation's screenshots: each page as a browser shows it, on a desk by day and on a phone by night.
 
-    python tests/browser/screenshots.py --out=docs/screenshots
+    PYTHONPATH=. python tests/browser/screenshots.py --out=docs/screenshots
 
 Takes the pages from --workdir, and makes those that are not there: a run of the smoke config, an evaluation of the model that it
 trained, some rungs of the parity ladder, and a review (about five minutes on two cores). Needs Chromium, see docs/pages.md.
