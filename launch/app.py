@@ -67,6 +67,21 @@ def check_folder(flag: str, folder: Path) -> None:
         raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
 
 
+def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> str:
+    """See to it, before work is spent, that a flag's one result file may be written: the rule of every program that has such.
+
+    What the same program wrote earlier is replaced, as `is_earlier` recognises it, and that is said: " (replaced)" is returned
+    for the line that names the file, else "". Raises InputError for any other file, for a folder, and for a place that cannot be
+    written.
+    """
+    if path.is_dir():
+        raise InputError(f"--{flag}={path}: is a directory; give the name of a file")
+    if path.exists() and not is_earlier(path):
+        raise InputError(f"--{flag}={path}: is there already, and is no earlier result of this program; give another name")
+    check_folder(flag, path.absolute().parent)
+    return " (replaced)" if path.exists() else ""
+
+
 def make_folder(flag: str, folder: Path) -> None:
     """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible.
 
