@@ -153,7 +153,9 @@ def summarise(out: Path) -> None:
     if FLAGS.sheets:
         ratings.write_sheets(Path(FLAGS.sheets), said, key)
     files.write_json(out, found)
-    print("\n".join([*lines(found), f"figures  {out}{replaced}", *([f"sheets   {FLAGS.sheets}"] if FLAGS.sheets else [])]))
+    print(
+        "\n".join([*lines(found), f"figures  {out}{replaced}", *([f"sheets   {FLAGS.sheets}"] if FLAGS.sheets else [])])
+    )
 
 
 def key_path() -> Path:
@@ -175,11 +177,11 @@ def sources(words: list[str]) -> tuple[list[Path], dict[str, Path]]:
         if not mark and Path(word).is_dir() and not folders:
             folders.append(Path(word))
         elif rater in found:
-            raise InputError(f"--ratings: {rater} comes twice, with {found[rater]} and with {path}; give one file for each rater")
-        elif not mark or not rater or not path:
             raise InputError(
-                f"--ratings: {word!r} must be RATER=FILE, or the one folder of a served review"
+                f"--ratings: {rater} comes twice, with {found[rater]} and with {path}; give one file for each rater"
             )
+        elif not mark or not rater or not path:
+            raise InputError(f"--ratings: {word!r} must be RATER=FILE, or the one folder of a served review")
         else:
             found[rater] = Path(path).expanduser()
     return folders, found

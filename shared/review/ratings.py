@@ -63,7 +63,9 @@ def read_key(path: Path) -> Key:
         rater: [(place["id"], place.get("second_is_1", place.get("second_is_a"))) for place in places]
         for rater, places in known["raters"].items()
     }
-    return Key(tuple(known["names"]), drawn, known.get("review", ""), known.get("identical"), known.get("marked") is True)
+    return Key(
+        tuple(known["names"]), drawn, known.get("review", ""), known.get("identical"), known.get("marked") is True
+    )
 
 
 def _is_key(known: Any) -> bool:
@@ -155,11 +157,17 @@ def _check_mark(where: str, mark: str, review: str, rater: str, case: int) -> No
         return
     found = IS_MARK.fullmatch(mark)
     if found is None:
-        raise InputError(f"{where}: {MARK} was changed or is blank; copy this column back from the workbook as it was written")
+        raise InputError(
+            f"{where}: {MARK} was changed or is blank; copy this column back from the workbook as it was written"
+        )
     if found["review"] != (review or "unknown"):
-        raise InputError(f"{where}: this sheet is of another review; give the key that was written with it, or the right sheet")
+        raise InputError(
+            f"{where}: this sheet is of another review; give the key that was written with it, or the right sheet"
+        )
     if found["rater"] != rater:
-        raise InputError(f"{where}: this sheet is of the rater {found['rater']}, and --ratings gives it as that of {rater}")
+        raise InputError(
+            f"{where}: this sheet is of the rater {found['rater']}, and --ratings gives it as that of {rater}"
+        )
     raise InputError(
         f"{where}: this row is of case {found['case']}, and case says {case}; sort whole rows, all columns together, and take "
         f"the column case back from the workbook as it was written"

@@ -99,7 +99,9 @@ def export(
     if not different:
         raise InputError(f"{first} and {second}: all {len(ids)} pairs of answers are the same; nobody can prefer one")
     if count > len(different):
-        same = f", {len(ids) - len(different)} further ones are twice the same answer" if len(different) < len(ids) else ""
+        same = (
+            f", {len(ids) - len(different)} further ones are twice the same answer" if len(different) < len(ids) else ""
+        )
         raise InputError(
             f"--cases={count}: there are {len(different)} pairs of answers that can be compared{same}; give at most "
             f"--cases={len(different)}, or leave --cases out for all"
@@ -132,7 +134,9 @@ def _case(one: Reply, other: Reply, turn: bool) -> Case:
 
 def _check_places(names: tuple[str, str], raters: Sequence[str], out: Path, key: Path) -> None:
     if not raters:
-        raise InputError("--raters is needed: a name for each person who will rate, e.g. --raters=r1,r2; pseudonyms will do")
+        raise InputError(
+            "--raters is needed: a name for each person who will rate, e.g. --raters=r1,r2; pseudonyms will do"
+        )
     if len(set(raters)) < len(raters):
         twice = next(rater for rater in raters if raters.count(rater) > 1)
         raise InputError(f"--raters: {twice!r} stands there twice; name each rater once")

@@ -21,7 +21,7 @@ def test_only_what_the_same_program_wrote_is_replaced(tmp_path):
             app.check_result("json", path, is_plan)
     with pytest.raises(InputError, match="is a directory"):
         app.check_result("json", tmp_path, is_plan)
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="is a file; give a directory"):
         app.check_result("json", path / "below.json", is_plan)
 
 

@@ -293,7 +293,9 @@ def test_a_sheet_of_another_rater_review_or_case_is_refused(written, tmp_path, m
     whole = changed(lambda sheet: None)
     assert changed(lambda sheet: put(sheet, rows[::-1])) == whole  # sorted whole rows
     assert changed(lambda sheet: put(sheet, rows[:2])) == whole  # open cases removed
-    beside = [[row[0], *other[1:]] for row, other in zip(rows, rows[::-1], strict=True)]  # all columns sorted but the first
+    beside = [
+        [row[0], *other[1:]] for row, other in zip(rows, rows[::-1], strict=True)
+    ]  # all columns sorted but the first
     with pytest.raises(InputError, match=f"row 2: this row is of case {CASES}, and case says 1; sort whole rows"):
         changed(lambda sheet: put(sheet, beside))
     with pytest.raises(InputError, match="row 3: sheet was changed or is blank"):
@@ -303,7 +305,7 @@ def test_a_sheet_of_another_rater_review_or_case_is_refused(written, tmp_path, m
 
 
 def test_an_earlier_sheet_that_does_not_say_whose_it_is_is_taken_with_a_warning(written, tmp_path, monkeypatch, capfd):
-    out, key = written
+    _, key = written
     known = files.read_json(key)
     known.pop("marked")
     files.write_json(key, known)
@@ -425,7 +427,9 @@ def test_ratings_of_the_page_are_summarised_by_the_program(written, tmp_path, mo
                     monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
 
     ended = call(out, f"--sheets={tmp_path / 'sheets'}")
-    assert ended.code == 0 and f"ratings  2 of {3 * CASES} that could be given ({CASES} cases, 3 raters)" in ended.out, ended
+    assert (
+        ended.code == 0 and f"ratings  2 of {3 * CASES} that could be given ({CASES} cases, 3 raters)" in ended.out
+    ), ended
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["r1.xlsx", "r2.xlsx", "r3.xlsx"]
     assert f"ratings  3 of {3 * CASES} that could" in call(f"{out},r3={out / 'r3' / 'ratings.xlsx'}").out
     assert "r1 has ratings on the page and in" in call(f"{out},r1={out / 'r1' / 'ratings.xlsx'}").refusal
