@@ -230,7 +230,7 @@ def write(out: Path, figures: dict[str, Any]) -> None:
 
 
 def few_answers(written: dict[str, Any], count: int, *, elsewhere: bool) -> str:
-    """What to say where fewer than half of `count` completions hold a boxed letter, since such an accuracy says little; else ""."""
+    """What to say where fewer than half of `count` completions hold a boxed letter, as such an accuracy says little."""
     if written["answered"] >= 0.5:
         return ""
     without = round((1 - written["answered"]) * count)

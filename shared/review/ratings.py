@@ -1,8 +1,8 @@
 """What raters made of a blinded review: their sheets, or the review's file, read back to the models.
 
 A sheet is a workbook or a CSV with one row a case. Each row says of which review, rater and case it is, as the answers 1 and 2
-are others for each rater: in the wrong rater's name a sheet would give wrong figures. Sheets of earlier versions do not say it, and
-the oldest call the answers A and B; they are read too.
+are others for each rater: in another rater's name a sheet would give wrong figures. Sheets of earlier versions do not say it,
+and the oldest call the answers A and B; they are read too.
 """
 
 from __future__ import annotations
@@ -223,8 +223,8 @@ def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[
     of each model and their difference with `ci`; `said_1`: share of "1" among the ratings that are not equal, one half
     where the place does not sway the raters; `agreement`: Krippendorff's alpha of preferences (nominal) and of grades
     (ordinal), and the share of equal preferences. `identical`: pairs that nobody was shown because both answers are the
-    same, None where the key does not say. `open`: cases that a rater left out; `possible`: ratings, had nobody left out any. Raises InputError for a rater whom the key
-    does not know.
+    same, None where the key does not say. `open`: cases that a rater left out; `possible`: ratings, had nobody
+    left out any. Raises InputError for a rater whom the key does not know.
     """
     _check_raters(list(ratings), key)
     rows = [row for rater, said in ratings.items() for row in _unblinded(rater, said, key.drawn[rater])]
