@@ -30,6 +30,7 @@ from shared.errors import InputError
 from shared.runs.devices import tpu_chips
 
 # Seconds.
+PLATFORMS = {"cuda": "GPU", "tpu": "TPU"}  # names in JAX_PLATFORMS, and what is missing where JAX cannot start them
 START_LIMIT = 300  # for all processes to come
 BEAT = 1.0  # between two counts
 SILENCE = 40.0  # after which a process that does not count is gone
@@ -84,10 +85,14 @@ def local_devices() -> list[jax.Device]:
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # for a platform without its plugin JAX 0.10 only asserts
-        reason = (
-            " ".join(str(error).split())[:300] or f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} is not installed"
-        )
-        raise InputError(f"JAX finds no device: {reason}; see --device and `make env DEVICE=...`") from None
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        what = PLATFORMS.get(wanted, f"device of JAX_PLATFORMS={wanted}" if wanted else "device")
+        reason = " ".join(str(error).split())[:300]
+        install = f"; `make env DEVICE={wanted}` installs JAX for it" if wanted in PLATFORMS else ""
+        raise InputError(
+            f"JAX sees no {what} on this machine{f' ({reason})' if reason else ''}; leave --device out (or give --device=cpu) to "
+            f"compute on the CPU{install}"
+        ) from None
 
 
 def barrier() -> None:

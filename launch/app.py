@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import select
@@ -27,6 +28,18 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1  # a run that must not go on
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
+# How absl and ml_collections refuse a flag's value, and what is said in its place.
+REFUSED_VALUES = (
+    (r"invalid literal for int\(\) .*", "must be a whole number"),
+    (r"could not convert string to float: .*", "must be a number"),
+    (r"\('Non-boolean argument to boolean flag', .*", "must be true or false"),
+    (r"value should be one of <(.*)>", r"must be one of \1"),
+    (r"\S+ is not an? (positive|non-negative) integer", r"must be a \1 whole number"),
+    (r"\S+ is not (?:an )?integer (.*)", r"must be a whole number \1"),
+    (r"\S+ is not (a (?:positive|non-negative) number)", r"must be \1"),
+    (r"\S+ is not (?:an? )?(number .*)", r"must be a \1"),
+    (r"Failed to parse .* as a ConfigDict: .*", "is a section of the config, not a value; set one of its fields"),
+)
 HOME = re.compile(r"(?<=,)~(?=/|,|$)")
 
 OWNER_ONLY = 0o077  # umask: what a program writes holds patients' data, or was learned from them
@@ -65,6 +78,23 @@ def check_folder(flag: str, folder: Path) -> None:
         raise InputError(f"--{flag}={folder}: cannot be made ({there} is a file); give another directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
+
+
+def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> str:
+    """See to it, before work is spent, that a flag's one result file may be written: the rule of every program that has such.
+
+    What the same program wrote earlier is replaced, as `is_earlier` recognises it, and that is said: " (replaced)" is returned
+    for the line that names the file, else "". Raises InputError for any other file, for a folder, and for a place that cannot be
+    written.
+    """
+    if path.is_dir():
+        raise InputError(f"--{flag}={path}: is a directory; give the name of a file")
+    if path.exists() and not is_earlier(path):
+        raise InputError(
+            f"--{flag}={path}: is there already, and is no earlier result of this program; give another name"
+        )
+    check_folder(flag, path.absolute().parent)
+    return " (replaced)" if path.exists() else ""
 
 
 def make_folder(flag: str, folder: Path) -> None:
@@ -137,14 +167,27 @@ def _parse(argv: Sequence[str], *, main: Callable[[], None], expand_home: bool) 
     try:
         rest = flags.FLAGS([argv[0], quiet, *words])
     except flags.Error as error:
-        _fail(str(error))
+        _fail(_refused_value(str(error)))
     except (AttributeError, KeyError, TypeError, ValueError):
         # How ml_collections refuses an override of what is no field.
         words = [word for word in words if word.lstrip("-").startswith(("config.", "noconfig."))]
         _fail(f"{', '.join(words)}: the config has no such field; --help lists them")
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, float) and "." not in name and not math.isfinite(value):  # a config checks its own fields
+            _fail(f"flag --{name}={value}: must be a finite number")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
     return rest
+
+
+def _refused_value(message: str) -> str:
+    """What absl says of a command line; where it is about a flag's value, in plain words."""
+    for pattern, words in REFUSED_VALUES:
+        found = re.fullmatch(rf"(flag --[^=]+=.*?: ){pattern}", message, re.DOTALL)
+        if found:
+            options = " ".join(found[number].replace("|", ", ") for number in range(2, found.re.groups + 1))
+            return found[1] + words.replace(r"\1", options)
+    return message
 
 
 def _with_home(word: str) -> str:

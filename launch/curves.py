@@ -34,8 +34,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Write the figure and print the table. Raises InputError for a folder that holds no finished run."""
+    replaced = app.check_result("out", Path(FLAGS.out), files.begins_as_png)
     if FLAGS.metrics:
         lay_over([Path(name) for name in FLAGS.workdirs], FLAGS.metrics)
+        print(f"figure   {FLAGS.out}{replaced}")
         return
     runs = {}
     for name in FLAGS.workdirs:
@@ -60,7 +62,7 @@ def main() -> None:
         change = f"{points(gain['value'])} ({interval(gain['ci'], points)})"
         known = "" if bayes is None else percent(bayes)
         print(f"{label:<16}{percent(before):>8}{percent(after):>8}{known:>8}  {change:<34}{closed:>15}")
-    print(f"\nfigure   {FLAGS.out}")
+    print(f"\nfigure   {FLAGS.out}{replaced}")
 
 
 def lay_over(workdirs: list[Path], names: list[str]) -> None:
@@ -80,7 +82,6 @@ def lay_over(workdirs: list[Path], names: list[str]) -> None:
     plots.write_png(plots.overlay_figure(runs, names), Path(FLAGS.out))
     for label, rows in found.items():
         print(f"{label} against {first}\n\n{differences_table(rows.to_dict('records'))}\n")
-    print(f"figure   {FLAGS.out}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from absl import flags
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from launch import app, backends, generation, given, page
@@ -161,7 +162,10 @@ def check_flags(out: Path) -> None:
     """Raise InputError for flags that are missing, that do not go together, or that name a place that cannot be written."""
     for name in ("out",) if FLAGS.answers else ("model", "out"):
         if not getattr(FLAGS, name):
-            raise InputError(f"--{name}: is needed to evaluate")
+            others = (
+                "; or --answers=FILE for answers made elsewhere, or --lm_eval=DIR for a task of lm-evaluation-harness"
+            )
+            raise InputError(f"--{name}: is needed to evaluate{others if name == 'model' else ''}")
     if FLAGS.samples > 1 and FLAGS.temperature == 0 and not FLAGS.answers:
         raise InputError("--samples: greedy samples are all equal; give --temperature")
     if FLAGS.protocol == "forced_choice":
@@ -207,15 +211,43 @@ def write(out: Path, figures: dict[str, Any]) -> None:
     )
     print(f"accuracy {percent(figures['accuracy'])} {interval(figures['ci'])} on {figures['n']} questions")
     if (read := both_readings(figures)) is not None:
-        print(f"boxes    {readings_in_words(read)}")
+        print(f"boxes    {readings_in_words(read)}; --answer_rule={FLAGS.answer_rule} counts")
     if (source := figures["made_elsewhere"]) is not None:
         print(
             f"made     elsewhere, as {source['file']} says (SHA-256 {source['sha256']}); missing: {source['missing']}"
         )
     print(f"answers  {out / ANSWERS}\nfigures  {out / 'summary.json'}\npage     {out / 'evaluation.html'}")
     written = figures["boxed"] or figures  # a forced choice is always an answer in its format
-    shares = (("answered", written["answered"]), ("cut off", figures["truncated"]), ("format", written["format"]))
-    print(", ".join(f"{name} {percent(share)}" for name, share in shares))
+    shares = (
+        ("with a letter", written["answered"]),
+        ("cut off by the length limit", figures["truncated"]),
+        ("with the letter of an option", written["format"]),
+    )
+    print("texts    " + ", ".join(f"{name} {percent(share)}" for name, share in shares))
+    warning = few_answers(written, figures["n"], elsewhere=source is not None)
+    if warning:
+        print(warning, file=sys.stderr)
+
+
+def few_answers(written: dict[str, Any], count: int, *, elsewhere: bool) -> str:
+    """What to say where fewer than half of `count` completions hold a boxed letter, as such an accuracy says little."""
+    if written["answered"] >= 0.5:
+        return ""
+    without = round((1 - written["answered"]) * count)
+    read, other = written["readings"], ""
+    if read is not None:
+        rule, name = ("lenient_last", "lenient") if FLAGS.answer_rule == "strict_first" else ("strict_first", "strict")
+        better = read[name]["answered"] > written["answered"]
+        other = f"--answer_rule={rule} finds more; " if better else ""
+    what = (
+        "the text must hold the letter in a box, \\boxed{A}; where a program predicted a letter, write it so into completion"
+        if elsewhere
+        else "read some of them with --completions; raise --max_new_tokens where many are cut off"
+    )
+    return (
+        f"warning: {without} of {count} answers hold no boxed letter by --answer_rule={FLAGS.answer_rule} and count as wrong; "
+        f"{other}{what} (docs/evaluation.md)"
+    )
 
 
 def read_all() -> list[Question]:
@@ -414,7 +446,7 @@ def report(
     summary |= {"subgroups": None, "comparison": None, "binary": None, "orders": None}
     summary["baselines"] = {"most frequent value": _accuracy(questions, baselines.majority(questions), resampling)}
     if beside.registry is not None:
-        trees = baselines.boosted_trees(beside.registry, questions)
+        trees = trees_of(beside.registry, questions)
         summary["baselines"]["boosted trees"] = _accuracy(questions, trees, resampling)
     if beside.patients is not None:
         summary["subgroups"] = subgroups(answers, beside.patients, **resampling)
@@ -426,6 +458,17 @@ def report(
     if labelled is not None:
         summary["binary"] = binary.figures(*labelled, **resampling)
     return summary
+
+
+def trees_of(registry: Registry, questions: list[Question]) -> list[Answer]:
+    """What boosted trees answer; what they do is said, and shown on a terminal, as they may take a minute."""
+    features = len({question.feature for question in questions})
+    print(
+        f"trees    boosted trees learn each of the {features} features asked for from {len(registry.train):,} patients",
+        file=sys.stderr,
+    )
+    with tqdm(total=len(questions), desc="boosted trees", unit="question", disable=not FLAGS.progress) as bar:
+        return baselines.boosted_trees(registry, questions, progress=bar.update)
 
 
 def _accuracy(questions: list[Question], answers: list[Answer], resampling: dict[str, int]) -> dict[str, Any]:

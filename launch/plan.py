@@ -48,6 +48,7 @@ def main() -> None:
     from creason_jax.plan import plan as planning
     from creason_jax.plan import search
 
+    replaced = app.check_result("json", Path(FLAGS.json), files.holds("fits")) if FLAGS.json else ""
     config = _config()
     unknown = [name for name in FLAGS.steps if name not in planning.STEPS]
     if unknown:
@@ -62,6 +63,7 @@ def main() -> None:
     if FLAGS.json:
         with files.replacing(Path(FLAGS.json)) as temporary:
             files.write_json(temporary, {"fits": False} if found is None else found.to_json())
+        print(f"plan     {FLAGS.json}{replaced}", file=sys.stderr)
     print("nothing that was tried fits" if found is None else table(found, config))
     if found is None or not found.fits:
         sys.exit(app.EXIT_STOPPED)

@@ -13,6 +13,7 @@ said on the page, or in workbooks. Answers come from `creason evaluate --complet
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def summarise(out: Path) -> None:
     """Summarise ratings, from the page or from sheets, and print the figures."""
     from shared.review import ratings
 
+    replaced = app.check_result("out", out, files.holds("names", "preference", "agreement"))
     key = ratings.read_key(key_path())
     folders, files_of = sources(FLAGS.ratings)
     said = {rater: dict(found) for folder in folders for rater, found in ratings.read_store(folder, key).items()}
@@ -140,12 +142,20 @@ def summarise(out: Path) -> None:
             raise InputError(f"{key_path()}: knows no rater {rater}; known are {', '.join(key.drawn)}")
         if said.get(rater):
             raise InputError(f"--ratings: {rater} has ratings on the page and in {path}; give one of them")
-        said[rater] = ratings.read_sheet(path, len(key.drawn[rater]))
+        said[rater] = ratings.read_sheet(path, key, rater)
+        if not ratings.says_whose(path):
+            print(
+                f"warning: {path}: was made by an earlier version and does not say whose it is; see to it that it is that of "
+                f"{rater}, with another rater's sheet the figures would be wrong",
+                file=sys.stderr,
+            )
     found = ratings.summarise(said, key, bootstrap=FLAGS.bootstrap, seed=FLAGS.seed)
     if FLAGS.sheets:
         ratings.write_sheets(Path(FLAGS.sheets), said, key)
     files.write_json(out, found)
-    print("\n".join([*lines(found), f"figures  {out}", *([f"sheets   {FLAGS.sheets}"] if FLAGS.sheets else [])]))
+    print(
+        "\n".join([*lines(found), f"figures  {out}{replaced}", *([f"sheets   {FLAGS.sheets}"] if FLAGS.sheets else [])])
+    )
 
 
 def key_path() -> Path:
@@ -166,10 +176,12 @@ def sources(words: list[str]) -> tuple[list[Path], dict[str, Path]]:
         rater, mark, path = word.partition("=")
         if not mark and Path(word).is_dir() and not folders:
             folders.append(Path(word))
-        elif not mark or not rater or not path or rater in found:
+        elif rater in found:
             raise InputError(
-                f"--ratings: {word!r} must be RATER=FILE, each rater once, or the one folder of a served review"
+                f"--ratings: {rater} comes twice, with {found[rater]} and with {path}; give one file for each rater"
             )
+        elif not mark or not rater or not path:
+            raise InputError(f"--ratings: {word!r} must be RATER=FILE, or the one folder of a served review")
         else:
             found[rater] = Path(path).expanduser()
     return folders, found
@@ -185,7 +197,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     better, grades, agreement = found["better"], found["grades"], found["agreement"]
     bounds = found["ci"]
     return [
-        f"ratings  {found['ratings']} of {found['cases']} cases by {len(found['raters'])} raters",
+        f"ratings  {found['ratings']} of {found['possible']} that could be given ({found['cases']} cases, "
+        f"{len(found['raters'])} {'rater' if len(found['raters']) == 1 else 'raters'})",
         f"better   {first} {better['first']}, equal {better['equal']}, {second} {better['second']}",
         f"mean     {figure(found['preference'], '+.2f')} from -1 ({first}) to +1 ({second}), 95 % interval "
         + ("unknown" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}")

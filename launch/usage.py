@@ -26,7 +26,8 @@ COMMANDS = ("creason ", "python ", "torchrun ", "deepspeed ")
 # under its module's heading.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what goes in": (
-        "config", "model", "cohort", "source", "encoding", "delimiter", "decimal", "exclude", "dictionary", "questions", "notes",
+        "config", "model", "answers",
+        "cohort", "source", "encoding", "delimiter", "decimal", "exclude", "dictionary", "questions", "notes",
         "workdirs", "metrics", "report.workdir", "export.workdir", "show.workdir", "export.step", "show.step", "replay",
         "registry", "patients", "compare", "first", "second", "names", "ratings", "topology", "model_config",
     ),
@@ -41,7 +42,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "masked", "causal", "core_features", "core_kind", "option_order", "context_features", "compat",
     ),
     "how it answers": (
-        "protocol", "samples", "temperature", "max_prompt_tokens", "max_new_tokens", "prefill", "thinking", "template_date",
+        "protocol", "answer_rule", "allow_missing",
+        "samples", "temperature", "max_prompt_tokens", "max_new_tokens", "prefill", "thinking", "template_date",
     ),
     "what is done": (
         "dry_run", "measure", "verify", "draft_codebook", "search", "steps", "rungs", "families", "dtypes", "inject", "seed",

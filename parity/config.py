@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from shared.config import kinds_in_words
 from shared.errors import InputError
 from shared.options.checks import check
 
@@ -44,6 +45,6 @@ def validate(values: Mapping[str, Any]) -> ParityConfig:
             check(isinstance(value, (list, tuple)), name, value, "must be a list of names")
             value = tuple(value)
         else:
-            check(type(value) is hints[name], name, value, f"must be of type {hints[name].__name__}")
+            check(type(value) is hints[name], name, value, f"must be {kinds_in_words([hints[name]])}")
         arguments[name] = value
     return ParityConfig(**arguments)

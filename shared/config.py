@@ -443,6 +443,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # What only one backend reads; a config file serves both, so it may say it for either.
+KINDS_IN_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a list",
+    type(None): "None",
+}
 ONE_BACKEND = {
     "learner.mesh_data": "jax",
     "learner.mesh_fsdp": "jax",
@@ -527,6 +535,11 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str, default: Any = No
         raise InputError(f"{prefix}{error}") from None
 
 
+def kinds_in_words(kinds: Iterable[type]) -> str:
+    """What a field of one of these types takes, for a message: `a whole number or None`."""
+    return " or ".join(KINDS_IN_WORDS.get(kind, kind.__name__) for kind in kinds)
+
+
 def _typed(value: Any, hint: Any, field: str) -> Any:
     if typing.get_origin(hint) is Literal:
         options = typing.get_args(hint)
@@ -538,5 +551,5 @@ def _typed(value: Any, hint: Any, field: str) -> Any:
     if float in kinds and isinstance(value, float):
         check(value == value and abs(value) != float("inf"), field, value, "must be a finite number")
     right = any(type(value) is kind for kind in kinds)
-    check(right, field, value, f"must be of type {' or '.join(kind.__name__ for kind in kinds)}")
+    check(right, field, value, f"must be {kinds_in_words(kinds)}")
     return value

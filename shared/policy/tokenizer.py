@@ -16,6 +16,8 @@ from shared.storage import files
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 CONFIG_FILE = "config.json"
 TEXT_CONFIG = "text_config"  # the section of a language model inside a larger one
+# Where a run keeps its models, below its work directory.
+WORKDIR_MODELS = (("trained", "after training"), ("policy", "before training"), ("initial", "before training"))
 REASON_LENGTH = 200  # characters of a library's message that are shown
 VOCAB_MULTIPLE = 64  # so that the vocabulary splits evenly over devices
 
@@ -91,6 +93,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises InputError where it is missing, broken, or has no chat template.
     """
     path = folder / "tokenizer.json"
+    check_model_folder(folder)
     if not path.is_file():
         raise InputError(f"{folder}: no tokenizer.json; a model directory needs its fast tokenizer beside the weights")
     content = files.read_json(path)
@@ -109,6 +112,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template; use the instruction-tuned model's directory")
     return tokenizer
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise InputError where a model's folder is not there, or is a run's work directory, which holds models."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise InputError(
+            f"{folder}: {what}; give the folder of a Hugging Face model, on this machine, with its tokenizer"
+        )
+    models = [
+        f"{folder / name} ({when})" for name, when in WORKDIR_MODELS if (folder / name / "tokenizer.json").is_file()
+    ]
+    if models and not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder}: is a run's work directory, not a model; give {' or '.join(models)}")
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> SpecialTokens:

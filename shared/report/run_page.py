@@ -135,8 +135,8 @@ def readings_in_words(found: Mapping[str, Any]) -> str:
     """Both accuracies and how many answers differ, for a line of a terminal or a page."""
     strict, lenient, differ = found["strict"], found["lenient"], found["differ"]
     return (
-        f"strict, the first: {percent(strict['accuracy'])}; lenient, the last: {percent(lenient['accuracy'])}; "
-        f"{differ} {'answer differs' if differ == 1 else 'answers differ'}"
+        f"first box, read strictly: {percent(strict['accuracy'])}; last box, read leniently: {percent(lenient['accuracy'])}; "
+        f"the two read another letter in {differ} {'question' if differ == 1 else 'questions'}"
     )
 
 

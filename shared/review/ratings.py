@@ -1,23 +1,27 @@
 """What raters made of a blinded review: their sheets, or the review's file, read back to the models.
 
-A sheet is a workbook or a CSV with one row a case. Those of earlier versions call the answers A and B and are read too.
+A sheet is a workbook or a CSV with one row a case. Each row says of which review, rater and case it is, as the answers 1 and 2
+are others for each rater: in another rater's name a sheet would give wrong figures. Sheets of earlier versions do not say it,
+and the oldest call the answers A and B; they are read too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openpyxl
 import pandas as pd
+from openpyxl.styles import Font
 from openpyxl.worksheet.datavalidation import DataValidation
 from scipy.stats import binomtest
 
-from shared.cohorts.tables import read_table
+from shared.cohorts.tables import RawTable, read_table
 from shared.errors import InputError
 from shared.evaluation.figures import interval_of
 from shared.review.agreement import agreed, alpha
@@ -26,6 +30,8 @@ from shared.storage import files
 from shared.training.metrics_log import plain
 
 COLUMNS = ("case", "better", "grade_1", "grade_2", "comment")
+MARK = "sheet"  # the column that says whose row it is
+IS_MARK = re.compile(r"review (?P<review>\w+) rater (?P<rater>[\w-]+) case (?P<case>\d+)")
 EARLIER_COLUMNS = ("case", "better", "grade_a", "grade_b", "comment")
 EARLIER_WORDS = {"A": "1", "B": "2", "equal": "equal"}
 SIGNS = {"first": -1.0, "equal": 0.0, "second": 1.0}
@@ -37,13 +43,15 @@ Ratings = Mapping[str, Mapping[int, Said]]  # by rater and number of the case
 class Key:
     """Which answer is whose: by rater, each case's id and whether the second model's answer is shown as 1.
 
-    `review` is the id of the review's file, `identical` the pairs left out; "" and None in keys of earlier versions.
+    `review` is the id of the review's file, `identical` the pairs left out; "" and None in keys of earlier versions. `marked`:
+    the review's sheets say whose they are.
     """
 
     names: tuple[str, str]
     drawn: dict[str, list[tuple[str, bool]]]
     review: str
     identical: int | None
+    marked: bool
 
 
 def read_key(path: Path) -> Key:
@@ -55,7 +63,9 @@ def read_key(path: Path) -> Key:
         rater: [(place["id"], place.get("second_is_1", place.get("second_is_a"))) for place in places]
         for rater, places in known["raters"].items()
     }
-    return Key(tuple(known["names"]), drawn, known.get("review", ""), known.get("identical"))
+    return Key(
+        tuple(known["names"]), drawn, known.get("review", ""), known.get("identical"), known.get("marked") is True
+    )
 
 
 def _is_key(known: Any) -> bool:
@@ -84,20 +94,31 @@ def read_store(folder: Path, key: Key) -> dict[str, dict[int, Said]]:
         store.close()
 
 
-def read_sheet(path: Path, cases: int) -> dict[int, Said]:
-    """What a rater wrote into a sheet of so many cases; rows that are not there were left open.
+def says_whose(path: Path) -> bool:
+    """Whether a sheet says of which review and rater it is. Raises InputError where it cannot be read."""
+    return MARK in _read(path).columns
 
-    Raises InputError naming the row and the column that is wrong.
+
+def read_sheet(path: Path, key: Key, rater: str) -> dict[int, Said]:
+    """What `rater` wrote into a sheet of the key's review; rows that are not there were left open.
+
+    Rows may be sorted. Raises InputError for a rater whom the key does not know, for a sheet of another review or rater, and
+    naming the row and the column that is wrong.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of ratings")
-    sheet = read_table(path)
+    _check_raters([rater], key)
+    cases = len(key.drawn[rater])
+    sheet = _read(path)
     earlier = "grade_a" in sheet.columns or "grade_b" in sheet.columns
     columns = EARLIER_COLUMNS if earlier else COLUMNS
     words = EARLIER_WORDS if earlier else {word: word for word in BETTER}
     missing = [name for name in columns[:-1] if name not in sheet.columns]
     if missing:
         raise InputError(f"{path}: these columns are missing: {', '.join(missing)}")
+    if key.marked and MARK not in sheet.columns:
+        raise InputError(
+            f"{path}: the column {MARK} is missing, so nothing says that these are the ratings of {rater}; copy it back from "
+            "the workbook that was written for this rater"
+        )
     spelled = {word.lower(): meaning for word, meaning in words.items()}
     comments = sheet.columns.get("comment", [""] * sheet.rows)
     found: dict[int, Said] = {}
@@ -108,6 +129,8 @@ def read_sheet(path: Path, cases: int) -> dict[int, Said]:
             raise InputError(f"{where}: case must be a number from 1 to {cases}")
         if int(case) in found:
             raise InputError(f"{where}: case {case} comes twice")
+        if MARK in sheet.columns:
+            _check_mark(where, _text(sheet.columns[MARK][row]), key.review, rater, int(case))
         if better and better.lower() not in spelled:
             raise InputError(f"{where}: better must be {', '.join(list(words)[:-1])} or {list(words)[-1]}")
         for name, grade in zip(columns[2:4], grades, strict=True):
@@ -117,14 +140,48 @@ def read_sheet(path: Path, cases: int) -> dict[int, Said]:
     return found
 
 
-def write_sheet(path: Path, cases: int, said: Mapping[int, Said]) -> None:
-    """Write the workbook that a rater fills in, with what was said already; a row for each of the cases.
+def _read(path: Path) -> RawTable:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of ratings")
+    return read_table(path)
+
+
+def _mark(review: str, rater: str, case: int) -> str:
+    """What a row says of whose it is; "unknown" where the key is of a version that gave a review no id."""
+    return f"review {review or 'unknown'} rater {rater} case {case}"
+
+
+def _check_mark(where: str, mark: str, review: str, rater: str, case: int) -> None:
+    """Raise InputError, in words for whoever gave the sheet, where a row is of another review, rater or case."""
+    if mark == _mark(review, rater, case):
+        return
+    found = IS_MARK.fullmatch(mark)
+    if found is None:
+        raise InputError(
+            f"{where}: {MARK} was changed or is blank; copy this column back from the workbook as it was written"
+        )
+    if found["review"] != (review or "unknown"):
+        raise InputError(
+            f"{where}: this sheet is of another review; give the key that was written with it, or the right sheet"
+        )
+    if found["rater"] != rater:
+        raise InputError(
+            f"{where}: this sheet is of the rater {found['rater']}, and --ratings gives it as that of {rater}"
+        )
+    raise InputError(
+        f"{where}: this row is of case {found['case']}, and case says {case}; sort whole rows, all columns together, and take "
+        f"the column case back from the workbook as it was written"
+    )
+
+
+def write_sheet(path: Path, cases: int, said: Mapping[int, Said], *, review: str, rater: str) -> None:
+    """Write the workbook that `rater` fills in, with what was said already; a row for each of the cases of `review`, an id.
 
     Raises InputError where it cannot be written.
     """
     book = openpyxl.Workbook()
     sheet = book.active
-    sheet.append(COLUMNS)
+    sheet.append([*COLUMNS, MARK])
     for number in range(1, cases + 1):
         rating = said.get(number, Said())
         marks = (rating.better, rating.grade_1, rating.grade_2)
@@ -132,12 +189,15 @@ def write_sheet(path: Path, cases: int, said: Mapping[int, Said]) -> None:
         if rating.comment:
             cell = sheet.cell(row=number + 1, column=len(COLUMNS), value=rating.comment)
             cell.data_type = "s"  # one that begins with = is no formula
+        mark = sheet.cell(row=number + 1, column=len(COLUMNS) + 1, value=_mark(review, rater, number))
+        mark.font = Font(color="808080")
     for letters, allowed in (("B", BETTER), ("CD", GRADES)):
         rule = DataValidation(type="list", formula1=f'"{",".join(allowed)}"', allow_blank=True, showErrorMessage=True)
         sheet.add_data_validation(rule)
         rule.add(f"{letters[0]}2:{letters[-1]}{cases + 1}")
     sheet.freeze_panes = "B2"
     sheet.column_dimensions["E"].width = 60
+    sheet.column_dimensions["F"].width = 45
     content = io.BytesIO()
     with files.writing(path.parent):  # openpyxl keeps each sheet in a temporary file
         book.save(content)
@@ -148,11 +208,11 @@ def write_sheets(folder: Path, ratings: Ratings, key: Key) -> None:
     """Write `folder/RATER.xlsx`, filled in, for each rater. Raises InputError where the folder is there already."""
     if folder.exists():
         raise InputError(f"{folder}: is there already; give a new folder, so that no sheet is lost")
-    _check_raters(ratings, key)
+    _check_raters(list(ratings), key)
     with files.replacing(folder) as temporary:
         temporary.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
         for rater, said in ratings.items():
-            write_sheet(temporary / f"{rater}.xlsx", len(key.drawn[rater]), said)
+            write_sheet(temporary / f"{rater}.xlsx", len(key.drawn[rater]), said, review=key.review, rater=rater)
 
 
 def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[str, Any]:
@@ -163,10 +223,10 @@ def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[
     of each model and their difference with `ci`; `said_1`: share of "1" among the ratings that are not equal, one half
     where the place does not sway the raters; `agreement`: Krippendorff's alpha of preferences (nominal) and of grades
     (ordinal), and the share of equal preferences. `identical`: pairs that nobody was shown because both answers are the
-    same, None where the key does not say. `open`: cases that a rater left out. Raises InputError for a rater whom the key
-    does not know.
+    same, None where the key does not say. `open`: cases that a rater left out; `possible`: ratings, had nobody
+    left out any. Raises InputError for a rater whom the key does not know.
     """
-    _check_raters(ratings, key)
+    _check_raters(list(ratings), key)
     rows = [row for rater, said in ratings.items() for row in _unblinded(rater, said, key.drawn[rater])]
     table = pd.DataFrame(rows, columns=["rater", "id", "said", "better", "first", "second"])
     rated = table[table["better"].notna()].assign(sign=lambda found: found["better"].map(SIGNS).astype(float))
@@ -182,6 +242,7 @@ def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[
             "names": list(key.names),
             "identical": key.identical,
             "cases": int(table["id"].nunique()),
+            "possible": len(table),
             "ratings": len(rated),
             "better": {name: int((rated["better"] == name).sum()) for name in SIGNS},
             "preference": rated["sign"].mean(),
@@ -206,8 +267,8 @@ def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[
     )
 
 
-def _check_raters(ratings: Ratings, key: Key) -> None:
-    unknown = sorted(set(ratings) - set(key.drawn))
+def _check_raters(raters: Sequence[str], key: Key) -> None:
+    unknown = sorted(set(raters) - set(key.drawn))
     if unknown:
         raise InputError(f"the key knows no rater {', '.join(unknown)}; known are {', '.join(key.drawn)}")
 

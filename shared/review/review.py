@@ -85,7 +85,7 @@ def export(
     """Write `out/RATER/cases.html` and `out/RATER/ratings.xlsx` for each rater, `out/review.sqlite` and `key`.
 
     `count` cases (0: all) are drawn, the same for every rater, each rater's in an order of their own. Pairs of the same
-    answer, but for white space around it, are left out before that. Raises InputError where no other pair is there, the
+    answer, but for white space around it, are left out before that. Raises InputError where too few other pairs are there, the
     models were not asked the same, a rater's name cannot be a folder's, or files would be replaced.
     """
     one, other = read_replies(first), read_replies(second)
@@ -98,6 +98,14 @@ def export(
     different = [name for name in ids if one[name].completion.strip() != other[name].completion.strip()]
     if not different:
         raise InputError(f"{first} and {second}: all {len(ids)} pairs of answers are the same; nobody can prefer one")
+    if count > len(different):
+        same = (
+            f", {len(ids) - len(different)} further ones are twice the same answer" if len(different) < len(ids) else ""
+        )
+        raise InputError(
+            f"--cases={count}: there are {len(different)} pairs of answers that can be compared{same}; give at most "
+            f"--cases={len(different)}, or leave --cases out for all"
+        )
     chosen = sorted(generator(seed, "review").permutation(different)[: count or None].tolist())
     drawn, cases = {}, {}
     for rater in raters:
@@ -112,11 +120,10 @@ def export(
         for rater, shown in cases.items():
             (temporary / rater).mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
             write_html(temporary / rater / "cases.html", "review.html", {"rater": rater, "cases": shown})
-            write_sheet(temporary / rater / "ratings.xlsx", len(shown), {})
+            write_sheet(temporary / rater / "ratings.xlsx", len(shown), {}, review=review, rater=rater)
         store.create(temporary / STORE_FILE, review, cases)
-    files.write_json(
-        key, {"names": list(names), "seed": seed, "review": review, "identical": written.identical, "raters": drawn}
-    )
+    known = {"names": list(names), "seed": seed, "review": review, "marked": True, "identical": written.identical}
+    files.write_json(key, known | {"raters": drawn})
     return written
 
 
@@ -126,8 +133,13 @@ def _case(one: Reply, other: Reply, turn: bool) -> Case:
 
 
 def _check_places(names: tuple[str, str], raters: Sequence[str], out: Path, key: Path) -> None:
-    if not raters or len(set(raters)) < len(raters):
-        raise InputError("--raters: name each rater once")
+    if not raters:
+        raise InputError(
+            "--raters is needed: a name for each person who will rate, e.g. --raters=r1,r2; pseudonyms will do"
+        )
+    if len(set(raters)) < len(raters):
+        twice = next(rater for rater in raters if raters.count(rater) > 1)
+        raise InputError(f"--raters: {twice!r} stands there twice; name each rater once")
     wrong = [rater for rater in raters if not RATER.fullmatch(rater)]
     if wrong:
         raise InputError(f"--raters: {wrong[0]!r} must be letters, digits, hyphens and underscores")

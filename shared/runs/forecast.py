@@ -180,7 +180,8 @@ def disk_line(config: RunConfig, need: Need, folder: Path | str) -> str:
     return (
         f"disk     checkpoints of {size}: up to {memory.text(disk_needed(config, need))} with {keep} kept and one that is "
         f"written; {there}\n"
-        f"at risk  {every:,} of {config.steps:,} steps where the machine fails (checkpoint.every)"
+        f"at risk  if the machine fails, at most {every:,} of the {config.steps:,} steps must be computed again (a checkpoint "
+        f"is written every {config.checkpoint.every:,} steps: checkpoint.every)"
     )
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,24 @@ def read_json_object(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; it is damaged, or another file")
     return found
+
+
+def holds(*keys: str) -> Callable[[Path], bool]:
+    """A test of whether a file is a JSON object that has all of these keys; for `launch.app.check_result`."""
+
+    def test(path: Path) -> bool:
+        try:
+            return path.is_file() and bool(read_json_object(path, *keys))
+        except InputError:
+            return False
+
+    return test
+
+
+def begins_as_png(path: Path) -> bool:
+    """Whether a file is a picture as `shared.report.plots` writes it; for `launch.app.check_result`."""
+    with path.open("rb") as stream:
+        return stream.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_told_to_use_the_cpu_it_does(backend, workdir, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "reason"), [
-    (["--backend=jax", "--device=cuda"], "JAX finds no device"),
+    (["--backend=jax", "--device=cuda"], "JAX sees no GPU on this machine"),
     (["--backend=torch", "--device=cuda"], "--device=cuda: the torch backend finds none here"),
     (["--backend=torch", "--device=tpu"], "the PyTorch backend runs on GPUs and CPUs"),
 ])  # fmt: skip

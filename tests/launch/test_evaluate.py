@@ -256,6 +256,20 @@ def test_answers_made_elsewhere_need_no_framework(root, tmp_path, monkeypatch, c
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["accuracy"] == 1
 
 
+def test_answers_without_a_box_are_said_to_be_so(root, tmp_path, monkeypatch, capfd):
+    """A program's predicted letters, without a box, all count as wrong: not without a word."""
+    rows = [{"id": question.id, "completion": f"The answer is {question.answer}"} for question in exam(QUESTIONS)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = (
+        f"--answers={tmp_path / 'a.jsonl'}",
+        f"--questions={root / 'questions.parquet'}",
+        f"--out={tmp_path / 'out'}",
+    )
+    ended = here("evaluate", *given, monkeypatch=monkeypatch, capfd=capfd)
+    assert ended.code == 0 and f"warning: {QUESTIONS} of {QUESTIONS} answers hold no boxed letter" in ended.err
+    assert "\\boxed{A}" in ended.err and ended.err.count("\n") == 1
+
+
 def test_other_requests_do_not_go_on_from_it(root, tmp_path, evaluate):
     assert evaluate(tmp_path / "out", left=1).code == 1
     before = content(tmp_path / "out")

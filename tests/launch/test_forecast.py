@@ -83,7 +83,9 @@ def test_a_dry_run_needs_no_weights_and_makes_nothing(root, call, program, backe
         stored = load_file(root / "model" / "model.safetensors")
         size = 16 * sum(weight.size for weight in stored.values())  # weights, two moments, reference: float32
         assert f"disk     checkpoints of {text(size)}: up to {text(3 * size)} with 2 kept" in ended.out
-        assert "at risk  2 of 6 steps where the machine fails (checkpoint.every)" in ended.out
+        assert (
+            "at risk  if the machine fails, at most 2 of the 6 steps must be computed again (a checkpoint" in ended.out
+        )
     assert not (root / "new").exists()
 
 

@@ -225,7 +225,9 @@ class TestAfterwards:
         assert again == read_answers(smoke.workdir / "evaluation" / "after.parquet")
         assert f"accuracy {100 * wanted['accuracy']:.1f}%" in ended.out
         shares = (f"{100 * wanted[name]:.1f}%" for name in ("answered", "truncated", "format"))
-        assert ended.out.splitlines()[-1] == "answered {}, cut off {}, format {}".format(*shares)
+        assert ended.out.splitlines()[-1] == (
+            "texts    with a letter {}, cut off by the length limit {}, with the letter of an option {}".format(*shares)
+        )
 
     def test_checkpoints_can_be_exported(self, smoke, tmp_path):
         newest = apart("export", f"--workdir={smoke.workdir}", f"--out={tmp_path / 'newest'}")

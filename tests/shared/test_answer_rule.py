@@ -81,4 +81,6 @@ def test_a_run_keeps_the_rule_that_it_was_begun_with(tmp_path):
 
 def test_both_readings_in_words():
     found = {"strict": {"accuracy": 0.25}, "lenient": {"accuracy": 0.5}, "differ": 1}
-    assert readings_in_words(found) == "strict, the first: 25.0%; lenient, the last: 50.0%; 1 answer differs"
+    assert readings_in_words(found) == (
+        "first box, read strictly: 25.0%; last box, read leniently: 50.0%; the two read another letter in 1 question"
+    )

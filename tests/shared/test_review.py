@@ -91,7 +91,7 @@ def fill(path, rows):
 def summary(sheets, key):
     """What `summarise` makes of sheets; `key` is a file."""
     known = ratings.read_key(key)
-    said = {rater: ratings.read_sheet(path, len(known.drawn.get(rater, ()))) for rater, path in sheets.items()}
+    said = {rater: ratings.read_sheet(path, known, rater) for rater, path in sheets.items()}
     return ratings.summarise(said, known, bootstrap=200, seed=1)
 
 
@@ -189,7 +189,8 @@ def test_what_does_not_fit_is_named(written, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="not the key of a review"):
         summary({"r1": sheet}, tmp_path / "other.json")
-    (tmp_path / "bad.csv").write_text("case,better,grade_1,grade_2\n1,1,,\n1,2,,\n")
+    mark = f"review {ratings.read_key(key).review} rater r1 case 1"
+    (tmp_path / "bad.csv").write_text(f"case,better,grade_1,grade_2,sheet\n1,1,,,{mark}\n1,2,,,{mark}\n")
     with pytest.raises(InputError, match="row 3: case 1 comes twice"):
         summary({"r1": tmp_path / "bad.csv"}, key)
     (tmp_path / "bad.csv").write_text("case,better\n1,1\n")
@@ -208,7 +209,9 @@ def test_what_does_not_fit_is_named(written, tmp_path):
 
     assert "lies in --out" in refusal(key=tmp_path / "new" / "key.json")
     assert "is there already" in refusal(out=out) and "is there already" in refusal(key=key)
-    assert "name each rater once" in refusal(raters=["r1", "r1"]) and "letters" in refusal(raters=["../r1"])
+    assert "'r1' stands there twice" in refusal(raters=["r1", "r1"]) and "letters" in refusal(raters=["../r1"])
+    assert "--raters is needed: a name for each person" in refusal(raters=[])
+    assert f"--cases=600: there are {CASES} pairs" in refusal(count=600)
     assert "different names" in refusal(names=("a", "a"))
     second.write_text(second.read_text().replace("Case 3 ", "Another case 3 "))
     assert "a question of the same id differs" in refusal()
@@ -249,6 +252,85 @@ def test_the_program(tmp_path, monkeypatch, capfd):
     ):
         out = f"--out={tmp_path / 'out'}"
         assert words in here("review", *arguments, out, *places, monkeypatch=monkeypatch, capfd=capfd).refusal
+
+
+def sheet_of(written, rater):
+    return openpyxl.load_workbook(written[0] / rater / "ratings.xlsx")
+
+
+def test_a_sheet_of_another_rater_review_or_case_is_refused(written, tmp_path, monkeypatch, capfd):
+    """The answers 1 and 2 are others for each rater: swapped sheets would give wrong figures, and nobody would see it."""
+    out, key = written
+    for rater in RATERS:
+        fill(out / rater / "ratings.xlsx", {1: (1, 5, 1), 2: (2, 1, 5)})
+    sheets = {rater: out / rater / "ratings.xlsx" for rater in RATERS}
+    swapped = f"--ratings=r1={sheets['r2']},r2={sheets['r1']}"
+    told = here("review", swapped, f"--key={key}", f"--out={tmp_path / 's.json'}", monkeypatch=monkeypatch, capfd=capfd)
+    assert "row 2: this sheet is of the rater r2, and --ratings gives it as that of r1" in told.refusal
+    assert not (tmp_path / "s.json").exists()
+    twice = f"--ratings=r1={sheets['r1']},r1={sheets['r2']}"
+    told = here("review", twice, f"--key={key}", f"--out={tmp_path / 's.json'}", monkeypatch=monkeypatch, capfd=capfd)
+    assert "--ratings: r1 comes twice, with" in told.refusal
+    first, second = tmp_path / "base.jsonl", tmp_path / "trained.jsonl"
+    places = {"out": tmp_path / "other", "key": tmp_path / "other.json"}
+    review.export(first, second, names=("a", "b"), raters=RATERS, count=0, seed=1, **places)
+    with pytest.raises(InputError, match="row 2: this sheet is of another review"):
+        summary({"r1": sheets["r1"]}, places["key"])
+
+    def changed(change):
+        book = sheet_of(written, "r1")
+        change(book.active)
+        book.save(tmp_path / "changed.xlsx")
+        return summary({"r1": tmp_path / "changed.xlsx"}, key)
+
+    rows = [[cell.value for cell in row] for row in sheet_of(written, "r1").active.iter_rows(min_row=2)]
+
+    def put(sheet, cells):
+        sheet.delete_rows(2, CASES)
+        for row in cells:
+            sheet.append(row)
+
+    whole = changed(lambda sheet: None)
+    assert changed(lambda sheet: put(sheet, rows[::-1])) == whole  # sorted whole rows
+    assert changed(lambda sheet: put(sheet, rows[:2])) == whole  # open cases removed
+    beside = [
+        [row[0], *other[1:]] for row, other in zip(rows, rows[::-1], strict=True)
+    ]  # all columns sorted but the first
+    with pytest.raises(InputError, match=f"row 2: this row is of case {CASES}, and case says 1; sort whole rows"):
+        changed(lambda sheet: put(sheet, beside))
+    with pytest.raises(InputError, match="row 3: sheet was changed or is blank"):
+        changed(lambda sheet: sheet.cell(row=3, column=6, value=""))
+    with pytest.raises(InputError, match="the column sheet is missing, so nothing says"):
+        changed(lambda sheet: sheet.delete_cols(6))
+
+
+def test_an_earlier_sheet_that_does_not_say_whose_it_is_is_taken_with_a_warning(written, tmp_path, monkeypatch, capfd):
+    _, key = written
+    known = files.read_json(key)
+    known.pop("marked")
+    files.write_json(key, known)
+    book = sheet_of(written, "r1")
+    book.active.delete_cols(6)
+    book.active.cell(row=2, column=2, value=1)
+    book.save(tmp_path / "r1.xlsx")
+    call = ("review", f"--ratings=r1={tmp_path / 'r1.xlsx'}", f"--key={key}", f"--out={tmp_path / 's.json'}")
+    told = here(*call, monkeypatch=monkeypatch, capfd=capfd)
+    assert told.code == 0 and "does not say whose it is" in told.err and "of r1" in told.err
+
+
+def test_only_an_earlier_summary_is_replaced(written, tmp_path, monkeypatch, capfd):
+    out, key = written
+    fill(out / "r1" / "ratings.xlsx", {1: (1, 5, 1)})
+    before = key.read_text()
+
+    def call(name):
+        return here("review", f"--ratings=r1={out / 'r1' / 'ratings.xlsx'}", f"--key={key}", f"--out={name}",
+                    monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
+
+    assert "is no earlier result of this program" in call(key).refusal and key.read_text() == before
+    assert "is a directory" in call(tmp_path).refusal
+    assert "(replaced)" not in call(tmp_path / "s.json").out
+    assert f"figures  {tmp_path / 's.json'} (replaced)" in call(tmp_path / "s.json").out
 
 
 def test_sheets_of_earlier_versions_are_read(written, tmp_path):
@@ -327,7 +409,7 @@ def test_the_page_has_the_workbooks_cases_and_figures(written, tmp_path):
     assert of_page["ratings"] == 6 and of_page["raters"]["r3"]["open"] == CASES
     ratings.write_sheets(tmp_path / "sheets", said, known)
     assert summary({rater: tmp_path / "sheets" / f"{rater}.xlsx" for rater in RATERS}, key) == of_page
-    assert ratings.read_sheet(tmp_path / "sheets" / "r1.xlsx", CASES)[4].comment == '=HYPERLINK("x")'
+    assert ratings.read_sheet(tmp_path / "sheets" / "r1.xlsx", known, "r1")[4].comment == '=HYPERLINK("x")'
     with pytest.raises(InputError, match="is there already"):
         ratings.write_sheets(tmp_path / "sheets", said, known)
 
@@ -345,9 +427,11 @@ def test_ratings_of_the_page_are_summarised_by_the_program(written, tmp_path, mo
                     monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
 
     ended = call(out, f"--sheets={tmp_path / 'sheets'}")
-    assert ended.code == 0 and f"ratings  2 of {CASES} cases by 3 raters" in ended.out, ended
+    assert (
+        ended.code == 0 and f"ratings  2 of {3 * CASES} that could be given ({CASES} cases, 3 raters)" in ended.out
+    ), ended
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["r1.xlsx", "r2.xlsx", "r3.xlsx"]
-    assert f"ratings  3 of {CASES} cases" in call(f"{out},r3={out / 'r3' / 'ratings.xlsx'}").out
+    assert f"ratings  3 of {3 * CASES} that could" in call(f"{out},r3={out / 'r3' / 'ratings.xlsx'}").out
     assert "r1 has ratings on the page and in" in call(f"{out},r1={out / 'r1' / 'ratings.xlsx'}").refusal
     assert "or the one folder of a served review" in call(f"{out},{out}").refusal
     assert "no such file; a review's folder" in call(tmp_path).refusal

@@ -300,7 +300,10 @@ class TestBrokenDirectories:
 
     def test_missing(self, tmp_path):
         assert "no tokenizer.json" in self.refused(tmp_path)
-        assert "no tokenizer.json" in self.refused(tmp_path / "nowhere")
+        assert "no such folder" in self.refused(tmp_path / "nowhere")
+        (tmp_path / "trained").mkdir()
+        (tmp_path / "trained" / "tokenizer.json").write_text("{}")
+        assert f"is a run's work directory, not a model; give {tmp_path / 'trained'}" in self.refused(tmp_path)
 
     @pytest.mark.parametrize("share", [0.0, 0.5])
     def test_truncated(self, folder, tmp_path, share):
