@@ -78,6 +78,7 @@ def failing(monkeypatch, capfd):
     def failing(work, *arguments: str) -> Ended:
         monkeypatch.setattr("launch.jobset.manifest", work)
         monkeypatch.setattr(app, "_made", [])
+        monkeypatch.setattr(app, "_goes_on", [])
         return here(*JOBSET, *arguments, monkeypatch=monkeypatch, capfd=capfd)
 
     return failing
@@ -98,6 +99,14 @@ def test_an_interrupt_is_one_line(failing, tmp_path):
     ended = failing(raising(KeyboardInterrupt(), tmp_path / "a" / "b"))
     assert (ended.code, ended.out, ended.err) == (130, "", "error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_says_where_the_same_command_goes_on(failing):
+    def work():
+        app.goes_on()
+        raise KeyboardInterrupt
+
+    assert failing(work).err == "error: interrupted; the same command goes on where it was\n"
 
 
 def test_an_interrupt_by_signal():
