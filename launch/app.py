@@ -45,6 +45,7 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     readable by its owner only.
     """
     os.umask(OWNER_ONLY)
+    _goes_on.clear()
     try:
         app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
     except SystemExit as ended:

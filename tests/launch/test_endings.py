@@ -78,7 +78,6 @@ def failing(monkeypatch, capfd):
     def failing(work, *arguments: str) -> Ended:
         monkeypatch.setattr("launch.jobset.manifest", work)
         monkeypatch.setattr(app, "_made", [])
-        monkeypatch.setattr(app, "_goes_on", [])
         return here(*JOBSET, *arguments, monkeypatch=monkeypatch, capfd=capfd)
 
     return failing
@@ -107,6 +106,18 @@ def test_an_interrupt_says_where_the_same_command_goes_on(failing):
         raise KeyboardInterrupt
 
     assert failing(work).err == "error: interrupted; the same command goes on where it was\n"
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_run_that_is_interrupted_can_go_on_and_a_dry_run_has_nothing_to_go_on_from(dry, tmp_path, monkeypatch, capfd):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shared.runs.dry_run.told" if dry else "shared.runs.run.run", interrupted)
+    flags = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *(["--dry_run"] if dry else [])]
+    ended = here("train", *flags, monkeypatch=monkeypatch, capfd=capfd)
+    goes_on = "" if dry else "; the same command goes on where it was"
+    assert (ended.code, ended.err) == (130, f"error: interrupted{goes_on}\n")
 
 
 def test_an_interrupt_by_signal():
