@@ -46,6 +46,7 @@ OWNER_ONLY = 0o077  # umask: what a program writes holds patients' data, or was 
 
 OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
 ENDS: list[Callable[[int], NoReturn]] = []  # what ends this process, with its exit code, where Python must not do it
+_goes_on: list[bool] = []  # not empty: the same command goes on from what this one has done
 _made: list[Path] = []  # folders made for a flag, the innermost first
 
 
@@ -57,6 +58,7 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     readable by its owner only.
     """
     os.umask(OWNER_ONLY)
+    _goes_on.clear()
     try:
         app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
     except SystemExit as ended:
@@ -111,6 +113,11 @@ def make_folder(flag: str, folder: Path) -> None:
         raise InputError(f"--{flag}={folder}: cannot be made ({error.strerror}); give another directory") from None
 
 
+def goes_on() -> None:
+    """From here on an interruption says that the same command goes on from what this one has done."""
+    _goes_on.append(True)
+
+
 def on_terminal() -> bool:
     """Whether somebody sees what is written to standard error; it may be closed."""
     return sys.stderr is not None and sys.stderr.isatty()
@@ -135,7 +142,7 @@ def _reported(work: Callable[[], None]) -> None:
     except TrainingError as error:
         _fail(str(error), EXIT_STOPPED)
     except KeyboardInterrupt:
-        _fail("interrupted", EXIT_INTERRUPTED)
+        _fail("interrupted" + ("; the same command goes on where it was" if _goes_on else ""), EXIT_INTERRUPTED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and (_unread(sys.stdout) or _unread(sys.stderr)):
             _end(EXIT_UNREAD)

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from launch import backends
+from launch import app, backends
 from shared.backend import Backend, RolloutEngine, Workload
 from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
 from shared.errors import InputError
@@ -110,6 +110,7 @@ def begin(
 ) -> None:
     """Keep the style in `out` and show it, and warn of completions that would not end. Every process calls it."""
     prompt_style.check_same_day(style, backend)
+    app.goes_on()  # whatever is answered from here on is kept
     if backend.process > 0:
         return
     prompt_style.write(out, style, prompt_style.EVALUATION_FILE)

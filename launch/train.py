@@ -75,6 +75,7 @@ def main() -> None:
         config = run.as_in(config, recording.config)  # a comparison: in the recording's own number format
     config = run.as_begun(config, workdir)
     app.make_folder("workdir", workdir)
+    app.goes_on()
     backend = backends.make_backend(config)
     try:
         told = replayed(config, backend, workdir, recording) if recording else trained(config, backend, workdir)

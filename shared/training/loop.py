@@ -24,6 +24,7 @@ from shared.questions.record import Question, question_at
 from shared.randomness import uniforms
 from shared.training import health, published
 from shared.training.metrics_log import MetricsWriter
+from shared.training.progress import StepBar
 from shared.training.stopping import Stopped, StopRequest
 from shared.training.trajectories import TrajectoryWriter
 
@@ -193,7 +194,7 @@ def train(
     restored = learner.restore(checkpoints)
     step, noted = restored or (0, {"position": 0})
     position, watch = noted["position"], health.Watch(config, noted)
-    bar = tqdm(total=config.steps, initial=step, desc="GRPO", unit="step", disable=not progress)
+    bar = StepBar(total=config.steps, initial=step, description="GRPO", shown=progress)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         request = stack.enter_context(StopRequest())
@@ -230,8 +231,8 @@ def train(
                 if writer is not None:
                     writer.write(step - 1, {**line, **phases.report(tokens)})
                 phases, tokens = Phases(), 0
-                bar.update()
                 bar.set_postfix(health.live(line), refresh=False)
+                bar.update()
                 for warning in watch.see(step - 1, line) if last else ():
                     if first:
                         tqdm.write(f"warning: {warning}")

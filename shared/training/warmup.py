@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shared import grpo
@@ -28,6 +27,7 @@ from shared.questions.prompts import PromptStyle, encode, user_message
 from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
 from shared.training.metrics_log import MetricsWriter
+from shared.training.progress import StepBar
 
 MASK = "[MASK]"
 PROMPT_WEIGHT = 0.5  # of a worked question's own tokens: its record is language too
@@ -74,7 +74,7 @@ def warm_up(
     objective = GrpoConfig(preset=config.grpo.preset, loss="bnpo", beta=0.0, max_logprob_gap=float("inf"))
     config = dataclasses.replace(config, grpo=objective)
     learner = backend.learner(config, model, optimizer=warmup.optimizer, steps=warmup.steps, reference=False)
-    bar = tqdm(total=warmup.steps, desc="warm-up", unit="step", disable=not progress)
+    bar = StepBar(total=warmup.steps, description="warm-up", shown=progress)
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         writer = stack.enter_context(MetricsWriter(workdir / "warmup", 0)) if backend.process == 0 else None
@@ -90,8 +90,8 @@ def warm_up(
             kept = {name: metrics[name] for name in ("grad_norm", "learning_rate")}
             if writer is not None:
                 writer.write(step, {"loss": nll, **kept})
-            bar.update()
             bar.set_postfix(loss=f"{nll:.3f}", refresh=False)
+            bar.update()
     learner.export(out)
 
 

@@ -100,6 +100,26 @@ def test_an_interrupt_is_one_line(failing, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_says_where_the_same_command_goes_on(failing):
+    def work():
+        app.goes_on()
+        raise KeyboardInterrupt
+
+    assert failing(work).err == "error: interrupted; the same command goes on where it was\n"
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_run_that_is_interrupted_can_go_on_and_a_dry_run_has_nothing_to_go_on_from(dry, tmp_path, monkeypatch, capfd):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shared.runs.dry_run.told" if dry else "shared.runs.run.run", interrupted)
+    flags = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *(["--dry_run"] if dry else [])]
+    ended = here("train", *flags, monkeypatch=monkeypatch, capfd=capfd)
+    goes_on = "" if dry else "; the same command goes on where it was"
+    assert (ended.code, ended.err) == (130, f"error: interrupted{goes_on}\n")
+
+
 def test_an_interrupt_by_signal():
     listening = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # whoever started the tests may ignore it
     interrupted = f"app.run(lambda: os.kill(os.getpid(), {int(signal.SIGINT)}))"
