@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -59,7 +60,10 @@ def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: 
             model = architecture(config, sample, temporary)
             prompts = prompts_of(config, model, sample)
             yield forecast.tokens_line(prompts, config.rollout.max_new_tokens, sample.note)
-            workload = Workload(prompt_tokens=max(map(len, prompts)), questions=sample.answered)
+            if cut := forecast.cut_line(prompts, config):
+                yield cut
+            longest = min(max(map(len, prompts)), config.rollout.max_prompt_tokens)
+            workload = Workload(prompt_tokens=longest, questions=sample.answered)
         except InputError as error:
             yield f"tokens   not known ({error})"
             try:
@@ -125,11 +129,11 @@ def architecture(config: RunConfig, sample: Sample | None, temporary: Path) -> P
 
 
 def prompts_of(config: RunConfig, model: Path, sample: Sample) -> list[np.ndarray]:
-    """Token ids of the sample's prompts, as the run renders them."""
+    """Token ids of the sample's prompts, as the run renders them but none shortened or left out."""
     tokenizer = load_tokenizer(model)
     _, prompts, _ = prompt_tokens(
         tokenizer, [*sample.train, *sample.valid], style=prompt_style.choose(config.model, model, tokenizer),
-        rows=embedding_rows(model), max_tokens=config.rollout.max_prompt_tokens, overlong=config.grpo.overlong_prompts,
+        rows=embedding_rows(model), max_tokens=sys.maxsize, overlong=config.grpo.overlong_prompts,
     )  # fmt: skip
     return prompts
 

@@ -146,6 +146,20 @@ def tokens_line(prompts: Sequence[np.ndarray], new_tokens: int, note: str = "") 
     )
 
 
+def cut_line(prompts: Sequence[np.ndarray], config: RunConfig) -> str:
+    """What becomes of prompts that are longer than `rollout.max_prompt_tokens`, and how to keep them; "" where none is."""
+    limit = config.rollout.max_prompt_tokens
+    lengths = [len(prompt) for prompt in prompts]
+    cut = sum(length > limit for length in lengths)
+    if not cut:
+        return ""
+    what = "lose their beginning" if config.grpo.overlong_prompts == "truncate_left" else "are left out"
+    return (
+        f"warning  {cut:,} of {len(lengths):,} prompts are longer than rollout.max_prompt_tokens = {limit:,} and {what}; "
+        f"--config.rollout.max_prompt_tokens={max(lengths)} keeps them whole"
+    )
+
+
 def memory_line(found: Memory) -> str:
     """Memory needed and there, for every program, with the same words."""
     parts = {

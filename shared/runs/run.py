@@ -153,7 +153,10 @@ def _run(
         tqdm.write("\n".join(filter(None, told)))
     if first and (cut or cut_valid):
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"
-        tqdm.write(f"{cut} training and {cut_valid} held-out prompts were too long and {what}")
+        tqdm.write(
+            f"warning: {cut:,} training and {cut_valid:,} held-out prompts are longer than rollout.max_prompt_tokens = "
+            f"{config.rollout.max_prompt_tokens:,} and {what}; --dry_run says how many tokens the longest has"
+        )
 
     longest = max(map(len, (*train_prompts, *valid_prompts)))
     workload = Workload(prompt_tokens=longest, questions=len(valid_questions))

@@ -89,6 +89,20 @@ def test_a_dry_run_needs_no_weights_and_makes_nothing(root, call, program, backe
     assert not (root / "new").exists()
 
 
+def test_a_dry_run_says_that_prompts_are_cut_and_how_to_keep_them_whole(root, call):
+    lengths = prompt_lengths(root / "without")
+    limit = sorted(lengths)[2]
+    cut = sum(length > limit for length in lengths)
+    ended = call("train", "without", "--dry_run", f"--config.rollout.max_prompt_tokens={limit}")
+    assert ended.code == 0, ended.err
+    assert f"longest {max(lengths)};" in ended.out  # what they are, not what is left of them
+    [line] = [line for line in ended.out.splitlines() if line.startswith("warning ")]
+    count, of = line.removeprefix("warning  ").split(" prompts")[0].split(" of ")
+    assert int(count) / int(of) == cut / len(lengths)
+    assert f"max_prompt_tokens = {limit} and lose their beginning" in line
+    assert line.endswith(f"--config.rollout.max_prompt_tokens={max(lengths)} keeps them whole")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_what_cannot_fit_is_refused_before_weights_are_read(root, call, program, backend, monkeypatch):
