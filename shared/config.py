@@ -442,7 +442,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# What only one backend reads; a config file serves both, so it may say it for either.
 KINDS_IN_WORDS = {
     int: "a whole number",
     float: "a number",
@@ -451,6 +450,7 @@ KINDS_IN_WORDS = {
     tuple: "a list",
     type(None): "None",
 }
+# What only one backend reads; a config file serves both, so it may say it for either.
 ONE_BACKEND = {
     "learner.mesh_data": "jax",
     "learner.mesh_fsdp": "jax",
