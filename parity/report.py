@@ -87,7 +87,8 @@ def write(workdir: Path, checks: Sequence[Check], world: World, *, inject: str =
 
 def table(checks: Sequence[Check]) -> str:
     """One line for each check and what it is held against: its worst family, the figure and the bound."""
-    lines = [f"{'check':<{WIDTH}}{'against':<14}{'worst':>10}{'bound':>10}  where"]
+    width = max([WIDTH, *(len(check.check) + 2 for check in checks)])
+    lines = [f"{'check':<{width}}{'against':<14}{'worst':>10}{'bound':>10}  where"]
     grouped: dict[tuple[str, str], list[Check]] = {}
     for check in checks:
         grouped.setdefault((check.check, check.against), []).append(check)
@@ -95,7 +96,7 @@ def table(checks: Sequence[Check]) -> str:
         top = max(found, key=lambda check: (check.excess, check.value))
         where = ", ".join(part for part in (top.family if len(found) > 1 else "", place(top.worst)) if part)
         mark = "" if top.passed else "  FAILED"
-        lines.append(f"{name:<{WIDTH}}{against:<14}{top.value:>10.1e}{top.bound:>10.1e}  {where}{mark}")
+        lines.append(f"{name:<{width}}{against:<14}{top.value:>10.1e}{top.bound:>10.1e}  {where}{mark}")
     return "\n".join(lines)
 
 
