@@ -263,7 +263,7 @@ CASES = [
     (("curves", "--workdirs={root}/no_steps", "--out={root}/new.png"), "metrics.jsonl: no step of it has a reward"),
     ((*PREPARE, "--patients=0"), "patients = 0: must be at least 1"),
     ((*PREPARE, "--num_choices=9"), "num_choices = 9: must be 2 to 5"),
-    ((*PREPARE, "--difficulty=nan"), "difficulty = nan: must be above 0"),
+    ((*PREPARE, "--difficulty=nan"), "--difficulty=nan: must be a finite number"),
     ((*PREPARE, "--mi_cutoff=-1"), "mi_cutoff = -1.0: must be at least 0"),
     ((*PREPARE, "--patients=30", "--valid_patients=30"), "valid_patients = 30: must leave training patients"),
     # An option that nothing would read, whatever its value.
@@ -557,7 +557,9 @@ def test_what_works_says_what_it_made(places, call, tmp_path):
         "evaluate", *SMALL, f"--model={model}", f"--questions={questions}", f"--out={tmp_path / 'out'}", "--limit=3"
     )
     assert ended.code == 0
-    assert ended.err == "3 prompts were longer than 64 tokens and lost their beginning\n"
+    cut, boxes = ended.err.splitlines()
+    assert cut == "3 prompts were longer than 64 tokens and lost their beginning"
+    assert boxes.startswith("warning: 3 of 3 answers hold no boxed letter by --answer_rule=strict_first")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n"] == 3
 
 
