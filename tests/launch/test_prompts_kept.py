@@ -162,10 +162,10 @@ def test_a_template_whose_end_of_turn_does_not_stop(tmp_path, questions, asked, 
     end = made.convert_tokens_to_ids("<|end|>")
     assert told.code == 0 and f"warning: the chat template ends a turn with '<|end|>' (id {end})" in told.err
     change_config(model, eos_token_id=[3, end])
-    assert call(*command, f"--out={tmp_path / 'config'}").err == ""
+    assert "chat template" not in call(*command, f"--out={tmp_path / 'config'}").err
     change_config(model, eos_token_id=3)
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
-    assert call(*command, f"--out={tmp_path / 'generation'}").err == ""
+    assert "chat template" not in call(*command, f"--out={tmp_path / 'generation'}").err
 
 
 class TestBeyondTheEmbedding:
