@@ -63,7 +63,7 @@ def boosted_trees(
     for name, asked in by_feature.items():
         feature = registry.feature(name)
         shown = [inputs[other] for other in _shown(registry, feature, asked[0], mi_cutoff) if other in inputs]
-        matrix = pd.concat(shown, axis=1)
+        matrix = pd.concat(shown, axis=1) if shown else pd.DataFrame(index=range(len(table)))
         read = matrix.iloc[[rows[question.patient] for question in asked]]
         if only_shown:
             read = read.where(_in_record(registry, list(matrix.columns), asked))
@@ -101,10 +101,11 @@ def _rows(registry: Registry) -> dict[str, int]:
 def ceiling(registry: Registry, questions: Sequence[Question], *, mi_cutoff: float) -> dict[str, Any]:
     """What the trees score from what the records show, on the most asked features: `accuracy`, `chance`, `questions`.
 
-    It is the honest ceiling of a table beside the audit's guessers. Empty where the trees do not know the task.
+    It is the honest ceiling of a table beside the audit's guessers. Empty where the trees do not know the task. Features that are
+    the same for all training patients who have them, as may be where statistics describe held-out patients too, are left out.
     """
     asked = Counter(question.feature for question in questions)
-    known = {feature.name for feature in registry.features}
+    known = {feature.name for feature in registry.features if registry.train[feature.name].nunique() > 1}
     chosen = [name for name, _ in asked.most_common() if name in known][:CEILING_FEATURES]
     judged = [question for question in questions if question.feature in chosen][:CEILING_QUESTIONS]
     if not judged:
@@ -165,8 +166,11 @@ def _answer(
     if statistics is not None and not statistics.finite:
         return _nearest(column, matrix, present, asked, read)
     texts = np.array([value_text(feature, value) for value in column.iloc[present]])
-    model = HistGradientBoostingClassifier(categorical_features="from_dtype", **TREES)
-    model.fit(matrix.iloc[present], texts)
+    fitted, read = _with_values(matrix, present, read)
+    # Of a class with one patient nothing can be set aside to see when to stop.
+    stop = "auto" if min(Counter(texts.tolist()).values()) > 1 else False
+    model = HistGradientBoostingClassifier(categorical_features="from_dtype", early_stopping=stop, **TREES)
+    model.fit(fitted, texts)
     chances = model.predict_proba(read)
     classes = {text: place for place, text in enumerate(model.classes_)}
     found = {}
@@ -180,14 +184,27 @@ def _answer(
     return found
 
 
+def _with_values(matrix: pd.DataFrame, rows: np.ndarray, read: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What to fit, of `rows`, and what to read, without the columns that none of `rows` has: scikit-learn cannot bin these.
+
+    Where none is left, an input that is the same for all stands in, so that trees answer by frequency alone.
+    """
+    fitted = matrix.iloc[rows]
+    names = [name for name in fitted.columns if fitted[name].notna().any()]
+    if not names:
+        return pd.DataFrame({"none": np.zeros(len(fitted))}), pd.DataFrame({"none": np.zeros(len(read))})
+    return fitted[names], read[names]
+
+
 def _nearest(
     column: pd.Series, matrix: pd.DataFrame, present: np.ndarray, asked: Sequence[Question], read: pd.DataFrame
 ) -> Mapping[str, Answer]:
     """The option nearest to the predicted number."""
     numbers = numbers_of(column).to_numpy()
     known = present[~np.isnan(numbers[present])]
+    fitted, read = _with_values(matrix, known, read)
     model = HistGradientBoostingRegressor(categorical_features="from_dtype", **TREES)
-    model.fit(matrix.iloc[known], numbers[known])
+    model.fit(fitted, numbers[known])
     found = {}
     for question, value in zip(asked, model.predict(read), strict=True):
         distances = [abs(as_number(text) - value) for text in question.choices]
