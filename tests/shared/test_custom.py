@@ -382,5 +382,5 @@ def test_a_failed_start_leaves_what_was_prepared(source, tmp_path):
     before = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     edit(source / "data.csv", 3, "age", "old")
     with pytest.raises(Problems):
-        prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
+        prepare.prepare(data, tmp_path / "out", seed=1, progress=False, overwrite=True)
     assert read_questions(tmp_path / "out" / "questions" / "train.parquet") == before
