@@ -42,7 +42,7 @@ LATER_PARTS = (
     "length of stay", "사망", "퇴원", "예후",
 )  # fmt: skip
 _LATER = re.compile(
-    r"tot\w*(cst|chg|chrg)s?|\w*(cost|charge|expenditure)s?|\w*[a-z]\d+(m|mo|mos|months?|y|yr|yrs|years?)|\w+[a-z_](m|mo|y|yr)\d+|"
+    r"tot\w*(cst|chg|chrg)s?|\w*(cost|charge|expenditure)s?|\w*[a-z_]\d+(m|mo|mos|months?|y|yr|yrs|years?)|\w+[a-z_](m|mo|y|yr)\d+|"
     r"(hosp|icu|s|h|total)?los|time(dth|to|ap|mi|chd|strk|cvd|hyp)\w*|d[._]?time|surv\d+[dmy]?|\w+_(fu|los)"
 )
 
