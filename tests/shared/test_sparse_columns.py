@@ -13,6 +13,7 @@ from shared.evaluation import baselines
 from shared.preparation.prepare import prepare, summary
 from shared.preparation.verification import verify
 from shared.questions.record import read_questions
+from shared.registry import sums
 from shared.registry.build import RawColumn, RawRegistry, build
 from shared.registry.split import held_out_patients
 from shared.storage import files
@@ -114,3 +115,21 @@ def test_a_category_of_one_patient_among_many(monkeypatch):
         {"asked": ["rare", "b"] + ["a", "b"] * (count // 2 - 1), "x": np.arange(count) % 7.0}, index=ids
     )
     assert len(baselines.boosted_trees(dataclasses.replace(registry, train=many), made)) == len(made)
+
+
+def test_the_search_for_sums_ends_where_nothing_tells_anything(monkeypatch):
+    """It went on for ever where two columns have no patient in common: the first was put aside again and again."""
+    sound = np.random.default_rng(3).normal(50, 9, ROWS).round(1)
+    out = np.arange(ROWS) % 3 == 0
+    beside = sound + np.random.default_rng(4).normal(0, 4, ROWS)
+    table = pd.DataFrame({"sound": sound, "beside": beside})
+    table["here"], table["there"] = np.where(out, np.nan, sound), np.where(out, sound, np.nan)
+    chosen, calls = sums._chosen, []
+
+    def counted(*given):
+        calls.append(given)
+        assert len(calls) < 50, "the search does not end"
+        return chosen(*given)
+
+    monkeypatch.setattr(sums, "_chosen", counted)
+    assert sums.of_several(table, list(table)) == []
