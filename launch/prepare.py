@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 from absl import flags
 
 from launch import app, prepare_mimic3, usage
+from shared.cohorts import custom
 from shared.cohorts.custom import drafting, redcap
 from shared.cohorts.custom.codebook import CODEBOOK, Line, write_codebook
 from shared.cohorts.custom.table import find_files, read_data
@@ -57,7 +60,7 @@ HELP = {
     "train_questions": "Questions about the other patients.",
     "valid_questions": "Questions about those held out.",
     "num_choices": "Options of a question, 2 to 5.",
-    "difficulty": "Half as much stands for options twice as close; 2 is the paper's.",
+    "difficulty": "Distance between neighbouring options that are numbers, in standard deviations: smaller is harder. Paper: 2.",
     "mi_cutoff": "Features that share more nats with the masked one are hidden.",
     "balance": "Whose questions have each option right equally often: all, train (held-out values as they come), none.",
     "all_victims": "Ask for every value of one held-out patient after the other, one masked at a time.",
@@ -85,6 +88,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 42, "Decides the split and every question.")
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
     flags.DEFINE_bool("verify", False, "Check what is in --out: files, sources, splits, and that it comes out again.")
+    flags.DEFINE_bool(
+        "overwrite", False, "Replace questions in --out that were made from other data or with other flags."
+    )
     flags.DEFINE_bool("draft_codebook", False, f"Write a first {CODEBOOK} beside the table of a custom registry.")
     flags.DEFINE_bool(
         "show", app.read_on_terminal(),
@@ -128,9 +134,28 @@ def main() -> None:
     data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP})
     check_given(data)
     app.make_folder("out", out)
-    prepare(data, out, seed=FLAGS.seed, progress=FLAGS.progress, salt=FLAGS.salt or None, ceiling=True)
+    prepare(
+        data,
+        out,
+        seed=FLAGS.seed,
+        progress=FLAGS.progress,
+        salt=FLAGS.salt or None,
+        ceiling=True,
+        overwrite=FLAGS.overwrite,
+        say=None if FLAGS.progress or FLAGS["progress"].present else say,
+    )
     print(summary(out))
     print(made(out / "questions", "train", "valid"))
+    if data.cohort == "custom" and (
+        remarks := drafting.open_remarks(custom.codebook_of(Path(data.source), data.encoding))
+    ):
+        print(remarks)
+
+
+def say(stage: str) -> None:
+    """Name a stage where no bar does; whoever reads standard error may have gone."""
+    with contextlib.suppress(OSError):
+        print(stage, file=sys.stderr, flush=True)
 
 
 def made(folder: Path, *names: str) -> str:

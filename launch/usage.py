@@ -46,8 +46,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "samples", "temperature", "max_prompt_tokens", "max_new_tokens", "prefill", "thinking", "template_date",
     ),
     "what is done": (
-        "dry_run", "measure", "verify", "draft_codebook", "search", "steps", "rungs", "families", "dtypes", "inject", "seed",
-        "bootstrap", "progress",
+        "dry_run", "measure", "verify", "overwrite", "draft_codebook", "search", "steps", "rungs", "families", "dtypes", "inject",
+        "seed", "bootstrap", "progress",
     ),
     "the machine": (
         "backend", "device", "engine", "compute_dtype", "slots", "coordinator",

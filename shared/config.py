@@ -58,7 +58,8 @@ class DataConfig:
     train_questions: int = 30_000  # training questions (spec: grpo, section 1)
     valid_questions: int = 1_000  # held-out questions
     num_choices: int = 5  # options of a question, 2 to 5 (spec: registry, section e)
-    difficulty: float = 2.0  # half as much stands for options twice as close (spec: registry, section e)
+    # Distance between options that are numbers, in standard deviations: smaller is harder (spec: registry, section e).
+    difficulty: float = 2.0
     mi_cutoff: float = 0.5  # nats; features that share more with the masked one are hidden (spec: registry, section e)
     # Each option is the right one equally often, so that frequency is no answer. "train": held-out values come as often as
     # among patients, e.g. to judge calibration. "none": the paper.

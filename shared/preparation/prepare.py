@@ -32,6 +32,11 @@ from shared.tasks import aki, denoising, stroke_outcome
 
 RULES = 4  # raised whenever the same options would make other questions
 SPLITS = ("train", "valid")
+STAGED = "prepared"  # where everything is written before it takes its place
+MIMIC3 = "cohort.parquet"  # what the preparation of another kind leaves
+DRAWING, READING = "drawing a synthetic registry", "reading the raw files"
+NAMED = 5  # differences that a message names
+MANY_TIMES = 10  # a value that is asked for more often than this is worth a line
 LEAKS, PATIENTS, PROVENANCE = "leaks.csv", "patients.parquet", "provenance.json"
 
 Stage = Callable[[str], None]
@@ -39,57 +44,90 @@ Maker = Callable[[str, int, Callable[[int], object]], list[Question]]
 
 
 def prepare(
-    data: DataConfig, out: Path, *, seed: int, progress: bool, salt: str | None = None, ceiling: bool = False
+    data: DataConfig,
+    out: Path,
+    *,
+    seed: int,
+    progress: bool,
+    salt: str | None = None,
+    ceiling: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> None:
-    """Write `out/registry`, `out/questions/train.parquet` and `out/questions/valid.parquet`.
+    """Write `out/registry`, `out/questions/train.parquet` and `out/questions/valid.parquet`, all of it or nothing.
 
-    For the synthetic cohort without a source the raw files are drawn into `out/raw` first. Nothing is done where the
+    For the synthetic cohort without a source the raw files are drawn, into `out/raw`. Nothing is done where the
     questions are there already, made by the same rules from the same files with the same options. `salt` goes into the
     pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. `ceiling`
-    adds to the audit what boosted trees reach on held-out questions from what the records show. Raises
-    InputError where the raw files or the options are wrong; the cells of a custom registry that do not fit its codebook
-    are then listed in `out/problems.csv`.
+    adds to the audit what boosted trees reach on held-out questions from what the records show. `overwrite` replaces questions
+    that were made otherwise, with another salt, so that answers to the old ones are not taken for answers to the new. `say` is
+    called with the name of each stage that begins once the raw files are read. Raises InputError where the raw files or the
+    options are wrong, or questions are there that were made otherwise; the cells of a custom registry that do not fit its
+    codebook are then listed in `out/problems.csv`.
     """
-    source = Path(data.source) if data.source else out / "raw"
-    salt = salt or _kept_salt(data, out)
-    wanted = _options(data, seed, salt)
-    if data.source:
-        wanted["source"] = COHORTS[data.cohort].digests(source)
-    if data.exclude:
-        wanted["exclude"] = keyed_digest(Path(data.exclude), salt)
-    if _is_done(out, wanted):
-        return
-    with _stages(progress) as stage:
-        if not data.source:
-            stage("drawing a synthetic registry")
-            with files.replacing(source) as temporary:
-                synthetic.write_raw(temporary, patients=data.patients, seed=seed)
-        try:
-            registry, maker = _made(data, source, seed, salt, wanted, stage)
-        except problems.Problems as error:
-            problems.write_report(out / problems.REPORT, error.found)
-            raise
-        stage("saving the registry")
-        files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
-        store.save(registry, out / "registry")
-        leaks = leak_audit(
-            registry.features,
-            registry.statistics,
-            registry.leakage,
-            cutoff=data.mi_cutoff,
-            relations=registry.relations,
-            later=denoising.later_features(registry.features) if data.causal else None,
+    found = _found(out)
+    if (out / MIMIC3).exists():
+        raise InputError(f"{out}: holds what --cohort=mimic3 prepared; give another folder")
+    wanted = _wanted(data, seed, salt or _kept_salt(data, found))
+    changed = _changes(found, wanted) if found else []
+    if changed and not overwrite:
+        raise InputError(
+            f"{out}: holds questions that were made otherwise ({'; '.join(changed[:NAMED])}); give another folder, or replace "
+            "them with `creason prepare --overwrite`: what was trained on them or answered them then no longer fits"
         )
-        with files.replacing(out / "registry" / LEAKS) as temporary:
-            leaks.to_csv(temporary, index=False)
-    _write_questions(registry, maker, data, out, wanted, progress=progress, ceiling=ceiling)
+    if found and not changed and _is_whole(out, found):
+        return
+    if changed and not salt:
+        wanted = _wanted(data, seed, _kept_salt(data, {}))
+    for path in out.glob(".*.partial"):  # of a preparation that was killed
+        files.remove(path)
+    with files.replacing(out / STAGED) as staged:
+        staged.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
+        with _stages(progress, say) as stage:
+            registry, maker = _registry(data, staged, out, seed, wanted, stage)
+        _write_questions(registry, maker, data, staged, wanted, progress=progress, ceiling=ceiling, say=say)
+        files.owner_only(staged)
+        files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
+        for folder in ("raw", "registry", "questions"):
+            if (staged / folder).is_dir():
+                files.remove(out / folder)
+                (staged / folder).rename(out / folder)
+    files.remove(out / STAGED)
+
+
+def _registry(
+    data: DataConfig, staged: Path, out: Path, seed: int, wanted: dict[str, Any], stage: Stage
+) -> tuple[Registry, Maker]:
+    """Write the registry, and the raw files where they are drawn."""
+    source = Path(data.source) if data.source else staged / "raw"
+    if not data.source:
+        stage(DRAWING)
+        synthetic.write_raw(source, patients=data.patients, seed=seed)
+    try:
+        registry, maker = _made(data, source, seed, wanted["salt"], wanted, stage)
+    except problems.Problems as error:
+        problems.write_report(out / problems.REPORT, error.found)
+        raise
+    stage("saving the registry")
+    store.save(registry, staged / "registry")
+    leaks = leak_audit(
+        registry.features,
+        registry.statistics,
+        registry.leakage,
+        cutoff=data.mi_cutoff,
+        relations=registry.relations,
+        later=denoising.later_features(registry.features) if data.causal else None,
+    )
+    with files.replacing(staged / "registry" / LEAKS) as temporary:
+        leaks.to_csv(temporary, index=False)
+    return registry, maker
 
 
 def _made(
     data: DataConfig, source: Path, seed: int, salt: str, wanted: dict[str, Any], stage: Stage
 ) -> tuple[Registry, Maker]:
     """The registry, and what makes its questions."""
-    stage("reading the raw files")
+    stage(READING)
     options: dict[str, Any] = {
         "valid_patients": data.valid_patients,
         "seed": seed,
@@ -183,36 +221,44 @@ def _write_questions(
     *,
     progress: bool,
     ceiling: bool,
+    say: Callable[[str], object] | None,
 ) -> None:
     folder = out / "questions"
-    with files.replacing(folder) as temporary:
-        temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
-        audits: dict[str, Any] = {}
-        pseudonyms: dict[str, set[str]] = {}
-        words = registry_words(registry)
-        for split in SPLITS:
-            count = data.train_questions if split == "train" else data.valid_questions
-            with tqdm(total=count, desc=f"{split} questions", unit=" questions", disable=not progress) as bar:
-                made = maker(split, count, bar.update)
-            write_questions(temporary / f"{split}.parquet", made, words=words)
-            audits[split] = shortcuts.audit(made, sets=len(SPLITS))
-            if ceiling and split == "valid" and data.task != "aki" and data.compat == "none":
-                audits[split]["ceiling"] = baselines.ceiling(registry, made, mi_cutoff=data.mi_cutoff)
-            pseudonyms[split] = {question.patient for question in made}
-        both = pseudonyms["train"] & pseudonyms["valid"]
-        if both or set(registry.train.index) & set(registry.valid.index):
-            raise InputError(f"{len(both)} patients are in both splits; ids must name one patient each")
-        write_patients(temporary / PATIENTS, registry)
-        digests = {
-            str(path.relative_to(base)): tables.digest(path)
-            for base, found in ((out, out / "registry"), (temporary.parent, temporary))
-            for path in sorted(found.iterdir())
-        }
-        digests = {name.replace(temporary.name, folder.name): digest for name, digest in digests.items()}
-        record = {"versions": versions(), "files": digests, "shortcuts": audits}
-        if data.exclude:
-            record["left_out"] = registry.provenance["left_out"]
-        files.write_json(temporary / PROVENANCE, wanted | record)
+    folder.mkdir(mode=files.OWNER_ONLY_FOLDER)
+    audits: dict[str, Any] = {}
+    pseudonyms: dict[str, set[str]] = {}
+    words = registry_words(registry)
+    for split in SPLITS:
+        count = data.train_questions if split == "train" else data.valid_questions
+        if say:
+            say(f"making and auditing {split} questions")
+        with tqdm(total=count, desc=f"{split} questions", unit=" questions", disable=not progress) as bar:
+            made = maker(split, count, bar.update)
+        write_questions(folder / f"{split}.parquet", made, words=words)
+        audits[split] = shortcuts.audit(made, sets=len(SPLITS))
+        if ceiling and split == "valid" and data.task != "aki" and data.compat == "none":
+            audits[split]["ceiling"] = baselines.ceiling(registry, made, mi_cutoff=data.mi_cutoff)
+        pseudonyms[split] = {question.patient for question in made}
+    both = pseudonyms["train"] & pseudonyms["valid"]
+    if both or set(registry.train.index) & set(registry.valid.index):
+        raise InputError(f"{len(both)} patients are in both splits; ids must name one patient each")
+    write_patients(folder / PATIENTS, registry)
+    written = [path for part in (out / "registry", folder) for path in sorted(part.iterdir())]
+    digests = {str(path.relative_to(out)): tables.digest(path) for path in written}
+    record = {"versions": versions(), "files": digests, "shortcuts": audits}
+    if data.exclude:
+        record["left_out"] = registry.provenance["left_out"]
+    files.write_json(folder / PROVENANCE, wanted | record)
+
+
+def _wanted(data: DataConfig, seed: int, salt: str) -> dict[str, Any]:
+    """What decides the questions, as their record says it."""
+    wanted = _options(data, seed, salt)
+    if data.source:
+        wanted["source"] = COHORTS[data.cohort].digests(Path(data.source))
+    if data.exclude:
+        wanted["exclude"] = keyed_digest(Path(data.exclude), salt)
+    return wanted
 
 
 def _options(data: DataConfig, seed: int, salt: str) -> dict[str, Any]:
@@ -222,31 +268,54 @@ def _options(data: DataConfig, seed: int, salt: str) -> dict[str, Any]:
     return {"rules": RULES, "options": options, "seed": seed, "salt": salt}
 
 
-def _is_done(out: Path, wanted: dict[str, Any]) -> bool:
-    record = out / "questions" / PROVENANCE
-    if not record.is_file() or not (out / "registry").is_dir():
-        return False
-    found = files.read_json(record)
-    return isinstance(found, dict) and {key: found.get(key) for key in wanted} == wanted
+def _found(out: Path) -> dict[str, Any]:
+    """The record of the questions in `out`; nothing where there are none, or no record of them that can be read."""
+    path = out / "questions" / PROVENANCE
+    found = files.read_json(path) if path.is_file() else None
+    return found if isinstance(found, dict) and {"options", "salt"} <= set(found) else {}
 
 
-def _kept_salt(data: DataConfig, out: Path) -> str:
+def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """In what a request differs from the one that made the questions; salts are not shown."""
+    then, now = found["options"], wanted["options"]
+    changes = [
+        f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    if found.get("seed") != wanted["seed"]:
+        changes.append(f"seed was {found.get('seed')}, now {wanted['seed']}")
+    if found["salt"] != wanted["salt"]:
+        changes.append("another salt")
+    if found.get("rules") != wanted["rules"]:
+        changes.append("made by the rules of another version")
+    before, after = found.get("source", {}), wanted.get("source", {})
+    changes += [f"{name} differs" for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    if found.get("exclude") != wanted.get("exclude"):
+        changes.append("another list of patients to leave out")
+    return changes
+
+
+def _is_whole(out: Path, found: dict[str, Any]) -> bool:
+    """Whether every file of the record is as it was written."""
+    kept = found.get("files", {})
+    return bool(kept) and all((out / name).is_file() and tables.digest(out / name) == kept[name] for name in kept)
+
+
+def _kept_salt(data: DataConfig, found: dict[str, Any]) -> str:
     if data.cohort == "synthetic":
         return "synthetic"
-    kept = out / "questions" / PROVENANCE
-    if kept.is_file():
-        found = files.read_json(kept)
-        if isinstance(found, dict) and isinstance(found.get("salt"), str):
-            return found["salt"]
-    return secrets.token_hex(16)
+    return str(found["salt"]) if found else secrets.token_hex(16)
 
 
 class _stages:
-    """A bar that names the stage it is at; calling it moves on to the next."""
+    """A bar that names the stage it is at; calling it moves on to the next. `say` hears of those after the reading: what is
+    refused until then is one line alone."""
 
     TOTAL = 5
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool, say: Callable[[str], object] | None) -> None:
+        self._say = say
         self._bar = tqdm(total=self.TOTAL, bar_format="{desc} {elapsed}", disable=not shown)
 
     def __enter__(self) -> Callable[[str], None]:
@@ -254,6 +323,8 @@ class _stages:
 
     def _next(self, name: str) -> None:
         self._bar.set_description_str(name)
+        if self._say and name not in (DRAWING, READING):
+            self._say(name)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
@@ -275,7 +346,7 @@ def summary(out: Path) -> str:
     audits = files.read_json(out / "questions" / PROVENANCE)["shortcuts"]
     for split in SPLITS:
         path = out / "questions" / f"{split}.parquet"
-        figures = [*_figures(read_questions(path)), *shortcuts.lines(audits[split])]
+        figures = [*_figures(read_questions(path), split), *shortcuts.lines(audits[split])]
         lines += ["", f"{split}: {path}", *(f"  {line}" for line in figures)]
     return "\n".join(lines)
 
@@ -294,7 +365,7 @@ def _causal_lines(registry: Registry) -> list[str]:
     ]
 
 
-def _figures(questions: list[Question]) -> list[str]:
+def _figures(questions: list[Question], split: str) -> list[str]:
     if not questions:
         return ["no questions"]
     count = len(questions)
@@ -304,9 +375,15 @@ def _figures(questions: list[Question]) -> list[str]:
         f"questions      {count:,} about {len({q.feature for q in questions})} features",
         f"options        {sizes}",
         f"context        {sum(len(q.context) for q in questions) / count:,.0f} characters on average",
-        f"accuracy of a  uniform guess {sum(q.chance for q in questions) / count:.3f}, "
-        f"majority guess {sum(q.majority == q.answer for q in questions) / count:.3f}",
+        f"right by       chance {sum(q.chance for q in questions) / count:.3f}, "
+        f"always the most frequent value {sum(q.majority == q.answer for q in questions) / count:.3f}",
     ]
+    values = len({(q.patient, q.feature) for q in questions})
+    if count > MANY_TIMES * values:
+        lines.append(
+            f"asked often    each of {values:,} values {count / values:.0f} times on average; "
+            f"--{split}_questions={MANY_TIMES * values} asks each about {MANY_TIMES} times"
+        )
     known = [q.bayes_accuracy for q in questions if q.bayes_accuracy is not None]
     if known:
         lines.append(f"best possible  {sum(known) / len(known):.3f}")

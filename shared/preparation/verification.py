@@ -12,7 +12,7 @@ from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation.prepare import PATIENTS, PROVENANCE, RULES, SPLITS, question_maker
+from shared.preparation.prepare import MIMIC3, PATIENTS, PROVENANCE, RULES, SPLITS, question_maker
 from shared.questions.record import Question, read_questions
 from shared.registry import store
 from shared.registry.build import versions
@@ -58,6 +58,15 @@ def check_sources(out: Path, source: Path) -> str:
 
 def _record(out: Path) -> dict[str, Any]:
     path = out / "questions" / PROVENANCE
+    if not path.is_file():
+        if (out / MIMIC3).exists() or (out / "cache").is_dir():
+            raise InputError(f"{out}: holds what --cohort=mimic3 prepares, which --verify does not check; the same command again "
+                             f"goes on where it stopped")  # fmt: skip
+        begun = (out / "registry").is_dir() or any(out.glob(".*.partial"))
+        raise InputError(
+            f"{out}: {'a preparation that did not end: there are no questions' if begun else 'nothing was prepared there'}; "
+            "prepare again"
+        )
     record = files.read_json(path)
     if not isinstance(record, dict) or not {"files", "options", "seed", "shortcuts", "rules"} <= set(record):
         raise InputError(f"{path}: not the record of prepared questions; prepare again")

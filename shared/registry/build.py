@@ -26,12 +26,14 @@ from shared.registry.features import (
     numbers_of,
     to_units,
     too_wide,
+    value_text,
 )
 from shared.registry.leakage import mutual_information
 from shared.registry.split import Split, held_out_patients
-from shared.registry.statistics import FEW_VALUES
+from shared.registry.statistics import FEW_VALUES, ValueStatistics
 from shared.registry.store import PATIENT, Registry
 
+NAMED = 10  # columns that a note names
 LIBRARIES = ("numpy", "pandas", "scikit-learn", "pyarrow")
 
 
@@ -131,7 +133,7 @@ def build(
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
-            "notes": [*raw.notes, *_shown_as_zero(table, features)],
+            "notes": [*raw.notes, *_shown_as_zero(table, features), *_never_asked(fitted, features, statistics)],
             "roles": dict(raw.roles),
             "options": {
                 "valid_patients": valid_patients,
@@ -197,6 +199,26 @@ def _shown_as_zero(table: pd.DataFrame, features: Sequence[Feature]) -> list[str
             notes.append(f"column {feature.name}: {lost} of {len(numbers)} values are not 0 and are shown as 0, with "
                          f"{max(feature.decimals, 0)} decimals; give the column a smaller unit where they matter")  # fmt: skip
     return notes
+
+
+def _never_asked(
+    fitted: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[str, ValueStatistics]
+) -> list[str]:
+    """Which numbers and categories drop out of the questions because the patients learned from say too little of them."""
+    none, same = list[str](), list[str]()
+    for feature in features:
+        if feature.visible and feature.kind in ("number", "category") and feature.name not in statistics:
+            texts = {value_text(feature, value) for value in fitted[feature.name].dropna()}
+            if len(texts) < 2:
+                (same if texts else none).append(feature.name)
+    return [
+        f"never asked for, as {reason}: {', '.join(names[:NAMED])}" + (", ..." if len(names) > NAMED else "")
+        for names, reason in (
+            (none, f"no training patient has a value ({len(none)} columns)"),
+            (same, f"all training patients who have a value have the same ({len(same)} columns)"),
+        )
+        if names
+    ]
 
 
 def versions() -> dict[str, str]:

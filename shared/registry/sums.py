@@ -52,7 +52,8 @@ def _chosen(values: np.ndarray, target: int, aside: Sequence[int]) -> list[int]:
         told[[*aside, *chosen]] = 0.0
         best = int(told.argmax())
         more = _explained(values, target, [*chosen, best])
-        if more - explained < LEAST_STEP:
+        # Where no column tells anything, `best` is the first, and may be one that was put aside: that would go on for ever.
+        if told[best] == 0 or more - explained < LEAST_STEP:
             return []
         chosen, explained = [*chosen, best], more
         if explained >= EXACT:

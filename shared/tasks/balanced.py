@@ -133,7 +133,7 @@ def option_laws(registry: Registry, split: str, *, num_choices: int, difficulty:
             continue
         known = training_numbers(registry.train, feature.name)
         numbers = training_numbers(table, feature.name)
-        inside = numbers[(numbers >= known.min()) & (numbers <= known.max())]
+        inside = numbers[(numbers >= known.min()) & (numbers <= known.max())] if len(known) else known
         if len(inside):
             units = [to_units(number, feature.decimals) for number in inside]
             laws[feature.name] = number_law(units, feature.decimals, num_choices=num_choices, difficulty=difficulty)

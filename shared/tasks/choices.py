@@ -159,7 +159,8 @@ def option_laws(registry: Registry, *, num_choices: int, difficulty: float) -> d
             laws[feature.name] = CategoryLaw(weights, num_choices)
         else:
             numbers = training_numbers(registry.train, feature.name)
-            laws[feature.name] = _number_law(feature, statistics, numbers, num_choices, difficulty)
+            if len(numbers):  # else only held-out patients have it, and statistics describe these too
+                laws[feature.name] = _number_law(feature, statistics, numbers, num_choices, difficulty)
     return laws
 
 

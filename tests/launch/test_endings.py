@@ -43,9 +43,15 @@ def test_a_closed_pipe_is_a_quiet_end(unbuffered):
 
 @pytest.mark.slow
 def test_what_was_made_is_there_though_nobody_read_of_it(tmp_path):
-    ended = ended_unread("stdout", "prepare", *SMALL, f"--out={tmp_path / 'out'}", PYTHONUNBUFFERED="")
+    ended = ended_unread("stdout", "prepare", *SMALL, f"--out={tmp_path / 'out'}", "--noprogress", PYTHONUNBUFFERED="")
     assert (ended.code, ended.err) == (UNREAD, "")
     assert (tmp_path / "out" / "questions" / "provenance.json").is_file()
+
+
+@pytest.mark.slow
+def test_stages_of_a_preparation_may_go_unread(tmp_path):
+    ended = ended_unread("stderr", "prepare", *SMALL, f"--out={tmp_path / 'out'}")
+    assert ended.code == 0 and (tmp_path / "out" / "questions" / "provenance.json").is_file()
 
 
 def test_help_may_go_unread():

@@ -56,6 +56,19 @@ def test_the_documented_example_becomes_questions(source, tmp_path):
     assert set(patients["site"]) == {"A", "B", "C"} and "unknown" in set(patients["sex"])
 
 
+@pytest.mark.slow
+def test_values_that_are_asked_for_many_times_are_said(source, tmp_path):
+    data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=4_000, valid_questions=50)
+    prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
+    made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
+    values = len({(question.patient, question.feature) for question in made})
+    (line,) = [line for line in prepare.summary(tmp_path / "out").splitlines() if "asked often" in line]
+    assert (
+        f"each of {values:,} values {len(made) / values:.0f} times" in line
+        and f"--train_questions={10 * values} " in line
+    )
+
+
 def test_cells_become_values(source):
     raw = custom.read(source)
     columns = {column.name: column for column in raw.columns}
@@ -382,5 +395,5 @@ def test_a_failed_start_leaves_what_was_prepared(source, tmp_path):
     before = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     edit(source / "data.csv", 3, "age", "old")
     with pytest.raises(Problems):
-        prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
+        prepare.prepare(data, tmp_path / "out", seed=1, progress=False, overwrite=True)
     assert read_questions(tmp_path / "out" / "questions" / "train.parquet") == before

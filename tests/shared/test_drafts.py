@@ -10,7 +10,7 @@ import pytest
 from launch.prepare import draft_codebook
 from shared.cohorts import custom
 from shared.cohorts.custom.codebook import read_codebook
-from shared.cohorts.custom.drafting import draft, screen
+from shared.cohorts.custom.drafting import draft, open_remarks, screen
 from shared.cohorts.custom.guesses import is_later, missing_number, prefixes
 from shared.cohorts.custom.table import read_data
 from shared.errors import InputError
@@ -300,3 +300,21 @@ def test_a_dictionary_by_its_flag_and_in_the_other_style(tmp_path):
     with pytest.raises(InputError, match=r"a\.csv: row 6: choices must be of the form `1, Male \| 2, Female`"):
         draft_codebook(tmp_path)
     assert not (tmp_path / "codebook.csv").exists()
+
+
+def test_costs_horizons_and_texts_of_follow_up_look_like_outcomes(tmp_path):
+    """Columns of SUPPORT2 that were drafted as if they were known at admission."""
+    for name in ("totcst", "totmcst", "prg2m", "sfdm2", "mrs_3m", "hospital_cost"):
+        assert is_later(name, name, "number"), name
+    for name in ("lab_na", "cst", "intercostal", "walk400", "sofa_d1", "age", "temp", "num.co"):
+        assert not is_later(name, name, "number"), name
+    rows = "".join(f"P{row},{row % 7}.5,{'<2 mo. follow-up' if row % 2 else 'no help'}\n" for row in range(30))
+    (tmp_path / "data.csv").write_text(f"id,x,function\n{rows}")
+    lines = {line.column: line for line in draft(read_data(tmp_path / "data.csv"))}
+    assert lines["function"].section == "Outcome" and lines["x"].section == "Record"
+    said = open_remarks(list(lines.values()))
+    assert said.startswith(
+        "1 lines of the codebook still hold a remark in look_at; 1 of them look like outcomes and are shown"
+    )
+    assert said.split(": ")[1].startswith("function; empty the cell")
+    assert not open_remarks([lines["x"]])

@@ -69,8 +69,17 @@ def test_nothing_is_done_twice_unless_something_changed(tmp_path):
     before = (questions.stat().st_mtime_ns, read_questions(questions))
     prepare.prepare(quick, tmp_path, seed=1, progress=False)
     assert questions.stat().st_mtime_ns == before[0]
-    prepare.prepare(quick, tmp_path, seed=2, progress=False)
+    with pytest.raises(
+        InputError, match="made otherwise \\(seed was 1, now 2\\); give another folder, or replace them"
+    ):
+        prepare.prepare(quick, tmp_path, seed=2, progress=False)
+    assert read_questions(questions) == before[1]
+    prepare.prepare(quick, tmp_path, seed=2, progress=False, overwrite=True)
     assert read_questions(questions) != before[1]
+    same = questions.read_bytes()
+    questions.unlink()  # what was lost comes out again
+    prepare.prepare(quick, tmp_path, seed=2, progress=False)
+    assert questions.read_bytes() == same
     # From the raw files of the first run: another source, so another salt, which is then kept.
     data = DataConfig(cohort="sepsis", source=str(tmp_path / "raw"), valid_patients=30, train_questions=30,
                       valid_questions=10)  # fmt: skip
@@ -82,9 +91,36 @@ def test_nothing_is_done_twice_unless_something_changed(tmp_path):
     prepare.prepare(data, real, seed=2, progress=False)
     assert (real / "questions" / "train.parquet").stat().st_mtime_ns == stamp
     (tmp_path / "raw" / "kor_to_eng.json").write_text(json.dumps({"남": "Man", "여": "Woman"}))
-    prepare.prepare(data, real, seed=2, progress=False)
+    with pytest.raises(InputError, match="kor_to_eng.json differs"):
+        prepare.prepare(data, real, seed=2, progress=False)
+    assert (real / "questions" / "train.parquet").stat().st_mtime_ns == stamp
+    prepare.prepare(data, real, seed=2, progress=False, overwrite=True)
     assert (real / "questions" / "train.parquet").stat().st_mtime_ns > stamp
-    assert json.loads((real / "registry" / "provenance.json").read_text())["salt"] == salt
+    assert json.loads((real / "registry" / "provenance.json").read_text())["salt"] != salt
+
+
+def test_a_preparation_that_is_stopped_leaves_nothing_half(tmp_path, monkeypatch):
+    quick = DataConfig(patients=90, valid_patients=30, train_questions=30, valid_questions=10)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(prepare.shortcuts, "audit", stop)
+        prepare.prepare(quick, tmp_path, seed=1, progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="nothing was prepared there; prepare again"):
+        verify(tmp_path)
+    (tmp_path / "registry").mkdir()  # of an earlier version
+    with pytest.raises(InputError, match="a preparation that did not end: there are no questions"):
+        verify(tmp_path)
+
+
+def test_stages_are_named_after_the_reading(tmp_path):
+    said = []
+    quick = DataConfig(patients=60, valid_patients=20, train_questions=20, valid_questions=10)
+    prepare.prepare(quick, tmp_path, seed=1, progress=False, say=said.append)
+    assert said[0] == "fitting distributions" and said[-1] == "making and auditing valid questions"
 
 
 def test_a_stored_registry_comes_back(prepared, tmp_path):

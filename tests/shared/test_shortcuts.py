@@ -67,6 +67,13 @@ def test_boosted_trees_find_what_no_rule_names():
     assert found["guessers"]["boosted trees on the options"]["accuracy"] > 0.9
 
 
+def test_a_figure_above_chance_that_is_luck_says_among_how_many():
+    found = shortcuts.audit(exam(honest), sets=2)
+    assert found["judged_together"] == 2 * sum("solves" not in each for each in found["guessers"].values())
+    found["guessers"] = {name: each | {"interval": [0.01, 0.1]} for name, each in found["guessers"].items()}
+    assert f"{found['judged_together']} guessers are judged together" in shortcuts.lines(found)[1]
+
+
 def test_a_guesser_that_cannot_choose_gets_its_expectation():
     ties = [question(0, ["1.5", "2.5", "3"], 0), question(1, ["1.5", "2.5", "3"], 2)]
     assert shortcuts.audit(ties)["guessers"]["most decimals"]["accuracy"] == pytest.approx((0.5 + 0) / 2)

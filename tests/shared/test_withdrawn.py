@@ -35,11 +35,11 @@ def listed(folder, ids, name="withdrawn.csv", column="patient_id"):
     return str(folder.parent / name)
 
 
-def prepared(source, out, exclude=""):
+def prepared(source, out, exclude="", **how):
     data = DataConfig(
         cohort="custom", source=str(source), exclude=exclude, valid_patients=20, train_questions=60, valid_questions=20
     )
-    prepare(data, out, seed=1, progress=False, salt="s")
+    prepare(data, out, seed=1, progress=False, salt="s", **how)
     return out
 
 
@@ -70,7 +70,7 @@ def test_what_is_left_out_is_counted_said_and_recorded(source, tmp_path):
     before = (out / "questions" / "train.parquet").stat().st_mtime_ns
     prepared(source, out, exclude)
     assert (out / "questions" / "train.parquet").stat().st_mtime_ns == before  # done already
-    prepared(source, out, listed(source, [*GONE, "X015"]))
+    prepared(source, out, listed(source, [*GONE, "X015"]), overwrite=True)
     assert files.read_json(out / "questions" / "provenance.json")["left_out"] == 4
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shared.cohorts import tables
 from shared.cohorts.custom.cells import read_column, read_ids
-from shared.cohorts.custom.codebook import CODEBOOK, Line, codebook_table, lines_of
+from shared.cohorts.custom.codebook import CODEBOOK, Line, codebook_table, lines_of, read_codebook
 from shared.cohorts.custom.exclusions import without
 from shared.cohorts.custom.problems import Problem, Problems
 from shared.cohorts.custom.table import check_decided, find_files, read_data
@@ -80,6 +80,11 @@ def read(
         notes=[*data.notes, *described.notes, *notes, *(note for _, own in pairs for note in own)],
         left_out=left_out,
     )
+
+
+def codebook_of(source: Path, encoding: str = "") -> list[Line]:
+    """The lines of the codebook in `source`. Raises InputError where there is none, or it is wrong."""
+    return read_codebook(_codebook(source, find_files(source).codebook), encoding=encoding)
 
 
 def _codebook(source: Path, found: Path | None) -> Path:

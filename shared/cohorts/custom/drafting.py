@@ -20,6 +20,7 @@ from shared.registry.statistics import FEW_VALUES
 
 FEW_CODES = 10  # a column of so few whole numbers is drafted as codes
 FEW_MARKS = 3  # a column of numbers is drafted as such although so many other texts stand in it, such as <0.3
+NAMED = 10  # columns that a line names
 LONGEST_LABEL = 40  # characters: longer texts are remarks
 PROSE_WORDS = 4  # and so are texts of which half have so many words
 KEYS = frozenset("subject patient case record pid mrn serial index".split())  # of values that all differ
@@ -89,7 +90,11 @@ def _arranged(
 ) -> list[Line]:
     """Lines with their roles and sections, outcomes last."""
     shown = {name: line for name, line in lines.items() if line.kind not in ("id", "ignore")}
-    later = {name for name in shown if guesses.is_later(name, shown[name].display_name, shown[name].kind)}
+    later = {
+        name
+        for name in shown
+        if guesses.is_later(name, shown[name].display_name, shown[name].kind) or _says_later(shown[name], columns[name])
+    }
     now = {name: line.kind for name, line in shown.items() if name not in later}
     role_of = {name: role for role, name in guesses.roles(now, columns).items()}
     section_of = guesses.prefixes(name for name in now if name not in described)
@@ -106,6 +111,11 @@ def _arranged(
             line = dataclasses.replace(line, section=section_of[name])
         made.append(line)
     return sorted(made, key=lambda line: line.column in later)  # a stable sort
+
+
+def _says_later(line: Line, present: Sequence[Any]) -> bool:
+    texts = {*line.labels, *(cell for cell in present if isinstance(cell, str))}
+    return line.kind in ("category", "ordinal") and len(texts) <= FEW_VALUES and guesses.says_later(texts)
 
 
 def _joined(*remarks: str) -> str:
@@ -232,6 +242,19 @@ def _writable(coding: Mapping[str, str]) -> dict[str, str]:
 def _is_date(cell: Any) -> bool:
     text = str(cell).strip()
     return len(text) >= 10 and text[4:5] == "-" and text[7:8] == "-" and text[:4].isdigit()
+
+
+def open_remarks(lines: Sequence[Line]) -> str:
+    """What a codebook still asks a person to look at, in one line; "" where nothing."""
+    shown = [line for line in lines if line.look_at and line.kind != "ignore"]
+    if not shown:
+        return ""
+    later = [line.column for line in shown if OUTCOME in line.look_at]
+    some = ", ".join(later[:NAMED]) + (", ..." if len(later) > NAMED else "")
+    about = f"; {len(later)} of them look like outcomes and are shown in records: {some}" if later else ""
+    return (
+        f"{len(shown)} lines of the codebook still hold a remark in look_at{about}; empty the cell once you have looked"
+    )
 
 
 def screen(lines: Sequence[Line]) -> list[str]:

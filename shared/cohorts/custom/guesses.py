@@ -42,7 +42,14 @@ LATER_PARTS = (
     "length of stay", "사망", "퇴원", "예후",
 )  # fmt: skip
 _LATER = re.compile(
+    r"tot\w*(cst|chg|chrg)s?|\w*(cost|charge|expenditure)s?|\w*[a-z_]\d+(m|mo|mos|months?|y|yr|yrs|years?)|\w+[a-z_](m|mo|y|yr)\d+|"
     r"(hosp|icu|s|h|total)?los|time(dth|to|ap|mi|chd|strk|cvd|hyp)\w*|d[._]?time|surv\d+[dmy]?|\w+_(fu|los)"
+)
+
+# What the texts of a column say where it is known only later.
+_LATER_TEXT = re.compile(
+    r"\b(follow[- ]?up|f/u|died|dead|death|deceased|alive|expired|survived|survivor|discharged|readmitted|relapsed?|censored)\b",
+    re.IGNORECASE,
 )
 
 ROLE_WORDS = {
@@ -100,6 +107,11 @@ def is_later(name: str, label: str, kind: str) -> bool:
         or _LATER.fullmatch(text.lower()) is not None
         for text in (name, label)
     )
+
+
+def says_later(texts: Iterable[str]) -> bool:
+    """Whether one of the few texts of a column speaks of what comes after: `<2 mo. follow-up`, `died in hospital`."""
+    return any(_LATER_TEXT.search(text) for text in texts)
 
 
 def roles(kinds: Mapping[str, str], values: Mapping[str, Sequence[Any]], fewest_sites: int = 2) -> dict[str, str]:
