@@ -112,12 +112,13 @@ def table(plan: object, config: RunConfig) -> str:
 
 
 def _config() -> RunConfig:
-    check_backend(config_file.given("config"), "jax")
+    given = config_file.given("config")
+    check_backend(given, "jax")
     values = FLAGS.config
     # Which registry the questions come from changes nothing here, and need not be said.
     if values.data.get("cohort", "synthetic") != "synthetic" and not values.data.get("source"):
         values.data.source = "none"
-    return validate(values)
+    return validate(values, given)
 
 
 def _say(line: str) -> None:

@@ -58,11 +58,12 @@ def main() -> None:
     """Run or go on with a run. Raises InputError for a bad flag, config or work directory."""
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
-    check_backend(config_file.given("config"), FLAGS.backend)
+    given = config_file.given("config")
+    check_backend(given, FLAGS.backend)
     if FLAGS.measure and not FLAGS.dry_run:
         raise InputError("--measure: goes with --dry_run; a run itself says its times as it goes")
-    config = validate(FLAGS.config)
-    check_data_given(config_file.given("config"), config)
+    config = validate(FLAGS.config, given)
+    check_data_given(given, config)
     if FLAGS.dry_run:
         tell(config)
         return

@@ -11,7 +11,8 @@ import datetime
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -81,18 +82,13 @@ class DataConfig:
         check(bool(self.train) == bool(self.valid), "valid", self.valid, "give both `train` and `valid`, or neither")
         check(self.cohort == "synthetic" or bool(self.source or self.train), "source", self.source,
               f"the folder with the raw files of {self.cohort!r} is needed")  # fmt: skip
-        drawn = self.cohort == "synthetic" and not self.source
+        drawn = self.cohort == "synthetic" and not self.source and not self.held_out
         check(not drawn or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
               f"must leave training patients: below patients = {self.patients}")  # fmt: skip
-        check(not self.held_out or self.split != "random", "held_out", self.held_out,
-              "goes with split = 'site' or 'time'")  # fmt: skip
         wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
         check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
         check(not (self.exclude and self.train), "exclude", self.exclude,
               "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
-        for field in ("encoding", "delimiter", "decimal", "exclude"):
-            value = getattr(self, field)
-            check(not value or self.cohort == "custom", field, value, "goes with cohort = 'custom' only")
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
               "the original had no custom cohort")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
@@ -103,9 +99,7 @@ class DataConfig:
 
     def unread(self) -> dict[str, str]:
         """The options that nothing would read, and why; `balance` = "none" is what compat = "paper" does anyway."""
-        found = data.unread(
-            cohort=self.cohort, task=self.task, compat=self.compat, source=self.source, held_out=self.held_out
-        )
+        found = data.unread(**{name: getattr(self, name) for name in data.DECIDING})
         if (self.compat, self.balance) == ("paper", "none"):
             del found["balance"]
         return found
@@ -315,6 +309,14 @@ class LearnerConfig:
         check(self.mesh_fsdp == -1 or self.mesh_fsdp >= 1, "mesh_fsdp", self.mesh_fsdp, "must be at least 1, or -1")
 
 
+def torch_unread(*, rollout_engine: str) -> dict[str, str]:
+    """The fields of the torch section that nothing would read, and for each the reason, as the end of a message."""
+    if rollout_engine == "server":
+        return {}
+    reason = f"only rollout_engine = 'server' reads it, and this is {rollout_engine!r}; leave one of the two out"
+    return dict.fromkeys(("server_url", "server_weights"), reason)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchConfig:
     """What only the PyTorch backend reads; none of it changes the result beyond rounding."""
@@ -335,9 +337,8 @@ class TorchConfig:
               "rollout_engine = 'server' needs the server's address, e.g. http://localhost:8000")  # fmt: skip
         check(not served or bool(self.server_weights), "server_weights", self.server_weights,
               "rollout_engine = 'server' needs a folder that learner and server both see")  # fmt: skip
-        for name in () if served else ("server_url", "server_weights"):
-            check(not getattr(self, name), name, getattr(self, name), "only rollout_engine = 'server' reads it, and this is "
-                  f"{self.rollout_engine!r}; leave one of the two out")  # fmt: skip
+        for name, reason in torch_unread(rollout_engine=self.rollout_engine).items():
+            check(not getattr(self, name), name, getattr(self, name), reason)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -501,12 +502,37 @@ def grpo_preset(name: str) -> dict[str, Any]:
     return dict(PRESETS[name])
 
 
-def validate(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
-    """Turn a ConfigDict (or any mapping) into a RunConfig. Raises InputError naming the field that is wrong."""
+def validate(config: ConfigDict | Mapping[str, Any], given: Iterable[str] = ()) -> RunConfig:
+    """Turn a ConfigDict (or any mapping) into a RunConfig. Raises InputError naming the field that is wrong.
+
+    `given`: fields that stand on the command line, such as `data.cohort`. Where they choose something for which nothing reads
+    what the config file set for its own choice (`data.patients`, once the cohort is not synthetic), that is as if not set.
+    """
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     if not isinstance(values, Mapping):
         raise InputError(f"the config must be a mapping of fields, not {type(values).__name__}")
-    return _build(RunConfig, values, "")
+    return _build(RunConfig, _without_unread(values, set(given)), "")
+
+
+# Of a section, the fields that decide which others are read, and what says which are not.
+UNREAD: dict[str, tuple[type, tuple[str, ...], Callable[..., dict[str, str]]]] = {
+    "data": (DataConfig, data.DECIDING, data.unread),
+    "torch": (TorchConfig, ("rollout_engine",), torch_unread),
+}
+
+
+def _without_unread(values: Mapping[str, Any], given: AbstractSet[str]) -> dict[str, Any]:
+    """The values without those that the config file set and nothing reads after what the command line chose."""
+    left = dict(values)
+    for section, (kind, deciding, unread) in UNREAD.items():
+        held = values.get(section)
+        if not isinstance(held, Mapping) or not any(f"{section}.{name}" in given for name in deciding):
+            continue
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+        chosen = {name: held.get(name, defaults[name]) for name in deciding}
+        dropped = {name for name in unread(**chosen) if f"{section}.{name}" not in given}
+        left[section] = {name: value for name, value in held.items() if name not in dropped}
+    return left
 
 
 def _build(kind: type, values: Mapping[str, Any], prefix: str, default: Any = None) -> Any:

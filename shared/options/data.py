@@ -33,11 +33,20 @@ READ_BY_PAPER = {
 }
 
 
-def unread(*, cohort: str, task: str, compat: str, source: str, held_out: str) -> dict[str, str]:
+OF_CUSTOM = ("encoding", "delimiter", "decimal", "exclude")
+# Fields by which it is decided which others are read.
+DECIDING = ("cohort", "task", "compat", "source", "split", "held_out")
+
+
+def unread(*, cohort: str, task: str, compat: str, source: str, split: str, held_out: str) -> dict[str, str]:
     """The options that nothing would read, and for each the reason, as the end of a message."""
-    read = (READ_BY_PAPER if compat == "paper" else READ_BY_TASK)[task]
+    read = (READ_BY_PAPER if compat == "paper" else READ_BY_TASK).get(task, frozenset(OF_QUESTIONS))
     whose = f"with compat = {compat!r}, task" if compat == "paper" else "task"
     found = {name: f"{whose} {task!r} does not read it; leave it out" for name in OF_QUESTIONS if name not in read}
+    if cohort != "custom":
+        found |= dict.fromkeys(OF_CUSTOM, "goes with cohort = 'custom' only")
+    if split == "random":
+        found["held_out"] = "goes with split = 'site' or 'time'"
     if source or cohort != "synthetic":
         found["patients"] = "only a synthetic registry that is drawn reads it, not one with a source; leave it out"
     if held_out:

@@ -289,8 +289,18 @@ CASES = [
         "--draft_codebook is for a registry of your own",
     ),
     (
-        (*TRAIN, "--config.data.task=aki", "--config.data.cohort=hospitalized", "--config.data.source=x"),
+        (
+            *TRAIN,
+            "--config.data.task=aki",
+            "--config.data.cohort=hospitalized",
+            "--config.data.source=x",
+            "--config.data.context_features=8",
+        ),
         "data.context_features = 8: task 'aki' does not read it; leave it out",
+    ),
+    (
+        (*TRAIN, "--config.data.cohort=custom", "--config.data.source=x", "--config.data.patients=160"),
+        "data.patients = 160: only a synthetic registry that is drawn reads it, not one with a source; leave it out",
     ),
 ]
 

@@ -333,3 +333,55 @@ def test_sizes_that_nothing_reads_are_refused():
     assert validate({"name": "run", "data": late}).data.held_out == "2023-01-01"
     # What the original did anyway may be said, so that a config names it.
     assert validate({"name": "run", "data": real | {"compat": "paper", "balance": "none"}}).data.balance == "none"
+
+
+SHIPPED = {"data": {"patients": 160, "core_features": 26, "valid_patients": 40}}
+SERVED = {"torch": {"rollout_engine": "server", "server_url": "http://localhost:8000", "server_weights": "/dev/shm/w"}}
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "unset"),
+    [
+        (SHIPPED, {"data.cohort": "custom", "data.source": "mine"}, {"data.patients": 2_000}),
+        (SHIPPED, {"data.source": "mine"}, {"data.patients": 2_000}),
+        (
+            SHIPPED,
+            {"data.cohort": "hospitalized", "data.source": "mine", "data.task": "aki"},
+            {"data.patients": 2_000, "data.core_features": 0},
+        ),
+        (SHIPPED, {"data.split": "site", "data.held_out": "A"}, {"data.valid_patients": 1_000}),
+        (
+            {"data": {"cohort": "custom", "source": "mine", "encoding": "cp949", "exclude": "out.csv"}},
+            {"data.cohort": "sepsis"},
+            {"data.encoding": "", "data.exclude": ""},
+        ),
+        (
+            {"data": {"split": "site", "held_out": "A", "source": "mine"}},
+            {"data.split": "random"},
+            {"data.held_out": ""},
+        ),
+        (SERVED, {"torch.rollout_engine": "vllm"}, {"torch.server_url": "", "torch.server_weights": ""}),
+    ],
+)
+def test_what_the_file_set_for_its_own_choice_is_no_error_where_the_command_line_chooses_otherwise(file, given, unset):
+    def values(*more: dict) -> dict:
+        found = {"name": "run", **{section: dict(fields) for section, fields in file.items()}}
+        for name, value in (pair for each in more for pair in each.items()):
+            section, _, field = name.partition(".")
+            found[section][field] = value
+        return found
+
+    config = validate(values(given), given)
+    for name, default in unset.items():
+        section, field = name.split(".")
+        assert getattr(getattr(config, section), field) == default
+        with pytest.raises(InputError, match=f"^({'|'.join(unset)}) = "):  # in the file alone it is one
+            validate(values(given))
+        set_there = {name: file[section][field]}
+        with pytest.raises(InputError, match=f"^{name} = "):  # and on the command line
+            validate(values(given, set_there), [*given, name])
+
+
+def test_a_wrong_choice_on_the_command_line_is_named():
+    with pytest.raises(InputError, match=r"^data.task = 'none': must be one of"):
+        validate({"name": "run", "data": {"task": "none"}}, ["data.task"])
