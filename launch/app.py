@@ -62,8 +62,9 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     try:
         app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
     except SystemExit as ended:
-        for end in ENDS:
-            end(ended.code if isinstance(ended.code, int) else 0)  # every exit of ours gives a number or nothing
+        if not isinstance(ended.code, str):  # a text is for Python to print
+            for end in ENDS:
+                end(ended.code or 0)
         raise
     except Exception:
         for end in ENDS:
