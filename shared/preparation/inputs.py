@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,15 +85,27 @@ def outline(folder: Path) -> bytes:
 
 def hold_data(data: DataConfig, noted: Inputs) -> None:
     """Note what the questions of a run come from, or see that it is the same. Raises InputError where it is not."""
+    for name, place, found in _of_data(data):
+        noted.hold(name, place, found)
+
+
+def check_data(data: DataConfig, noted: Inputs) -> None:
+    """See that the questions of a run come from what is noted, if anything is. Raises InputError where they do not."""
+    for name, place, found in _of_data(data):
+        noted.check(name, place, found)
+
+
+def _of_data(data: DataConfig) -> Iterator[tuple[str, str, Digests]]:
+    """What the questions of a run come from: the field that names it, where it is, and its digests."""
     for name, place in (("data.train", data.train), ("data.valid", data.valid)):
         if place:
-            noted.hold(name, place, of_files({place.rsplit("/", 1)[-1]: place}))
+            yield name, place, of_files({place.rsplit("/", 1)[-1]: place})
     if data.source and not data.train:
         found = COHORTS[data.cohort].digests(Path(data.source))
-        noted.hold("data.source", data.source, {name: {"blake2b": digest} for name, digest in found.items()})
+        yield "data.source", data.source, {name: {"blake2b": digest} for name, digest in found.items()}
     if data.exclude:
         listed = Path(data.exclude)
-        noted.hold("data.exclude", data.exclude, {listed.name: {"blake2b": tables.digest(listed)}})
+        yield "data.exclude", data.exclude, {listed.name: {"blake2b": tables.digest(listed)}}
 
 
 def check_alike(backend: Backend, policy: Path, questions: Sequence[Path | str]) -> None:

@@ -116,6 +116,17 @@ def read_questions(path: Path | str) -> list[Question]:
         raise InputError(f"{path}: {error}") from None
 
 
+def check_apart(train: Path | str, valid: Path | str) -> None:
+    """Raise InputError where held-out questions are about patients of the training questions."""
+    held_out = {question.patient for question in read_questions(valid)}
+    both = held_out & {question.patient for question in read_questions(train)}
+    if both:
+        raise InputError(
+            f"data.valid = {valid}: {len(both):,} of its {len(held_out):,} patients are in data.train = {train} too, so that "
+            "they are not held out; give questions about other patients"
+        )
+
+
 def question_at(questions: Sequence[Question], seed: int, position: int) -> Question:
     """The question at `position` (0, 1, ...) of training: each epoch is its own permutation of all of them."""
     epoch, index = divmod(position, len(questions))

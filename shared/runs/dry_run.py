@@ -22,10 +22,10 @@ from shared.config import RunConfig
 from shared.errors import InputError
 from shared.policy.initial import hugging_face_config
 from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
-from shared.preparation import prepare
+from shared.preparation import inputs, prepare
 from shared.questions import prompt_style
 from shared.questions.prompts import prompt_tokens
-from shared.questions.record import Question, read_questions, read_words, write_questions
+from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
 from shared.report.run_page import duration
 from shared.runs import forecast, memory, run
 from shared.storage import buckets, files
@@ -50,9 +50,15 @@ class Sample:
 def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: bool) -> Iterator[str]:
     """Lines on the tokens, memory, disk and steps of a run, and its time. What is not known is said, with the reason.
 
-    Raises InputError where the run cannot fit.
+    Raises InputError where the run cannot fit, or would be refused for its questions or its work directory.
     """
     config = backend.resolved(config)
+    if config.data.train and all(Path(place).is_file() for place in (config.data.train, config.data.valid)):
+        check_apart(config.data.train, config.data.valid)
+    if workdir is not None and run.check_config(config, workdir, "--workdir") is not None:
+        inputs.check_data(config.data, inputs.Inputs(workdir))
+        goes_on = "it is trained" if (workdir / "trained").is_dir() else "it goes on from its last checkpoint"
+        yield f"begun    {workdir} holds this run; {goes_on}"
     with tempfile.TemporaryDirectory(prefix="creason-dry-run-") as folder:
         temporary, workload = Path(folder), Workload.of_limits(config)
         try:

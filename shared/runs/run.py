@@ -47,7 +47,7 @@ from shared.preparation.inputs import Inputs
 from shared.preparation.vocabulary import training_texts
 from shared.questions import prompt_style
 from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
-from shared.questions.record import Question, check_questions, read_questions, read_words
+from shared.questions.record import Question, check_apart, check_questions, read_questions, read_words
 from shared.questions.turns import end_of_turn_warning
 from shared.report import run_page
 from shared.runs import evaluations, forecast
@@ -127,6 +127,8 @@ def _run(
         check_policy(config)
         for path in (train_file, valid_file) if config.data.train else ():
             check_questions(path)
+        if config.data.train:
+            check_apart(train_file, valid_file)
         _check_prompts(config)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
@@ -241,23 +243,32 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str, new: list[Path 
     outdated, begun = [], any(buckets.is_file(buckets.join(folder, CONFIG_FILE)) for folder in (workdir, *others))
     for folder in (workdir, *others):
         place = buckets.join(folder, CONFIG_FILE)
-        if buckets.is_file(place):
-            changed = changed_fields(read_config(place), config)
-            if not all(may_change(name, MAY_CHANGE) for name in changed):
-                fix = "--workdir" if folder == workdir else "checkpoint.folder"
-                raise InputError(
-                    f"{folder}: holds a run with another config (it differs in {', '.join(changed[:5])}); give another {fix}, "
-                    "or remove that one"
-                )
-            if not changed:
-                continue
-        elif new is not None:
+        changed = check_config(config, folder, "--workdir" if folder == workdir else "checkpoint.folder")
+        if changed is None and new is not None:
             new += [place, *([buckets.join(folder, inputs.INPUTS_FILE)] if folder != workdir else [])]
-        outdated.append(place)
+        if changed != []:
+            outdated.append(place)
     noted = Inputs(workdir, *others, begun=begun)
     for place in reversed(outdated):  # the work directory last: a bucket may refuse
         buckets.write_json(place, plain(dataclasses.asdict(config)))
     return noted
+
+
+def check_config(config: RunConfig, folder: Path | str, field: str) -> list[str] | None:
+    """The fields in which `config` differs from that of the run in a folder; None where no run is in it.
+
+    Raises InputError where one of them is not in `MAY_CHANGE`. `field` is what names the folder.
+    """
+    place = buckets.join(folder, CONFIG_FILE)
+    if not buckets.is_file(place):
+        return None
+    changed = changed_fields(read_config(place), config)
+    if not all(may_change(name, MAY_CHANGE) for name in changed):
+        raise InputError(
+            f"{folder}: holds a run with another config (it differs in {', '.join(changed[:5])}); give another {field}, "
+            "or remove that one"
+        )
+    return changed
 
 
 def read_config(path: Path | str) -> RunConfig:

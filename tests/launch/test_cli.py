@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import REPOSITORY, apart, here
-from exam import exam, exam_tokenizer
+from exam import exam, exam_tokenizer, of_others
 from tiny import run_config, tiny_phi3
 
 from launch import config_file
@@ -24,7 +24,12 @@ from shared.training.metrics_log import plain
 
 SMOKE = "--config=configs/smoke.py"
 TRAIN = ("train", SMOKE, "--workdir={root}/new")
-GIVEN = (*TRAIN, "--config.data.train={questions}", "--config.data.valid={questions}", "--config.model.path={model}")
+GIVEN = (
+    *TRAIN,
+    "--config.data.train={root}/train.parquet",
+    "--config.data.valid={questions}",
+    "--config.model.path={model}",
+)
 SMALL = ("--max_prompt_tokens=64", "--max_new_tokens=4", "--slots=8", "--compute_dtype=float32")
 EVALUATE = ("evaluate", *SMALL, "--questions={questions}", "--out={root}/new")
 ANSWERS = ("evaluate", "--answers={root}/answers.jsonl", "--questions={questions}", "--out={root}/new")
@@ -238,6 +243,10 @@ CASES = [
     ((*GIVEN, "--config.data.train={root}/none.parquet"), "{root}/none.parquet: no such question file"),
     ((*GIVEN, "--config.data.train={root}/cut.parquet"), "{root}/cut.parquet: not a readable Parquet file"),
     ((*GIVEN, "--config.data.train={root}/none.parquet", "--config.data.valid="), "give both `train` and `valid`"),
+    (
+        (*GIVEN, "--config.data.train={questions}"),
+        "data.valid = {questions}: 4 of its 4 patients are in data.train = {questions} too, so that they are not held out; give",
+    ),
     ((*EVALUATE, "--model={model}", "--questions={root}/none.parquet"), "{root}/none.parquet: no such question file"),
     (
         (*EVALUATE, "--model={model}", "--questions={root}/cut.parquet"),
@@ -336,6 +345,7 @@ def places(tmp_path_factory):
     exam_tokenizer(model)
     tiny_phi3(model, vocab_size=512, num_hidden_layers=1)
     write_questions(questions, exam(4))
+    write_questions(root / "train.parquet", of_others(exam(4)))
     config = run_config(model={"path": str(model)}, learner={"mesh_fsdp": -1})
     files.write_json(run / "config.json", plain(dataclasses.asdict(config)))
     learner = Learner(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import REPOSITORY, here
-from exam import exam, exam_tokenizer
+from exam import exam, exam_tokenizer, of_others
 from tiny import tiny_phi3
 
 from creason_jax.rollout.engine import Engine
@@ -42,6 +42,7 @@ def root(tmp_path_factory):
     exam_tokenizer(root / "model")
     tiny_phi3(root / "model", vocab_size=512, num_hidden_layers=1)
     write_questions(root / "questions.parquet", exam(QUESTIONS))
+    write_questions(root / "train.parquet", of_others(exam(QUESTIONS)))
     write_questions(root / "other.parquet", exam(QUESTIONS, start=20))
     yes_no = [dataclasses.replace(q, choices=("YES", "NO"), answer="AB"[i % 2]) for i, q in enumerate(exam(4))]
     write_questions(root / "yes_no.parquet", [*yes_no[:3], dataclasses.replace(yes_no[3], choices=("yes", "no"))])
@@ -367,8 +368,8 @@ def test_the_number_format_is_decided_into_the_runs_config(root, tmp_path):
         def barrier(self):
             raise Entered
 
-    questions = str(root / "questions.parquet")
-    config = validate({"name": "x", "data": {"train": questions, "valid": questions}})
+    data = {"train": str(root / "train.parquet"), "valid": str(root / "questions.parquet")}
+    config = validate({"name": "x", "data": data})
     assert config.learner.compute_dtype == "auto"
     with pytest.raises(Entered):
         run.run(config, Backend(), tmp_path, progress=False)

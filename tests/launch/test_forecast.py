@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import REPOSITORY, environment, here
-from exam import exam, exam_tokenizer
+from exam import exam, exam_tokenizer, of_others
 from safetensors.numpy import load_file
 from tiny import tiny_phi3
 
+from launch import config_file
+from shared.config import validate, with_compute_dtype
 from shared.policy.tokenizer import load_tokenizer
+from shared.preparation import inputs
 from shared.questions.prompts import PromptStyle, prompt_tokens
 from shared.questions.record import write_questions
+from shared.runs import run
 from shared.runs.forecast import FACTOR
 from shared.runs.memory import text
 
@@ -35,6 +40,7 @@ def root(tmp_path_factory) -> Path:
     for path in (folder / "without").glob("*.safetensors*"):
         path.unlink()
     write_questions(folder / "questions.parquet", exam(6))
+    write_questions(folder / "train.parquet", of_others(exam(6)))
     return folder
 
 
@@ -45,7 +51,10 @@ def call(root, monkeypatch, capfd):
     def run(program: str, model: str, *flags: str):
         if program == "train":
             given = ["--config=configs/smoke.py"]
-            given += [f"--config.{name}={root / 'questions.parquet'}" for name in ("data.train", "data.valid")]
+            given += [
+                f"--config.data.train={root / 'train.parquet'}",
+                f"--config.data.valid={root / 'questions.parquet'}",
+            ]
             small = ["--config.rollout.max_prompt_tokens=400", "--config.warmup.steps=0"]
             if "--backend=torch" in flags:
                 small.append("--config.torch.rollout_engine=hf")
@@ -87,6 +96,27 @@ def test_a_dry_run_needs_no_weights_and_makes_nothing(root, call, program, backe
             "at risk  if the machine fails, at most 2 of the 6 steps must be computed again (a checkpoint" in ended.out
         )
     assert not (root / "new").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(root, call, tmp_path):
+    """The same patients on both sides; a work directory begun by another config, or with other questions of the same name."""
+    ended = call("train", "without", "--dry_run", f"--config.data.train={root / 'questions.parquet'}")
+    assert ended.code == 2 and "so that they are not held out" in ended.err
+    train = shutil.copy(root / "train.parquet", tmp_path / "train.parquet")
+    values = config_file.load(str(REPOSITORY / "configs" / "smoke.py"))
+    values.data.train, values.data.valid = str(train), str(root / "questions.parquet")
+    values.model.path, values.rollout.max_prompt_tokens, values.warmup.steps = str(root / "without"), 400, 0
+    config = with_compute_dtype(validate(values), "float32")
+    inputs.hold_data(config.data, run.claim(config, tmp_path / "begun"))
+    command = ("train", "without", "--dry_run", f"--workdir={tmp_path / 'begun'}", f"--config.data.train={train}")
+    ended = call(*command)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"begun    {tmp_path / 'begun'} holds this run; it goes on from its last checkpoint" in ended.out
+    ended = call(*command, "--config.seed=8")
+    assert ended.code == 2 and "holds a run with another config (it differs in seed)" in ended.err
+    write_questions(train, of_others(exam(5)))
+    ended = call(*command)
+    assert ended.code == 2 and f"error: {train}: " in ended.err
 
 
 def test_a_dry_run_says_that_prompts_are_cut_and_how_to_keep_them_whole(root, call):

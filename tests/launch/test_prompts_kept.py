@@ -13,7 +13,7 @@ import chats
 import numpy as np
 import pytest
 from commands import here
-from exam import exam, exam_tokenizer
+from exam import exam, exam_tokenizer, of_others
 from tiny import change_config, run_config, tiny_phi3
 
 from creason_jax.backend import Backend
@@ -52,6 +52,7 @@ def call(monkeypatch, capfd):
 @pytest.fixture
 def questions(tmp_path) -> Path:
     write_questions(tmp_path / "questions.parquet", exam(4))
+    write_questions(tmp_path / "train.parquet", of_others(exam(4)))
     return tmp_path / "questions.parquet"
 
 
@@ -77,7 +78,7 @@ def test_a_run_and_whoever_uses_its_model_later(tmp_path, questions, asked, monk
     """A model with today's date in its template, in a folder that is called like a reasoning model."""
     model = model_in(tmp_path / "phi4-vs-deepseek-r1-baseline", chats.TODAY)
     config = run_config(
-        model={"path": str(model)}, data={"train": str(questions), "valid": str(questions)},
+        model={"path": str(model)}, data={"train": str(questions.with_name("train.parquet")), "valid": str(questions)},
         grpo={"group_size": 2, "questions_per_step": 2, "steps": 1, "max_logprob_gap": 1e9},
         rollout={"max_prompt_tokens": 600, "max_new_tokens": 4}, checkpoint={"every": 1}, learner={"mesh_fsdp": -1},
     )  # fmt: skip
@@ -206,7 +207,7 @@ class TestBeyondTheEmbedding:
         monkeypatch.setattr("creason_jax.backend.Backend.learner", never)
         if backend == "torch":
             monkeypatch.setattr("launch.backends.make_backend", Process)
-        data = [f"--config.data.{part}={questions}" for part in ("train", "valid")]
+        data = [f"--config.data.train={questions.with_name('train.parquet')}", f"--config.data.valid={questions}"]
         ended = call("train", "--config=configs/smoke.py", f"--config.model.path={grown}", *data, f"--backend={backend}",
                      f"--workdir={tmp_path / 'run'}", "--config.rollout.max_prompt_tokens=600")  # fmt: skip
         assert "prompts: token '<|extra|>' (id " in self.refused(ended, grown, tmp_path / "run" / "evaluation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +18,11 @@ SOURCES = ("Lung", "Urinary tract", "Abdomen", "Skin and soft tissue", "Unknown"
 def exam(count: int, *, start: int = 0) -> list[Question]:
     """`count` questions, each about a patient of its own; their contexts differ in a number and in length."""
     return [_question(number) for number in range(start, start + count)]
+
+
+def of_others(questions: list[Question]) -> list[Question]:
+    """The same questions about other patients: training questions, where these are held out."""
+    return [dataclasses.replace(question, patient=f"other {question.patient}") for question in questions]
 
 
 def _question(number: int) -> Question:
