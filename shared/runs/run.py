@@ -127,8 +127,6 @@ def _run(
         check_policy(config)
         for path in (train_file, valid_file) if config.data.train else ():
             check_questions(path)
-        if config.data.train:
-            check_apart(train_file, valid_file)
         _check_prompts(config)
         if (workdir / REPLAY_FILE).is_file():
             raise InputError(f"{workdir}: holds a replay; go on with its --replay, or give another --workdir")
@@ -136,9 +134,13 @@ def _run(
             raise InputError(f"{checkpoints}: holds checkpoints of a replay; give another checkpoint.folder")
         noted = claim(config, workdir, *([checkpoints] if config.checkpoint.folder else []), new=claimed)
         inputs.hold_data(config.data, noted)
-        _make_questions(config, workdir, progress)
-        if not config.data.train:
+        if config.data.train:
+            check_apart(train_file, valid_file)
+        else:
             made = {path.name: path for path in (Path(train_file), Path(valid_file))}
+            if all(path.is_file() for path in made.values()):  # else they would be made again in silence
+                noted.check("questions", Path(train_file).parent, inputs.of_files(made))
+            _make_questions(config, workdir, progress)
             noted.hold("questions", Path(train_file).parent, inputs.of_files(made), own=True)
     backend.barrier()
     _check_shared(config, backend, workdir)
