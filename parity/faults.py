@@ -43,6 +43,10 @@ def injected(name: str) -> Iterator[None]:
     if name and name not in FAULTS:
         raise InputError(f"--inject={name}: unknown fault; there are {', '.join(FAULTS)}")
     with contextlib.ExitStack() as stack:
+        if name:
+            # Programs are shared by all engines that ask for the same: none from before a fault, and none with it after.
+            jax.clear_caches()
+            stack.callback(jax.clear_caches)
         for patch in FAULTS[name].patches() if name else []:
             stack.enter_context(mock.patch.object(*patch))
         yield

@@ -148,7 +148,15 @@ def plan(
     learner = Learner.without_weights(
         config, model, mesh, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
     )
-    engine = Engine(config, model, mesh, stop_tokens=(0,))
+    state, params = bytes_on_device(learner.state), bytes_on_device(learner.state.params)
+    engine = Engine(
+        config,
+        model,
+        mesh,
+        stop_tokens=(0,),
+        free_bytes=lambda: round(chip.hbm - state - published),
+    )
+    published = bytes_on_device(engine.abstract_params())
     layout = GroupLayout(
         prompt=config.rollout.max_prompt_tokens, group=config.grpo.group_size, completion=config.rollout.max_new_tokens
     )
@@ -163,9 +171,6 @@ def plan(
     questions = config.grpo.questions_per_step
     rows = questions if config.learner.group_layout else questions * config.grpo.group_size
     row = layout if config.learner.group_layout else dataclasses.replace(layout, group=1)
-    state, published = bytes_on_device(learner.state), bytes_on_device(engine.abstract_params())
-    params = bytes_on_device(learner.state.params)
-    engine.free_bytes = lambda: round(chip.hbm - state - published)
     lowered: dict[str, Callable[[], Any]] = {
         "update": lambda: learner.lower_update(row, rows),
         "scoring": lambda: learner.lower_scoring(row, rows),

@@ -6,22 +6,50 @@ Shape letters: S slots, G samples of a slot, C tokens of a sample at most, P tok
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from creason_jax.mesh import sharding
-from creason_jax.model import decode_attention, group_attention, head, unstacked_forward
+from creason_jax.model import DecoderConfig, decode_attention, group_attention, head, unstacked_forward
 from creason_jax.model.logprobs import target_logprobs
-from shared.backend import Sampling
+from creason_jax.rollout.sampling import draw
+from shared.backend import Sampling, scoring_temperature
+from shared.config import GrpoConfig
 from shared.grpo import GroupLayout
 
-if TYPE_CHECKING:
-    from creason_jax.rollout.engine import Engine
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the programs of an engine are compiled for. Equal values share their programs."""
+
+    model: DecoderConfig
+    mesh: jax.sharding.Mesh
+    dtype: jnp.dtype  # of weights and caches
+    stop_tokens: tuple[int, ...]  # each ends a completion
+    decode_steps: int  # tokens between two looks of the host
+    grpo: GrpoConfig  # says at which temperature drawn tokens are scored
+
+    def draw(self, logits: jax.Array, uniforms: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+        """Tokens and their log-probabilities (untruncated, at the scoring temperature) from float32 logits."""
+        tokens = draw(
+            logits,
+            uniforms,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+        return tokens, target_logprobs(logits / scoring_temperature(self.grpo, sampling.temperature), tokens)
+
+    def stops(self, tokens: jax.Array) -> jax.Array:
+        """True where a token ends a completion."""
+        return functools.reduce(jnp.logical_or, (tokens == stop for stop in self.stop_tokens))
 
 
 class Slots(NamedTuple):
@@ -58,17 +86,17 @@ class Shape(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def empty_slots(engine: Engine, shape: Shape) -> Slots:
+def empty_slots(program: Program, shape: Shape) -> Slots:
     """Slots with nothing running, laid out as `slot_shardings` says."""
-    model = engine.model
-    heads, size = cached_heads(engine), model.head_dim
+    model = program.model
+    heads, size = cached_heads(program), model.head_dim
     samples = (shape.group, shape.completion)
 
     def zeros(sizes: tuple[int, ...], dtype: Any) -> jax.Array:
         return jnp.zeros((shape.slots, *sizes), dtype)
 
     def caches(*sizes: int) -> list[jax.Array]:
-        return [zeros((heads, *sizes), engine.dtype) for _ in range(model.num_hidden_layers)]
+        return [zeros((heads, *sizes), program.dtype) for _ in range(model.num_hidden_layers)]
 
     slots = Slots(
         prompt_k=caches(size, shape.prompt),
@@ -84,37 +112,37 @@ def empty_slots(engine: Engine, shape: Shape) -> Slots:
         logprobs=zeros(samples, jnp.float32),
         lengths=zeros((shape.group,), jnp.int32),
     )
-    return _laid_out(engine, slots)
+    return _laid_out(program, slots)
 
 
-def cached_heads(engine: Engine) -> int:
+def cached_heads(program: Program) -> int:
     """Key-value heads in the caches: each is repeated until they divide over tensor. 10 heads over 8 devices: 40, so that a
     device keeps and reads 5, where it would keep all 10 otherwise."""
-    return math.lcm(engine.model.num_key_value_heads, engine.mesh.shape["tensor"])
+    return math.lcm(program.model.num_key_value_heads, program.mesh.shape["tensor"])
 
 
-def _as_cached(engine: Engine, x: jax.Array) -> jax.Array:
+def _as_cached(program: Program, x: jax.Array) -> jax.Array:
     """Keys or values `[..., K, N]` with their heads repeated as the caches hold them."""
-    return jnp.repeat(x, cached_heads(engine) // engine.model.num_key_value_heads, axis=-2)
+    return jnp.repeat(x, cached_heads(program) // program.model.num_key_value_heads, axis=-2)
 
 
-def slot_shardings(engine: Engine, slots: Slots) -> Slots:
+def slot_shardings(program: Program, slots: Slots) -> Slots:
     """Slots over data and fsdp, KV heads of the caches over tensor."""
-    mesh = engine.mesh
+    mesh = program.mesh
     caches = NamedSharding(mesh, PartitionSpec(sharding.BATCH, "tensor"))
     rest = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
-    laid = [[caches] * engine.model.num_hidden_layers if isinstance(leaf, list) else rest for leaf in slots]
+    laid = [[caches] * program.model.num_hidden_layers if isinstance(leaf, list) else rest for leaf in slots]
     return Slots(*laid)._replace(clock=sharding.replicated(mesh))  # type: ignore[arg-type]
 
 
-def _laid_out(engine: Engine, slots: Slots) -> Slots:
+def _laid_out(program: Program, slots: Slots) -> Slots:
     """The slots leave every program laid out as they came in: nothing is compiled twice, and caches are written in place."""
-    return jax.tree.map(jax.lax.with_sharding_constraint, slots, slot_shardings(engine, slots))
+    return jax.tree.map(jax.lax.with_sharding_constraint, slots, slot_shardings(program, slots))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def prefill(
-    engine: Engine,
+    program: Program,
     sampling: Sampling,
     params: Any,
     slots: Slots,
@@ -130,10 +158,10 @@ def prefill(
     """
     width, bucket = tokens.shape
     group = sampling.group_size
-    parts = sharding.batch_ways(engine.mesh)
-    logits, kept = _next_logits(engine, params, tokens, lengths)
+    parts = sharding.batch_ways(program.mesh)
+    logits, kept = _next_logits(program, params, tokens, lengths)
     logits = jnp.broadcast_to(logits[:, None], (width, group, logits.shape[-1]))
-    first, logprobs = engine.draw(logits, uniforms[:, :, 0], sampling)
+    first, logprobs = program.draw(logits, uniforms[:, :, 0], sampling)
     blank = jnp.zeros(uniforms.shape[:3], jnp.int32)
     more = jnp.full((width, group), uniforms.shape[2] > 1)
 
@@ -158,24 +186,24 @@ def prefill(
         ],
         prompt_length=put(slots.prompt_length, lengths),
         drawn=put(slots.drawn, jnp.ones(width, jnp.int32)),
-        running=put(slots.running, more & ~engine.stops(first)),
+        running=put(slots.running, more & ~program.stops(first)),
         uniforms=put(slots.uniforms, uniforms),
         tokens=put(slots.tokens, blank.at[:, :, 0].set(first)),
         logprobs=put(slots.logprobs, blank.astype(jnp.float32).at[:, :, 0].set(logprobs)),
         lengths=put(slots.lengths, jnp.ones((width, group), jnp.int32)),
     )
-    return _laid_out(engine, filled)
+    return _laid_out(program, filled)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def score(engine: Engine, asked: tuple[int, ...], params: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def score(program: Program, asked: tuple[int, ...], params: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """Log-probabilities `[F, asked]` of the tokens `asked` after texts `[F, bucket]`."""
-    logits, _ = _next_logits(engine, params, tokens, lengths)
+    logits, _ = _next_logits(program, params, tokens, lengths)
     return target_logprobs(logits[:, None], jnp.broadcast_to(jnp.array(asked), (len(tokens), len(asked))))
 
 
 def _next_logits(
-    engine: Engine, params: Any, tokens: jax.Array, lengths: jax.Array
+    program: Program, params: Any, tokens: jax.Array, lengths: jax.Array
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """Float32 logits `[F, V]` of what comes after texts `[F, bucket]`; of each layer keys and values `[F, bucket, K, N]`."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
@@ -183,16 +211,16 @@ def _next_logits(
     layout = GroupLayout(prompt=tokens.shape[1], group=0, completion=0)
 
     def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        kept = _as_cached(engine, k), _as_cached(engine, v)
-        return group_attention(q, k, v, valid, layout, mesh=engine.mesh), kept
+        kept = _as_cached(program, k), _as_cached(program, v)
+        return group_attention(q, k, v, valid, layout, mesh=program.mesh), kept
 
-    hidden, kept = unstacked_forward(params, engine.model, tokens, positions, attend)
+    hidden, kept = unstacked_forward(params, program.model, tokens, positions, attend)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return jnp.einsum("fd,dv->fv", last, head(params), preferred_element_type=jnp.float32), kept
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def decode(engine: Engine, sampling: Sampling, params: Any, slots: Slots) -> Slots:
+def decode(program: Program, sampling: Sampling, params: Any, slots: Slots) -> Slots:
     """Up to `rollout.decode_steps` tokens for every running sample; ends early when none runs."""
     limit = slots.tokens.shape[2]
 
@@ -206,16 +234,16 @@ def decode(engine: Engine, sampling: Sampling, params: Any, slots: Slots) -> Slo
         own_there = (slots.clock - 1 - jnp.arange(limit)) % limit < place[:, None] - 1
 
         def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            k, v = _as_cached(engine, k), _as_cached(engine, v)
+            k, v = _as_cached(program, k), _as_cached(program, v)
             prompt = slots.prompt_k[index], slots.prompt_v[index], slots.prompt_length
             return decode_attention(q, k, v, *prompt, slots.own_k[index], slots.own_v[index], own_there), (k, v)
 
-        hidden, kept = unstacked_forward(params, engine.model, previous, positions, attend)
+        hidden, kept = unstacked_forward(params, program.model, previous, positions, attend)
         logits = jnp.einsum("sgd,dv->sgv", hidden, head(params), preferred_element_type=jnp.float32)
         numbers = _get(slots.uniforms, place, axis=1)
-        token, logprobs = engine.draw(logits, numbers, sampling)
+        token, logprobs = program.draw(logits, numbers, sampling)
         running = slots.running
-        still = running & ~engine.stops(token) & (place + 1 < limit)[:, None]
+        still = running & ~program.stops(token) & (place + 1 < limit)[:, None]
         going = still.any()
         # Where nothing goes on nobody reads the caches again. That the column hangs on it makes the compiler write them
         # after their last reader, in place: otherwise it copies every cache for every token.
@@ -244,9 +272,9 @@ def decode(engine: Engine, sampling: Sampling, params: Any, slots: Slots) -> Slo
 
     def more(carry: tuple[jax.Array, jax.Array, Slots]) -> jax.Array:
         turn, going, _ = carry
-        return (turn < engine.config.rollout.decode_steps) & going
+        return (turn < program.decode_steps) & going
 
-    return _laid_out(engine, jax.lax.while_loop(more, one, (jnp.int32(0), slots.running.any(), slots))[2])
+    return _laid_out(program, jax.lax.while_loop(more, one, (jnp.int32(0), slots.running.any(), slots))[2])
 
 
 def _get(array: jax.Array, places: jax.Array, axis: int) -> jax.Array:

@@ -25,10 +25,8 @@ from creason_jax.model import DecoderConfig, platform_of, unstack_layers
 from creason_jax.model import abstract_params as parameter_shapes
 from creason_jax.model.attention import chunked
 from creason_jax.model.attention.choose import LARGE_SCORES
-from creason_jax.model.logprobs import target_logprobs
 from creason_jax.rollout import decoding, readback
-from creason_jax.rollout.decoding import Shape, Slots
-from creason_jax.rollout.sampling import draw
+from creason_jax.rollout.decoding import Program, Shape, Slots
 from shared.backend import (
     Completion,
     Probe,
@@ -38,7 +36,6 @@ from shared.backend import (
     check_scored,
     check_stop_tokens,
     longest_scored,
-    scoring_temperature,
 )
 from shared.config import RunConfig
 from shared.errors import InputError
@@ -60,7 +57,9 @@ class Engine:
         *,
         stop_tokens: Sequence[int],
         workload: Workload | None = None,
+        free_bytes: Callable[[], int | None] | None = None,
     ):
+        """`free_bytes` says how much of a device's memory is left for prefill and decoding; without it, what is free now."""
         check_stop_tokens(stop_tokens, model.vocab_size)
         self.config = config
         self.workload = workload or Workload.of_limits(config)
@@ -71,11 +70,19 @@ class Engine:
         sharding.check_divisible(model, self.mesh, "rollout" if config.rollout.mesh_tensor else "learner")
         self.stop_tokens = tuple(stop_tokens)
         self.dtype = jnp.dtype(config.learner.compute_dtype)
+        self.program = Program(
+            model=model,
+            mesh=self.mesh,
+            dtype=self.dtype,
+            stop_tokens=self.stop_tokens,
+            decode_steps=config.rollout.decode_steps,
+            grpo=config.grpo,
+        )
         self.params: Any = None
         self.version: int | None = None
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
-        self.free_bytes: Callable[[], int | None] = functools.partial(memory.free_bytes, self.mesh)
+        self.free_bytes = free_bytes or functools.partial(memory.free_bytes, self.mesh)
         self._fitted: dict[Sampling, int] = {}
         self._prefill = config.rollout.prefill_batch
         self._seconds: dict[str, float] = {}
@@ -111,7 +118,7 @@ class Engine:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
         check_request(prompts, sampling, uniforms, longest=self.longest_prompt, rows=self.model.vocab_size)
         self._make_room(sampling)
-        slots = decoding.empty_slots(self, self._shape(sampling))
+        slots = decoding.empty_slots(self.program, self._shape(sampling))
         waiting = deque(range(len(prompts)))
         parts, share = sharding.batch_ways(self.mesh), self._share(sampling)
         # Of each part of the mesh the free slots, whose prompts are computed there too.
@@ -148,12 +155,12 @@ class Engine:
             jax.ShapeDtypeStruct((width,), jnp.int32, sharding=rows),
         )
         shapes = self.abstract_params(), self.abstract_slots(sampling)
-        traced = decoding.prefill.trace(self, sampling, *shapes, *placed)
+        traced = decoding.prefill.trace(self.program, sampling, *shapes, *placed)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_decode(self, sampling: Sampling) -> Any:
         """The `rollout.decode_steps` tokens between two looks of the host, lowered."""
-        traced = decoding.decode.trace(self, sampling, self.abstract_params(), self.abstract_slots(sampling))
+        traced = decoding.decode.trace(self.program, sampling, self.abstract_params(), self.abstract_slots(sampling))
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def abstract_params(self) -> Any:
@@ -168,11 +175,11 @@ class Engine:
 
     def abstract_slots(self, sampling: Sampling) -> Slots:
         """Shapes of the slots and their caches, with their shardings."""
-        slots = jax.eval_shape(lambda: decoding.empty_slots(self, self._shape(sampling)))
+        slots = jax.eval_shape(lambda: decoding.empty_slots(self.program, self._shape(sampling)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             slots,
-            decoding.slot_shardings(self, slots),
+            decoding.slot_shardings(self.program, slots),
         )
 
     def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
@@ -189,9 +196,9 @@ class Engine:
             rows = sharding.batch_sharding(self.mesh)
             arrays = padded(dict(enumerate(part)), width, longest_scored(self.config))
             placed = [distributed.place(values, rows) for values in arrays]
-            scored[start : start + width] = distributed.fetch(decoding.score(self, asked, self.params, *placed))[
-                : len(part)
-            ]
+            scored[start : start + width] = distributed.fetch(
+                decoding.score(self.program, asked, self.params, *placed)
+            )[: len(part)]
         self._count("prefill", begin)
         return scored
 
@@ -252,7 +259,11 @@ class Engine:
         logits = self.slots(sampling) // ways * sampling.group_size * self.model.vocab_size
         width = self.prefill_width(sampling) // ways
         kept = (
-            2 * self.model.num_hidden_layers * decoding.cached_heads(self) * self.model.head_dim * self.longest_prompt
+            2
+            * self.model.num_hidden_layers
+            * decoding.cached_heads(self.program)
+            * self.model.head_dim
+            * self.longest_prompt
         )
         slots = memory.bytes_on_device(self.abstract_slots(sampling))
         return (
@@ -334,34 +345,18 @@ class Engine:
                 numbers[row] = uniforms[index]
         rows = sharding.batch_sharding(self.mesh)
         placed = [distributed.place(values, rows) for values in (tokens, lengths, numbers, target)]
-        slots = jax.block_until_ready(decoding.prefill(self, sampling, self.params, slots, *placed))
+        slots = jax.block_until_ready(decoding.prefill(self.program, sampling, self.params, slots, *placed))
         self._count("prefill", begin)
         return slots
 
     def _advance(self, slots: Slots, sampling: Sampling) -> Slots:
         begin = time.perf_counter()
-        slots = jax.block_until_ready(decoding.decode(self, sampling, self.params, slots))
+        slots = jax.block_until_ready(decoding.decode(self.program, sampling, self.params, slots))
         self._count("decode", begin)
         return slots
 
     def _count(self, phase: str, begin: float) -> None:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
-
-    def draw(self, logits: jax.Array, uniforms: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-        """Tokens and their log-probabilities (untruncated, at the scoring temperature) from float32 logits."""
-        tokens = draw(
-            logits,
-            uniforms,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-        )
-        return tokens, target_logprobs(logits / scoring_temperature(self.config.grpo, sampling.temperature), tokens)
-
-    def stops(self, tokens: jax.Array) -> jax.Array:
-        """True where a token ends a completion."""
-        return functools.reduce(jnp.logical_or, (tokens == stop for stop in self.stop_tokens))
 
 
 def _bucket(length: int) -> int:

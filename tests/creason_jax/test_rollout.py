@@ -403,7 +403,7 @@ def test_filters_narrow_the_draw_and_leave_the_score(world, engine):
     uniforms = np.linspace(0, 0.999, 16, dtype=np.float32)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for options in ({"top_k": 1}, {"top_p": 1e-4}, {"min_p": 0.999}):
-        tokens, logprobs = engine.draw(logits, uniforms, dataclasses.replace(SAMPLED, **options))
+        tokens, logprobs = engine.program.draw(logits, uniforms, dataclasses.replace(SAMPLED, **options))
         np.testing.assert_array_equal(tokens, logits.argmax(-1))
         np.testing.assert_allclose(logprobs, logs.max(-1), rtol=0, atol=1e-5)
 
@@ -472,3 +472,11 @@ def test_unusable_requests_are_refused(world, engine):
     assert "no weights yet" in message(world.prompts, GREEDY, None, of=bare)
     with pytest.raises(InputError, match="no weights yet"):
         bare.next_token_logprobs(world.prompts, ASKED)
+
+
+def test_equal_engines_share_their_programs(world):
+    """What programs are compiled for is a value, so no program keeps an engine, with its weights, alive."""
+    first, second = (Engine(run_config(), world.config, world.mesh, stop_tokens=(3,)) for _ in range(2))
+    assert first.program == second.program and hash(first.program) == hash(second.program)
+    other = Engine(run_config(), world.config, world.mesh, stop_tokens=(4,))
+    assert other.program != first.program
