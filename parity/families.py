@@ -67,6 +67,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"rope_theta": 1_000_000.0}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 2 * SIZE, "rope_theta": 1_000_000.0}),
+    "mistral": ("mistral", {"head_dim": 2 * SIZE, "rope_theta": 1_000_000.0, "sliding_window": None}),
+    "olmo2": ("olmo2", {"rope_theta": 500_000.0}),
 }
 
 

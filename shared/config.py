@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -21,7 +21,13 @@ from shared.errors import InputError
 from shared.options import data
 from shared.options.checks import at_least, check
 from shared.options.health import HealthConfig
+from shared.policy.families import FAMILIES
 
+# The names of a table are a field's choices; a type checker cannot read them from a value.
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[tuple(FAMILIES)]
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
 Remat = Literal["none", "layer", "dots", "offload"]
 
@@ -121,7 +127,7 @@ class ModelConfig:
     # Today for a template that shows the date (Llama 3.2), as 2026-11-26; empty: the day on which the run begins, kept with it.
     template_date: str = ""
     # of a policy made here; this and the rest only without `path`
-    family: Literal["phi3", "llama", "qwen2", "qwen3"] = "phi3"
+    family: Family = "phi3"
     vocab_size: int = 1_024  # the tokenizer's upper bound
     hidden_size: int = 128  # width of the hidden states
     intermediate_size: int = 384  # width of the feed-forward layers

@@ -37,6 +37,8 @@ LOGICAL: dict[str, tuple[str | None, ...]] = {
     "k_norm.scale": (None,),
     "input_norm.scale": (None,),
     "post_norm.scale": (None,),
+    "attention_norm.scale": (None,),
+    "mlp_norm.scale": (None,),
     "norm.scale": (None,),
 }
 LEARNER_RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"}

@@ -5,30 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from creason_jax.model.rope import Rope
 from shared.errors import InputError
+from shared.policy.families import COMMON, FAMILIES
 from shared.storage import files
 
-# Family -> the values that Hugging Face assumes where a config.json is silent.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4_096},
-    "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2_048},
-    "qwen2": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768},
-    "qwen3": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "head_dim": 128},
-}
-DEFAULTS = {"hidden_act": "silu", "tie_word_embeddings": False, "initializer_range": 0.02}
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads"),
 )
+NULL_MEANS = ("num_key_value_heads", "sliding_window")  # null in config.json is not the default of a silent one
 ATTENTION = ("full_attention", "sliding_attention")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A dense decoder. Names are those of Hugging Face's `config.json`; `docs/models.md` has the families."""
+    """A dense decoder. Names are those of Hugging Face's `config.json`, of options those of `shared/policy/families.py`."""
 
     model_type: str = "phi3"
     vocab_size: int
@@ -43,7 +37,11 @@ class DecoderConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False  # a norm over each head of q and of k, before rotation
+    qk_norm: Literal["none", "head", "whole"] = (
+        "none"  # norms of q and k before rotation: over each head, over all of them
+    )
+    norms_after: bool = False  # norms follow attention and MLP instead of preceding them
+    late_rounding: bool = False  # norms and rotation are rounded to the compute dtype at their end only
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     max_position_embeddings: int = 4_096
@@ -67,7 +65,7 @@ class DecoderConfig:
         model, ffn = self.hidden_size, self.intermediate_size
         layer = 2 * (q + kv) * model + 3 * model * ffn + 2 * model
         layer += self.qkv_bias * (q + 2 * kv) + self.o_bias * model + self.mlp_bias * (2 * ffn + model)
-        layer += self.qk_norm * 2 * self.head_dim
+        layer += {"none": 0, "head": 2 * self.head_dim, "whole": q + kv}[self.qk_norm]
         tables = 1 if self.tie_word_embeddings else 2
         return self.num_hidden_layers * layer + tables * self.vocab_size * model + model
 
@@ -84,10 +82,11 @@ class DecoderConfig:
         kind = values.get("model_type")
         if kind not in FAMILIES:
             raise InputError(f"{source}: model_type is {kind!r}; this backend computes {', '.join(FAMILIES)}")
-        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
-        given = {**DEFAULTS, **FAMILIES[kind], **given}
-        if "num_key_value_heads" in values or kind in ("phi3", "llama"):  # the others have a default of their own
-            given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
+        family = FAMILIES[kind]
+        assumed = {**COMMON, **family.defaults}
+        given = {name: value for name, value in assumed.items() if name not in NULL_MEANS or name not in values}
+        given |= {name: value for name, value in values.items() if value is not None}
+        given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
         for name in SIZES:
             if not isinstance(given.get(name), int) or given[name] < 1:
                 raise InputError(f"{source}: {name} is {given.get(name)!r}; a whole number above 0 is needed")
@@ -106,17 +105,22 @@ class DecoderConfig:
                 f"{source}: sliding_window {window} is shorter than the longest sequence ({longest} tokens): it is not "
                 "computed; set it to null, or lower rollout.max_prompt_tokens or rollout.max_new_tokens"
             )
-        biased = bool(given.get("attention_bias")) and kind in ("llama", "qwen3")
+
+        def has(bias: bool | str) -> bool:
+            return bool(given.get(bias)) if isinstance(bias, str) else bias
+
         return cls(
             **{name: given[name] for name in (*SIZES, "initializer_range")},
             model_type=kind,
             head_dim=head_dim,
             rms_norm_eps=given["rms_norm_eps"],
             rope=Rope.from_hugging_face(given, source, head_dim=head_dim, positions=positions),
-            qkv_bias=biased or kind == "qwen2",
-            o_bias=biased,
-            mlp_bias=bool(given.get("mlp_bias")) and kind == "llama",
-            qk_norm=kind == "qwen3",
+            qkv_bias=has(family.qkv_bias),
+            o_bias=has(family.o_bias),
+            mlp_bias=has(family.mlp_bias),
+            qk_norm=family.qk_norm,
+            norms_after=family.norms_after,
+            late_rounding=family.late_rounding,
             tie_word_embeddings=given["tie_word_embeddings"],
             max_position_embeddings=positions,
             longest_sequence=longest,
@@ -131,15 +135,16 @@ class DecoderConfig:
 
 def _window(given: Mapping[str, Any], source: str) -> int | None:
     """Width of the sliding window of whichever layers have one."""
-    if given["model_type"] == "llama":
+    rule = FAMILIES[given["model_type"]].window
+    if rule == "none":
         return None
-    if given["model_type"] == "phi3":
+    if rule == "all":
         return given.get("sliding_window")
     kinds = given.get("layer_types")
     if kinds is None:
-        kinds = [ATTENTION[given.get("max_window_layers", 28) < given["num_hidden_layers"]]]
+        kinds = [ATTENTION[given["max_window_layers"] < given["num_hidden_layers"]]]
     other = sorted(set(kinds) - set(ATTENTION))
     if other:
         raise InputError(f"{source}: layer_types has {other[0]!r}; only {' and '.join(ATTENTION)} are known")
     slides = given.get("use_sliding_window", False) and ATTENTION[1] in kinds
-    return given.get("sliding_window", 4_096) if slides else None
+    return given.get("sliding_window") if slides else None

@@ -79,20 +79,29 @@ class Weight(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm: computed in float32, cast back, then scaled (the order of Hugging Face's decoders)."""
+    """Root-mean-square norm: computed in float32, cast back, then scaled, as most of Hugging Face's decoders do it.
 
-    def __init__(self, size: int, eps: float):
+    `late_rounding`: scaled, then cast back.
+    """
+
+    def __init__(self, size: int, eps: float, *, late_rounding: bool = False):
         self.scale = nnx.Param(jnp.ones(size, jnp.float32))
-        self.eps = eps
+        self.eps, self.late_rounding = eps, late_rounding
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        if self.late_rounding:
+            return (wide * self.scale[...]).astype(x.dtype)
         return wide.astype(x.dtype) * self.scale[...]
 
 
+def _norm(config: DecoderConfig, size: int) -> RMSNorm:
+    return RMSNorm(size, config.rms_norm_eps, late_rounding=config.late_rounding)
+
+
 class Layer(nnx.Module):
-    """Attention and a gated MLP, each behind a norm and added to the stream."""
+    """Attention and a gated MLP, each added to the stream, with a norm before it or, with `norms_after`, behind it."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         model, heads, kv_heads, size = (
@@ -103,33 +112,42 @@ class Layer(nnx.Module):
         )
         scale = config.initializer_range
         qkv = {"biased": config.qkv_bias}
-        self.input_norm = RMSNorm(model, config.rms_norm_eps)
+        self.norms_after, self.qk_norm = config.norms_after, config.qk_norm
+        if config.norms_after:
+            self.attention_norm, self.mlp_norm = _norm(config, model), _norm(config, model)
+        else:
+            self.input_norm, self.post_norm = _norm(config, model), _norm(config, model)
         self.q = Weight((model, heads, size), scale, rngs, **qkv)
         self.k = Weight((model, kv_heads, size), scale, rngs, **qkv)
         self.v = Weight((model, kv_heads, size), scale, rngs, **qkv)
         self.o = Weight((heads, size, model), scale, rngs, inputs=2, biased=config.o_bias)
-        self.post_norm = RMSNorm(model, config.rms_norm_eps)
         self.gate = Weight((model, config.intermediate_size), scale, rngs, biased=config.mlp_bias)
         self.up = Weight((model, config.intermediate_size), scale, rngs, biased=config.mlp_bias)
         self.down = Weight((config.intermediate_size, model), scale, rngs, biased=config.mlp_bias)
-        self.qk_norm = config.qk_norm
-        if config.qk_norm:
-            self.q_norm = RMSNorm(size, config.rms_norm_eps)
-            self.k_norm = RMSNorm(size, config.rms_norm_eps)
+        if config.qk_norm != "none":
+            normed_heads = {"head": (1, 1), "whole": (heads, kv_heads)}[config.qk_norm]
+            self.q_norm, self.k_norm = (_norm(config, count * size) for count in normed_heads)
 
     def __call__(
         self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend, spread: Spread
     ) -> tuple[jax.Array, Any]:
         """x `[..., D]`; `attend(q, k, v)` returns `[..., H, N]` and whatever it wants handed on (a cache, or None)."""
-        normed = spread.enter(self.input_norm(x))
-        q, k, v = self.q(normed), self.k(normed), self.v(normed)
-        if self.qk_norm:
+        entering = spread.enter(x if self.norms_after else self.input_norm(x))
+        q, k, v = self.q(entering), self.k(entering), self.v(entering)
+        if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_norm == "whole":
+            q, k = (norm(_flat(each)).reshape(each.shape) for norm, each in ((self.q_norm, q), (self.k_norm, k)))
         attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
-        x = x + spread.leave(self.o(attended))
-        normed = spread.enter(self.post_norm(x))
-        hidden = jax.nn.silu(self.gate(normed)) * self.up(normed)
-        return x + spread.leave(self.down(hidden)), kept
+        leaving = spread.leave(self.o(attended))
+        x = x + (self.attention_norm(leaving) if self.norms_after else leaving)
+        entering = spread.enter(x if self.norms_after else self.post_norm(x))
+        leaving = spread.leave(self.down(jax.nn.silu(self.gate(entering)) * self.up(entering)))
+        return x + (self.mlp_norm(leaving) if self.norms_after else leaving), kept
+
+
+def _flat(heads: jax.Array) -> jax.Array:
+    return heads.reshape(*heads.shape[:-2], -1)
 
 
 class Decoder(nnx.Module):
@@ -139,7 +157,7 @@ class Decoder(nnx.Module):
         scale = config.initializer_range
         self.embed = Weight((config.vocab_size, config.hidden_size), scale, rngs)
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = _norm(config, config.hidden_size)
         if not config.tie_word_embeddings:
             self.head = Weight((config.hidden_size, config.vocab_size), scale, rngs)
 
@@ -160,7 +178,7 @@ def abstract_params(config: DecoderConfig) -> Params:
 def _modules(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.GraphDef]:
     """The graph definitions of a layer and of the final norm."""
     layer = nnx.eval_shape(lambda: Layer(config, nnx.Rngs(0)))
-    norm = nnx.eval_shape(lambda: RMSNorm(config.hidden_size, config.rms_norm_eps))
+    norm = nnx.eval_shape(lambda: _norm(config, config.hidden_size))
     return nnx.split(layer)[0], nnx.split(norm)[0]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import InputError
+from shared.policy.families import FAMILIES
 
 # Kind -> what `rope_parameters` must give for it.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -51,22 +52,22 @@ class Rope:
 
         `positions` is `max_position_embeddings`. Raises InputError for a kind that is not computed, or an incomplete one.
         """
-        phi3 = values["model_type"] == "phi3"
+        family = FAMILIES[values["model_type"]]
         given = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
-        kind = given.get("rope_type", given.get("type", "default"))
-        if phi3 and kind in ("su", "yarn"):  # the first names of longrope
-            kind = "longrope"
+        kind: Any = given.get("rope_type", given.get("type", "default"))
+        kind = family.rope_aliases.get(kind, kind)
         for name in ("rope_theta", "partial_rotary_factor"):
             if given.get(name) is None and values.get(name) is not None:
                 given[name] = values[name]
-        known = tuple(each for each in KINDS if each in ("default", "longrope") or not phi3)
-        if kind not in known:
-            raise InputError(f"{source}: rope type {kind!r} is not computed; this backend computes {', '.join(known)}")
+        if kind not in family.ropes:
+            raise InputError(
+                f"{source}: rope type {kind!r} is not computed; this backend computes {', '.join(family.ropes)}"
+            )
         for name in KINDS[kind]:
             if given.get(name) is None:
                 raise InputError(f"{source}: rope type {kind!r} needs {name}")
         original = values.get("original_max_position_embeddings", given.get("original_max_position_embeddings"))
-        original = original or (4_096 if phi3 else positions)
+        original = original or family.original_positions or positions
         if kind in ("yarn", "longrope") and given.get("factor") is None:
             given["factor"] = positions / original
         fields: dict[str, Any] = {"rope_type": kind, "original_max_position_embeddings": int(original)}
@@ -75,8 +76,11 @@ class Rope:
             fields |= {name: tuple(_number(each, name, source) for each in given[name]) for name in TABLES}
         rope = cls(**fields, truncate=bool(given.get("truncate", True)))
         size = rope.rotary_dim(head_dim)
-        if rope.partial_rotary_factor != 1 and not phi3:
-            raise InputError(f"{source}: partial_rotary_factor {rope.partial_rotary_factor} is computed for phi3 only")
+        if rope.partial_rotary_factor != 1 and not family.partial_rotary:
+            partial = ", ".join(name for name, each in FAMILIES.items() if each.partial_rotary)
+            raise InputError(
+                f"{source}: partial_rotary_factor {rope.partial_rotary_factor} is computed for {partial} only"
+            )
         if size % 2 or not 0 < size <= head_dim:
             raise InputError(
                 f"{source}: {size} of a head's {head_dim} dimensions would be rotated; it must be an even part"

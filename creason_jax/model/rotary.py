@@ -43,7 +43,11 @@ def inverse_frequencies(config: DecoderConfig) -> np.ndarray:
 
 
 def rotary(positions: jax.Array, config: DecoderConfig, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine `[..., 1, rotary_dim]` of rotary position embeddings, computed in float32."""
+    """Cosine and sine `[..., 1, rotary_dim]` of rotary position embeddings, computed in float32.
+
+    Rounded to `dtype`, unless the model rounds late.
+    """
+    dtype = jnp.dtype(jnp.float32) if config.late_rounding else dtype
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
     angles = jnp.concatenate([angles, angles], axis=-1)[..., None, :]
     scaling = config.rope.attention_scaling
@@ -56,7 +60,7 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     size = cos.shape[-1]
     rotated, rest = x[..., :size], x[..., size:]
     first, second = jnp.split(rotated, 2, axis=-1)
-    rotated = rotated * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    rotated = (rotated * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
     return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
 
 

@@ -18,9 +18,9 @@ from creason_torch.model import attention, logprobs
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from shared.policy import weight_files
+from shared.policy.families import FAMILIES
 from shared.storage import files
 
-FAMILIES = ("phi3", "llama", "qwen2", "qwen3")
 NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0}
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from shared.config import ModelConfig
+from shared.policy.families import FAMILIES, POSITIONS
 from shared.randomness import generator
 from shared.storage import files
 
+if TYPE_CHECKING:  # the config reads the table of families, which is of this room
+    from shared.config import ModelConfig
+
 MAX_POSITIONS = 4_096
-ARCHITECTURES = {
-    "phi3": "Phi3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 
 def write_model(model: ModelConfig, out: Path, *, vocab_size: int, bos: int, eos: int, pad: int, seed: int) -> None:
@@ -32,8 +29,9 @@ def write_model(model: ModelConfig, out: Path, *, vocab_size: int, bos: int, eos
 
 def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: int, pad: int) -> dict[str, Any]:
     """A `config.json` that Transformers loads; the last arguments are token ids."""
+    family = FAMILIES[model.family]
     config = {
-        "architectures": [ARCHITECTURES[model.family]],
+        "architectures": [family.architecture],
         "model_type": model.family,
         "vocab_size": vocab_size,
         "hidden_size": model.hidden_size,
@@ -57,14 +55,8 @@ def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: i
         "eos_token_id": eos,
         "pad_token_id": pad,
     }
-    if model.family == "phi3":
-        config |= {
-            "partial_rotary_factor": 1.0,
-            "original_max_position_embeddings": MAX_POSITIONS,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-        }
-    if model.family == "qwen3":
+    config |= {name: MAX_POSITIONS if value == POSITIONS else value for name, value in family.made.items()}
+    if "head_dim" in family.defaults:
         config["head_dim"] = model.hidden_size // model.num_attention_heads
     return config
 
@@ -77,9 +69,8 @@ def random_weights(model: ModelConfig, vocab_size: int, seed: int) -> dict[str, 
     for index in range(model.num_hidden_layers):
         layer = f"model.layers.{index}."
         shapes |= {
-            layer + "input_layernorm.weight": (width,),
+            **{f"{layer}{norm}.weight": (width,) for norm in FAMILIES[model.family].norms.values()},
             **{f"{layer}self_attn.{name}": shape for name, shape in _attention_shapes(model, size).items()},
-            layer + "post_attention_layernorm.weight": (width,),
             **{f"{layer}mlp.{name}": shape for name, shape in _mlp_shapes(model).items()},
         }
     shapes["model.norm.weight"] = (width,)
@@ -99,20 +90,21 @@ def random_weights(model: ModelConfig, vocab_size: int, seed: int) -> dict[str, 
 
 def _attention_shapes(model: ModelConfig, size: int) -> dict[str, tuple[int, ...]]:
     width, q, kv = model.hidden_size, model.hidden_size, model.num_key_value_heads * size
-    if model.family == "phi3":
+    family = FAMILIES[model.family]
+    if family.fused:
         return {"qkv_proj.weight": (q + 2 * kv, width), "o_proj.weight": (width, q)}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, rows in {"q": q, "k": kv, "v": kv}.items():
         shapes[f"{name}_proj.weight"] = (rows, width)
-        if model.family == "qwen2":
+        if family.qkv_bias is True:  # config.json says attention_bias = false
             shapes[f"{name}_proj.bias"] = (rows,)
-        if model.family == "qwen3" and name != "v":
-            shapes[f"{name}_norm.weight"] = (size,)
+        if family.qk_norm != "none" and name != "v":
+            shapes[f"{name}_norm.weight"] = (size if family.qk_norm == "head" else rows,)
     return shapes | {"o_proj.weight": (width, q)}
 
 
 def _mlp_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     width, ffn = model.hidden_size, model.intermediate_size
-    if model.family == "phi3":
+    if FAMILIES[model.family].fused:
         return {"gate_up_proj.weight": (2 * ffn, width), "down_proj.weight": (width, ffn)}
     return {"gate_proj.weight": (ffn, width), "up_proj.weight": (ffn, width), "down_proj.weight": (width, ffn)}

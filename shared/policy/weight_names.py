@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-FUSED = ("phi3",)  # families that keep q, k and v in one matrix on disk, gate and up in another; none has biases
+from shared.policy.families import FAMILIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +27,19 @@ class Source:
 def sources(family: str, *, heads: int, kv_heads: int, head_dim: int, intermediate_size: int) -> dict[str, Source]:
     """Path of a parameter -> its source; `{}` in the name stands for the layer.
 
-    `family` is Hugging Face's `model_type`. Biases and the norms of q and k are named whether or not the model has them.
+    `family` is a row of `shared/policy/families.py`. Biases and the norms of q and k are named whether or not the model has them.
     """
     q_rows, kv_rows = heads * head_dim, kv_heads * head_dim
     qkv_rows, ffn = q_rows + 2 * kv_rows, intermediate_size
     layer, attention, mlp = "model.layers.{}.", "model.layers.{}.self_attn.", "model.layers.{}.mlp."
     table = {
         "embed.kernel": Source("model.embed_tokens.weight", inputs=None),
-        "layers.input_norm.scale": Source(layer + "input_layernorm.weight"),
         "layers.o.kernel": Source(attention + "o_proj.weight", inputs=2),
-        "layers.post_norm.scale": Source(layer + "post_attention_layernorm.weight"),
         "layers.down.kernel": Source(mlp + "down_proj.weight", inputs=1),
         "norm.scale": Source("model.norm.weight"),
         "head.kernel": Source("lm_head.weight", inputs=1),
-    }
-    if family in FUSED:
+    } | {f"layers.{ours}.scale": Source(f"{layer}{theirs}.weight") for ours, theirs in FAMILIES[family].norms.items()}
+    if FAMILIES[family].fused:
         qkv, gate_up = attention + "qkv_proj.weight", mlp + "gate_up_proj.weight"
         return table | {
             "layers.q.kernel": Source(qkv, 0, 1, qkv_rows),

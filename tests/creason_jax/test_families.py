@@ -17,16 +17,19 @@ from pairs import Pair, error_of, variant_pair
 from safetensors.numpy import load_file
 from tiny import run_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.olmo2 import modeling_olmo2 as olmo2
 
 from creason_jax import model as ours
 from creason_jax.learner.learner import Learner
 from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig
-from creason_jax.model.rotary import inverse_frequencies, rotary
+from creason_jax.model.decoder import RMSNorm
+from creason_jax.model.rotary import inverse_frequencies, rotary, rotate
 from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.grpo import GroupLayout, pack
+from shared.policy.families import COMMON, FAMILIES
 from shared.storage import files
 
 pytestmark = pytest.mark.slow
@@ -101,7 +104,10 @@ def test_logits_and_gradients_of_short_rows_equal_hugging_face(pair, tmp_path):
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         size = np.linalg.norm(expected[name])
-        assert size > 0.1 and np.linalg.norm(gradient - expected[name]) <= 1e-5 * size, name
+        assert (
+            size > (0.02 if pair.name == "olmo2 biased" else 0.1)
+            and np.linalg.norm(gradient - expected[name]) <= 1e-5 * size
+        ), name
 
 
 @pytest.mark.parametrize("start", [0, 14_001])
@@ -137,6 +143,47 @@ def test_import_then_export_keeps_every_bit_and_transformers_loads_it(pair, tmp_
     assert pair.config.num_params == network.num_parameters() == expected_count
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_silent_config_means_what_transformers_takes_it_for(family):
+    theirs = AutoConfig.for_model(family)
+    assumed = COMMON | dict(FAMILIES[family].defaults)
+    sliding = {"sliding_window"} if FAMILIES[family].window == "some" else set()  # null there until it is switched on
+    assert {name: getattr(theirs, name) for name in assumed.keys() - sliding} == {
+        name: value for name, value in assumed.items() if name not in sliding
+    }
+    if "num_key_value_heads" not in assumed:
+        assert theirs.num_key_value_heads == theirs.num_attention_heads
+    silent = {"model_type": family, "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96}
+    silent |= {"num_hidden_layers": 2, "num_attention_heads": 32, "sliding_window": None}
+    config = DecoderConfig.from_hugging_face(silent)
+    expected = AutoConfig.for_model(**silent)
+    assert config.num_key_value_heads == expected.num_key_value_heads
+    nulled = DecoderConfig.from_hugging_face(silent | {"num_key_value_heads": None})
+    assert nulled.num_key_value_heads == nulled.num_attention_heads  # Transformers' Mistral refuses null
+    assert config.rope.rope_theta == expected.rope_parameters["rope_theta"]
+
+
+def test_late_rounding_of_norms_and_rotation_is_transformers_to_the_bit():
+    """OLMo-2 rounds to bfloat16 once, behind the scale and behind the rotation; float32 does not show it."""
+    rng = np.random.default_rng(0)
+    x, scale = rng.normal(size=(2, 64)).astype(np.float32) * 3
+    norm = olmo2.Olmo2RMSNorm(64, eps=1e-5).to(torch.bfloat16)
+    norm.weight.data = torch.tensor(scale).bfloat16()
+    twin = RMSNorm(64, 1e-5, late_rounding=True)
+    twin.scale.set_value(jnp.asarray(scale, jnp.bfloat16))
+    found = np.asarray(twin(jnp.asarray(x, jnp.bfloat16)), np.float32)
+    np.testing.assert_array_equal(found, norm(torch.tensor(x).bfloat16()).detach().float().numpy())
+
+    values = SHAPE | {"model_type": "olmo2"}
+    config, positions = DecoderConfig.from_hugging_face(values), np.arange(5, dtype=np.int32)[None]
+    heads = torch.tensor(rng.normal(size=(1, 5, 4, 16)), dtype=torch.bfloat16)
+    tables = olmo2.Olmo2RotaryEmbedding(AutoConfig.for_model(**values))(heads, torch.tensor(positions))
+    expected, _ = olmo2.apply_rotary_pos_emb(heads, heads, *tables, unsqueeze_dim=2)
+    rotated = rotate(jnp.asarray(heads.float().numpy(), jnp.bfloat16), rotary(positions, config, jnp.bfloat16))
+    assert rotated.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(rotated, np.float32), expected.float().numpy())
+
+
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 @pytest.mark.parametrize("rules", [sharding.LEARNER_RULES, sharding.ENGINE_RULES], ids=["learner", "engine"])
 def test_each_device_loads_its_own_part(pair, axes, rules):
@@ -155,7 +202,7 @@ def test_each_device_loads_its_own_part(pair, axes, rules):
         assert ways.get(f"layers.{name}", parts) == parts
     assert (("layers.q.bias" in ways), ("layers.q_norm.scale" in ways)) == (
         pair.torch.config.model_type == "qwen2" or "biased" in pair.name,
-        pair.torch.config.model_type == "qwen3",
+        pair.torch.config.model_type in ("qwen3", "olmo2"),
     )
 
 
@@ -168,7 +215,9 @@ def make_engine(pair: Pair, longest: int) -> tuple[Any, Engine]:
     return config, engine
 
 
-@pytest.mark.parametrize("pair", ["phi4 mini", "llama3", "llama biased", "qwen2", "qwen3"], indirect=True)
+@pytest.mark.parametrize(
+    "pair", ["phi4 mini", "llama3", "llama biased", "qwen2", "qwen3", "mistral", "olmo2"], indirect=True
+)
 def test_greedy_tokens_equal_hugging_face_generate(pair):
     """With longrope: below the switch; beyond it is a test of its own."""
     _, engine = make_engine(pair, 32)
@@ -278,6 +327,10 @@ OLD_AND_NEW = {
             },
         },
     ),
+    "mistral silent": ("mistral", {}),
+    "mistral old": ("mistral", {"rope_theta": 1e6, "sliding_window": None, "head_dim": 32}),
+    "olmo2 silent": ("olmo2", {}),
+    "olmo2 old": ("olmo2", {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}),
     "qwen3 factor": (
         "qwen3",
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.5, "rope_theta": 1e6}},
@@ -318,7 +371,8 @@ def test_old_and_new_rope_fields_are_read_as_transformers_reads_them(name, tmp_p
         ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_attention'"),
         ("qwen2", {"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not computed"),
-        ("mistral", {}, "this backend computes phi3, llama, qwen2, qwen3"),
+        ("mistral", {"sliding_window": 99}, "sliding_window 99 is shorter than the longest sequence (100 tokens)"),
+        ("gemma2", {}, "this backend computes phi3, llama, qwen2, qwen3, mistral, olmo2"),
     ],
 )  # fmt: skip
 def test_what_is_not_computed_is_refused(family, changes, message):
@@ -330,6 +384,10 @@ def test_what_is_not_computed_is_refused(family, changes, message):
     ("family", "changes"),
     [
         ("phi3", {"sliding_window": 100}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 100}),
+        ("olmo2", {"sliding_window": 10}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}),
         ("qwen2", {"sliding_window": 10}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 2}),
         ("qwen3", {"use_sliding_window": False, "sliding_window": 10, "max_window_layers": 0}),

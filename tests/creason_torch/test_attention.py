@@ -18,9 +18,9 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from creason_torch.model import attention
 from creason_torch.model.attention import flex_group_attention, group_attention
-from creason_torch.model.decoder import FAMILIES
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, completion_view, pad_rows, separate_rows
+from shared.policy.families import FAMILIES
 
 SIZE = 16  # of a head
 

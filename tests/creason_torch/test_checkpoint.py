@@ -168,7 +168,7 @@ def jax_stored(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("variant", ["phi4 mini", "llama biased", "qwen2", "qwen3"])
+@pytest.mark.parametrize("variant", ["phi4 mini", "llama biased", "qwen2", "qwen3", "mistral", "olmo2"])
 def test_tensors_of_every_family_come_out_of_a_checkpoint_of_the_jax_backend(tmp_path, variant):
     pair = variant_pair(tmp_path / "model", variant)
     writer = jax_checkpoint.Checkpoints(tmp_path / "checkpoints", keep=1)

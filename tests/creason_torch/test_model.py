@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from creason_torch.model.decoder import build_network, load_weights, read_config, save_params, stored_weights
 from shared.errors import InputError
 from shared.policy import weight_files
+from shared.policy.families import FAMILIES
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
 
@@ -120,7 +121,7 @@ def test_what_is_not_a_whole_model_is_named(folder, damage, message):
 
 def test_another_family_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(InputError, match="model_type is 'gpt2'; this backend computes phi3, llama, qwen2, qwen3"):
+    with pytest.raises(InputError, match=f"model_type is 'gpt2'; this backend computes {', '.join(FAMILIES)}"):
         read_config(folder)
 
 

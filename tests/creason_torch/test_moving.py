@@ -254,7 +254,7 @@ def test_moments_count_for_the_updates_after_a_move(by_torch, stayed_jax, model,
     assert metrics[-1]["loss"] != pytest.approx(stayed_jax[0].metrics[-1]["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["qwen2 tied", "llama biased", "qwen3"])
+@pytest.mark.parametrize("variant", ["qwen2 tied", "llama biased", "qwen3", "olmo2 biased"])
 def test_every_form_of_a_family_is_read(variant, tmp_path):
     """Separate and fused matrices, biases, norms of heads, a tied head: each array comes back under its name."""
     network = tiny_variant(variant)

@@ -20,7 +20,18 @@ from shared.evaluation.engine_check import check_by_file, check_by_learner
 pytestmark = pytest.mark.slow
 
 LIMIT = 8
-VARIANTS = ["phi3 partial", "phi4 mini", "llama3", "llama linear tied", "llama biased", "qwen2 tied", "qwen3 biased"]
+VARIANTS = [
+    "phi3 partial",
+    "phi4 mini",
+    "llama3",
+    "llama linear tied",
+    "llama biased",
+    "qwen2 tied",
+    "qwen3 biased",
+    "mistral",
+    "olmo2",
+    "olmo2 biased",
+]
 
 
 def some(length: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from creason_torch.rollout.hf import Caches, HfEngine
 from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
+from shared.policy.families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
@@ -199,7 +200,7 @@ def test_seeds_for_vllm_are_a_function_of_the_samples_numbers(world):
     assert vllm_options.options(SAMPLED, world.uniforms[1, 2], world.stops)["seed"] == seeds[1][2]
 
 
-@pytest.mark.parametrize("family", ["phi3", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_every_family_draws_what_hugging_face_generates(tmp_path, family, tied):
     network = tiny_network(family, tie_word_embeddings=tied).eval()

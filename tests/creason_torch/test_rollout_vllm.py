@@ -69,7 +69,7 @@ def test_a_prefix_cache_that_vllm_does_not_reset_ends_the_run(world, engine, mon
     engine.load(weights(world.folder))
 
 
-@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3"])
+@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3", "mistral", "olmo2"])
 def test_what_vllm_holds_is_read_back(tmp_path, family):
     """Its CPU build packs the matrices of layers and drops them; the rest keeps its values, under names that we know."""
     kind, fields = FAMILIES[family]
@@ -89,7 +89,9 @@ def test_what_vllm_holds_is_read_back(tmp_path, family):
         assert engine.version == version
 
 
-@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3"])  # vLLM computes phi3 as llama
+@pytest.mark.parametrize(
+    "family", ["phi3-partial", "qwen2-tied", "qwen3", "mistral", "olmo2"]
+)  # vLLM computes phi3 as llama
 def test_new_weights_reach_a_head_that_is_tied(world, tmp_path, family):
     """vLLM's CPU build keeps a packed copy of the head: at first and after each load it is that of the new weights."""
     kind, fields = FAMILIES[family]

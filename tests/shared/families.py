@@ -62,6 +62,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 yarn": ("qwen2", {"rope_parameters": YARN}),
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True, "rms_norm_eps": 1e-2}),
     "qwen3 biased": ("qwen3", {"head_dim": 8, "attention_bias": True}),
+    "mistral": ("mistral", {"sliding_window": None, "rope_parameters": {"rope_theta": 1_000_000.0}}),
+    "mistral head": ("mistral", {"sliding_window": 4_096, "head_dim": 32}),
+    "olmo2": ("olmo2", {"rope_parameters": {"rope_theta": 500_000.0}}),
+    "olmo2 biased": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.config import ModelConfig
+from shared.policy.families import FAMILIES
 from shared.policy.initial import random_weights, write_model
 
 MODEL = ModelConfig(
@@ -14,7 +15,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["phi3", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_transformers_loads_what_is_written(tmp_path, family, tied):
     model = ModelConfig(

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shared.config import validate
 from shared.errors import InputError
 from shared.policy import weight_files
+from shared.policy.families import FAMILIES
 from shared.runs.run import check_policy
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-FAMILIES = ("phi3", "llama", "qwen2", "qwen3")
 
 
 def written(folder: Path, tensors: dict[str, torch.Tensor], *, files: int = 1, **config) -> Path:
