@@ -10,7 +10,7 @@ import torch
 
 from creason_torch.model.decoder import read_config
 from creason_torch.plan import memory
-from creason_torch.rollout import engine_kind, hf, vllm
+from creason_torch.rollout import check_in_process, engine_kind, hf, vllm
 from creason_torch.rollout.engine import processes, weight_shapes
 from shared.backend import Sampling, Workload, longest_text
 from shared.config import RunConfig
@@ -72,6 +72,7 @@ def _engine(
     if kind == "server":
         return {"weights": 0.0, "kv_cache": 0.0, "least_kv_cache": 0.0, "rollout_temporaries": 0.0}
     if kind == "vllm":
+        check_in_process(settings.model_type)
         block, wanted, least = vllm.cache_blocks(config, settings, workload, longest_text(config, workload))
         weights, caches = float(item * numbers), float(block * wanted)
         if device.type == "cuda":  # it takes the part that it is given, and sleeps while the learner learns

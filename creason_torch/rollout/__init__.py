@@ -13,6 +13,8 @@ from creason_torch.rollout.engine import Engine
 from shared.backend import Workload
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.policy.families import FAMILIES
+from shared.storage import files
 
 
 def engine_kind(config: RunConfig) -> str:
@@ -39,6 +41,15 @@ def _lacking_vllm() -> str:
     return "the vllm that is installed is its CPU build" if torch.cuda.is_available() else ""
 
 
+def check_in_process(family: str) -> None:
+    """Raise InputError where vLLM in this process would change the class of the learner's network, which then cannot compute."""
+    if family in FAMILIES and not FAMILIES[family].vllm_has_own_code:
+        raise InputError(
+            f"torch.rollout_engine = 'vllm': vLLM has no code of its own for model_type {family!r}, it would change the "
+            "learner's; choose 'server', which runs in another process, or 'hf'"
+        )
+
+
 def make_engine(
     config: RunConfig,
     model: Path,
@@ -54,6 +65,7 @@ def make_engine(
     kind: type[Engine]
     match engine_kind(config):
         case "vllm":
+            check_in_process(files.read_json_object(model / "config.json").get("model_type", ""))
             from creason_torch.rollout.vllm import VllmEngine as kind
         case "server":
             from creason_torch.rollout.server import ServerEngine as kind
@@ -62,4 +74,4 @@ def make_engine(
     return kind(config, model, stop_tokens=stop_tokens, device=device, workload=workload)
 
 
-__all__ = ["Engine", "engine_kind", "make_engine"]
+__all__ = ["Engine", "check_in_process", "engine_kind", "make_engine"]

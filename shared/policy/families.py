@@ -39,6 +39,8 @@ class Family:
     rope_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # older names of kinds
     partial_rotary: bool = False  # whether `partial_rotary_factor` may leave a part of each head unrotated
     original_positions: int | None = None  # original_max_position_embeddings by default; None: max_position_embeddings
+    # vLLM has code of its own for it. Without, it runs Transformers' class, and changes that class for the whole process.
+    vllm_has_own_code: bool = True
     # Further fields that the config.json of a model made here needs; a number of positions is given as POSITIONS.
     made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -110,5 +112,6 @@ FAMILIES: dict[str, Family] = {
         qk_norm="whole",
         norms=NORMS_AFTER,
         late_rounding=True,
+        vllm_has_own_code=False,
     ),
 }

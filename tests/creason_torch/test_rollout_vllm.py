@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
 from tiny import tiny_phi3
+from transformers.models.olmo2.modeling_olmo2 import Olmo2Model
 
 from creason_torch.rollout import Engine, make_engine, readback, vllm_options
 from creason_torch.rollout.vllm import VllmEngine
 from parity.families import COMMON, FAMILIES, random_network
 from shared.backend import Probe, Sampling, Workload
 from shared.errors import InputError
+from shared.policy import families
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,7 +71,7 @@ def test_a_prefix_cache_that_vllm_does_not_reset_ends_the_run(world, engine, mon
     engine.load(weights(world.folder))
 
 
-@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3", "mistral", "olmo2"])
+@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3", "mistral"])
 def test_what_vllm_holds_is_read_back(tmp_path, family):
     """Its CPU build packs the matrices of layers and drops them; the rest keeps its values, under names that we know."""
     kind, fields = FAMILIES[family]
@@ -89,9 +91,7 @@ def test_what_vllm_holds_is_read_back(tmp_path, family):
         assert engine.version == version
 
 
-@pytest.mark.parametrize(
-    "family", ["phi3-partial", "qwen2-tied", "qwen3", "mistral", "olmo2"]
-)  # vLLM computes phi3 as llama
+@pytest.mark.parametrize("family", ["phi3-partial", "qwen2-tied", "qwen3", "mistral"])  # vLLM computes phi3 as llama
 def test_new_weights_reach_a_head_that_is_tied(world, tmp_path, family):
     """vLLM's CPU build keeps a packed copy of the head: at first and after each load it is that of the new weights."""
     kind, fields = FAMILIES[family]
@@ -102,6 +102,24 @@ def test_new_weights_reach_a_head_that_is_tied(world, tmp_path, family):
     for network in (*networks, networks[0]):
         engine.load((name, weight.detach()) for name, weight in network.named_parameters())
         rollouts.assert_scored(network, world.prompts[:4], engine.generate(world.prompts[:4], GREEDY, None))
+
+
+def test_a_family_that_vllm_computes_by_transformers_is_refused(tmp_path):
+    """It would give Transformers' class another `__init__` and another `__call__`, and the learner's network is of that class."""
+    kind, fields = FAMILIES["olmo2"]
+    random_network(kind, COMMON | fields, seed=0).save_pretrained(tmp_path)
+    before = Olmo2Model.__init__, Olmo2Model.__bases__
+    with pytest.raises(InputError, match="vLLM has no code of its own for model_type 'olmo2'.*choose 'server'"):
+        make_engine(rollout_config("vllm"), tmp_path, stop_tokens=[3], device=CPU)
+    assert (Olmo2Model.__init__, Olmo2Model.__bases__) == before
+
+
+def test_the_table_says_for_which_families_vllm_has_code_of_its_own():
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    for family in families.FAMILIES.values():
+        module = ModelRegistry.models[family.architecture].module_name
+        assert family.vllm_has_own_code == (".transformers" not in module), family.architecture
 
 
 def test_no_option_of_the_checkpoint_is_left_in_a_request(engine):
