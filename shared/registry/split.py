@@ -24,13 +24,12 @@ def held_out_patients(
 ) -> np.ndarray:
     """`[patients]` bool: who is held out.
 
-    random  `valid_patients`, drawn over sorted ids, so that the order of rows in a file does not decide
-    site    the sites that `held_out` lists (separated by commas); without it, sites in a drawn order until they have
-            `valid_patients`
-    time    everybody from the date or year `held_out` on; without it, the latest `valid_patients` and who shares the
-            earliest of their times. A patient without a time is a training patient.
-
-    paper   the original's `valid_patients`, by the order of rows
+        random  `valid_patients`, drawn over sorted ids, so that the order of rows in a file does not decide
+        site    the sites that `held_out` lists (separated by commas); without it, sites in a drawn order until they have
+                `valid_patients`
+        time    everybody from the date or year `held_out` on; without it, the latest `valid_patients` and who shares the
+                earliest of their times. A patient without a time is a training patient.
+        paper   the original's `valid_patients`, by the order of rows
 
     `roles` names the columns `site` and `time`. Raises InputError where nobody would remain on either side.
     """
