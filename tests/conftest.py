@@ -1,4 +1,4 @@
-"""Before any test imports jax: the CPU, eight devices, no network; helper modules beside the tests can be imported."""
+"""Before any test imports jax: the CPU, eight devices, no network."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES} {QUICKLY_COMPILED}".strip()
 
-for folder in sorted(Path(__file__).parent.iterdir()):
-    if folder.is_dir() and not folder.name.startswith(("_", ".")):
-        sys.path.insert(0, str(folder))
+pytest.register_assert_rewrite("tests.support")  # before anything imports it
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,15 +44,15 @@ def memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One folder for what started programs compile (`launch/commands.py`): much of it is the same, and most of their time."""
+    """One folder for what started programs compile (`tests/support/commands.py`): much of it is the same."""
     os.environ["COMPILED_BY_TESTS"] = str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the small Phi-3 on which learners are tested; nobody writes into it."""
-    from groups import MODEL
-    from tiny import tiny_phi3
+    from tests.support.groups import MODEL
+    from tests.support.tiny import tiny_phi3
 
     folder = tmp_path_factory.mktemp("model")
     tiny_phi3(folder, **MODEL)
@@ -64,7 +62,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[str]:
     """The address of a bucket that this process and those it starts can use."""
-    from buckets import serving
+    from tests.support.buckets import serving
 
     with serving() as address:
         yield address
@@ -78,8 +76,8 @@ def bucket(cloud: str, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A started Chromium for the tests of a file; see `tests/browser/browsers.py`."""
-    from browsers import chromium
+    """A started Chromium for the tests of a file; see `tests/support/browsers.py`."""
+    from tests.support.browsers import chromium
 
     with chromium() as started:
         yield started

@@ -10,7 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_devices import GPU, nvidia_smi
+
+from tests.support.nvidia import GPU, nvidia_smi
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-import browsers
 import pytest
+
+from tests.support import browsers
 
 PAGE = """<!doctype html><meta name="viewport" content="width=device-width"><style>
 body { margin: 0; background: white } div { width: 500px; height: 9px }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import browsers
-import made_up
 import numpy as np
 import pytest
-import screenshots
 from PIL import Image
-from shooting import NAMES, launch
+
+from tests.support import browsers, made_up, screenshots
+from tests.support.shooting import NAMES, launch
 
 pytestmark = pytest.mark.slow
 

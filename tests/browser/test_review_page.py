@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import browsers
 import pytest
 from playwright.sync_api import expect
-from test_review import replies
 
 from benchmarks import review_load
 from shared.review import review
 from shared.review.store import STORE_FILE, Said, Store
+from tests.support import browsers
+from tests.support.review_files import replies
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 
 import pytest
-import screenshots
 from absl import flags
-from shooting import NAMES, REPOSITORY, launch
+
+from tests.support import screenshots
+from tests.support.shooting import NAMES, REPOSITORY, launch
 
 pytestmark = pytest.mark.slow
 

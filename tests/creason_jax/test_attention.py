@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import SIZE, Shape, full_mask, naive, random_arrays, random_case, random_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from creason_jax.model import decode_attention, group_attention
 from shared.grpo import GroupLayout
+from tests.support.attending import SIZE, Shape, full_mask, naive, random_arrays, random_case, random_groups
 
 pytestmark = pytest.mark.slow
 

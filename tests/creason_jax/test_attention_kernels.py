@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attending import Shape, full_mask, naive, random_arrays, random_case, random_groups
 from jax.sharding import NamedSharding, PartitionSpec
 
 from creason_jax.mesh import sharding
@@ -20,6 +19,7 @@ from creason_jax.plan import topology
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from tests.support.attending import Shape, full_mask, naive, random_arrays, random_case, random_groups
 
 pytestmark = pytest.mark.slow
 

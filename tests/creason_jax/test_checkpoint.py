@@ -12,12 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import torch
-from small import MODEL, flat, make_learner, on_host, put_back, random_batch
-from tiny import tiny_phi3
 from transformers import AutoModelForCausalLM
 
 from creason_jax.checkpoint.checkpoint import Checkpoints
 from shared.errors import InputError
+from tests.support.small import MODEL, flat, make_learner, on_host, put_back, random_batch
+from tests.support.tiny import tiny_phi3
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import SHAPE, SWITCH, VARIANTS
-from pairs import Pair, error_of, variant_pair
 from safetensors.numpy import load_file
-from tiny import run_config
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.olmo2 import modeling_olmo2 as olmo2
 
@@ -31,6 +28,9 @@ from shared.config import LearnerConfig, OptimizerConfig
 from shared.grpo import GroupLayout, pack
 from shared.policy.families import COMMON, FAMILIES
 from shared.storage import files
+from tests.support.families import SHAPE, SWITCH, VARIANTS
+from tests.support.pairs import Pair, error_of, variant_pair
+from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
 

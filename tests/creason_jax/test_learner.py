@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from small import LAYOUT, MODEL, VOCABULARY, distance, flat, gradients, make_learner, on_host, put_back, random_batch
-from tiny import hugging_face_logprobs
 from transformers import Phi3ForCausalLM, get_cosine_schedule_with_warmup
 
 from creason_jax.model import DecoderConfig, abstract_params, forward, load_params
@@ -19,6 +17,19 @@ from shared.config import OptimizerConfig, Remat
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, Sums
 from shared.grpo.schedule import learning_rate
+from tests.support.small import (
+    LAYOUT,
+    MODEL,
+    VOCABULARY,
+    distance,
+    flat,
+    gradients,
+    make_learner,
+    on_host,
+    put_back,
+    random_batch,
+)
+from tests.support.tiny import hugging_face_logprobs
 
 pytestmark = pytest.mark.slow
 

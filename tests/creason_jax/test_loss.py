@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_grpo import (
+
+from creason_jax.learner import loss as twin
+from shared import grpo
+from shared.config import GrpoConfig
+from shared.errors import InputError
+from tests.support.golden_grpo import (
     ALL_LOSSES,
     counted_places,
     every_setting,
@@ -22,11 +27,6 @@ from golden_grpo import (
     option_inputs,
     with_garbage,
 )
-
-from creason_jax.learner import loss as twin
-from shared import grpo
-from shared.config import GrpoConfig
-from shared.errors import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,6 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import distance, flat, make_learner, on_host, random_batch
-from tiny import run_config
 
 from creason_jax.learner import moments
 from creason_jax.learner.learner import Learner
@@ -21,6 +19,8 @@ from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import topology
 from shared.grpo import GroupLayout
+from tests.support.small import distance, flat, make_learner, on_host, random_batch
+from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
 

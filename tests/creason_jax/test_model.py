@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from pairs import Pair, error_of, phi3_pair
-from tiny import change_config
 from transformers import Phi3Config, Phi3ForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm, Phi3RotaryEmbedding
 
@@ -22,6 +20,8 @@ from creason_jax.model.decoder import RMSNorm
 from creason_jax.model.rope import Rope
 from creason_jax.model.rotary import inverse_frequencies, rotary
 from shared.grpo import GroupLayout, pack
+from tests.support.pairs import Pair, error_of, phi3_pair
+from tests.support.tiny import change_config
 
 PARTIAL = {"rope_type": "default", "rope_theta": 250_000.0, "partial_rotary_factor": 0.75}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from families import SWITCH, tiny_variant
-from tiny import run_config
 from transformers import AutoModelForCausalLM
 
 from creason_jax.backend import Backend
@@ -17,6 +15,8 @@ from creason_jax.mesh import sharding
 from shared.backend import Completion
 from shared.errors import SyncError
 from shared.evaluation.engine_check import check_by_file, check_by_learner
+from tests.support.families import SWITCH, tiny_variant
+from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import run_config
 
 from creason_jax.learner.learner import Learner
 from creason_jax.mesh import memory, sharding
@@ -30,6 +29,7 @@ from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
 

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import processes_worker
 import pytest
-from groups import random_batch
-from small import flat
-from workers import free_port
 
 from creason_jax import distributed
 from creason_jax.backend import Backend
 from shared.config import validate
 from shared.errors import InputError
+from tests.support import processes_worker
+from tests.support.groups import random_batch
+from tests.support.small import flat
+from tests.support.workers import free_port
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(processes_worker.__file__)
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def two(model, one, tmp_path_factory):
     port = str(free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), port, str(process), str(model), str(folder)],
-            env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.support.processes_worker", port, str(process), str(model), str(folder)],
+            cwd=REPOSITORY, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for process in range(2)
     ]  # fmt: skip
@@ -192,7 +192,6 @@ def test_one_process_of_one_needs_no_coordinator(monkeypatch):
 
 COUNTING = """
 import sys, time
-sys.path.insert(0, sys.argv[3])
 from creason_jax import distributed
 distributed.BEAT = 0.0005
 assert distributed.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
@@ -203,9 +202,11 @@ time.sleep(0.1 * int(sys.argv[2]))
 @pytest.mark.parametrize("attempt", range(3))
 def test_two_processes_that_count_fast_end_well(attempt):
     """The thread that counts is nearly always within JAX's client: where it outlived Python, that ended the process by signal."""
-    port, tree = str(free_port()), str(WORKER.parents[2])
+    port = str(free_port())
     started = [
-        subprocess.Popen([sys.executable, "-c", COUNTING, port, process, tree], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", COUNTING, port, process], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        )
         for process in ("0", "1")
     ]
     told = [process.communicate(timeout=120)[1] for process in started]

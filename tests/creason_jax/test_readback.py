@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from small import LAYOUT, make_learner, random_batch
 
 from creason_jax.rollout.engine import Engine
 from shared.backend import Probe, Sampling
 from shared.errors import SyncError
 from shared.training import published
+from tests.support.small import LAYOUT, make_learner, random_batch
 
 pytestmark = pytest.mark.slow
 

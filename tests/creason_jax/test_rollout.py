@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from absl import flags
-from tiny import run_config, tiny_phi3
 from transformers import Phi3ForCausalLM
 
 from creason_jax.learner.learner import Learner
@@ -24,6 +23,7 @@ from shared.backend import Completion, Sampling, Workload
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout, pack
+from tests.support.tiny import run_config, tiny_phi3
 
 pytestmark = pytest.mark.slow
 

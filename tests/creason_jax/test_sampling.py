@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 from creason_jax.model.attention import MASKED
 from creason_jax.rollout.sampling import BELOW_ONE, draw, filtered
+from tests.support.sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 jitted = jax.jit(draw, static_argnames=("temperature", "top_k", "top_p", "min_p"))
 

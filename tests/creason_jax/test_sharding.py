@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from small import LAYOUT, MODEL, distance, flat, gradients, make_learner, random_batch
-from tiny import tiny_phi3
 
 from creason_jax.learner import own_rows
 from creason_jax.mesh import sharding
@@ -18,6 +16,8 @@ from creason_jax.plan.hlo import Program
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from tests.support.small import LAYOUT, MODEL, distance, flat, gradients, make_learner, random_batch
+from tests.support.tiny import tiny_phi3
 
 pytestmark = pytest.mark.slow
 

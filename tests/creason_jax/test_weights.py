@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from pairs import Pair, error_of, load_whole, phi3_pair, variant_pair
 from safetensors.numpy import load_file, save_file
-from tiny import change_config, tiny_phi3
 from transformers import AutoModelForCausalLM
 
 from creason_jax import model as ours
@@ -23,6 +21,8 @@ from creason_jax.model import weights
 from shared.config import LearnerConfig
 from shared.policy import weight_files
 from shared.storage import files
+from tests.support.pairs import Pair, error_of, load_whole, phi3_pair, variant_pair
+from tests.support.tiny import change_config, tiny_phi3
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
-from attending import Shape, random_groups
-from families import tiny_network
-from groups import random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded import Recorded
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -21,6 +17,10 @@ from creason_torch.model.attention import flex_group_attention, group_attention
 from shared.errors import InputError
 from shared.grpo import GroupBatch, GroupLayout, completion_view, pad_rows, separate_rows
 from shared.policy.families import FAMILIES
+from tests.support.attending import Shape, random_groups
+from tests.support.families import tiny_network
+from tests.support.groups import random_batch
+from tests.support.recorded import Recorded
 
 SIZE = 16  # of a head
 

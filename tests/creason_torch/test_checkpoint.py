@@ -9,12 +9,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import torch
-from full_disk import full_disk
-from groups import MODEL, random_batch
-from pairs import variant_pair
-from small import make_learner
-from tiny import tiny_phi3
-from workers import run_workers
 
 from creason_jax.checkpoint import checkpoint as jax_checkpoint
 from creason_jax.model import weights as jax_weights
@@ -22,6 +16,12 @@ from creason_torch import zero
 from creason_torch.checkpoint.checkpoint import META, Checkpoints
 from creason_torch.model.decoder import read_config
 from shared.errors import InputError
+from tests.support.full_disk import full_disk
+from tests.support.groups import MODEL, random_batch
+from tests.support.pairs import variant_pair
+from tests.support.small import make_learner
+from tests.support.tiny import tiny_phi3
+from tests.support.workers import run_workers
 
 pytestmark = pytest.mark.slow
 

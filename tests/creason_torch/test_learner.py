@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from groups import LAYOUT, OPTIMIZER, VOCABULARY, random_batch
 from safetensors.torch import load_file
-from tiny import hugging_face_logprobs, run_config
 from transformers import Phi3ForCausalLM
-from workers import Found, distance, run_workers
 
 from creason_torch import zero
 from creason_torch.backend import Backend
@@ -23,6 +20,9 @@ from shared import grpo
 from shared.config import OptimizerConfig
 from shared.errors import InputError
 from shared.grpo.schedule import learning_rate
+from tests.support.groups import LAYOUT, OPTIMIZER, VOCABULARY, random_batch
+from tests.support.tiny import hugging_face_logprobs, run_config
+from tests.support.workers import Found, distance, run_workers
 
 pytestmark = pytest.mark.slow
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from recorded import Recorded
 
 from creason_torch.model.logprobs import entropy, target_logprobs, token_logprobs
+from tests.support.recorded import Recorded
 
 BATCH, TIME, MODEL, VOCAB = 3, 10, 16, 37
 

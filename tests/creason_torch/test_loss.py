@@ -3,7 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_grpo import (
+
+from creason_torch.learner import loss as twin
+from shared import grpo
+from shared.config import GrpoConfig
+from shared.errors import InputError
+from tests.support.golden_grpo import (
     ALL_LOSSES,
     counted_places,
     every_setting,
@@ -18,11 +23,6 @@ from golden_grpo import (
     option_inputs,
     with_garbage,
 )
-
-from creason_torch.learner import loss as twin
-from shared import grpo
-from shared.config import GrpoConfig
-from shared.errors import InputError
 
 
 def as_tensors(inputs: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

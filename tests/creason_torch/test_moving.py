@@ -10,16 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from families import tiny_variant
-from groups import MODEL, random_batch
-from small import flat, make_learner, on_host
-from tiny import tiny_phi3
-from workers import run_workers
 
 from creason_jax.model import weights as jax_weights
 from creason_torch import zero
 from creason_torch.checkpoint.checkpoint import Checkpoints
 from shared.errors import InputError
+from tests.support.families import tiny_variant
+from tests.support.groups import MODEL, random_batch
+from tests.support.small import flat, make_learner, on_host
+from tests.support.tiny import tiny_phi3
+from tests.support.workers import run_workers
 
 pytestmark = pytest.mark.slow
 

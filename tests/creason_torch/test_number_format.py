@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import jax
 import pytest
 import torch
-from tiny import run_config
 
 from creason_jax.backend import Backend as JaxBackend
 from creason_jax.backend import _fast_bfloat16
@@ -15,6 +14,7 @@ from creason_torch import zero
 from creason_torch.backend import Backend as TorchBackend
 from shared.config import LearnerConfig, validate
 from shared.errors import InputError
+from tests.support.tiny import run_config
 
 AUTO = validate({"name": "x"})
 # Lines as Linux writes them on Sapphire Rapids, Cooper Lake, Skylake, Graviton 3 and Graviton 2.

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import SWITCH, tiny_variant
-from tiny import run_config
 from transformers import AutoModelForCausalLM
 
 from creason_torch.backend import Backend
@@ -16,6 +14,8 @@ from creason_torch.rollout.hf import HfEngine
 from shared.backend import Completion
 from shared.errors import InputError, SyncError
 from shared.evaluation.engine_check import check_by_file, check_by_learner
+from tests.support.families import SWITCH, tiny_variant
+from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
 

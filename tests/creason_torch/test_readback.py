@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from groups import random_batch
-from tiny import run_config
 
 from creason_torch.backend import Backend
 from creason_torch.learner.learner import Learner
 from creason_torch.rollout import make_engine
 from shared.errors import SyncError
 from shared.training import published
+from tests.support.groups import random_batch
+from tests.support.tiny import run_config
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,7 @@ from itertools import chain
 import jax
 import numpy as np
 import pytest
-import rollouts
 import torch
-from families import tiny_network
-from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
-from tiny import tiny_phi3
 
 from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig, load_params
@@ -22,6 +18,10 @@ from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.policy.families import FAMILIES
+from tests.support import rollouts
+from tests.support.families import tiny_network
+from tests.support.rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
+from tests.support.tiny import tiny_phi3
 
 pytestmark = pytest.mark.slow
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rollouts
 import torch
-from rollouts import CPU, GREEDY, LIMIT, LONGEST, SAMPLED, World, assert_same, rollout_config, weights
 from safetensors.torch import load_file
-from tiny import tiny_phi3
-from workers import free_port
 
 from creason_torch.rollout import Engine, make_engine, readback
 from creason_torch.rollout.server import ServerEngine
 from shared.backend import Probe, Workload
 from shared.errors import InputError
 from shared.storage import files
+from tests.support import rollouts
+from tests.support.rollouts import CPU, GREEDY, LIMIT, LONGEST, SAMPLED, World, assert_same, rollout_config, weights
+from tests.support.tiny import tiny_phi3
+from tests.support.workers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rollouts
 import torch
 import torch.distributed as dist
-from rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
-from tiny import tiny_phi3
 from transformers.models.olmo2.modeling_olmo2 import Olmo2Model
 
 from creason_torch.rollout import Engine, make_engine, readback, vllm_options
@@ -23,6 +20,9 @@ from parity.families import COMMON, FAMILIES, random_network
 from shared.backend import Probe, Sampling, Workload
 from shared.errors import InputError
 from shared.policy import families
+from tests.support import rollouts
+from tests.support.rollouts import CLOSE, CPU, GREEDY, SAMPLED, World, assert_same, rollout_config, weights
+from tests.support.tiny import tiny_phi3
 
 pytestmark = [
     pytest.mark.slow,

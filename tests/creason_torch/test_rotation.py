@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import SWITCH, tiny_variant
-from tiny import run_config
 
 from creason_torch.model import attention
 from creason_torch.model.decoder import build_network, long_factors
 from creason_torch.rollout import make_engine
 from shared.backend import Sampling
 from shared.grpo import GroupLayout
+from tests.support.families import SWITCH, tiny_variant
+from tests.support.tiny import run_config
 
 LIMIT = 8
 

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 from creason_jax.rollout import sampling as jax_sampling
 from creason_torch.rollout.sampling import BELOW_ONE, draw, filtered
+from tests.support.sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 FILTERS = [
     {"top_k": 5},

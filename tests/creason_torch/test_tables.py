@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import LONG, LONGROPE, SWITCH, VARIANTS, tiny_network
-from groups import LONG_ROW
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from workers import Found, run_workers
+
+from tests.support.families import LONG, LONGROPE, SWITCH, VARIANTS, tiny_network
+from tests.support.groups import LONG_ROW
+from tests.support.workers import Found, run_workers
 
 pytestmark = pytest.mark.slow
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from commands import REPOSITORY, environment
-from exam import exam, exam_tokenizer
-from workers import free_port
 
 from shared.config import ModelConfig
 from shared.policy.initial import write_model
 from shared.policy.tokenizer import special_tokens
 from shared.questions.record import write_questions
 from shared.storage import files
+from tests.support.commands import REPOSITORY, environment
+from tests.support.exam import exam, exam_tokenizer
+from tests.support.workers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,6 @@ import stat
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, apart, here
-from exam import exam, exam_tokenizer, of_others
-from tiny import run_config, tiny_phi3
 
 from launch import config_file
 from shared.config import validate
@@ -21,6 +18,9 @@ from shared.errors import InputError
 from shared.questions.record import write_questions
 from shared.storage import files
 from shared.training.metrics_log import plain
+from tests.support.commands import REPOSITORY, apart, here
+from tests.support.exam import exam, exam_tokenizer, of_others
+from tests.support.tiny import run_config, tiny_phi3
 
 SMOKE = "--config=configs/smoke.py"
 TRAIN = ("train", SMOKE, "--workdir={root}/new")

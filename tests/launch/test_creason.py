@@ -9,9 +9,9 @@ import sys
 import tomllib
 
 import pytest
-from commands import REPOSITORY, environment
 
 from launch import cli
+from tests.support.commands import REPOSITORY, environment
 
 LINE = 100  # columns
 WATCHED = """

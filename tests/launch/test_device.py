@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, Ended, apart, environment
-from test_devices import GPU, nvidia_smi
 
 from shared.storage import files
+from tests.support.commands import REPOSITORY, Ended, apart, environment
+from tests.support.nvidia import GPU, nvidia_smi
 
 pytestmark = pytest.mark.slow
 

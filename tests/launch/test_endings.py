@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, Ended, environment, here
 
 from launch import app
+from tests.support.commands import REPOSITORY, Ended, environment, here
 
 JOBSET = ("jobset", "--config=c.py", "--topology=v5p:4x4x4", "--image=i", "--claim=c")
 SMALL = ("--patients=30", "--valid_patients=10", "--train_questions=20", "--valid_questions=10")

@@ -13,9 +13,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from commands import REPOSITORY, here
-from exam import exam, exam_tokenizer, of_others
-from tiny import tiny_phi3
 
 from creason_jax.rollout.engine import Engine
 from launch import backends, generation
@@ -29,6 +26,9 @@ from shared.questions.prompts import encode
 from shared.questions.record import write_questions
 from shared.report.run_page import percent
 from shared.runs import run
+from tests.support.commands import REPOSITORY, here
+from tests.support.exam import exam, exam_tokenizer, of_others
+from tests.support.tiny import tiny_phi3
 
 pytestmark = pytest.mark.slow
 

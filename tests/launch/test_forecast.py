@@ -10,10 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import REPOSITORY, environment, here
-from exam import exam, exam_tokenizer, of_others
 from safetensors.numpy import load_file
-from tiny import tiny_phi3
 
 from launch import config_file
 from shared.config import validate, with_compute_dtype
@@ -24,8 +21,10 @@ from shared.questions.record import write_questions
 from shared.runs import run
 from shared.runs.forecast import FACTOR
 from shared.runs.memory import text
+from tests.support.commands import REPOSITORY, environment, here
+from tests.support.exam import exam, exam_tokenizer, of_others
+from tests.support.tiny import tiny_phi3
 
-WORKER = Path(__file__).with_name("peak_worker.py")
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # see tests/conftest.py
 BACKENDS = ("jax", "torch")
 
@@ -187,8 +186,8 @@ def peaks(tmp_path_factory) -> dict[str, dict[str, float]]:
     running = {}
     for backend in BACKENDS:
         folder = tmp_path_factory.mktemp(backend)
-        command = [sys.executable, str(WORKER), backend, "none", str(folder)]
-        given = environment(["JAX_COMPILATION_CACHE_DIR"], XLA_FLAGS=QUICKLY, PYTHONPATH=str(REPOSITORY))
+        command = [sys.executable, "-m", "tests.support.peak_worker", backend, "none", str(folder)]
+        given = environment(["JAX_COMPILATION_CACHE_DIR"], XLA_FLAGS=QUICKLY)
         running[backend] = subprocess.Popen(
             command, cwd=REPOSITORY, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

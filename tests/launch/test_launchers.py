@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import REPOSITORY, here
+
+from tests.support.commands import REPOSITORY, here
 
 TPU_VM = REPOSITORY / "launch" / "tpu" / "tpu_vm.sh"
 SCRIPTS = sorted(path for kind in ("*.sh", "*.sbatch") for path in (REPOSITORY / "launch").rglob(kind))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import here
 
 from creason_jax.plan import topology
+from tests.support.commands import here
 
 pytestmark = pytest.mark.slow
 

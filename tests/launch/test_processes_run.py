@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import REPOSITORY, Ended, environment
-from smoke_runs import CONFIG, STEPS, WARM, Run, after, prepared, signal_after, stopped_after
-from workers import free_port
 
 from shared.training.metrics_log import without_timings
+from tests.support.commands import REPOSITORY, Ended, environment
+from tests.support.smoke_runs import CONFIG, STEPS, WARM, Run, after, prepared, signal_after, stopped_after
+from tests.support.workers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,8 @@ import json
 import stat
 from pathlib import Path
 
-import chats
 import numpy as np
 import pytest
-from commands import here
-from exam import exam, exam_tokenizer, of_others
-from tiny import change_config, run_config, tiny_phi3
 
 from creason_jax.backend import Backend
 from creason_jax.rollout.engine import Engine
@@ -25,6 +21,10 @@ from shared.questions import prompt_style
 from shared.questions.prompts import PREFILL
 from shared.questions.record import write_questions
 from shared.runs import run
+from tests.support import chats
+from tests.support.commands import here
+from tests.support.exam import exam, exam_tokenizer, of_others
+from tests.support.tiny import change_config, run_config, tiny_phi3
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands import REPOSITORY, apart, here
-from smoke_runs import MADE_BEFORE
 
 from creason_jax.backend import Backend as JaxBackend
 from creason_jax.mesh import sharding
@@ -29,6 +27,8 @@ from shared.runs.showing import CONTROLS
 from shared.storage import files
 from shared.training.metrics_log import METRICS_FILE, differences, read_metrics, without_timings
 from shared.training.trajectories import TrajectoryReader, TrajectoryWriter
+from tests.support.commands import REPOSITORY, apart, here
+from tests.support.smoke_runs import MADE_BEFORE
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,6 @@ import signal
 from urllib.parse import urlsplit
 
 import pytest
-from commands import here
-from test_review import replies
 
 from benchmarks import review_load
 from launch import review_server
@@ -20,6 +18,8 @@ from shared.review import review
 from shared.review.site import PROTECTION
 from shared.review.store import STORE_FILE, Said, Store
 from shared.storage import files
+from tests.support.commands import here
+from tests.support.review_files import replies
 
 CASES = 6
 RATERS = ("r1", "r2")

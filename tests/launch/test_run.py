@@ -12,8 +12,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import apart, environment, here
-from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared, signal_after, stopped_after
 
 from shared.evaluation.figures import read_answers
 from shared.policy.tokenizer import load_tokenizer
@@ -22,6 +20,18 @@ from shared.questions.record import read_questions
 from shared.questions.rewards import answer_letter
 from shared.storage import files
 from shared.training.metrics_log import without_timings
+from tests.support.commands import apart, environment, here
+from tests.support.smoke_runs import (
+    CONFIG,
+    STEPS,
+    WARM,
+    Run,
+    evaluate,
+    kill_after,
+    prepared,
+    signal_after,
+    stopped_after,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,6 @@ import shutil
 import sys
 
 import pytest
-from commands import REPOSITORY, environment, here
-from exam import exam
 
 from launch import app
 from shared.errors import InputError
@@ -20,6 +18,8 @@ from shared.questions.record import LETTERS, Question, read_questions, write_que
 from shared.runs import showing
 from shared.runs.showing import Selection
 from shared.storage import files
+from tests.support.commands import REPOSITORY, environment, here
+from tests.support.exam import exam
 
 ANSWERED = "Lactate is high.\n\\boxed{B}"
 

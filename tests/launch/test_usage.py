@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from commands import REPOSITORY, here
 
 from launch import cli, usage
 from parity.config import ParityConfig
 from shared.config import RunConfig, validate
 from shared.options.fields import sections
 from shared.report import config_page
+from tests.support.commands import REPOSITORY, here
 
 FIELDS = {"train": RunConfig, "plan": RunConfig, "parity": ParityConfig}
 # Flags that name what a program reads, and those that name what it makes.

@@ -8,15 +8,15 @@ from pathlib import Path
 import jax
 import pytest
 import torch
-from families import tiny_variant
 from safetensors.torch import load_file
-from small import make_learner
-from tiny import run_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from creason_torch import zero
 from creason_torch.learner.learner import Learner
 from shared.policy import weight_files
+from tests.support.families import tiny_variant
+from tests.support.small import make_learner
+from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
 

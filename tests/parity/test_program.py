@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import apart
+
+from tests.support.commands import apart
 
 pytestmark = pytest.mark.slow
 

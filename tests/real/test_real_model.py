@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import REPOSITORY, environment
-from exam import exam
 from transformers import AutoModelForCausalLM
 
 from shared.policy.tokenizer import load_tokenizer
 from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, user_message
 from shared.questions.record import write_questions
+from tests.support.commands import REPOSITORY, environment
+from tests.support.exam import exam
 
 pytestmark = pytest.mark.real
 

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from exam import exam, exam_tokenizer
 
 from shared.backend import Completion
 from shared.config import RunConfig, grpo_preset, validate
@@ -15,6 +14,7 @@ from shared.questions.prompts import encode, opens_reasoning
 from shared.report.run_page import readings_in_words
 from shared.runs import run
 from shared.training import loop
+from tests.support.exam import exam, exam_tokenizer
 
 
 def config_of(preset: str, **fields) -> RunConfig:

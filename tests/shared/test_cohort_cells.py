@@ -6,8 +6,6 @@ import csv
 
 import pandas as pd
 import pytest
-from golden_registry import needs_golden
-from test_fuzzed_workbooks import RAW, sheets, write
 
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.hospitalized import layout, placed, words
@@ -15,6 +13,8 @@ from shared.cohorts.stroke.coding import UnknownCode, decode
 from shared.cohorts.tables import read_rows
 from shared.errors import InputError
 from shared.registry.build import build
+from tests.support.golden_registry import needs_golden
+from tests.support.raw_workbooks import RAW, sheets, write
 
 pytestmark = pytest.mark.slow
 

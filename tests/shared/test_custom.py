@@ -7,7 +7,6 @@ import datetime
 import decimal
 import shutil
 import stat
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +23,12 @@ from shared.errors import InputError
 from shared.preparation import prepare
 from shared.questions.record import read_questions
 from shared.registry.build import RawColumn, RawRegistry, build
-
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "custom"
+from tests.support.custom_tables import EXAMPLE, edit, sas_transport
 
 
 @pytest.fixture
 def source(tmp_path):
     return Path(shutil.copytree(EXAMPLE, tmp_path / "source"))
-
-
-def edit(path, row, column, value):
-    rows = list(csv.reader(path.open(encoding="utf-8")))
-    rows[row - 1][rows[0].index(column)] = value
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)
 
 
 def test_the_documented_example_becomes_questions(source, tmp_path):
@@ -94,52 +85,6 @@ def test_other_formats_read_alike(source, suffix):
     }
     write[suffix](source / f"data.{suffix}", index=False)
     assert [column.values for column in custom.read(source).columns] == [c.values for c in custom.read(EXAMPLE).columns]
-
-
-def sas_transport(path, columns):
-    """Write a SAS transport file (version 5: 80-byte records, names of 8 letters, IBM's doubles); a number or a text each."""
-
-    def record(text):
-        return text.encode("ascii").ljust(80)
-
-    def header(kind, end="0" * 30):
-        return record(f"HEADER RECORD*******{kind:8}HEADER RECORD!!!!!!!{end}")
-
-    def ibm(number):
-        if not number:
-            return bytes(8)
-        exponent = 64
-        fraction = abs(number)
-        while fraction >= 1:
-            fraction, exponent = fraction / 16, exponent + 1
-        while fraction < 1 / 16:
-            fraction, exponent = fraction * 16, exponent - 1
-        return bytes([exponent + 128 * (number < 0)]) + int(fraction * 2**56).to_bytes(7, "big")
-
-    def filled(content):
-        return content + b" " * (-len(content) % 80)
-
-    numbers = {name: all(isinstance(cell, float) for cell in cells) for name, cells in columns.items()}
-    widths = {name: 8 if numbers[name] else max(map(len, cells)) for name, cells in columns.items()}
-    fields, place = b"", 0
-    for position, (name, width) in enumerate(widths.items(), start=1):
-        fields += struct.pack(
-            ">hhhh8s40s8shhh2s8shhl52s", 1 if numbers[name] else 2, 0, width, position, name.encode().ljust(8), b" " * 40,
-            b" " * 8, 0, 0, 0, b"", b" " * 8, 0, 0, place, b"",
-        )  # fmt: skip
-        place += width
-    rows = b"".join(
-        ibm(cell) if numbers[name] else cell.encode().ljust(widths[name])
-        for row in zip(*columns.values(), strict=True)
-        for name, cell in zip(columns, row, strict=True)
-    )
-    when = "01JAN24:00:00:00"
-    path.write_bytes(
-        header("LIBRARY") + record(f"SAS     SAS     SASLIB  9.4     {'':32}{when}") + record(when)
-        + header("MEMBER", "000000000000000001600000000140") + header("DSCRPTR")
-        + record(f"SAS     DATA    SASDATA 9.4     {'':32}{when}") + record(when)
-        + header("NAMESTR", f"000000{len(columns):04}" + "0" * 20) + filled(fields) + header("OBS") + filled(rows)
-    )  # fmt: skip
 
 
 def test_a_sas_transport_file_reads_alike(source):

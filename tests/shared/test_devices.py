@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import pytest
 
 from shared.runs import devices
+from tests.support.nvidia import GPU, nvidia_smi
 
 # What `nvidia-smi -L` prints and how it ends: with GPUs, with none, and where the driver is not running.
-GPU = "echo 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)'"
 NO_GPU = "echo 'No devices found.'"
 NO_DRIVER = "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9"
-
-
-def nvidia_smi(folder: Path, script: str) -> Path:
-    """A folder for PATH with an nvidia-smi that does what `script` says."""
-    folder.mkdir(exist_ok=True)
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(program.stat().st_mode | stat.S_IEXEC)
-    return folder
 
 
 def pci(folder: Path, *cards: tuple[str, str]) -> Path:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import run_config
 
 from shared import grpo
 from shared.backend import Completion, Sampling
@@ -16,6 +15,7 @@ from shared.evaluation.engine_check import TOKENS, Forced, check_by_file, check_
 from shared.evaluation.figures import Answer
 from shared.runs import evaluations
 from shared.storage import files
+from tests.support.tiny import run_config
 
 PROMPTS = [np.full(length, 5, np.int32) for length in (3, 9, 30, 1, 4, 4, 12)]
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from exam import exam, exam_tokenizer
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from shared.backend import Completion
@@ -25,6 +24,7 @@ from shared.questions.prompts import SYSTEM_PROMPT, encode, user_message
 from shared.questions.record import LETTERS
 from shared.registry.patients import age_band
 from shared.report.evaluation_page import write_page
+from tests.support.exam import exam, exam_tokenizer
 
 
 def yes_no(count, seed=0):

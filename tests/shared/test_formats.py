@@ -14,8 +14,6 @@ import pandas as pd
 import pyreadstat
 import pytest
 import xlwt
-from test_custom import EXAMPLE
-from test_packages import formatted
 
 from launch.prepare import draft_codebook
 from shared.cohorts import custom
@@ -27,6 +25,7 @@ from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation import prepare
 from shared.questions.record import read_questions
+from tests.support.custom_tables import EXAMPLE, formatted
 
 NUMBERS = ("age", "sex", "lactate_high", "ecog")
 

@@ -8,9 +8,6 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from exam import exam
-from full_disk import full_disk
-from groups import random_batch
 
 from shared.cohorts import synthetic
 from shared.cohorts.custom.codebook import Line, write_codebook
@@ -28,6 +25,9 @@ from shared.review import review
 from shared.storage import files
 from shared.training.metrics_log import MetricsWriter, read_metrics
 from shared.training.trajectories import TrajectoryReader, TrajectoryWriter
+from tests.support.exam import exam
+from tests.support.full_disk import full_disk
+from tests.support.groups import random_batch
 
 REASON = r"cannot be written \(File too large\); see that there is room"
 QUESTIONS = exam(30)

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import functools
 import random
 import shutil
 
 import openpyxl
 import pytest
-from golden_registry import FOLDER, needs_golden
-from test_custom import EXAMPLE
 
 from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
 from shared.errors import InputError
+from tests.support.golden_registry import needs_golden
+from tests.support.raw_workbooks import RAW, sheets, write
 
 pytestmark = pytest.mark.slow
 
-ROWS = 15  # of each table of patients
-WHOLE = ("metadata", "codebook", "feature")
-RAW = {"sepsis": FOLDER / "sepsis" / "raw", "stroke": FOLDER / "stroke" / "raw", "hospitalized": FOLDER / "aki" / "raw",
-       "custom": EXAMPLE}  # fmt: skip
-BOOKS = {
-    "sepsis": ("data", "metadata"),
-    "stroke": ("additional", "data", "metadata", "nihss"),
-    "hospitalized": ("metadata",),
-    "custom": ("data",),
-}
 DAMAGES = 25  # for each cohort
 CELLS = (
     "", " ", "NA", "nan", "inf", "1e999", "abc", "7", 7, 7.5, -3, True, 10**30, "9999", "2020-13-45", "a\nb", "1,2", "2,1,",
@@ -50,18 +38,6 @@ KINDS = (
     "again",
 )
 NO_TABLES = (b"", b"PK\x03\x04 cut off", "Größe,b\n1,2\n".encode("utf-16"), "Größe\n1\n".encode("latin-1"))
-
-
-@functools.cache
-def sheets(cohort):
-    """The rows of each raw file by its name, the tables of patients cut short."""
-    found = {}
-    for path in sorted(RAW[cohort].iterdir()):
-        name = path.name.partition(".")[0]
-        if path.suffix != ".json":
-            rows = tables.read_rows(path)
-            found[name] = rows if name in WHOLE else rows[: ROWS + 1]
-    return found
 
 
 def damaged(rng, sheets):
@@ -90,23 +66,6 @@ def damaged(rng, sheets):
     else:
         rows.append(rows[row])
     return sheets | {name: rows}, f"{name}: {kind}, row {row}, column {column}"
-
-
-def write(folder, cohort, sheets):
-    """As workbooks where they must be, else as CSV, which is quick to write."""
-    folder.mkdir()
-    for path in RAW[cohort].glob("*.json"):
-        shutil.copy(path, folder)
-    for name, rows in sheets.items():
-        if name in BOOKS[cohort]:
-            book = openpyxl.Workbook()
-            for row in rows:
-                cells = [cell[: tables.MAX_CELL] if isinstance(cell, str) else cell for cell in row]
-                book.active.append([None if cell == "" else cell for cell in cells])
-            book.save(folder / f"{name}.xlsx")
-        else:
-            with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
-                csv.writer(stream).writerows(rows)
 
 
 @needs_golden

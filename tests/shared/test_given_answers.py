@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from exam import exam
 
 from shared.errors import InputError
 from shared.evaluation import binary
 from shared.evaluation.figures import summarise
 from shared.evaluation.given_answers import Given
+from tests.support.exam import exam
 
 QUESTIONS = exam(3)  # right are A, B, C
 LINES = [{"id": q.id, "completion": rf"\boxed{{{q.answer}}}"} for q in QUESTIONS]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import golden_folder
 import pytest
+
+from tests.support import golden_folder
 
 FILES = {
     "grpo_loss": ("cases.json", "cases.npz"),

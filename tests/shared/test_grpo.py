@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_grpo import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shared import grpo
+from shared.config import GrpoConfig
+from shared.errors import InputError
+from tests.support.golden_grpo import (
     ALL_LOSSES,
     float64_bound,
     golden_arrays,
@@ -14,14 +21,7 @@ from golden_grpo import (
     golden_denominator,
     on_policy_cases,
 )
-from groups import random_batch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-
-from shared import grpo
-from shared.config import GrpoConfig
-from shared.errors import InputError
+from tests.support.groups import random_batch
 
 
 def golden_loss(case: dict, arrays: dict, config: GrpoConfig, logprobs: np.ndarray, **options) -> float:

@@ -11,7 +11,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from exam import exam, exam_tokenizer
 
 from shared.cohorts import synthetic
 from shared.config import CheckpointConfig, ModelConfig, RunConfig, validate
@@ -24,6 +23,7 @@ from shared.questions.record import write_questions
 from shared.runs import run
 from shared.runs.forecast import Memory, Need
 from shared.storage import files
+from tests.support.exam import exam, exam_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,6 @@ import stat
 
 import numpy as np
 import pytest
-from exam import exam, exam_tokenizer
 
 from shared.backend import Completion, told_by_first
 from shared.config import validate
@@ -19,6 +18,7 @@ from shared.questions.prompts import decode
 from shared.runs import run
 from shared.runs.kept import Kept, differences, digest, model_digest
 from shared.storage import files
+from tests.support.exam import exam, exam_tokenizer
 
 
 class Alone:

@@ -3,9 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from golden_registry import matrix, needs_golden
-from golden_sepsis import everybody as all_patients
-from golden_sepsis import registry
 
 from shared.cohorts import sepsis
 from shared.registry.features import Feature
@@ -18,6 +15,9 @@ from shared.registry.leakage import (
 )
 from shared.registry.leakage import _columns as columns_of
 from shared.registry.statistics import fit
+from tests.support.golden_registry import matrix, needs_golden
+from tests.support.golden_sepsis import everybody as all_patients
+from tests.support.golden_sepsis import registry
 
 golden = pytest.mark.golden
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import duckdb
 import pytest
-from test_mimic3_tables import change, lines_of, original, refusal, source, write_lines, written  # noqa: F401
 
 from shared.cohorts.mimic3 import extracts, tables
 from shared.errors import InputError
 from shared.preparation import mimic3
 from shared.preparation.mimic3 import Settings
+from tests.shared.test_mimic3_tables import change, lines_of, original, refusal, source, write_lines, written  # noqa: F401
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from golden_folder import document, lines
-from golden_mimic3 import FINAL, FOLDER, as_the_original, golden_files, meta, needs_golden, prepared, read
 
 from shared.cohorts.mimic3 import final, imputation, neighbours, reference, scores, tables
 from shared.cohorts.mimic3.cohort import Options
@@ -18,6 +16,8 @@ from shared.preparation.mimic3 import Settings
 from shared.questions.prompts import user_message
 from shared.questions.record import read_questions
 from shared.tasks import measurement, timeline
+from tests.support.golden_folder import document, lines
+from tests.support.golden_mimic3 import FINAL, FOLDER, as_the_original, golden_files, meta, needs_golden, prepared, read
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 

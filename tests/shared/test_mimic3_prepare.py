@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from commands import apart, here
 
 from benchmarks import mimic3_tables
 from shared.cohorts.mimic3 import final, fixes
@@ -24,6 +23,7 @@ from shared.preparation import mimic3
 from shared.preparation.mimic3 import Settings
 from shared.questions.record import read_questions
 from shared.runs.showing import Selection
+from tests.support.commands import apart, here
 
 pytestmark = pytest.mark.slow
 

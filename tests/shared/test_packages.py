@@ -8,12 +8,12 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-from test_custom import sas_transport
 
 from shared.cohorts import custom
 from shared.cohorts.custom.drafting import draft
 from shared.cohorts.custom.table import read_data
 from shared.errors import InputError
+from tests.support.custom_tables import formatted, sas_transport
 
 KOREAN = ["남자", "여자", "호흡 곤란", "서울대학교병원", "기타 38.5℃"]
 
@@ -149,20 +149,6 @@ def test_labels_of_stata_are_display_names(tmp_path):
     columns = custom.read(tmp_path).columns
     assert [column.display_name for column in columns] == ["Body temperature", "X value"]
     assert columns[0].values == [7.4, 36.6]  # as single precision was written, not as it is stored
-
-
-def formatted(path, columns, formats=(), labels=(), length=8):
-    """A SAS transport file whose variables have formats and labels, by name."""
-    sas_transport(path, columns)
-    content = bytearray(path.read_bytes())
-    start = 640  # eight records before the variables
-    for place, name in enumerate(columns):
-        field = start + 140 * place
-        label, form = dict(labels).get(name, "").encode("cp949"), dict(formats).get(name, "").encode()
-        content[field + 16 : field + 56] = label.ljust(40)
-        content[field + 56 : field + 64] = form.ljust(8)
-    path.write_bytes(bytes(content))
-    return path
 
 
 def test_numbers_of_sas_transport_files(tmp_path):

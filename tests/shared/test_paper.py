@@ -7,8 +7,6 @@ import math
 
 import pandas as pd
 import pytest
-from golden_folder import parameters
-from golden_registry import FOLDER, cases, choices, lines, material, needs_golden, places, rows
 
 from shared.paper import denoising, prediction
 from shared.paper.answers import simplified
@@ -17,6 +15,8 @@ from shared.paper.records import CannotShow, Place, show
 from shared.paper.values import CannotDraw, from_json, plain, value_choices
 from shared.questions.prompts import SYSTEM_PROMPT
 from shared.tasks.stroke_outcome import MACE, MRS
+from tests.support.golden_folder import parameters
+from tests.support.golden_registry import FOLDER, cases, choices, lines, material, needs_golden, places, rows
 
 golden = pytest.mark.golden
 SERIALIZERS = {"sepsis_registry": "sections", "stroke_registry": "lines", "aki_registry": "days"}

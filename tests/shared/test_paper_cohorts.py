@@ -8,7 +8,6 @@ import functools
 import numpy as np
 import pandas as pd
 import pytest
-from golden_registry import FOLDER, choices, lines, material, matrix, needs_golden, patients, places, read_table, rows
 
 from shared.cohorts import hospitalized
 from shared.config import DataConfig
@@ -19,6 +18,18 @@ from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS
 from shared.registry.build import build
 from shared.tasks.denoising import pseudonym
+from tests.support.golden_registry import (
+    FOLDER,
+    choices,
+    lines,
+    material,
+    matrix,
+    needs_golden,
+    patients,
+    places,
+    read_table,
+    rows,
+)
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 NAMES = {"sepsis": "sepsis", "stroke": "stroke", "hospitalized": "aki"}

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from golden_registry import FOLDER, needs_golden
 
 from shared.cohorts import hospitalized, stroke
 from shared.config import DataConfig
@@ -19,6 +18,7 @@ from shared.registry.build import build
 from shared.registry.features import Feature
 from shared.tasks import aki, stroke_outcome
 from shared.tasks.stroke_outcome import outcome_columns
+from tests.support.golden_registry import FOLDER, needs_golden
 
 golden = pytest.mark.golden
 NAN = math.nan

@@ -6,10 +6,7 @@ import datetime
 import stat
 from pathlib import Path
 
-import chats
 import pytest
-from chats import byte_tokenizer
-from golden_folder import GOLDEN, document, needs
 from transformers.utils import chat_template_utils
 
 from shared.config import ModelConfig, RunConfig, validate
@@ -17,6 +14,9 @@ from shared.errors import InputError
 from shared.questions import prompt_style
 from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle
 from shared.questions.turns import end_of_turn, end_of_turn_warning
+from tests.support import chats
+from tests.support.chats import byte_tokenizer
+from tests.support.golden_folder import GOLDEN, document, needs
 
 TEMPLATES = GOLDEN / "registry" / "chat_templates.json.gz"
 SYSTEM = f"<|system|>{SYSTEM_PROMPT}<|end|>"

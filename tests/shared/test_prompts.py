@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_registry import cases, read
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from shared.questions.prompts import (
     user_message,
 )
 from shared.questions.record import Question
+from tests.support.golden_registry import cases, read
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
 OPENING = PLAIN + "{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from shared.errors import InputError
 from shared.questions.record import COLUMNS, LETTERS, Question, question_at, read_questions, write_questions
 from shared.randomness import generator, uniforms
+from tests.support.exam import numbered
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
@@ -40,25 +41,6 @@ def a_question(draw) -> Question:
         bayes_accuracy=draw(st.floats(0, 1)) if known else None,
         bayes_answer=draw(st.sampled_from(letters)) if known else None,
     )
-
-
-def numbered(count: int) -> list[Question]:
-    return [
-        Question(
-            id=f"q{number}",
-            cohort="synthetic",
-            task="denoising",
-            feature="age",
-            section="[Baseline]",
-            patient="p",
-            context="age: [MASK]",
-            question="which?",
-            choices=("1", "2"),
-            answer="A",
-            majority="B",
-        )
-        for number in range(count)
-    ]
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,15 +11,15 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
-from commands import here
 
 from shared.errors import InputError
 from shared.review import ratings, review
 from shared.review.agreement import agreed, alpha
 from shared.review.store import STORE_FILE, Case, Said, Store
 from shared.storage import files
+from tests.support.commands import here
+from tests.support.review_files import CASES, replies
 
-CASES = 12
 RATERS = ("r1", "r2", "r3")
 
 # Krippendorff's own example: 4 observers, 12 units.
@@ -42,20 +42,6 @@ def test_alpha_without_variation_or_pairs_is_unknown():
     assert alpha(np.array([[1.0, np.nan], [np.nan, 2.0]]), "nominal") is None
     assert alpha(np.array([[1.0, 2.0, 3.0]] * 2), "ordinal") == 1
     assert agreed([[1, 2, None], [1, 3, 4], [1, 2, None]]) == pytest.approx(4 / 6) and agreed([[1], [None]]) is None
-
-
-def replies(path, name, count=CASES):
-    rows = [
-        {
-            "id": f"q{i:02}",
-            "question": f"Case {i} <b>&",
-            "completion": f"{name} answers {i}",
-            "answer": "B" if i % 2 else "",
-        }
-        for i in range(count)
-    ]
-    files.write_json_lines(path, rows)
-    return path
 
 
 def test_any_text_of_an_answer_comes_back(tmp_path):

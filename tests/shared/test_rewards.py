@@ -3,13 +3,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from golden_registry import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import GrpoConfig
 from shared.questions import rewards
 from shared.questions.record import LETTERS, Question
+from tests.support.golden_registry import cases
 
 
 def ask(answer: str = "B") -> Question:

@@ -7,15 +7,15 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
-from golden_folder import parameters
-from golden_registry import FOLDER, dictionary, lines, matrix, needs_golden, read, read_table
-from golden_sepsis import registry as prepared_registry
 
 from shared.cohorts import sepsis
 from shared.cohorts.sepsis import cleaning, coding, reader
 from shared.errors import InputError
 from shared.registry.features import numbers_of
 from shared.tasks.denoising import render
+from tests.support.golden_folder import parameters
+from tests.support.golden_registry import FOLDER, dictionary, lines, matrix, needs_golden, read, read_table
+from tests.support.golden_sepsis import registry as prepared_registry
 
 golden = pytest.mark.golden
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from golden_registry import needs_golden, read
-from golden_sepsis import everybody, registry
 
 from shared.registry.features import Feature, fewest_decimals, to_units, units_text, value_text
 from shared.registry.statistics import fit, from_table, to_table
+from tests.support.golden_registry import needs_golden, read
+from tests.support.golden_sepsis import everybody, registry
 
 
 def feature(name, kind="number", **more):

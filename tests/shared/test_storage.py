@@ -9,15 +9,15 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
-from commands import here
 from fsspec.implementations.memory import MemoryFileSystem
-from test_questions import numbered
 
 from shared.config import RunConfig, validate
 from shared.errors import InputError
 from shared.questions.record import read_questions, write_questions
 from shared.runs import run
 from shared.storage import buckets
+from tests.support.commands import here
+from tests.support.exam import numbered
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import math
 
 import openpyxl
 import pytest
-from golden_folder import parameters
-from golden_registry import FOLDER, lines, needs_golden, patients
 
 from shared.cohorts import stroke
 from shared.cohorts.stroke import coding, metadata
 from shared.errors import InputError
+from tests.support.golden_folder import parameters
+from tests.support.golden_registry import FOLDER, lines, needs_golden, patients
 
 golden = pytest.mark.golden
 HEADER = ["필드정의", "SNUBH field name", "field character", "coding", "시작시점", "Row Name"]

@@ -12,7 +12,6 @@ import openpyxl
 import openpyxl.chart
 import pandas as pd
 import pytest
-from test_custom import EXAMPLE, edit
 
 from launch.prepare import draft_codebook
 from shared.cohorts import custom, tables
@@ -26,6 +25,7 @@ from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation import prepare
 from shared.questions.record import read_questions
+from tests.support.custom_tables import EXAMPLE, edit
 
 DATA_ROWS = [["id", "age", "site"], *[[f"P{i:02}", 20 + i, "AB"[i % 2]] for i in range(60)]]
 

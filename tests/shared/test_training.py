@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exam import exam, exam_tokenizer
 
 from shared import grpo
 from shared.backend import Completion
@@ -25,6 +24,7 @@ from shared.randomness import uniforms
 from shared.training import loop
 from shared.training.stopping import Stopped, StopRequest
 from shared.training.trajectories import TrajectoryReader
+from tests.support.exam import exam, exam_tokenizer
 
 QUESTIONS = exam(11)
 METRICS = {"loss": 0.5, "kl": 0.01, "entropy": 1.5, "grad_norm": 0.2, "logprob_gap": 1e-6, "learning_rate": 1e-6}

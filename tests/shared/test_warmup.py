@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import pytest
-from exam import exam, exam_tokenizer
 
 from shared.config import OptimizerConfig, RunConfig, validate
 from shared.errors import TrainingError
@@ -27,6 +26,7 @@ from shared.training.warmup import (
     warm_up,
     worked_answer,
 )
+from tests.support.exam import exam, exam_tokenizer
 
 TRAIN = exam(12)
 
@@ -286,10 +286,10 @@ def test_an_update_is_the_gradient_of_the_weighted_mean_negative_log_likelihood(
     import jax
     import torch
     from safetensors.torch import load_file
-    from tiny import tiny_phi3
 
     from creason_jax.learner.learner import Learner as JaxLearner
     from creason_jax.mesh.sharding import make_mesh
+    from tests.support.tiny import tiny_phi3
 
     theirs = tiny_phi3(tmp_path / "model")
     random = np.random.default_rng(0)

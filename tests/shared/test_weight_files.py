@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import tiny_network
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -16,6 +15,7 @@ from shared.errors import InputError
 from shared.policy import weight_files
 from shared.policy.families import FAMILIES
 from shared.runs.run import check_policy
+from tests.support.families import tiny_network
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_custom import EXAMPLE, edit
 
 from shared.cohorts import custom
 from shared.config import DataConfig
@@ -16,6 +15,7 @@ from shared.preparation.inputs import Inputs, hold_data
 from shared.preparation.prepare import prepare, summary
 from shared.preparation.verification import verify
 from shared.storage import files
+from tests.support.custom_tables import EXAMPLE, edit
 
 GONE = ["X003", "X007", "X011"]
 

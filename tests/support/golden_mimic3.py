@@ -5,13 +5,13 @@ import json
 import tempfile
 from pathlib import Path
 
-import golden_folder
 import pandas as pd
-from golden_folder import GOLDEN
 
 from shared.cohorts.mimic3.cohort import Options
 from shared.preparation import mimic3
 from shared.preparation.mimic3 import Settings
+from tests.support import golden_folder
+from tests.support.golden_folder import GOLDEN
 
 FOLDER = GOLDEN / "mimic3"
 needs_golden = golden_folder.needs("mimic3")

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from groups import LAYOUT, MODEL, OPTIMIZER, VOCABULARY, random_batch
-from tiny import run_config
 
 from creason_jax.learner.learner import Learner
 from creason_jax.mesh import sharding
+from tests.support.groups import LAYOUT, MODEL, OPTIMIZER, VOCABULARY, random_batch
+from tests.support.tiny import run_config
 
 __all__ = [
     "LAYOUT",

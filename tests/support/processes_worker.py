@@ -1,6 +1,6 @@
 """Everything that a learner and an engine do, on eight devices: of this process, or of two that the test starts.
 
-    python processes_worker.py PORT PROCESS MODEL FOLDER
+    python -m tests.support.processes_worker PORT PROCESS MODEL FOLDER
 
 `FOLDER/by_one` holds a checkpoint of one process. Each process writes what it found to `FOLDER/found.PROCESS.npz` and `.json`;
 checkpoint and exported model are theirs together.
@@ -13,17 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "shared"), str(HERE)]
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from groups import OPTIMIZER, random_batch  # noqa: E402
-
-from creason_jax import distributed  # noqa: E402
-from creason_jax.backend import Backend  # noqa: E402
-from shared.backend import Sampling  # noqa: E402
-from shared.config import validate  # noqa: E402
+from creason_jax import distributed
+from creason_jax.backend import Backend
+from shared.backend import Sampling
+from shared.config import validate
+from tests.support.groups import OPTIMIZER, random_batch
 
 LIMIT, GROUP, PROMPTS = 8, 2, 5
 SETTINGS = {

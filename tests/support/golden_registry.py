@@ -8,13 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import golden_folder
 import pandas as pd
-from golden_folder import GOLDEN
 
 from shared.paper.denoising import Material
 from shared.paper.records import Place
 from shared.paper.values import from_json
+from tests.support import golden_folder
+from tests.support.golden_folder import GOLDEN
 
 FOLDER = GOLDEN / "registry"
 STYLES = {"sepsis": "sections", "stroke": "lines", "aki": "days"}

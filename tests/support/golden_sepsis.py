@@ -3,9 +3,9 @@
 import functools
 
 import pandas as pd
-from golden_registry import FOLDER, patients
 
 from shared.cohorts import sepsis
+from tests.support.golden_registry import FOLDER, patients
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """One process of a run: draws completions together with the others, and writes what it was given back.
 
-torchrun --nproc-per-node=2 rollout_worker.py ENGINE MODELS OUT OPTIONS
+torchrun --nproc-per-node=2 -m tests.support.rollout_worker ENGINE MODELS OUT OPTIONS
 
 OPTIONS is JSON for the configuration's section `torch`, or null.
 """
@@ -12,14 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent / "creason_jax")]
+import rollouts
+import torch
+import torch.distributed as dist
 
-import rollouts  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-
-from creason_torch import zero  # noqa: E402
+from creason_torch import zero
 
 
 def main(kind: str, models: Path, out: Path, torch_options: dict[str, Any] | None) -> None:

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from typing import Any
 
-import golden_folder
 import numpy as np
 import pytest
-from golden_folder import GOLDEN
 
 from shared import grpo
 from shared.config import GrpoConfig
+from tests.support import golden_folder
+from tests.support.golden_folder import GOLDEN
 
 FOLDER = GOLDEN / "grpo_loss"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else []

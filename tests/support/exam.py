@@ -49,3 +49,22 @@ def exam_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     texts = [text for q in exam(20) for text in (SYSTEM_PROMPT, user_message(q), PREFILL, worked_answer(q))]
     train_tokenizer(texts, 512, folder)
     return load_tokenizer(folder)
+
+
+def numbered(count: int) -> list[Question]:
+    return [
+        Question(
+            id=f"q{number}",
+            cohort="synthetic",
+            task="denoising",
+            feature="age",
+            section="[Baseline]",
+            patient="p",
+            context="age: [MASK]",
+            question="which?",
+            choices=("1", "2"),
+            answer="A",
+            majority="B",
+        )
+        for number in range(count)
+    ]

@@ -1,6 +1,6 @@
 """Make the documentation's screenshots: each page as a browser shows it, on a desk by day and on a phone by night.
 
-    PYTHONPATH=. python tests/browser/screenshots.py --out=docs/screenshots
+    python -m tests.support.screenshots --out=docs/screenshots
 
 Takes the pages from --workdir, and makes those that are not there: a run of the smoke config, an evaluation of the model that it
 trained, some rungs of the parity ladder, and a review (about five minutes on two cores). Needs Chromium, see docs/pages.md.
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import browsers
 from absl import flags
 
 from benchmarks.review_load import serving
@@ -26,6 +25,7 @@ from shared.questions.record import read_questions
 from shared.review import review
 from shared.storage import files
 from shared.training.warmup import worked_answer
+from tests.support import browsers
 
 FLAGS = flags.FLAGS
 REPOSITORY = Path(__file__).resolve().parents[2]

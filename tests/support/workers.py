@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-WORKER = Path(__file__).with_name("worker.py")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ def run_workers(specs: list[dict[str, Any]], folder: Path, *, processes: int = 1
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
     environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(WORKER), str(file)]
+    command = [sys.executable, "-m", "tests.support.worker", str(file)]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
         command[1:1] = launcher
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
     assert (ended.returncode != 0) == killed, ended.stderr[-4_000:]
     return [] if killed else [read(spec["out"]) for spec in specs]
 

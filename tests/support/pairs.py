@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import pytest
-from families import tiny_variant
-from tiny import tiny_phi3
 from transformers import PreTrainedModel
 
 from creason_jax import model as ours
 from creason_jax.model import DecoderConfig
 from shared.errors import InputError
+from tests.support.families import tiny_variant
+from tests.support.tiny import tiny_phi3
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

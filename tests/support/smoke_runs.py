@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from commands import REPOSITORY, Ended, apart
-
 from shared.config import RunConfig, validate
 from shared.storage import files
+from tests.support.commands import REPOSITORY, Ended, apart
 
 CONFIG = "--config=configs/smoke.py"
 # A policy that knows the form of an answer, and a reward for ending one: the steps under test have something to learn.

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import run_config, tiny_phi3
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from workers import free_port
 
 from creason_torch.rollout import Engine, make_engine
 from shared.backend import Completion, Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
+from tests.support.tiny import run_config, tiny_phi3
+from tests.support.workers import REPOSITORY, free_port
 
 LIMIT, GROUP, LONGEST = 12, 3, 300
 LENGTHS = (1, 5, 17, 32, 150, LONGEST, 9)  # vLLM's caches are blocks of 128 tokens on a CPU: none, one and two are full
@@ -352,17 +352,17 @@ def draw_in_processes(
 ) -> list[list[list[Completion]]]:
     """What each of several processes was given back for all prompts."""
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
-    worker = str(Path(__file__).with_name("rollout_worker.py"))
     command = [
         sys.executable,
         *launcher,
-        worker,
+        "-m",
+        "tests.support.rollout_worker",
         kind,
         str(world.folder.parent),
         str(folder),
         json.dumps(torch_options),
     ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-4_000:]
     return [read(folder / f"{rank}.npz") for rank in range(processes)]
 

@@ -1,7 +1,7 @@
 """One process of a learner under test: does the actions of a JSON file, and writes what came of them.
 
-    python worker.py SPEC.json                         one process
-    torchrun --nproc-per-node=2 worker.py SPEC.json    two
+    python -m tests.support.worker SPEC.json                         one process
+    torchrun --nproc-per-node=2 -m tests.support.worker SPEC.json    two
 
 The file holds a list of learners. `actions` of each is a list of [name, argument]: `update` SEED, `sync`, `logprobs`
 [SEED, WHICH], `long row` WHICH (its log-probabilities), `tables` null (what of both networks is no parameter), `save` STEP,
@@ -22,16 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "shared"), str(HERE.parent / "creason_jax")]
+import numpy as np
+import torch
+import torch.distributed as dist
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from groups import LONG_ROW, OPTIMIZER, random_batch  # noqa: E402
-from tiny import run_config  # noqa: E402
-
-from creason_torch import zero  # noqa: E402
+from creason_torch import zero
+from tests.support.groups import LONG_ROW, OPTIMIZER, random_batch
+from tests.support.tiny import run_config
 
 
 def main(specs: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import screenshots
+from tests.support import screenshots
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = {f"{page}-{look}.png" for page in (*screenshots.PAGES, "review") for look in screenshots.LOOKS}
@@ -15,9 +15,9 @@ NAMES = {f"{page}-{look}.png" for page in (*screenshots.PAGES, "review") for loo
 
 def launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "tests/browser/screenshots.py", *arguments],
+        [sys.executable, "-m", "tests.support.screenshots", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,

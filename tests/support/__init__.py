@@ -1,0 +1,1 @@
+"""What tests share: small models and batches, programs as processes, a browser, golden files."""
