@@ -88,13 +88,13 @@ def main(_: list[str]) -> None:
     memory = int(FLAGS.memory_limit * GIGABYTE)
     figures_of_size = {}
     for multiple in multiples:
-        apart(draw, folder, multiple)
-        figures_of_size[multiple] = apart(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties)
+        in_new_process(draw, folder, multiple)
+        figures_of_size[multiple] = in_new_process(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties)
         report(multiple, figures_of_size[multiple], memory)
     growth(figures_of_size)
 
 
-def apart(call: Callable[..., Any], *arguments: Any) -> Any:
+def in_new_process(call: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a new process. In this one, the peak memory could be that of an earlier call."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call, *arguments).result()

@@ -123,7 +123,7 @@ def main() -> None:
     seconds = measure.alternate(cases)
     speed = {name: sum(map(len, completions[name])) / seconds[name] for name in cases}
 
-    def beside(name: str, other: str) -> list[str]:
+    def ratio_and_equal(name: str, other: str) -> list[str]:
         if other not in cases:
             return ["-", "-"]
         same = [np.array_equal(a, b) for a, b in zip(completions[name], completions[other])]
@@ -133,7 +133,13 @@ def main() -> None:
     groups = {TOGETHER: FLAGS.group_size, OWN: 1}
     read = {name: f"{read_rate(engine, groups[name], run) / copied:.0%}" for name, (engine, run) in engines.items()}
     lines = [
-        [name, f"{speed[name]:,.0f}", *beside(name, OWN), *beside(name, HUGGING_FACE), read.get(name, "-")]
+        [
+            name,
+            f"{speed[name]:,.0f}",
+            *ratio_and_equal(name, OWN),
+            *ratio_and_equal(name, HUGGING_FACE),
+            read.get(name, "-"),
+        ]
         for name in cases
     ]
     print(

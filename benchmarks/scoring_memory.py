@@ -41,7 +41,7 @@ def peak(how: str, tokens: int, width: int, vocabulary: int, chunk: int) -> floa
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def apart(how: str, vocabulary: int) -> float:
+def peak_in_new_process(how: str, vocabulary: int) -> float:
     """`peak` in a process of its own."""
     arguments = f"{how!r}, {FLAGS.tokens}, {FLAGS.width}, {vocabulary}, {FLAGS.chunk}"
     program = f"from benchmarks.scoring_memory import peak; print(peak({arguments}))"
@@ -52,7 +52,7 @@ def main() -> None:
     """Print the table."""
     lines = []
     for vocabulary in VOCABULARIES:
-        chunked, whole = apart("chunked", vocabulary), apart("whole", vocabulary)
+        chunked, whole = peak_in_new_process("chunked", vocabulary), peak_in_new_process("whole", vocabulary)
         chunk_mib = 4 * FLAGS.chunk * vocabulary / 2**20
         lines.append(
             [f"{vocabulary:,}", f"{chunk_mib:.0f}", f"{chunked:.0f}", f"{whole:.0f}", f"{chunked / whole:.3f}"]

@@ -21,7 +21,7 @@ from shared.errors import InputError
 from shared.runs import memory as host
 from shared.runs.forecast import Need
 
-DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # by JAX's name of a platform
+DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # JAX's name of a platform -> `device_kind`
 
 
 class Backend:

@@ -58,19 +58,19 @@ def start(coordinator: str = "", num_processes: int | None = None, process_id: i
     global _watch
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
-    address = _given(coordinator, num_processes, process_id)
-    if (address is None and not (_by_scheduler() or _on_tpu())) or (address is not None and address[1] == 1):
+    connection = _checked_address(coordinator, num_processes, process_id)
+    if (connection is None and not (_by_scheduler() or _on_tpu())) or (connection is not None and connection[1] == 1):
         return False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's preemption service would handle SIGTERM, but shared/training/stopping.py does that.
     jax.config.update("jax_enable_preemption_service", False)
-    if address is None:
+    if connection is None:
         limits: dict[str, Any] = {}
     else:
-        limits = dict(zip(("coordinator_address", "num_processes", "process_id"), address))
+        limits = dict(zip(("coordinator_address", "num_processes", "process_id"), connection))
         limits["cluster_detection_method"] = "deactivate"
-        if address[2] > 0:
-            _wait_for(*address)
+        if connection[2] > 0:
+            _wait_for(*connection)
     restore = _say_before_an_abort(f"not all processes started within {START_LIMIT} s; {GO_ON}")
     jax.distributed.initialize(**limits, initialization_timeout=START_LIMIT, shutdown_timeout_seconds=SHUTDOWN_LIMIT)
     restore()
@@ -247,7 +247,10 @@ class _Watch:
         return f"process {other} of {self.processes} ended; {GO_ON}"
 
 
-def _given(coordinator: str, num_processes: int | None, process_id: int | None) -> tuple[str, int, int] | None:
+def _checked_address(
+    coordinator: str, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int] | None:
+    """(coordinator, num_processes, process_id); None if no argument is given. Raises InputError for some missing or wrong."""
     if not coordinator and num_processes is None and process_id is None:
         return None
     if not coordinator or num_processes is None or process_id is None:

@@ -90,7 +90,7 @@ def torch_dtype(config: RunConfig) -> torch.dtype:
     """The compute dtype of a run. Raises InputError for `auto`, which `Backend.resolved` must replace first."""
     if config.learner.compute_dtype == "auto":
         raise InputError(
-            "learner.compute_dtype = 'auto': not decided yet; a Backend's `resolved` does, or give the type"
+            "learner.compute_dtype = 'auto': not decided yet; call `Backend.resolved` first, or give the dtype"
         )
     return getattr(torch, config.learner.compute_dtype)
 

@@ -96,9 +96,7 @@ def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> s
     if path.is_dir():
         raise InputError(f"--{flag}={path}: is a directory; give the name of a file")
     if path.exists() and not is_earlier(path):
-        raise InputError(
-            f"--{flag}={path}: is there already, and is no earlier result of this program; give another name"
-        )
+        raise InputError(f"--{flag}={path}: exists, and is not an earlier result of this program; give another name")
     check_folder(flag, path.absolute().parent)
     return " (replaced)" if path.exists() else ""
 

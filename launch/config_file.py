@@ -60,7 +60,7 @@ def define(
     flags.FLAGS[name].parser = ConfigFile(sections, documented or (lambda: sections))
 
 
-def given(name: str) -> list[str]:
+def overrides(name: str) -> list[str]:
     """The fields of the config flag `name` that are set on the command line, e.g. `grpo.beta`."""
     return list(config_flags.get_override_values(flags.FLAGS[name]))
 

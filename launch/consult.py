@@ -56,16 +56,18 @@ def main() -> None:
     config = generation.config_of(folder, questions=len(answerable))
     backend = backends.make_backend(config)
     config = backend.resolved(config)
-    kept = Kept(out, request(config, backend, answerable, stop), backend)
+    finished_rows = Kept(out, request(config, backend, answerable, stop), backend)
     engine, _ = generation.engine_of(config, backend, prompts, stop=stop)
     generation.begin(config, backend, tokenizer, style, out)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     shown = FLAGS.progress and backend.process == 0
-    with tqdm(total=len(answerable), initial=kept.done, desc="consultation", unit="note", disable=not shown) as bar:
-        for start in range(kept.done, len(answerable), config.rollout.slots):
+    with tqdm(
+        total=len(answerable), initial=finished_rows.done, desc="consultation", unit="note", disable=not shown
+    ) as bar:
+        for start in range(finished_rows.done, len(answerable), config.rollout.slots):
             part = slice(start, start + config.rollout.slots)
             results = engine.generate(prompts[part], sampling, None)
-            kept.add([
+            finished_rows.add([
                 {"id": note.id, "question": note.shown, "completion": decode(tokenizer, completion.tokens),
                  "answer": note.recommendation, "cut_off": completion.truncated}
                 for (note, _), (completion,) in zip(answerable[part], results, strict=True)
@@ -73,11 +75,11 @@ def main() -> None:
             bar.update(len(results))
     if backend.process > 0:
         return
-    cut_off = sum(row.pop("cut_off") for row in kept.rows)
-    files.write_json_lines(out / "completions.jsonl", kept.rows)
-    kept.remove_parts()
+    cut_off = sum(row.pop("cut_off") for row in finished_rows.rows)
+    files.write_json_lines(out / "completions.jsonl", finished_rows.rows)
+    finished_rows.remove_parts()
     files.remove(out / REQUEST_FILE)
-    print(f"notes    {len(kept.rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
+    print(f"notes    {len(finished_rows.rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
           f"{len(notes) - len(answerable)} too long\nanswers  {out / 'completions.jsonl'}")  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def table(plan: object, config: RunConfig) -> str:
 
 
 def _config() -> RunConfig:
-    overrides = config_file.given("config")
+    overrides = config_file.overrides("config")
     check_backend(overrides, "jax")
     values = FLAGS.config
     # The registry changes nothing in a plan, so its folder may be missing in the config.

@@ -111,7 +111,7 @@ def check_flags(writes: bool) -> None:
     for name in sorted(set().union(*TAKES.values()) - allowed):
         if FLAGS[name].present and any(requested.values()):
             uses = " or ".join(use for use, names in TAKES.items() if name in names)
-            raise InputError(f"--{name} goes with {uses}; without it would be ignored")
+            raise InputError(f"--{name} goes with {uses}; leave it out, for nothing would read it")
 
 
 def write(out: Path) -> None:
@@ -161,8 +161,8 @@ def summarise(out: Path) -> None:
         ratings_of[rater] = ratings.read_sheet(path, key, rater)
         if not ratings.says_whose(path):
             print(
-                f"warning: {path}: was made by an earlier version and does not say whose it is; see to it that it is that of "
-                f"{rater}, with another rater's sheet the figures would be wrong",
+                f"warning: {path}: was made by an earlier version, so it does not say whose it is; check that it is the sheet of "
+                f"{rater}: with another rater's sheet the figures would be wrong",
                 file=sys.stderr,
             )
     summary = ratings.summarise(ratings_of, key, bootstrap=FLAGS.bootstrap, seed=FLAGS.seed)

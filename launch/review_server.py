@@ -72,9 +72,9 @@ def is_loopback(host: str) -> bool:
 def warning(host: str) -> str:
     """A warning for a server that other machines can reach."""
     return (
-        f"warning: --host={host} lets other machines reach these pages, over a connection that is not encrypted: whoever is on "
-        "the way reads patients' data and the links. Better: leave --host alone, and use ssh -L or a proxy with TLS on this "
-        "machine (docs/review.md)"
+        f"warning: --host={host} lets other machines reach these pages over a connection that is not encrypted: others on the "
+        "network can read patients' data and the links. It is better to leave out --host, and to use ssh -L or a proxy with TLS "
+        "on this machine (docs/review.md)"
     )
 
 

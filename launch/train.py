@@ -62,7 +62,7 @@ def main() -> None:
     """Start a run, or go on with one. Raises InputError for a bad flag, config or work directory."""
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
-    overrides = config_file.given("config")
+    overrides = config_file.overrides("config")
     check_backend(overrides, FLAGS.backend)
     if FLAGS.measure and not FLAGS.dry_run:
         raise InputError("--measure: goes with --dry_run; a run itself says its times as it goes")

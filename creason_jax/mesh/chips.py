@@ -1,4 +1,4 @@
-"""What the chips of each TPU generation can do, for estimates of time."""
+"""Peak rates and memory of the chips of each TPU generation, for estimates of time."""
 
 from __future__ import annotations
 

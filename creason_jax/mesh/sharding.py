@@ -106,8 +106,8 @@ def _remedy(config: LearnerConfig, devices: int) -> str:
     return f"set learner.mesh_fsdp = {devices_left // config.mesh_tensor}, or -1 for whatever is left"
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - wanted))
+def _nearest_divisor(number: int, target: int) -> int:
+    return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - target))
 
 
 def tensor_ways(model: DecoderConfig, devices: int) -> list[int]:

@@ -99,7 +99,7 @@ class DecoderConfig:
         if fields["hidden_act"] != "silu":
             raise InputError(f"{source}: hidden_act is {fields['hidden_act']!r}; only 'silu' is computed")
         if "quantization_config" in fields:
-            raise InputError(f"{source}: quantized weights are not computed; give the model that it was made from")
+            raise InputError(f"{source}: quantized weights are not supported; give the model before its quantization")
         positions, head_dim = (
             fields["max_position_embeddings"],
             fields.get("head_dim") or fields["hidden_size"] // heads,

@@ -143,12 +143,12 @@ class Layer(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.qk_norm == "whole":
             q, k = self.q_norm(_flat(q)).reshape(q.shape), self.k_norm(_flat(k)).reshape(k.shape)
-        attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
+        attended, to_keep = attend(rotate(q, rotation), rotate(k, rotation), v)
         block_output = spread.leave(self.o(attended))
         x = x + (self.attention_norm(block_output) if self.norms_after else block_output)
         block_input = spread.enter(x if self.norms_after else self.post_norm(x))
         block_output = spread.leave(self.down(jax.nn.silu(self.gate(block_input)) * self.up(block_input)))
-        return x + (self.mlp_norm(block_output) if self.norms_after else block_output), kept
+        return x + (self.mlp_norm(block_output) if self.norms_after else block_output), to_keep
 
 
 def _flat(heads: jax.Array) -> jax.Array:
@@ -218,8 +218,8 @@ def forward(
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
         compute = nnx.merge(layer_graph, spread.whole(layer))
-        x, kept = compute(checkpoint_name(x, STREAM), rotation, attend, spread)
-        return spread.stream(x), kept
+        x, to_keep = compute(checkpoint_name(x, STREAM), rotation, attend, spread)
+        return spread.stream(x), to_keep
 
     policy = POLICIES[remat]
     if policy is not None:
@@ -227,8 +227,8 @@ def forward(
     x = spread.stream(spread.lookup(params["embed"]["kernel"], tokens))
     # With remat, one layer in a step: the layers of a step may be computed again together, and all be in memory at once.
     unrolled = 1 if policy is not None else min(UNROLLED, config.num_hidden_layers)
-    x, kept = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
-    return nnx.merge(norm_graph, params["norm"])(x), kept
+    x, to_keep = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
+    return nnx.merge(norm_graph, params["norm"])(x), to_keep
 
 
 def unstacked_forward(
@@ -245,11 +245,11 @@ def unstacked_forward(
     """
     x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
     rotation = rotary(positions, config, x.dtype)
-    kept = []
+    all_kept = []
     for index, layer in enumerate(params["layers"]):
-        x, own = layer_forward(layer, config, x, rotation, functools.partial(attend, index))
-        kept.append(own)
-    return normed(params["norm"], config, x), kept
+        x, kept = layer_forward(layer, config, x, rotation, functools.partial(attend, index))
+        all_kept.append(kept)
+    return normed(params["norm"], config, x), all_kept
 
 
 def layer_forward(

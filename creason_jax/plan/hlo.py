@@ -284,8 +284,8 @@ def _hbm(instruction: Instruction) -> int:
 def _dot_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     dims = [int(n) for n in contracted.group(1).split(",") if n] if contracted else []
-    left = computation[instruction.operands[0]].arrays[0].shape
-    return 2.0 * math.prod(instruction.arrays[0].shape) * math.prod(left[dim] for dim in dims)
+    left_shape = computation[instruction.operands[0]].arrays[0].shape
+    return 2.0 * math.prod(instruction.arrays[0].shape) * math.prod(left_shape[dim] for dim in dims)
 
 
 def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
@@ -293,19 +293,21 @@ def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instr
     are not counted."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels
-    left, right, out = labels.groups()
+    left_labels, right_labels, out_labels = labels.groups()
     window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
     source, kernel = (computation[name].arrays[0].shape for name in instruction.operands[:2])
     result = instruction.arrays[0].shape
-    flops = 2.0 * result[out.index("b")] * result[out.index("f")] * kernel[right.index("i")]
-    for dim in range(len([label for label in out if label.isdigit()])):
+    flops = 2.0 * result[out_labels.index("b")] * result[out_labels.index("f")] * kernel[right_labels.index("i")]
+    for dim in range(len([label for label in out_labels if label.isdigit()])):
         digit = str(dim)
-        size = kernel[right.index(digit)]
+        size = kernel[right_labels.index(digit)]
         stride, dilated, spread = (_field(fields, key, dim, 1) for key in ("stride", "rhs_dilate", "lhs_dilate"))
         low = int(fields["pad"].split("x")[dim].split("_")[0]) if "pad" in fields else 0
-        padded_size = (source[left.index(digit)] - 1) * spread + 1
-        positions = (at * stride + tap * dilated - low for at in range(result[out.index(digit)]) for tap in range(size))
+        padded_size = (source[left_labels.index(digit)] - 1) * spread + 1
+        positions = (
+            at * stride + tap * dilated - low for at in range(result[out_labels.index(digit)]) for tap in range(size)
+        )
         flops *= sum(0 <= position < padded_size and position % spread == 0 for position in positions)
     return flops
 

@@ -36,14 +36,14 @@ def devices(name: str) -> tuple[jax.Device, ...]:
         raise InputError("compiling for a TPU needs libtpu: `pip install libtpu`, with the version in constraints.txt")
     kind, colon, shape = name.partition(":")
     if not (colon and kind and all(part.isdigit() and int(part) > 0 for part in shape.split("x"))):
-        raise InputError(f"topology {name!r} is not GENERATION:SHAPE; such as {EXAMPLES}")
+        raise InputError(f"topology {name!r} is not GENERATION:SHAPE; examples: {EXAMPLES}")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:
         return tuple(topologies.get_topology_desc(name, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"topology {name!r}: the TPU compiler knows no such slice ({_first_line(error)}); "
-                         f"it knows such as {EXAMPLES}") from None  # fmt: skip
+                         f"examples: {EXAMPLES}") from None  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:

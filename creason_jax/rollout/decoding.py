@@ -219,12 +219,12 @@ def _next_logits(
     layout = GroupLayout(prompt=tokens.shape[1], group=0, completion=0)
 
     def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        cached = _as_cached(program, k), _as_cached(program, v)
-        return group_attention(q, k, v, valid, layout, mesh=program.mesh), cached
+        keys_and_values = _as_cached(program, k), _as_cached(program, v)
+        return group_attention(q, k, v, valid, layout, mesh=program.mesh), keys_and_values
 
-    hidden, kept = unstacked_forward(params, program.model, tokens, positions, attend)
+    hidden, caches = unstacked_forward(params, program.model, tokens, positions, attend)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    return jnp.einsum("fd,dv->fv", last, head(params), preferred_element_type=jnp.float32), kept
+    return jnp.einsum("fd,dv->fv", last, head(params), preferred_element_type=jnp.float32), caches
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

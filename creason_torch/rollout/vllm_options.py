@@ -96,6 +96,6 @@ def check_sampling(config: RunConfig, sampling: Sampling) -> None:
     filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
     if filters and sampling.temperature > 0 and config.grpo.score_temperature == "sampling":
         raise InputError(
-            "grpo.score_temperature = 'sampling' with top_k, top_p or min_p: vLLM does not say these log-probabilities; "
+            "grpo.score_temperature = 'sampling' with top_k, top_p or min_p: vLLM cannot return these log-probabilities; "
             "use 'one', or torch.rollout_engine = 'hf'"
         )

@@ -68,7 +68,7 @@ def group_attention(
         in_specs=(split, split, split, PartitionSpec(rows, None)),
         out_specs=split,
         axis_names=set(axis_sizes),
-        check_vma=False,  # the kernels say nothing about how their results vary
+        check_vma=False,  # the kernels do not declare over which axes their results vary
     )
     return by_device(q, k, v, valid)
 

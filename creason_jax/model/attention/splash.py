@@ -37,7 +37,7 @@ class GroupMask(splash_attention_mask.Mask):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(T, T)`."""
+        """The shape of the whole mask, `(T, T)`."""
         return self.layout.length, self.layout.length
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
