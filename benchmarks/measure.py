@@ -1,4 +1,4 @@
-"""What the benchmarks share: random models, filled batches, what the devices can do, alternating repetitions, a table."""
+"""What the benchmarks share: random models and batches, peak rates of the devices, alternating repetitions, a table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from shared.grpo import GroupBatch, GroupLayout
 from shared.policy import initial
 
 FLAGS = flags.FLAGS
-QUICKSTART = validate(quickstart.get_config()).model  # its vocabulary is the tokenizer's upper bound
+QUICKSTART = validate(quickstart.get_config()).model  # with the largest vocabulary that its tokenizer may have
 MODELS = {
     "quickstart": QUICKSTART,
     "5M": ModelConfig(
         family="qwen2", vocab_size=4_096, hidden_size=256, intermediate_size=704,
         num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
     ),
-    # Of the sizes of Llama 3.2 1B and Qwen3 4B, with heads of 64 and 80.
+    # The sizes of Llama 3.2 1B and Qwen3 4B, with heads of 64 and 80.
     "1B": ModelConfig(
         family="llama", vocab_size=128_256, hidden_size=2_048, intermediate_size=8_192,
         num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
@@ -43,20 +43,24 @@ MODELS = {
 
 
 def define_flags(seconds: float) -> None:
-    """Flags of every benchmark; `seconds` is the default of --seconds."""
-    flags.DEFINE_float("seconds", seconds, "Time for the repetitions, after one of each that is not counted.")
-    flags.DEFINE_integer("repeats", 3, "Repetitions of each at least, whatever --seconds says.", lower_bound=1)
+    """Define the flags of every benchmark; `seconds` is the default of --seconds."""
+    flags.DEFINE_float(
+        "seconds", seconds, "Time for all repetitions. One more run of each case comes first, not counted."
+    )
+    flags.DEFINE_integer(
+        "repeats", 3, "Least number of repetitions of each case, whatever --seconds is.", lower_bound=1
+    )
 
 
 def write_model(folder: Path, model: ModelConfig, *, seed: int = 0) -> Path:
-    """A model directory with random weights."""
+    """Write a Hugging Face model directory with random weights; returns `folder`."""
     folder.mkdir()
     initial.write_model(model, folder, vocab_size=model.vocab_size, bos=1, eos=2, pad=0, seed=seed)
     return folder
 
 
 def learner(folder: Path, layout: GroupLayout, **options: Any) -> Learner:
-    """A learner on all devices for rows of `layout`; `options` are fields of LearnerConfig."""
+    """A JAX learner on all devices for rows of `layout`; `options` are fields of LearnerConfig."""
     config = validate(
         {
             "name": "benchmark",
@@ -69,25 +73,25 @@ def learner(folder: Path, layout: GroupLayout, **options: Any) -> Learner:
 
 
 def filled_batch(rows: int, layout: GroupLayout, vocabulary: int, *, seed: int = 0) -> GroupBatch:
-    """Random groups without any padding, with the reference log-probabilities that the paper's loss needs."""
+    """A batch of `rows` random groups without padding, with the reference log-probabilities that the paper's loss needs."""
     rng = np.random.default_rng(seed)
     prompts = list(rng.integers(3, vocabulary, (rows, layout.prompt)))
-    completions = [list(each) for each in rng.integers(3, vocabulary, (rows, layout.group, layout.completion))]
+    completions = [list(group) for group in rng.integers(3, vocabulary, (rows, layout.group, layout.completion))]
     batch = grpo.pack(prompts, completions, layout, advantages=rng.normal(size=(rows, layout.group)))
     reference = rng.normal(-np.log(vocabulary), 0.1, batch.tokens.shape).astype(np.float32)
     return dataclasses.replace(batch, ref_logprobs=reference * batch.completion_mask)
 
 
 def product_rate(dtype: str) -> float:
-    """FLOPs a second of a large square matrix product on one device: what a learner's MFU is measured against."""
+    """FLOPs per second of a large square matrix product on one device: the peak rate for a learner's MFU."""
     size = 1_024 if jax.default_backend() == "cpu" else 8_192
-    left = jnp.ones((size, size), dtype)
+    matrix = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
-    return 2.0 * size**3 / _median(lambda: product(left, left).block_until_ready())
+    return 2.0 * size**3 / _median(lambda: product(matrix, matrix).block_until_ready())
 
 
 def copy_rate() -> float:
-    """Bytes a second that one device reads and writes: what decoding is measured against."""
+    """Bytes per second that one device reads and writes in a copy: the peak rate for decoding."""
     size = 2**26 if jax.default_backend() == "cpu" else 2**29
     source = jnp.ones(size, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
@@ -96,33 +100,35 @@ def copy_rate() -> float:
 
 def _median(run: Callable[[], Any], repeats: int = 7) -> float:
     run()
-    found = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def alternate(cases: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each case. They take turns, so that a change in the machine's load meets all of them; the first
-    turn compiles and is not counted."""
+    """The median seconds of each case.
+
+    The cases run in turn, so that a change in the machine's load affects all of them. The first run of each compiles and is not
+    counted."""
     for run in cases.values():
         run()
-    found: dict[str, list[float]] = {name: [] for name in cases}
+    case_seconds: dict[str, list[float]] = {name: [] for name in cases}
     begin = time.perf_counter()
     rounds = 0
     while rounds < FLAGS.repeats or time.perf_counter() - begin < FLAGS.seconds:
         for name, run in cases.items():
             start = time.perf_counter()
             run()
-            found[name].append(time.perf_counter() - start)
+            case_seconds[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return {name: statistics.median(seconds) for name, seconds in case_seconds.items()}
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need, the first to the left, numbers to the right."""
+    """Print a table: each column as wide as its longest cell, the first column left-aligned, the others right-aligned."""
     lines = [heading, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     for line in lines:

@@ -1,11 +1,11 @@
-"""MIMIC-III's preparation at growing sizes: CPU seconds, rows a second and peak memory of every stage, and what the real
-tables would take if cost goes on growing in proportion to rows.
+"""MIMIC-III's preparation at growing sizes: CPU seconds, rows per second and peak memory of every stage, and an estimate for the
+real tables that assumes costs in proportion to rows.
 
     python -m benchmarks.mimic3 --multiples=1,4,16,64 --folder=runs/mimic3
 
-Tables are drawn at random by benchmarks/mimic3_tables.py: 120 stays at multiple 1, with about 1,260 rows of CHARTEVENTS
-each. The real tables have 61,532 stays and 330,712,483 such rows: multiple 513 by stays, about 2,180 by those rows. Each
-size runs in a process of its own, which is what a peak of memory means.
+benchmarks/mimic3_tables.py draws random tables. Multiple 1 has 120 stays with about 1,260 rows of CHARTEVENTS each. The real
+tables have 61,532 stays and 330,712,483 rows of CHARTEVENTS: that is multiple 513 by stays, and about 2,180 by those rows. Each
+size runs in a process of its own, because peak memory is measured for a whole process.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from shared.preparation.mimic3 import GIGABYTE, Options, Settings
 from shared.storage import files
 
 FLAGS = flags.FLAGS
-ROWS = "rows.json"  # of each table, beside them
+ROWS = "rows.json"  # the number of rows of each table, in the tables' folder
 REAL_STAYS, REAL_CHARTED = 61_532, 330_712_483
-BY_CHARTED = ("charted", *FROM_CHARTED)  # stages whose work is set by CHARTEVENTS; all others go by stays
+BY_CHARTED = ("charted", *FROM_CHARTED)  # stages whose work grows with CHARTEVENTS; the others grow with stays
 
 GROWING = ("charted", "ce", "labs_le", "uo", "fluid_mv", "mechvent", "first_windows", "stays", "second_windows",
            "cohort", "measurement", "mortality")  # fmt: skip
@@ -39,20 +39,22 @@ GROWING = ("charted", "ce", "labs_le", "uo", "fluid_mv", "mechvent", "first_wind
 def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_list("multiples", ["1", "4", "16", "64"], "Sizes, in units of 120 stays.")
-    flags.DEFINE_string("folder", None, "Where tables and results go; tables drawn before are used.", required=True)
-    flags.DEFINE_float("memory_limit", 2.0, "Gigabytes.", lower_bound=1.0)
+    flags.DEFINE_string(
+        "folder", None, "Folder for tables and results; tables that exist are used again.", required=True
+    )
+    flags.DEFINE_float("memory_limit", 2.0, "Memory limit in gigabytes.", lower_bound=1.0)
     flags.DEFINE_integer("threads", 1, "Threads of DuckDB.", lower_bound=1)
     flags.DEFINE_enum("ties", "stable", ["stable", "introsort"], "As in launch.prepare.")
 
 
 class Watched(Stages):
-    """Stages that note CPU seconds and the peak of resident memory of each (Linux only)."""
+    """Stages that record CPU seconds and peak resident memory of each stage (Linux only)."""
 
     figures: dict[str, dict[str, float]] = {}  # noqa: RUF012 (one process, one run)
 
     def run(self, name: str, key: str, write: Any, **options: Any) -> Done:
-        """As in Stages."""
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        """See `Stages.run`."""
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         begin = time.process_time()
         done = super().run(name, key, write, **options)
         seconds = time.process_time() - begin
@@ -63,14 +65,14 @@ class Watched(Stages):
 
 
 def draw(folder: Path, multiple: int) -> None:
-    """Draw one size's tables, unless they are there."""
+    """Draw the tables of one size, unless they exist."""
     source = folder / f"tables_{multiple}"
     if not (source / ROWS).is_file():
         files.write_json(source / ROWS, mimic3_tables.write(source, mimic3_tables.STAYS * multiple))
 
 
 def measure(folder: Path, multiple: int, memory: int, threads: int, ties: str) -> dict[str, dict[str, float]]:
-    """Prepare one size from nothing; figures by stage."""
+    """Prepare one size from its raw tables; returns stage -> figures."""
     source, out = folder / f"tables_{multiple}", folder / f"out_{multiple}"
     files.remove(out)
     settings = Settings(options=Options(ties=ties), salt="s", memory=memory, threads=threads)
@@ -80,26 +82,26 @@ def measure(folder: Path, multiple: int, memory: int, threads: int, ties: str) -
 
 
 def main(_: list[str]) -> None:
-    """Measure every size and print what was found."""
+    """Measure every size and print the figures."""
     folder, multiples = Path(FLAGS.folder), [int(word) for word in FLAGS.multiples]
     folder.mkdir(parents=True, exist_ok=True)
     memory = int(FLAGS.memory_limit * GIGABYTE)
-    found = {}
+    figures_of_size = {}
     for multiple in multiples:
-        apart(draw, folder, multiple)
-        found[multiple] = apart(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties)
-        report(multiple, found[multiple], memory)
-    growth(found)
+        in_new_process(draw, folder, multiple)
+        figures_of_size[multiple] = in_new_process(measure, folder, multiple, memory, FLAGS.threads, FLAGS.ties)
+        report(multiple, figures_of_size[multiple], memory)
+    growth(figures_of_size)
 
 
-def apart(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call in a fresh process: memory once taken is rarely given back, and a peak would be an earlier one's."""
+def in_new_process(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a new process. In this one, the peak memory could be that of an earlier call."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call, *arguments).result()
 
 
 def report(multiple: int, figures: dict[str, dict[str, float]], memory: int) -> None:
-    """One line for each stage of one size, and the real tables' CPU time in proportion."""
+    """Print one line for each stage of one size, with an estimate of the CPU time for the real tables."""
     rows = figures["tables"]
     by_charted, by_stays = REAL_CHARTED / rows["chartevents"], REAL_STAYS / rows["icustays"]
     print(f"\nmultiple {multiple}: {rows['icustays']:,} stays, {rows['chartevents']:,} rows of CHARTEVENTS")
@@ -118,17 +120,17 @@ def report(multiple: int, figures: dict[str, dict[str, float]], memory: int) -> 
 
 
 def worked_on(name: str, figures: dict[str, dict[str, float]]) -> int:
-    """Rows that a stage's work is in proportion to: those it makes, unless it makes something else of what it reads."""
+    """The rows to which a stage's work is proportional: those that it writes, or for some stages those that it reads."""
     read = {"charted": figures["tables"]["chartevents"], "stays": figures["first_windows"]["rows"]}
     return int(read.get(name, figures[name]["rows"]))
 
 
-def growth(found: dict[int, dict[str, dict[str, float]]]) -> None:
-    """CPU seconds for each thousand rows of every size: constant where cost is linear."""
+def growth(figures_of_size: dict[int, dict[str, dict[str, float]]]) -> None:
+    """Print CPU milliseconds for each thousand rows at every size. They are constant if the cost is linear."""
     print("\nCPU milliseconds for each 1,000 rows")
-    print(f"{'stage':<16}" + "".join(f"{multiple:>10}" for multiple in found))
+    print(f"{'stage':<16}" + "".join(f"{multiple:>10}" for multiple in figures_of_size))
     for name in GROWING:
-        costs = [1e6 * figures[name]["cpu"] / max(worked_on(name, figures), 1) for figures in found.values()]
+        costs = [1e6 * figures[name]["cpu"] / max(worked_on(name, figures), 1) for figures in figures_of_size.values()]
         print(f"{name:<16}" + "".join(f"{cost:>10.2f}" for cost in costs))
 
 

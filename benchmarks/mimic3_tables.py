@@ -1,8 +1,8 @@
-"""MIMIC-III shaped tables without any patient: drawn at random, as many stays as asked for, written as CSV.gz files.
+"""Random tables with the columns of MIMIC-III, without any real patient, for any number of stays; written as CSV.gz files.
 
-Plausible enough that every stage has its work (infection is suspected in most stays, values are missing, out of bounds or
-doubled, drugs run over window bounds); nothing clinical may be concluded from them. Half of the rows of CHARTEVENTS are of
-items that nobody reads, as in the real table.
+They are plausible enough that every stage has work: most stays have a suspected infection, values are missing, out of bounds or
+doubled, and drugs go beyond the bounds of windows. Nothing clinical may be concluded from them. Half of the rows of CHARTEVENTS
+have items that no stage reads, as in the real table.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ LABORATORY = (
     (51275, 34, 6, 24), (51274, 15, 2, 24), (51237, 1.4, 0.3, 24), (50820, 7.37, 0.05, 8), (50821, 110, 30, 8),
     (50818, 40, 6, 8), (50802, 0, 3, 8), (50813, 2, 1, 8),
 )  # fmt: skip
-BASE_EXCESS = 50802  # the only one that may be negative
-WILD = {220045, 220179, 50885}  # of these a few values are absurd
+BASE_EXCESS = 50802  # the only item that may be negative
+WILD = {220045, 220179, 50885}  # items with a few absurd values
 UNREAD = tuple((1_000_000 + i, 10, 3, 1) for i in range(7))
 
 
 def write(folder: Path, stays: int, *, seed: int = 0) -> dict[str, int]:
-    """Write the twelve tables into `folder`; returns the rows of each."""
+    """Write the twelve tables into `folder`; returns table -> number of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     random = generator(seed, "mimic3 tables", stays)
     patients = _patients(random, stays)
@@ -141,12 +141,12 @@ def _measured(random: np.random.Generator, patients: pd.DataFrame, items: tuple)
 
 
 def _every(random: np.random.Generator, patients: pd.DataFrame, hours: int) -> pd.DataFrame:
-    """Times of each patient about every so many hours of the stay, a tenth of them left out."""
+    """Rows with times of each patient about every `hours` hours of the stay; a tenth of them is missing."""
     count = ((patients["outtime"] - patients["intime"]) // (hours * HOUR) + 1).to_numpy()
     patient = np.repeat(np.arange(len(patients)), count)
     step = np.arange(len(patient)) - np.repeat(np.cumsum(count) - count, count)
-    kept = random.random(len(patient)) < 0.9
-    patient, step = patient[kept], step[kept]
+    present = random.random(len(patient)) < 0.9
+    patient, step = patient[present], step[present]
     rows = patients[["subject_id", "hadm_id", "icustay_id"]].iloc[patient].reset_index(drop=True)
     begin = patients["intime"].to_numpy()[patient]
     minutes = random.integers(0, 60, len(patient)) * (hours > 1)

@@ -1,11 +1,11 @@
-"""Seconds and memory of rollout, scoring and update against TRL, Tunix and vLLM, on the same weights and lengths.
+"""Seconds and memory of rollout, scoring and update, compared with TRL, Tunix and vLLM on the same weights and lengths.
 
 python -m benchmarks.peers [--trl=PYTHON] [--tunix=PYTHON] [--cases=short,long] [--repeats=3]
 
-TRL and Tunix need packages of their own: each in an environment of its own, whose interpreter is named by its flag
-(`python3 -m venv trl && trl/bin/pip install trl torch`; `... tunix/bin/pip install google-tunix`). What is not named is
-left out. Every system is a process of its own, one after another, and the round is repeated, so that a change in the
-machine's load meets all of them. Lengths are forced; sums are float32; a row of ours is a group, a row of theirs a completion.
+TRL and Tunix each need an environment of their own; a flag names its interpreter (`python3 -m venv trl && trl/bin/pip install trl
+torch`; `... tunix/bin/pip install google-tunix`). A system without its flag is left out. The systems run one after another, each
+in a process of its own, and the round is repeated, so that a change in the machine's load affects all of them. All completions
+have the full length. Arithmetic is float32. A row of a batch is a group here, and a completion in the other systems.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES = {"short": (4, 192, 8, 64), "long": (1, 1_024, 8, 256)}
 
 
 def write_work(folder: Path) -> None:
-    """The model and every case's questions."""
+    """Write the model, and the questions of every case."""
     measure.write_model(folder / "model", MODEL)
     for name, (questions, prompt, group, completion) in CASES.items():
         rng = np.random.default_rng(0)
@@ -48,27 +48,27 @@ def write_work(folder: Path) -> None:
 
 
 def run(name: str, python: str, file: Path) -> dict:
-    """One contestant's answer. Raises InputError with the end of its output where it fails."""
+    """Run one contestant and return its answer. Raises InputError with the end of its output if it fails."""
     script = FOLDER / f"of_{name}.py"
     root = str(FOLDER.parent.parent) if name == OWN else ""
-    # Beside libtpu, vLLM, which TRL imports too, takes any machine for a TPU.
-    chosen = {
+    # Where libtpu is installed, vLLM (which TRL imports too) takes any machine for a TPU.
+    variables = {
         "VLLM_TARGET_DEVICE": "cpu",
         "JAX_PLATFORMS": "cpu",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": root,
     }
-    environment = {**os.environ, **chosen}
-    found = subprocess.run(
+    environment = {**os.environ, **variables}
+    ended = subprocess.run(
         [python, script, file, str(FLAGS.repeats)], capture_output=True, text=True, env=environment, check=False
     )
-    if found.returncode:
-        raise InputError(f"{name} failed with {python}:\n{found.stderr[-2_000:]}")
-    return json.loads(found.stdout.splitlines()[-1])
+    if ended.returncode:
+        raise InputError(f"{name} failed with {python}:\n{ended.stderr[-2_000:]}")
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Print a table for each case; ratios are of the other's seconds to ours."""
+    """Print a table for each case. Ratios are the other system's seconds divided by ours."""
     unknown = set(FLAGS.cases) - set(CASES)
     if unknown:
         raise InputError(f"--cases={','.join(sorted(unknown))}: there are {', '.join(CASES)}")
@@ -88,15 +88,15 @@ def main() -> None:
 
 def _table(answers: dict[str, list[dict]]) -> tuple[list[str], list[list[str]]]:
     def seconds(name: str, phase: str) -> float | None:
-        each = [second for answer in answers[name] for second in answer["seconds"].get(phase, [])]
-        return statistics.median(each) if each else None
+        all_seconds = [second for answer in answers[name] for second in answer["seconds"].get(phase, [])]
+        return statistics.median(all_seconds) if all_seconds else None
 
     lines = []
     for name in answers:
         line = [name]
         for phase in PHASES:
-            own, found = seconds(OWN, phase), seconds(name, phase)
-            line += [f"{found:.2f}", f"{found / own:.1f}"] if found and own else ["-", "-"]
+            own, theirs = seconds(OWN, phase), seconds(name, phase)
+            line += [f"{theirs:.2f}", f"{theirs / own:.1f}"] if theirs and own else ["-", "-"]
         line.append(f"{max(answer['peak'] for answer in answers[name]) / 1e9:.2f}")
         lines.append(line)
     heading = [""]
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("tunix", "", "Interpreter of an environment with Tunix.")
     own = sys.executable if importlib.util.find_spec("vllm") else ""
     flags.DEFINE_string("vllm", own, "Interpreter of an environment with vLLM; default: this one, if it has it.")
-    flags.DEFINE_list("cases", list(CASES), "Which of short, long.")
-    flags.DEFINE_integer("repeats", 3, "Repetitions in a process, after one that is not counted.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 2, "Processes of each system.", lower_bound=1)
+    flags.DEFINE_list("cases", list(CASES), f"Cases to measure, of {', '.join(CASES)}.")
+    flags.DEFINE_integer("repeats", 3, "Repetitions in a process; one more comes first, not counted.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 2, "Number of processes of each system.", lower_bound=1)
     app.run(main)

@@ -1,7 +1,7 @@
-"""Raters without a browser, for the server of the review page: many at once, and a server that is killed.
+"""Raters without a browser, to test the server of the review page: many raters at once, and a server that is killed.
 
-Everything goes through real processes and connections. What a rater was told to be saved is remembered and held against
-what is in the file.
+The server is a real process, and the raters have real connections. Each choice that the server confirmed as saved is compared
+with the stored file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shared.storage import files
 REPOSITORY = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"^link +(\S+) +(\S+)", re.MULTILINE)
 SAID = re.compile(r'data-said="([^"]*)"')
-SECONDS = 20.0  # within which a server starts, or answers
+SECONDS = 20.0  # limit for the server to start, and to answer
 
 
 @dataclasses.dataclass
@@ -41,14 +41,14 @@ class Server:
     printed: str
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the process, as in a crash."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(SECONDS)
 
 
 @contextlib.contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[Server]:
-    """Serve a review's folder in a process of its own, on a free port unless `arguments` say otherwise."""
+    """Serve a review's folder in a process of its own, on a free port unless `arguments` name another one."""
     command = [sys.executable, "-m", "launch.review", "--serve", f"--out={folder}", "--port=0", *arguments]
     with subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -65,7 +65,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
 
 
 def write_review(folder: Path, raters: Sequence[str], cases: int) -> Path:
-    """Write a review of invented answers into `folder/review`, its key beside it; returns the review's folder."""
+    """Write a review of invented answers into `folder/review`, and its key into `folder`; returns the review's folder."""
     for model in ("first", "second"):
         rows = [
             {"id": f"q{i}", "question": f"Record {i} " * 50, "completion": f"The {model} answer to record {i}. " * 40}
@@ -80,7 +80,7 @@ def write_review(folder: Path, raters: Sequence[str], cases: int) -> Path:
 
 
 class Rater:
-    """One rater's connection. `confirmed` is what was said to be saved, `flying` what was sent and not answered yet."""
+    """One rater's connection. `confirmed`: choices that the server confirmed as saved; `flying`: sent and not yet answered."""
 
     def __init__(self, link: str) -> None:
         self.connection = http.client.HTTPConnection(urlsplit(link).netloc, timeout=SECONDS)
@@ -90,7 +90,7 @@ class Rater:
         self.seconds: list[float] = []  # for each confirmed choice
 
     def show(self, number: int) -> str:
-        """The page of a case."""
+        """Get the page of a case."""
         self.connection.request("GET", f"{self.path}/{number}")
         reply = self.connection.getresponse()
         content = reply.read().decode()
@@ -98,7 +98,7 @@ class Rater:
         return content
 
     def choose(self, number: int, field: str, value: str) -> None:
-        """Send a choice as the page does. Raises OSError or HTTPException where no answer comes."""
+        """Send a choice as the page does. Raises OSError or HTTPException if no answer comes."""
         self.flying = (number, field, value)
         begin = time.perf_counter()
         self.connection.request(
@@ -113,10 +113,10 @@ class Rater:
 
 
 def lost_after_kills(folder: Path, raters: Sequence[str], cases: int, kills: int, seed: int) -> dict[str, Any]:
-    """Kill the server `kills` times while all raters click, at random moments; what was confirmed and is not there?
+    """Kill the server `kills` times at random times while all raters click, and count the confirmed choices that are lost.
 
-    `folder` is a review that nobody has rated. Returns the counts of confirmed choices, of those lost, and of unconfirmed
-    choices that were kept nevertheless.
+    `folder` is a review without any rating. Returns the counts of confirmed choices, of lost ones, and of unconfirmed choices
+    that were saved.
     """
     chance = random.Random(seed)
     confirmed: dict[str, dict[tuple[int, str], str]] = {rater: {} for rater in raters}
@@ -143,17 +143,17 @@ def lost_after_kills(folder: Path, raters: Sequence[str], cases: int, kills: int
         for rater, person in people.items():
             counts["confirmed"] += len(person.seconds)
             confirmed[rater] |= person.confirmed
-            said = store.said(rater)
+            stored = store.said(rater)
             for (number, field), value in confirmed[rater].items():
-                there = getattr(said.get(number, Said()), field)
-                if there != value and (number, field, there) != person.flying:
+                stored_value = getattr(stored.get(number, Said()), field)
+                if stored_value != value and (number, field, stored_value) != person.flying:
                     counts["lost"] += 1
             if person.flying is not None:
                 number, field, value = person.flying
-                there = getattr(said.get(number, Said()), field)
-                if there == value != confirmed[rater].get((number, field)):
+                stored_value = getattr(stored.get(number, Said()), field)
+                if stored_value == value != confirmed[rater].get((number, field)):
                     counts["kept unconfirmed"] += 1
-                    confirmed[rater][number, field] = there
+                    confirmed[rater][number, field] = stored_value
         store.close()
     return counts
 
@@ -167,10 +167,10 @@ def _click_until_killed(person: Rater, cases: int, seed: float) -> None:
 
 
 def all_at_once(folder: Path, raters: Sequence[str], cases: int) -> dict[str, float]:
-    """All raters rate all cases at the same time, each in words of their own; is all there, and only theirs?
+    """All raters rate all cases at the same time, each with own words; checks that each page shows only these.
 
-    `folder` is a review that nobody has rated. Returns the choices confirmed for each second, milliseconds until a choice
-    is confirmed (median, 99 of 100), and counts of what was lost and of pages with another's words.
+    `folder` is a review without any rating. Returns confirmed choices per second, milliseconds until a choice is confirmed
+    (median, 99 of 100), and counts of lost choices and of pages with another rater's words.
     """
     strange: list[str] = []
     with serving(folder) as server:
@@ -188,9 +188,9 @@ def all_at_once(folder: Path, raters: Sequence[str], cases: int) -> dict[str, fl
     store = Store(folder / STORE_FILE)
     lost = 0
     for rater, person in people.items():
-        said = store.said(rater)
+        stored = store.said(rater)
         for number in range(1, cases + 1):
-            lost += said.get(number) != _words_of(rater, raters, number)
+            lost += stored.get(number) != _words_of(rater, raters, number)
             lost += any((number, field) not in person.confirmed for field in ("better", "comment"))
     store.close()
     times = sorted(second for person in people.values() for second in person.seconds)
@@ -207,9 +207,12 @@ def all_at_once(folder: Path, raters: Sequence[str], cases: int) -> dict[str, fl
 
 
 def _words_of(rater: str, raters: Sequence[str], number: int) -> Said:
-    place = raters.index(rater) + number
+    variant = raters.index(rater) + number
     return Said(
-        ALLOWED["better"][1 + place % 3], str(1 + place % 5), str(1 + place // 2 % 5), f"of {rater} on case {number}"
+        ALLOWED["better"][1 + variant % 3],
+        str(1 + variant % 5),
+        str(1 + variant // 2 % 5),
+        f"of {rater} on case {number}",
     )
 
 

@@ -1,11 +1,11 @@
-"""Generated tokens a second: a prompt computed once for its group, the same engine with every prompt on its own, and
-Hugging Face's `generate`, all greedy and with the same weights.
+"""Generated tokens per second of three cases: the engine with each prompt computed once for its group, the engine with a prompt
+for each completion, and Hugging Face's `generate`. All are greedy and have the same weights.
 
     python -m benchmarks.rollout [--model=quickstart] [--questions=16] [--prompt=240] [--completion=24] [--group_size=8]
     python -m benchmarks.rollout --model=1B --dtype=bfloat16 --prompt=1024 --completion=256                   (a GPU)
 
-Decoding reads every weight for every token, and the keys and values so far: the last column is how fast it did, over the rate at
-which the device copies memory, measured in the same run. Weights that a processor's cache holds are read faster than that.
+For every token, decoding reads every weight, and the keys and values so far. The last column is the rate of these reads, divided
+by the rate at which the device copies memory, measured in the same run. Weights in a processor's cache are read faster than that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Run = Callable[[], list[np.ndarray]]
 
 
 def engine_case(folder: Path, prompts: list[np.ndarray], group: int, stop: int) -> tuple[Engine, Run]:
-    """The engine, and a run of it with `group` samples of each prompt and all prompts at once; returns every completion."""
+    """The engine, and a function that generates `group` samples of each prompt, all prompts at once, and returns them."""
     config = validate(
         {
             "name": "benchmark",
@@ -55,17 +55,17 @@ def engine_case(folder: Path, prompts: list[np.ndarray], group: int, stop: int) 
     sampling = Sampling(group_size=group, temperature=0.0, max_new_tokens=FLAGS.completion)
 
     def run() -> list[np.ndarray]:
-        return [each.tokens for samples in engine.generate(prompts, sampling, None) for each in samples]
+        return [completion.tokens for samples in engine.generate(prompts, sampling, None) for completion in samples]
 
     return engine, run
 
 
 def read_rate(engine: Engine, group: int, run: Run) -> float:
-    """Bytes a second of weights, keys and values that one device reads while it decodes."""
+    """Bytes per second of weights, keys and values that one device reads while it decodes."""
     engine.seconds()
     steps = max(map(len, run())) - 1
     width = jnp.dtype(engine.dtype).itemsize
-    # Of a table that is not the output projection too, only the tokens' rows are read.
+    # An embedding that is not also the output projection is read only at the tokens' rows.
     table = 0 if engine.model.tie_word_embeddings else memory.bytes_on_device(engine.params["embed"])
     weights = memory.bytes_on_device(engine.params) - table
     token = 2 * width * engine.model.num_hidden_layers * engine.model.num_key_value_heads * engine.model.head_dim
@@ -75,7 +75,7 @@ def read_rate(engine: Engine, group: int, run: Run) -> float:
 
 
 def hugging_face_case(folder: Path, prompts: list[np.ndarray], stop: int) -> Run | None:
-    """A run of `generate` on the same prompts, or None where PyTorch is not installed."""
+    """A function that runs Hugging Face's `generate` on the prompts; None if PyTorch is not installed."""
     try:
         import torch
     except ImportError:
@@ -91,8 +91,8 @@ def hugging_face_case(folder: Path, prompts: list[np.ndarray], stop: int) -> Run
 
     def run() -> list[np.ndarray]:
         with torch.inference_mode():
-            found = network.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
-        return [_until_stop(row[tokens.shape[1] :].cpu().numpy(), stop) for row in found]
+            sequences = network.generate(tokens, attention_mask=torch.ones_like(tokens), pad_token_id=0, **options)
+        return [_until_stop(row[tokens.shape[1] :].cpu().numpy(), stop) for row in sequences]
 
     return run
 
@@ -103,7 +103,7 @@ def _until_stop(tokens: np.ndarray, stop: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Print the table, with ratios to the engine's prompts on their own and, where it is installed, to Hugging Face."""
+    """Print the table, with ratios to the engine with separate prompts and, if PyTorch is installed, to Hugging Face."""
     model = measure.MODELS[FLAGS.model]
     stop = model.vocab_size - 1
     rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def main() -> None:
     seconds = measure.alternate(cases)
     speed = {name: sum(map(len, completions[name])) / seconds[name] for name in cases}
 
-    def beside(name: str, other: str) -> list[str]:
+    def ratio_and_equal(name: str, other: str) -> list[str]:
         if other not in cases:
             return ["-", "-"]
         same = [np.array_equal(a, b) for a, b in zip(completions[name], completions[other])]
@@ -133,7 +133,13 @@ def main() -> None:
     groups = {TOGETHER: FLAGS.group_size, OWN: 1}
     read = {name: f"{read_rate(engine, groups[name], run) / copied:.0%}" for name, (engine, run) in engines.items()}
     lines = [
-        [name, f"{speed[name]:,.0f}", *beside(name, OWN), *beside(name, HUGGING_FACE), read.get(name, "-")]
+        [
+            name,
+            f"{speed[name]:,.0f}",
+            *ratio_and_equal(name, OWN),
+            *ratio_and_equal(name, HUGGING_FACE),
+            read.get(name, "-"),
+        ]
         for name in cases
     ]
     print(

@@ -8,10 +8,10 @@ from shared.runs import devices
 
 
 def platforms() -> str:
-    """What JAX shall start, for JAX_PLATFORMS; "" leaves the choice to JAX.
+    """The platforms that JAX should start, as a value for JAX_PLATFORMS; "" leaves the choice to JAX.
 
-    Left to itself JAX also starts libtpu where that is installed, and libtpu prints pages of complaints where there is no TPU
-    (it is installed for `launch.plan`). So without a TPU its name is left out.
+    By itself JAX also starts libtpu where it is installed (`launch.plan` needs it), and libtpu prints pages of errors on a
+    machine without a TPU. So on such a machine the value does not name it.
     """
     if os.environ.get("JAX_PLATFORMS") or importlib.util.find_spec("libtpu") is None or devices.tpu_chips():
         return ""
@@ -20,7 +20,7 @@ def platforms() -> str:
         return "cpu"
     if all("cuda" in name for name in plugins):
         return "cuda,cpu" if devices.has_nvidia_gpu() else "cpu"
-    return ""  # another maker's accelerator: JAX knows its name, this file does not
+    return ""  # an accelerator of another vendor: JAX knows its platform, this file does not
 
 
 if chosen := platforms():

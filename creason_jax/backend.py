@@ -1,4 +1,4 @@
-"""What `shared.training.loop` drives: builds the learner and the engine on one mesh."""
+"""The backend that `shared.training.loop` calls: it builds the learner and the engine on one mesh."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shared.errors import InputError
 from shared.runs import memory as host
 from shared.runs.forecast import Need
 
-DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # by JAX's name of a platform
+DEVICE_KINDS = {"gpu": "cuda", "tpu": "tpu"}  # JAX's name of a platform -> `device_kind`
 
 
 class Backend:
@@ -40,7 +40,7 @@ class Backend:
         self.process, self.processes = jax.process_index(), jax.process_count()
 
     def resolved(self, config: RunConfig) -> RunConfig:
-        """See `shared.backend.Backend`. XLA's products on a CPU are no faster in bfloat16 (docs/measurements.md)."""
+        """See `shared.backend.Backend`. On a CPU, XLA's matrix products are no faster in bfloat16 (docs/measurements.md)."""
         return with_compute_dtype(config, "bfloat16" if _fast_bfloat16(jax.local_devices()[0]) else "float32")
 
     def barrier(self) -> None:
@@ -82,7 +82,7 @@ class Backend:
         """See `shared.backend.Backend`."""
         shardings = sharding.param_shardings(engine.model, self.mesh)
         shapes = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract_params(engine.model),
             shardings,
         )
@@ -103,6 +103,6 @@ class Backend:
 
 
 def _fast_bfloat16(device: jax.Device) -> bool:
-    """Whether the device has units for bfloat16: a TPU, or a GPU since NVIDIA's Ampere."""
+    """Whether the device computes bfloat16 in hardware: a TPU, or an NVIDIA GPU of the Ampere generation or later."""
     capability = str(getattr(device, "compute_capability", "8.0"))
     return device.platform != "cpu" and (not capability[0].isdecimal() or float(capability) >= 8.0)

@@ -1,7 +1,7 @@
-"""Several processes: their start, arrays that span them, and a clear end in bounded time where one of them is gone.
+"""Several processes: how they start, arrays that span them, and a clear error in bounded time when one of them has ended.
 
-JAX's own answer to a process that is gone is to abort the others with a stack trace. So each process counts aloud in the
-key-value store of JAX's coordination service, which process 0 keeps, and a thread of each listens to the others.
+When a process has ended, JAX itself aborts the others with a stack trace. To be earlier and clearer, each process writes a count
+(a heartbeat) to the key-value store of JAX's coordination service, which process 0 runs, and a thread reads the others' counts.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from jax.experimental import multihost_utils
 from shared.errors import InputError
 from shared.runs.devices import tpu_chips
 
-# Seconds.
-PLATFORMS = {"cuda": "GPU", "tpu": "TPU"}  # names in JAX_PLATFORMS, and what is missing where JAX cannot start them
-START_LIMIT = 300  # for all processes to come
-BEAT = 1.0  # between two counts
-SILENCE = 40.0  # after which a process that does not count is gone
-UNANSWERED = 3  # counts that the coordination service may leave unanswered
-SHUTDOWN_LIMIT = 60  # for all processes to end
-JAX_SILENCE = 600  # JAX's own bound, which ends all processes with a stack trace: long, for the one below comes first
-BARRIER_LIMIT = 7 * 24 * 3_600  # a process may wait for the first one to prepare data; one that is gone is seen anyway
+PLATFORMS = {"cuda": "GPU", "tpu": "TPU"}  # name in JAX_PLATFORMS -> the device to name in an error
+UNANSWERED = 3  # writes in a row that the coordination service may fail to answer
+# Limits in seconds.
+START_LIMIT = 300  # until all processes have started
+BEAT = 1.0  # between two counts of a process
+SILENCE = 40.0  # without a new count: then the process is taken as ended
+SHUTDOWN_LIMIT = 60  # until all processes have ended
+BARRIER_LIMIT = (
+    7 * 24 * 3_600
+)  # long: the others may wait while process 0 prepares data; an ended process is noticed anyway
 
 KEY = "creason/alive"
-LEFT = "left"  # in place of a count: a process that cannot go on and has said why
+LEFT = "left"  # in place of a count: this process has reported an error and ends
 GO_ON = "start all processes again with the same command, the run goes on from its last checkpoint"
 
 _barriers = itertools.count()
@@ -48,47 +49,47 @@ _watch: _Watch | None = None
 
 
 def start(coordinator: str = "", num_processes: int | None = None, process_id: int | None = None) -> bool:
-    """Join the other processes of the run, before anything touches a device; True where there are any.
+    """Connect this process to the others of the run; True if there are others. Call it before anything uses a device.
 
-    Without arguments a TPU slice, Slurm and Open MPI are recognised by what they set. `coordinator` is HOST:PORT of process
-    0, which listens there. Raises InputError where the arguments are no whole, or where process 0 does not answer.
+    Without arguments, a TPU slice, Slurm and Open MPI are recognised by their environment variables. `coordinator` is the
+    HOST:PORT at which process 0 listens. Raises InputError where only some of the arguments are given, and where process 0
+    does not answer.
     """
     global _watch
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
-    given = _given(coordinator, num_processes, process_id)
-    if (given is None and not (_by_scheduler() or _on_tpu())) or (given is not None and given[1] == 1):
+    connection = _checked_address(coordinator, num_processes, process_id)
+    if (connection is None and not (_by_scheduler() or _on_tpu())) or (connection is not None and connection[1] == 1):
         return False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # it would take SIGTERM, which is shared/training/stopping.py's
-    if given is None:
+    # JAX's preemption service would handle SIGTERM, but shared/training/stopping.py does that.
+    jax.config.update("jax_enable_preemption_service", False)
+    if connection is None:
         limits: dict[str, Any] = {}
     else:
-        limits = dict(zip(("coordinator_address", "num_processes", "process_id"), given))
+        limits = dict(zip(("coordinator_address", "num_processes", "process_id"), connection))
         limits["cluster_detection_method"] = "deactivate"
-        if given[2] > 0:
-            _wait_for(*given)
-    restore = _say_before_an_abort(f"not all processes came within {START_LIMIT} s; {GO_ON}")
+        if connection[2] > 0:
+            _wait_for(*connection)
+    restore = _say_before_an_abort(f"not all processes started within {START_LIMIT} s; {GO_ON}")
     jax.distributed.initialize(**limits, initialization_timeout=START_LIMIT, shutdown_timeout_seconds=SHUTDOWN_LIMIT)
     restore()
     local_devices()
     if jax.process_count() > 1:
         _watch = _Watch(_state().client, _state().coordinator_address, jax.process_index(), jax.process_count())
-        atexit.register(_end_together, _watch)  # before what JAX does then: the last that was registered comes first
+        atexit.register(_end_together, _watch)  # runs before JAX's own exit function: the last registered runs first
     return jax.process_count() > 1
 
 
 def local_devices() -> list[jax.Device]:
-    """This process's devices. Raises InputError where JAX cannot start what JAX_PLATFORMS names."""
+    """This process's devices. Raises InputError where JAX cannot start the platform that JAX_PLATFORMS names."""
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # for a platform without its plugin JAX 0.10 only asserts
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        what = PLATFORMS.get(wanted, f"device of JAX_PLATFORMS={wanted}" if wanted else "device")
+        platform = os.environ.get("JAX_PLATFORMS", "")
+        what = PLATFORMS.get(platform, f"device of JAX_PLATFORMS={platform}" if platform else "device")
         reason = " ".join(str(error).split())[:300]
-        install = f"; `make env DEVICE={wanted}` installs JAX for it" if wanted in PLATFORMS else ""
+        install = f"; `make env DEVICE={platform}` installs JAX for it" if platform in PLATFORMS else ""
         raise InputError(
             f"JAX sees no {what} on this machine{f' ({reason})' if reason else ''}; leave --device out (or give --device=cpu) to "
             f"compute on the CPU{install}"
@@ -96,20 +97,20 @@ def local_devices() -> list[jax.Device]:
 
 
 def barrier() -> None:
-    """Return when every process has come here, however long that takes."""
+    """Wait until every process has called this."""
     if jax.process_count() > 1:
         _state().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
 
 
 def agreed(flag: bool) -> bool:
-    """True in every process where it was true in any; every process must call it."""
+    """True in every process if the flag is true in any of them; every process must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def same(value: bytes) -> bool:
-    """True in every process where all gave the same bytes, as many of them; every process must call it."""
+    """True in every process if all gave the same bytes. Every process must call it, with the same number of bytes."""
     if jax.process_count() == 1:
         return True
     every = multihost_utils.process_allgather(np.frombuffer(value, np.uint8))
@@ -117,14 +118,14 @@ def same(value: bytes) -> bool:
 
 
 def least(number: int) -> int:
-    """The least of the processes' numbers, each below 2**31; every process must call it."""
+    """The smallest of the processes' numbers, each below 2**31; every process must call it."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.asarray(number, np.int32)).min())
 
 
 def processes_here() -> int:
-    """How many of the run's processes share this one's machine; every process must call it."""
+    """How many of the run's processes are on this machine; every process must call it."""
     if jax.process_count() == 1:
         return 1
     own = np.asarray(zlib.crc32(socket.gethostname().encode()), np.uint32)
@@ -132,42 +133,43 @@ def processes_here() -> int:
 
 
 def place(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A NumPy array that every process holds whole, as an array with this sharding; each process gives its own part."""
+    """Make an array with this sharding from a NumPy array that every process holds whole."""
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def fetch(tree: Any) -> Any:
-    """The values of a tree of arrays, whole, in every process; every process must call it."""
+    """The whole values of a tree of arrays, as NumPy arrays in every process; every process must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _end_together(watch: _Watch) -> None:
-    """At the end of the program: wait for all processes, then end the watch, whose thread must not outlive Python."""
-    with contextlib.suppress(RuntimeError, ValueError):  # a process that is late; JAX's own barrier says so
+    """At the end of the program: wait for all processes, then stop the watch. Its thread must end before Python does."""
+    with contextlib.suppress(RuntimeError, ValueError):  # a process is late: JAX's own barrier reports it
         watch.client.wait_at_barrier("creason/end", SHUTDOWN_LIMIT * 1_000)
     watch.stop()
 
 
 def before_report() -> None:
-    """After an error that may come of another process being gone: return once all others have been heard since. The watch
-    ends this process where one is not."""
+    """Call it after an error that may be caused by another process's end: it returns when all others have written a new count.
+
+    If one does not, the watch ends this process with an error that names it."""
     assert _watch is not None
     _watch.hear_all()
 
 
 def leave(code: int) -> None:
-    """End this process, whose error has been reported, and let the others know."""
+    """End this process with this exit code and tell the others. Its own error must have been reported before."""
     assert _watch is not None
     _watch.leave(code)
 
 
 @dataclasses.dataclass
 class _Watch:
-    """Counts, and listens to the other processes; where one is gone, says so and ends this process."""
+    """Writes this process's count and reads those of the others; if one has ended, reports it and ends this process."""
 
     client: Any
     coordinator: str
@@ -179,30 +181,30 @@ class _Watch:
         self._heard: dict[int, tuple[str, float]] = dict.fromkeys(others, ("", time.monotonic()))
         self._ending, self._telling, self._stopped = threading.Lock(), threading.Lock(), threading.Event()
         if self.process > 0:
-            # Process 0 takes the coordination service with it, and JAX aborts whoever notices, at once.
+            # The coordination service ends with process 0, and then JAX aborts each process that notices it.
             host, port = self.coordinator.rsplit(":", 1)
             _say_before_an_abort(self._gone(0), unless=lambda: _answers(host, int(port)))
         self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """No longer count nor listen. A thread within JAX's client while Python ends would abort the process."""
+        """Stop counting and reading. A thread that is inside JAX's client when Python ends would abort the process."""
         self._stopped.set()
         self._thread.join(UNANSWERED * BEAT)
 
     def leave(self, code: int) -> None:
-        """End this process, and let the others know that it does."""
+        """See `leave` of this module."""
         self._ending.acquire()
         with contextlib.suppress(RuntimeError, ValueError):  # process 0 may be gone
             self._tell(LEFT)
         if self.process == 0:
-            time.sleep(UNANSWERED * BEAT)  # the others must be able to read it
+            time.sleep(UNANSWERED * BEAT)  # the others need time to read it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
     def hear_all(self) -> None:
-        """Return when every other process has counted often enough that it was there just now."""
+        """Return when every other process has written `UNANSWERED` new counts, so that it is certainly alive."""
         for _ in range(UNANSWERED):
             begin = time.monotonic()
             while any(at < begin for _, at in self._heard.values()):
@@ -210,7 +212,7 @@ class _Watch:
 
     def _tell(self, what: str) -> None:
         with self._telling:
-            if what == LEFT or not self._ending.locked():  # no count after that word
+            if what == LEFT or not self._ending.locked():  # no count may follow LEFT
                 self.client.key_value_set(f"{KEY}/{self.process}", what, allow_overwrite=True)
 
     def _listen(self) -> None:
@@ -218,20 +220,20 @@ class _Watch:
         for count in itertools.count(1):
             try:
                 self._tell(str(count))
-                found = dict(self.client.key_value_dir_get(KEY))
+                counts = dict(self.client.key_value_dir_get(KEY))
                 unanswered = 0
-            except (RuntimeError, ValueError):  # JAX raises both for what a remote call answers
+            except (RuntimeError, ValueError):  # JAX raises both for a failed remote call
                 unanswered += 1
                 if unanswered >= UNANSWERED and not self._stopped.is_set():
                     self._end(0)
-                found = {}
-            for other, (before, at) in list(self._heard.items()):
-                told = found.get(f"{KEY}/{other}", before)
-                if told != before:
-                    self._heard[other] = told, time.monotonic()
-                elif found and time.monotonic() - at > SILENCE:
+                counts = {}
+            for other, (last_count, at) in list(self._heard.items()):
+                count_now = counts.get(f"{KEY}/{other}", last_count)
+                if count_now != last_count:
+                    self._heard[other] = count_now, time.monotonic()
+                elif counts and time.monotonic() - at > SILENCE:
                     self._end(other)
-                if told == LEFT:
+                if count_now == LEFT:
                     self._end(other)
             if self._stopped.wait(BEAT):
                 return
@@ -245,7 +247,10 @@ class _Watch:
         return f"process {other} of {self.processes} ended; {GO_ON}"
 
 
-def _given(coordinator: str, num_processes: int | None, process_id: int | None) -> tuple[str, int, int] | None:
+def _checked_address(
+    coordinator: str, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int] | None:
+    """(coordinator, num_processes, process_id); None if no argument is given. Raises InputError for some missing or wrong."""
     if not coordinator and num_processes is None and process_id is None:
         return None
     if not coordinator or num_processes is None or process_id is None:
@@ -265,8 +270,8 @@ def _by_scheduler() -> bool:
 
 def _on_tpu() -> bool:
     """Whether this is a TPU VM or a pod with TPUs, perhaps one of several of a slice."""
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
-    return "tpu" in wanted and tpu_chips() > 0 and importlib.util.find_spec("libtpu") is not None
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    return "tpu" in platforms and tpu_chips() > 0 and importlib.util.find_spec("libtpu") is not None
 
 
 def _wait_for(coordinator: str, processes: int, process: int) -> None:
@@ -294,9 +299,9 @@ _handlers: list[Any] = []  # kept alive: C holds no reference
 
 
 def _say_before_an_abort(message: str, unless: Callable[[], bool] = lambda: False) -> Callable[[], Any]:
-    """Print one line where this process is aborted, and end with code 1. Returns what takes that back.
+    """If this process is aborted, print one line and end with code 1, unless `unless()`. Returns a function that undoes this.
 
-    JAX aborts from C++, on any thread, so that no handler of Python's `signal` would ever run.
+    JAX aborts from C++, on any thread, so a handler of Python's `signal` module would never run.
     """
 
     def handle(_: int) -> None:
@@ -312,7 +317,7 @@ def _say_before_an_abort(message: str, unless: Callable[[], bool] = lambda: Fals
 
 
 def _state() -> Any:
-    """JAX's own record of the processes: the one way to its key-value store and its barriers without devices."""
+    """JAX's internal state: the only access to its key-value store, and to its barriers that use no device."""
     from jax._src import distributed
 
     return distributed.global_state

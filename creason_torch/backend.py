@@ -1,4 +1,4 @@
-"""What `shared.training.loop` drives: builds the learner and the engine in every process."""
+"""The backend that `shared.training.loop` calls: it builds the learner and the engine in every process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Backend:
     """See `shared.backend.Backend` for the contract."""
 
     name = "torch"
-    checkpoints_in_buckets = False  # a checkpoint becomes whole by being renamed
+    checkpoints_in_buckets = False  # a checkpoint is completed by renaming a folder, which buckets cannot do
 
     def __init__(self, config: RunConfig):
         config = self.resolved(config)
         check_supported(config.learner)
         if config.learner.compute_dtype == "float32":
-            # By default a GPU may round the operands of a float32 product.
+            # By default a GPU may round the operands of a float32 product (to TF32).
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.set_float32_matmul_precision("highest")
         zero.start_processes()
@@ -38,7 +38,7 @@ class Backend:
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
 
     def resolved(self, config: RunConfig) -> RunConfig:
-        """See `shared.backend.Backend`. Stage 0 of ZeRO keeps no float32 masters in bfloat16."""
+        """See `shared.backend.Backend`. ZeRO stage 0 keeps no float32 master weights, so its `auto` is float32."""
         fast = zero.fast_bfloat16() and config.torch.zero_stage > 0
         return with_compute_dtype(config, "bfloat16" if fast else "float32")
 
@@ -48,9 +48,9 @@ class Backend:
 
     def agreed(self, flag: bool) -> bool:
         """See `shared.backend.Backend`."""
-        found = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return bool(found)
+        flag_of_any = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(flag_of_any, op=dist.ReduceOp.MAX)
+        return bool(flag_of_any)
 
     def same(self, value: bytes) -> bool:
         """See `shared.backend.Backend`."""
@@ -87,5 +87,5 @@ class Backend:
     def plain_logprobs(
         self, engine: Engine, model: Path, prompts: Sequence[np.ndarray], completions: Sequence[Completion]
     ) -> list[np.ndarray]:
-        """See `shared.backend.Backend`. Each process computes all of it by itself."""
+        """See `shared.backend.Backend`. Each process computes all completions by itself."""
         return plain.completion_logprobs(engine.config, model, self.device, prompts, completions)

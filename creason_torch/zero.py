@@ -1,4 +1,4 @@
-"""DeepSpeed in one place: its configuration, the process group, and parameters and moments whole, whatever shards them."""
+"""DeepSpeed in one place: its configuration, the process group, and access to whole parameters and moments at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from shared.errors import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CPU_INFO = Path("/proc/cpuinfo")
-BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls them
-PERSISTENT_PARAMS = 100_000  # ZeRO-3 keeps smaller parameters whole on every process; DeepSpeed's default
-KNOWN_DEEPSPEED = ("0.19.",)  # versions whose table of prebuilt operators is the one below
+BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # Linux's names of CPU features
+PERSISTENT_PARAMS = 100_000  # elements; ZeRO-3 keeps smaller parameters whole on every process; DeepSpeed's default
+KNOWN_DEEPSPEED = ("0.19.",)  # versions that have the table `ops.__compatible_ops__` used below
 
 
 def device() -> torch.device:
@@ -34,7 +34,8 @@ def device() -> torch.device:
 
 
 def fast_bfloat16() -> bool:
-    """Whether this device has units for products of bfloat16: a GPU since Ampere, a CPU with AVX512_BF16, AMX or Arm's bf16."""
+    """Whether the device computes bfloat16 in hardware: a GPU of the Ampere generation or later, or a CPU with AVX512_BF16, AMX
+    or Arm's bf16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
@@ -46,8 +47,8 @@ def fast_bfloat16() -> bool:
 
 
 def start_processes() -> None:
-    """Join the process group that a launcher's environment describes, or make one of this process alone."""
-    # Without a GPU, DeepSpeed would look for other accelerators, and build an operator that training does not need: minutes.
+    """Join the process group that the launcher's environment variables describe, or make a group of this process alone."""
+    # Without a GPU, DeepSpeed would look for other accelerators, and compile an operator that training does not need (minutes).
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -56,7 +57,7 @@ def start_processes() -> None:
     version = importlib.metadata.version("deepspeed")
     if not torch.cuda.is_available() and version.startswith(KNOWN_DEEPSPEED):
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
@@ -70,14 +71,14 @@ def start_processes() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with `code`, after what was registered to be done at its end.
+    """End this process with exit code `code`, after running the functions registered with `atexit`.
 
-    Python itself must not end it. DeepSpeed keeps its process groups for ever, and with them the threads of Gloo, one of
-    which may still hold the tensors of the last collective. Where such a thread lets go of them while Python takes itself
-    down, PyTorch aborts the process, whose work was done: https://github.com/pytorch/pytorch/issues/190489
+    A normal exit of Python could abort the process after its work is done. DeepSpeed never frees its process groups, so Gloo's
+    threads go on, and one of them may still hold tensors of the last collective. If it frees them while Python shuts down,
+    PyTorch aborts: https://github.com/pytorch/pytorch/issues/190489
     """
     if code == 0 and dist.is_initialized():
-        dist.destroy_process_group()  # NCCL finishes what is under way
+        dist.destroy_process_group()  # NCCL finishes its running collectives
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -86,20 +87,20 @@ def end_process(code: int) -> NoReturn:
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:
-    """The type that a run computes in. Raises InputError for `auto`, which a backend has to decide first."""
+    """The compute dtype of a run. Raises InputError for `auto`, which `Backend.resolved` must replace first."""
     if config.learner.compute_dtype == "auto":
         raise InputError(
-            "learner.compute_dtype = 'auto': not decided yet; a Backend's `resolved` does, or give the type"
+            "learner.compute_dtype = 'auto': not decided yet; call `Backend.resolved` first, or give the dtype"
         )
     return getattr(torch, config.learner.compute_dtype)
 
 
 def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> dict[str, Any]:
-    """DeepSpeed's configuration for the learner, or for a policy that is only read (`optimizer` None).
+    """DeepSpeed's configuration for the learner, or (with `optimizer` None) for a reference that is never updated.
 
-    Accumulation is ours: the learner says which backward pass is a step's last, and divides by the whole batch's counts
-    once, so DeepSpeed is told of one micro-batch and divides by processes only. Raises InputError for combinations that
-    lose precision or do not exist.
+    The learner itself handles gradient accumulation: it tells DeepSpeed which backward pass is the last one of a step, and it
+    divides once, by the counts of the whole batch. So DeepSpeed is configured for one micro-batch, and divides only by the
+    number of processes. Raises InputError for a combination that would lose precision.
     """
     stage, bfloat16 = config.torch.zero_stage, torch_dtype(config) == torch.bfloat16
     if stage == 0 and bfloat16 and optimizer is not None:
@@ -112,7 +113,7 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> di
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero |= {"stage3_param_persistence_threshold": PERSISTENT_PARAMS}
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
@@ -120,9 +121,9 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> di
         "steps_per_print": None,
     }
     if optimizer is not None:
-        found["gradient_clipping"] = optimizer.max_grad_norm
-        # torch's own AdamW: nothing is compiled, and its arithmetic is the one that the tests compare with.
-        found["optimizer"] = {
+        settings["gradient_clipping"] = optimizer.max_grad_norm
+        # PyTorch's own AdamW: it needs no compiled operator, and the tests compare with its arithmetic.
+        settings["optimizer"] = {
             "type": "AdamW",
             "params": {
                 "lr": optimizer.learning_rate,
@@ -133,14 +134,14 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None) -> di
             },
         }
         if bfloat16:
-            # Sums over micro-batches and over processes in float32.
-            found["data_types"] = {"grad_accum_dtype": "fp32"}
-            found["communication_data_type"] = "fp32"
-    return found
+            # Gradients are summed over micro-batches and over processes in float32.
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+            settings["communication_data_type"] = "fp32"
+    return settings
 
 
 def initialize(**arguments: Any) -> Any:
-    """`deepspeed.initialize` without what it prints about memory."""
+    """Call `deepspeed.initialize`, and hide the lines on memory that it prints."""
     import deepspeed
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -148,20 +149,20 @@ def initialize(**arguments: Any) -> Any:
 
 
 def sharded(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """While a network is built in this context under ZeRO-3, each process allocates only its own slices."""
+    """A context for building a network: under ZeRO-3, each process allocates only its own slices of the parameters."""
     import deepspeed
 
     if settings["zero_optimization"]["stage"] != 3:
         return contextlib.nullcontext()
-    # The dtype is that of the settings: given by name, DeepSpeed 0.19 ignores it on a CPU without float16, and rounds to
-    # bfloat16.
+    # DeepSpeed takes the dtype from the settings. Its argument `dtype` must not be used: on a CPU without float16, DeepSpeed 0.19
+    # ignores it and rounds to bfloat16.
     return deepspeed.zero.Init(config_dict_or_path=dict(settings))
 
 
 def gathered(weights: Mapping[str, nn.Parameter], bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each parameter whole, in the network's own dtype; under ZeRO-3 at most about `bucket_bytes` are gathered at once.
+    """Name and whole tensor of each parameter, in the network's dtype. Under ZeRO-3 about `bucket_bytes` are gathered at a time.
 
-    Every process must consume the stream to its end.
+    Every process must iterate to the end.
     """
     import deepspeed
 
@@ -179,7 +180,7 @@ def gathered(weights: Mapping[str, nn.Parameter], bucket_bytes: int) -> Iterator
 
 
 def write(param: nn.Parameter, value: torch.Tensor) -> None:
-    """Put `value` into a parameter of the network itself, sharded or not."""
+    """Copy `value` into a parameter of the network, sharded or not. Does not change the optimizer's master weight."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([param], modifier_rank=0), torch.no_grad():
@@ -188,12 +189,12 @@ def write(param: nn.Parameter, value: torch.Tensor) -> None:
 
 
 def is_sharded(param: nn.Parameter) -> bool:
-    """True for a ZeRO-3 parameter."""
+    """Whether ZeRO-3 shards the parameter."""
     return hasattr(param, "ds_id")
 
 
 def numel(param: nn.Parameter) -> int:
-    """Elements of the whole parameter."""
+    """Number of elements of the whole parameter."""
     return getattr(param, "ds_numel", param.numel())
 
 
@@ -203,15 +204,15 @@ def shape(param: nn.Parameter) -> torch.Size:
 
 
 def master(param: nn.Parameter) -> torch.Tensor:
-    """The whole float32 master of a learner's parameter, on every process."""
+    """The whole float32 master weight of a learner's parameter, on every process."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found = safe_get_full_fp32_param(param)
-    return param.detach().clone() if found is None else found.reshape(shape(param))
+    whole = safe_get_full_fp32_param(param)
+    return param.detach().clone() if whole is None else whole.reshape(shape(param))
 
 
 def set_master(param: nn.Parameter, value: torch.Tensor) -> None:
-    """Set the master and the network's own copy of it."""
+    """Set the master weight of a parameter, and the network's own copy of it."""
     from deepspeed.utils import safe_set_full_fp32_param
 
     value = value.to(param.device, torch.float32)
@@ -229,7 +230,7 @@ def moment(engine: Any, param: nn.Parameter, key: str) -> torch.Tensor:
 
 
 def set_moment(engine: Any, param: nn.Parameter, key: str, value: torch.Tensor) -> None:
-    """Set one moment of a parameter; `make_moments` comes first."""
+    """Set one moment of a parameter. Call `make_moments` first."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
     if not engine.zero_optimization():
@@ -239,27 +240,29 @@ def set_moment(engine: Any, param: nn.Parameter, key: str, value: torch.Tensor) 
 
 
 def make_moments(engine: Any, step: int) -> None:
-    """Create the optimizer state of every parameter, as if `step` updates had been made. Torch makes it at the first one."""
+    """Create the optimizer state of every parameter, as after `step` updates, with moments of 0.
+
+    PyTorch itself creates it only at the first update."""
     optimizer = engine.optimizer
     base = getattr(optimizer, "optimizer", optimizer)
-    for held in _held_by(engine):
-        base.state[held] = {
+    for tensor in _held_by(engine):
+        base.state[tensor] = {
             "step": torch.tensor(float(step)),
-            "exp_avg": torch.zeros_like(held),
-            "exp_avg_sq": torch.zeros_like(held),
+            "exp_avg": torch.zeros_like(tensor),
+            "exp_avg_sq": torch.zeros_like(tensor),
         }
     if engine.zero_optimization_stage() in (1, 2):
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def step(engine: Any) -> float:
-    """One step of the optimizer; returns the gradient's global norm before clipping."""
+    """Make one optimizer step; returns the global norm of the gradient before clipping."""
     if engine.zero_optimization():
         engine.step()
         return float(engine.get_global_grad_norm())
-    # Without ZeRO, DeepSpeed clips but does not say at what, and drops the gradients.
+    # Without ZeRO, DeepSpeed clips the gradients but does not report their norm, and then frees them: so the norm is taken first.
     gradients = [param.grad for param in engine.module.parameters() if param.grad is not None]
-    # Squares summed in float64: in float32 a large embedding's sum is off by 1e-5.
+    # The squares are summed in float64: in float32 the sum over a large embedding has an error of 1e-5.
     norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in gradients]
     norm = float(torch.stack(norms).norm())
     engine.step()
@@ -267,7 +270,7 @@ def step(engine: Any) -> float:
 
 
 class Slices:
-    """Float32 tensors, of each of which a process holds one slice: the flattened tensor cut by processes."""
+    """Float32 tensors that are split over the processes: each process holds one slice of each flattened tensor."""
 
     def __init__(self, weights: Mapping[str, nn.Parameter]):
         self.shapes = {name: shape(param) for name, param in weights.items()}
@@ -279,7 +282,7 @@ class Slices:
         self.own[name] = whole.reshape(-1)[begin:end].float().clone()
 
     def whole(self, name: str) -> torch.Tensor:
-        """Put the slices of all processes together, on every process."""
+        """The whole tensor, gathered from all processes, on every process."""
         size = self.shapes[name].numel()
         width = -(-size // dist.get_world_size())
         own = nn.functional.pad(self.own[name], (0, width - self.own[name].numel()))
@@ -287,7 +290,9 @@ class Slices:
 
 
 def from_all(own: torch.Tensor) -> torch.Tensor:
-    """The tensors of all processes, of one shape, joined along their first dimension in the order of processes."""
+    """All-gather: the tensors of all processes, concatenated along their first dimension in the order of ranks.
+
+    `own` must have the same shape in every process."""
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, own.contiguous())
     return torch.cat(parts)
@@ -300,7 +305,7 @@ def bounds(size: int) -> tuple[int, int]:
 
 
 def _held_by(engine: Any) -> list[torch.Tensor]:
-    """The float32 tensors that the optimizer itself steps: parameters, or a process's flat part of them."""
+    """The float32 tensors that the optimizer updates: the parameters, or this process's flat parts of them."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
         return [param for group in optimizer.param_groups for param in group["params"]]
@@ -310,7 +315,7 @@ def _held_by(engine: Any) -> list[torch.Tensor]:
 
 
 def _padded(param: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    """Flat, and for ZeRO-3 as long as its slices together are."""
+    """`value` flattened, and under ZeRO-3 padded to the total length of its slices."""
     flat = value.reshape(-1)
     if not is_sharded(param):
         return flat

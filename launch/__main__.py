@@ -1,4 +1,4 @@
-"""`python -m launch` is `creason`, where that command is not installed."""
+"""`python -m launch` does the same as `creason`, for when that command is not installed."""
 
 from launch import cli
 

@@ -1,7 +1,7 @@
-"""How every program of this folder starts and ends: whatever its user can mend is one clear line, never a traceback.
+"""How every program of this folder starts and ends: an error that the user can correct is one clear line, never a traceback.
 
-Exit codes: 2 for a wrong flag, bad input or a place that cannot be written; 1 for a run that must not go on; 130 where the
-user interrupted it; 141 where whoever read its output has gone, as a shell says of a program that a closed pipe ended.
+Exit codes: 2 for a wrong flag, bad input or a place that cannot be written; 1 for a run that must not go on; 130 if the user
+interrupted it; 141 if the reader of its output closed the pipe (a shell gives the same code for SIGPIPE).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 1  # a run that must not go on
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
-# How absl and ml_collections refuse a flag's value, and what is said in its place.
+# The error messages of absl and ml_collections for a flag's value -> the text that replaces them.
 REFUSED_VALUES = (
     (r"invalid literal for int\(\) .*", "must be a whole number"),
     (r"could not convert string to float: .*", "must be a number"),
@@ -42,27 +42,31 @@ REFUSED_VALUES = (
 )
 HOME = re.compile(r"(?<=,)~(?=/|,|$)")
 
-OWNER_ONLY = 0o077  # umask: what a program writes holds patients' data, or was learned from them
+OWNER_ONLY = 0o077  # umask: the programs write patients' data, and models that learned from them
 
-OTHERS: list[Any] = []  # what joins this process with others of its run: `creason_jax.distributed`, once they are there
-ENDS: list[Callable[[int], NoReturn]] = []  # what ends this process, with its exit code, where Python must not do it
-_goes_on: list[bool] = []  # not empty: the same command goes on from what this one has done
-_made: list[Path] = []  # folders made for a flag, the innermost first
+OTHERS: list[
+    Any
+] = []  # in a run of several JAX processes: the module `creason_jax.distributed`, to tell them of an error
+ENDS: list[
+    Callable[[int], NoReturn]
+] = []  # functions that end this process with an exit code, where Python itself must not
+_goes_on: list[bool] = []  # not empty: after an interruption, the same command goes on from the work already done
+_made: list[Path] = []  # folders that were made for a flag, the innermost first
 
 
 def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
     """Parse the command line, run `main`, and exit. `main` reads its flags and may raise InputError.
 
-    `~/` at the start of a flag's value is the user's home, which shells leave to the program; not where `expand_home` is
-    false, for a program whose paths are another machine's. Whatever the program and its libraries write from here on is
-    readable by its owner only.
+    `~/` at the start of a flag's value becomes the user's home folder, which shells do not always do. `expand_home=False` is for
+    a program whose paths are on another machine. All files that the program and its libraries write from here on are readable
+    only by their owner.
     """
     os.umask(OWNER_ONLY)
     _goes_on.clear()
     try:
         app.run(lambda _: _reported(main), flags_parser=functools.partial(_parse, main=main, expand_home=expand_home))
     except SystemExit as ended:
-        if not isinstance(ended.code, str):  # a text is for Python to print
+        if not isinstance(ended.code, str):  # Python prints a text itself
             for end in ENDS:
                 end(ended.code or 0)
         raise
@@ -74,36 +78,33 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise InputError where the directory that a flag names is not there and cannot be made, or cannot be written to."""
+    """Raise InputError if the directory that a flag names cannot be written, or is missing and cannot be made."""
     _check_name(flag, folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise InputError(f"--{flag}={folder}: cannot be made ({there} is a file); give another directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise InputError(f"--{flag}={folder}: cannot be made ({existing} is a file); give another directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--{flag}={folder}: cannot be written ({existing} does not allow it); give another directory")
 
 
 def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> str:
-    """See to it, before work is spent, that a flag's one result file may be written: the rule of every program that has such.
+    """Check, before any work, that the result file which a flag names may be written.
 
-    What the same program wrote earlier is replaced, as `is_earlier` recognises it, and that is said: " (replaced)" is returned
-    for the line that names the file, else "". Raises InputError for any other file, for a folder, and for a place that cannot be
-    written.
+    An earlier result of the same program, which `is_earlier` recognises, will be replaced: then the result is " (replaced)", for
+    the line that names the file; else it is "". Raises InputError if the path is another file or a folder, or cannot be written.
     """
     if path.is_dir():
         raise InputError(f"--{flag}={path}: is a directory; give the name of a file")
     if path.exists() and not is_earlier(path):
-        raise InputError(
-            f"--{flag}={path}: is there already, and is no earlier result of this program; give another name"
-        )
+        raise InputError(f"--{flag}={path}: exists, and is not an earlier result of this program; give another name")
     check_folder(flag, path.absolute().parent)
     return " (replaced)" if path.exists() else ""
 
 
 def make_folder(flag: str, folder: Path) -> None:
-    """Make the directory that a flag names, if it is not there. Raises InputError where that is not possible.
+    """Make the directory that a flag names, if it does not exist. Raises InputError if that is not possible.
 
-    Where the program fails, it is removed again if it is still empty.
+    If the program fails, the directory is removed again if it is still empty.
     """
     _check_name(flag, folder)
     try:
@@ -115,22 +116,22 @@ def make_folder(flag: str, folder: Path) -> None:
 
 
 def goes_on() -> None:
-    """From here on an interruption says that the same command goes on from what this one has done."""
+    """From now on, the message after an interruption says that the same command goes on from the work already done."""
     _goes_on.append(True)
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees what is written to standard error; it may be closed."""
+    """Whether standard error is a terminal. It may be closed."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def read_on_terminal() -> bool:
-    """Whether standard output is a terminal: what is printed is read by whoever started the program, and kept nowhere."""
+    """Whether standard output is a terminal: then the user who started the program reads it, and it is stored nowhere."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _reported(work: Callable[[], None]) -> None:
-    """Do `work`; where it fails, say why in one line and exit."""
+    """Call `work`. If it fails with an error that the user can correct, print it in one line and exit."""
     try:
         try:
             work()
@@ -149,7 +150,7 @@ def _reported(work: Callable[[], None]) -> None:
             _end(EXIT_UNREAD)
         if isinstance(error, OSError) and (reason := files.refusal(error)):
             _fail(f"{error.filename or 'standard output, or a file'}: {reason}")
-        # Nothing is swallowed: whatever it is, the other processes must learn of it, or they would wait for ever.
+        # Any other error is raised again. The other processes must be told, or they would wait for ever.
         files.remove_empty(_made)
         for others in OTHERS:
             others.before_report()
@@ -170,18 +171,19 @@ def _parse(argv: Sequence[str], *, main: Callable[[], None], expand_home: bool) 
         if sys.stdout is not None:
             _reported(lambda: usage.show(main))
         sys.exit(0)
-    quiet = f"--verbosity={logging.WARNING}"  # absl would show what libraries log for their own authors
+    quiet = f"--verbosity={logging.WARNING}"  # without it absl shows the informational messages of libraries
     words = [_with_home(word) for word in argv[1:]] if expand_home else list(argv[1:])
     try:
         rest = flags.FLAGS([argv[0], quiet, *words])
     except flags.Error as error:
         _fail(_refused_value(str(error)))
     except (AttributeError, KeyError, TypeError, ValueError):
-        # How ml_collections refuses an override of what is no field.
+        # ml_collections raises these for an override of a name that is not a field.
         words = [word for word in words if word.lstrip("-").startswith(("config.", "noconfig."))]
         _fail(f"{', '.join(words)}: the config has no such field; --help lists them")
     for name, value in flags.FLAGS.flag_values_dict().items():
-        if isinstance(value, float) and "." not in name and not math.isfinite(value):  # a config checks its own fields
+        # The fields of a config (with a dot in their names) are checked by the config.
+        if isinstance(value, float) and "." not in name and not math.isfinite(value):
             _fail(f"flag --{name}={value}: must be a finite number")
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every option is a flag such as --name=value, see --help")
@@ -189,17 +191,17 @@ def _parse(argv: Sequence[str], *, main: Callable[[], None], expand_home: bool) 
 
 
 def _refused_value(message: str) -> str:
-    """What absl says of a command line; where it is about a flag's value, in plain words."""
+    """absl's error message; if it is about a flag's value, in plain words."""
     for pattern, words in REFUSED_VALUES:
-        found = re.fullmatch(rf"(flag --[^=]+=.*?: ){pattern}", message, re.DOTALL)
-        if found:
-            options = " ".join(found[number].replace("|", ", ") for number in range(2, found.re.groups + 1))
-            return found[1] + words.replace(r"\1", options)
+        match = re.fullmatch(rf"(flag --[^=]+=.*?: ){pattern}", message, re.DOTALL)
+        if match:
+            options = " ".join(match[number].replace("|", ", ") for number in range(2, match.re.groups + 1))
+            return match[1] + words.replace(r"\1", options)
     return message
 
 
 def _with_home(word: str) -> str:
-    """A word of the command line, `~` for the home replaced in the value of a flag, or in each value of its list."""
+    """A word of the command line, with `~` replaced by the home folder in a flag's value, or in each value of its list."""
     name, mark, value = word.partition("=")
     return name + mark + HOME.sub(str(Path.home()), f",{value}")[1:] if mark and name.startswith("-") else word
 
@@ -207,7 +209,7 @@ def _with_home(word: str) -> str:
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     line = " ".join(message.split())
     for others in OTHERS:
-        others.before_report()  # what looks like bad input may come of one that is gone
+        others.before_report()  # what looks like bad input may be caused by another process that has ended
     with contextlib.suppress(OSError):
         print(f"error: {line}", file=sys.stderr, flush=True)
     _end(code)
@@ -217,19 +219,19 @@ def _end(code: int) -> NoReturn:
     files.remove_empty(_made)
     for stream in (sys.stdout, sys.stderr):
         _give_up(stream)
-    for others in OTHERS:  # end without waiting for them, as an ordinary exit would
+    for others in OTHERS:  # end at once; an ordinary exit would wait for the other processes
         others.leave(code)
     sys.exit(code)
 
 
 def _flush() -> None:
-    """Write what was printed while its failure can still be told; Python itself does it too late."""
+    """Flush standard output now, while an error can still be reported; Python itself does it too late."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def _give_up(stream: TextIO | None) -> None:
-    """Where a stream cannot be written, what it still holds goes nowhere; else Python would try again at its end."""
+    """Flush a stream. If it cannot be written, send its remaining text to /dev/null, or Python would try again at its exit."""
     if stream is None:
         return
     try:
@@ -239,7 +241,7 @@ def _give_up(stream: TextIO | None) -> None:
 
 
 def _unread(stream: TextIO | None) -> bool:
-    """Whether this is a pipe that nobody reads any more."""
+    """Whether the stream is a pipe whose reader has closed it."""
     if stream is None:
         return False
     poll = select.poll()

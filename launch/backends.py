@@ -1,4 +1,4 @@
-"""The one place that chooses a backend: nothing of the other one is imported."""
+"""The one place that chooses a backend. Nothing of the other backend is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.runs import devices
 
 FLAGS = flags.FLAGS
 JOINS = "joins processes of --backend=jax; torchrun or deepspeed starts PyTorch's"
-# Flags that one backend alone reads, and what to say of them with the other.
+# Flag -> the only backend that reads it, and the error's text with the other backend.
 ONE_BACKEND = {
     "coordinator": ("jax", JOINS),
     "num_processes": ("jax", JOINS),
@@ -30,26 +30,30 @@ ONE_BACKEND = {
 
 
 def define_flags(what: str) -> None:
-    """Define `--backend`, explained by `what`, and how the processes of a JAX run find each other."""
+    """Define `--backend` with the help text `what`, `--device`, and the flags by which the processes of a JAX run connect."""
     flags.DEFINE_enum("backend", "jax", ["jax", "torch"], what)
     flags.DEFINE_enum(
         "device", "auto", ["auto", "cpu", "cuda", "tpu"],
-        "What it runs on. auto: an accelerator; on a machine that has none, the CPU. Where there is an accelerator that the "
-        "backend cannot use, the program stops unless this says cpu.",
+        "The device to use. auto: an accelerator, or the CPU of a machine that has none. If there is an accelerator that the "
+        "backend cannot use, the program stops unless this is cpu.",
     )  # fmt: skip
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT at which process 0 of several listens (or JAX_COORDINATOR_ADDRESS). Not needed on TPU and Slurm.",
+        "In a run of several processes: HOST:PORT at which process 0 listens (or JAX_COORDINATOR_ADDRESS). Not needed on TPU and "
+        "Slurm.",
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes the run has (or JAX_NUM_PROCESSES).", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 (or JAX_PROCESS_ID).", lower_bound=0)
+    flags.DEFINE_integer(
+        "num_processes", None, "The number of processes of the run (or JAX_NUM_PROCESSES).", lower_bound=1
+    )
+    flags.DEFINE_integer("process_id", None, "The number of this process, from 0 (or JAX_PROCESS_ID).", lower_bound=0)
 
 
 def make_backend(config: RunConfig) -> Backend:
-    """Build the backend that the flags name, joined with the other processes of the run.
+    """Build the backend that the flags name, and connect it with the other processes of the run.
 
-    Raises InputError where its packages are not installed, or where the processes cannot be joined.
+    Raises InputError if its packages are not installed, if the processes cannot connect, if the device that --device names is
+    missing, or if a flag of the other backend is set.
     """
     name = FLAGS.backend
     for flag, (reader, what) in ONE_BACKEND.items():
@@ -61,8 +65,8 @@ def make_backend(config: RunConfig) -> Backend:
         raise InputError(
             f"--backend={name}: {' and '.join(missing)} not installed; `make env BACKEND={name}` installs what it needs"
         )
-    given = dict(os.environ)  # as the user has it: the backends set some of it
-    return _checked(_torch(config) if name == "torch" else _jax(config), given)
+    environment = dict(os.environ)  # the user's variables: backends change some of them
+    return _checked(_torch(config) if name == "torch" else _jax(config), environment)
 
 
 def _torch(config: RunConfig) -> Backend:
@@ -93,34 +97,34 @@ def _jax(config: RunConfig) -> Backend:
     return JaxBackend(config)
 
 
-def _checked(backend: Backend, given: Mapping[str, str]) -> Backend:
-    """`backend`, if it runs on what was asked for. Raises InputError where it does not; `given`: the user's environment."""
-    wanted, found = FLAGS.device, backend.device_kind
-    advice = _advice(backend, given)
-    if wanted not in ("auto", found):
-        raise InputError(f"--device={wanted}: the {backend.name} backend finds none here; {advice}")
-    if wanted == "auto" and found == "cpu" and (said := devices.accelerators()):
+def _checked(backend: Backend, environment: Mapping[str, str]) -> Backend:
+    """Return `backend` if it runs on the device of --device, else raise InputError. `environment`: the user's variables."""
+    requested, device_kind = FLAGS.device, backend.device_kind
+    advice = _advice(backend, environment)
+    if requested not in ("auto", device_kind):
+        raise InputError(f"--device={requested}: the {backend.name} backend finds none here; {advice}")
+    if requested == "auto" and device_kind == "cpu" and (present := devices.accelerators()):
         raise InputError(
-            f"the {backend.name} backend would run on the CPU although {' and '.join(said)}; {advice}, or say --device=cpu"
+            f"the {backend.name} backend would run on the CPU although {' and '.join(present)}; {advice}, or say --device=cpu"
         )
     return backend
 
 
-def _advice(backend: Backend, given: Mapping[str, str]) -> str:
-    """What makes the backend find an accelerator."""
+def _advice(backend: Backend, environment: Mapping[str, str]) -> str:
+    """What the user can do so that the backend finds an accelerator."""
     hiding = {"jax": ["JAX_PLATFORMS"], "torch": ["CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"]}[backend.name]
     for name in hiding:
-        if name in given:
-            return f"unset {name}, which is {given[name]!r}"
+        if name in environment:
+            return f"unset {name}, which is {environment[name]!r}"
     if backend.name == "torch":
         return "install PyTorch for it (`make env BACKEND=torch DEVICE=cuda`) and a driver that is new enough"
     return "install JAX for it (`make env DEVICE=cuda` or `make env DEVICE=tpu`)"
 
 
 def _number(flag: str, variable: str) -> int | None:
-    given, found = FLAGS[flag].value, os.environ.get(variable)
-    if given is not None or not found:
-        return given
-    if not found.isdecimal():
-        raise InputError(f"{variable}={found}: must be a whole number")
-    return int(found)
+    flag_value, variable_value = FLAGS[flag].value, os.environ.get(variable)
+    if flag_value is not None or not variable_value:
+        return flag_value
+    if not variable_value.isdecimal():
+        raise InputError(f"{variable}={variable_value}: must be a whole number")
+    return int(variable_value)

@@ -1,8 +1,8 @@
-"""The `creason` command: one name for every program of this folder; only the module of the chosen one is loaded.
+"""The `creason` command starts any program of this folder. It loads only the module of the chosen program.
 
-creason                 the programs, in the order in which a person needs them
-creason help train      what a program does, its flags and examples; `creason train --help` is the same
-creason train ...       what `python -m launch.train ...` does
+creason                 lists the programs, in the order in which a user needs them
+creason help train      says what a program does, with its flags and examples; the same as `creason train --help`
+creason train ...       does the same as `python -m launch.train ...`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import shared  # noqa: F401  the one beside this package, whatever a folder of the user's is called
+import shared  # noqa: F401  loaded now, so that a folder of the user with this name cannot take its place
 
 FOLDER = Path(__file__).parent
 PROGRAMS = {
@@ -25,11 +25,11 @@ PROGRAMS = {
 }
 NAMES = [name for names in PROGRAMS.values() for name in names]
 HELP = ("help", "--help", "-help", "-h")
-EXIT_BAD_INPUT, EXIT_UNREAD = 2, 141  # as in launch/app.py, which would load what a list of names does not need
+EXIT_BAD_INPUT, EXIT_UNREAD = 2, 141  # the same as in launch/app.py, which is slow to import
 
 
 def main() -> None:
-    """Start the program that the command line names, or list the programs. Ends with the program's exit code."""
+    """Start the program that the command line names, or list all programs. Exits with the program's exit code."""
     name, *arguments = sys.argv[1:] or ["help"]
     if name in HELP:
         if not arguments:
@@ -43,18 +43,22 @@ def main() -> None:
 
 
 def start(name: str, arguments: Sequence[str]) -> None:
-    """What `python -m launch.NAME ARGUMENTS` does, in this process."""
+    """Do in this process what `python -m launch.NAME ARGUMENTS` does."""
     sys.argv = [name, *arguments]
-    # As with `python -m`, modules in the folder where the command is given can be imported; behind all others here, and not
-    # those of another copy of this project.
-    here = os.getcwd()
-    if not sys.flags.safe_path and here not in sys.path and not Path(here, "launch", "cli.py").exists():
-        sys.path.append(here)
+    # As with `python -m`, modules in the current folder can be imported. But here that folder comes last, and it is left out if
+    # it is another copy of this project.
+    current_folder = os.getcwd()
+    if (
+        not sys.flags.safe_path
+        and current_folder not in sys.path
+        and not Path(current_folder, "launch", "cli.py").exists()
+    ):
+        sys.path.append(current_folder)
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
 
 
 def overview() -> str:
-    """The programs in groups, one line each."""
+    """A list of the programs in groups, with one line for each."""
     width = max(map(len, NAMES))
     lines = ["usage: creason PROGRAM [flags]"]
     for title, names in PROGRAMS.items():
@@ -63,13 +67,13 @@ def overview() -> str:
 
 
 def summary(name: str) -> str:
-    """What a program does: the first line of its module, which is not loaded for it."""
+    """What a program does: the first line of its module's docstring, read without importing the module."""
     module = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
     return (ast.get_docstring(module) or "").partition("\n")[0]
 
 
 def refusal(name: str) -> str:
-    """One line on a name that is no program's."""
+    """One line for a name that no program has."""
     if name.startswith("-"):
         return f"{name}: the program comes first, as in `creason train {name}`; `creason` alone lists the programs"
     near = difflib.get_close_matches(name, NAMES, n=1)

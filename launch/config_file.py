@@ -1,4 +1,4 @@
-"""The --config flag: a Python file, every field of which can be set on the command line, given in the file or not."""
+"""The --config flag: a Python file. Every field of the config, also one that the file leaves out, can be set by a flag."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from shared.config import RunConfig
 from shared.errors import InputError
 
-# What the code of a config file may raise: a file is a program, and its author sees a mistake in one line.
+# Exceptions of a config file's code. The file is a program; a mistake in it is reported in one line, without a traceback.
 MISTAKES = (
     ArithmeticError,
     AttributeError,
@@ -31,14 +31,14 @@ MISTAKES = (
 
 
 class ConfigFile(flags.ArgumentParser):
-    """Parses `FILE` or `FILE:ARGUMENT`; the argument is for the file's `get_config`."""
+    """Parses `FILE` or `FILE:ARGUMENT`; the argument is passed to the file's `get_config`."""
 
     def __init__(self, sections: type | None, documented: Callable[[], type | None]):
         self.sections = sections
         self.documented = documented
 
     def parse(self, argument: str) -> ConfigDict:
-        """The config of the file. Raises InputError saying what is wrong with the file."""
+        """The config of the file. Raises InputError that says what is wrong with the file."""
         return load(argument, self.sections)
 
     def flag_type(self) -> str:
@@ -49,24 +49,27 @@ class ConfigFile(flags.ArgumentParser):
 def define(
     name: str, sections: type | None = RunConfig, *, documented: Callable[[], type | None] | None = None
 ) -> None:
-    """Define the flag `name` and, with each field, --name.section.field; `sections` is the dataclass that has them.
+    """Define the flag `name`, and a flag --name.section.field for each field of the dataclass `sections`.
 
-    `documented` returns the dataclass whose fields `--help` explains, by default `sections`.
+    `documented` returns the dataclass whose fields `--help` explains; default: `sections`.
     """
-    # Not locked: a field that the file leaves at its default can be set; `validate` refuses what is no field at all.
+    # Not locked, so that a field which the file leaves out can be set. `validate` refuses names that are not fields.
     config_flags.DEFINE_config_file(
         name, None, "Config file, e.g. configs/quickstart.py.", lock_config=False, accept_new_attributes=True
     )
     flags.FLAGS[name].parser = ConfigFile(sections, documented or (lambda: sections))
 
 
-def given(name: str) -> list[str]:
-    """The fields of the config `name` that stand on the command line, e.g. `grpo.beta`."""
+def overrides(name: str) -> list[str]:
+    """The fields of the config flag `name` that are set on the command line, e.g. `grpo.beta`."""
     return list(config_flags.get_override_values(flags.FLAGS[name]))
 
 
 def load(argument: str, sections: type | None = RunConfig) -> ConfigDict:
-    """What `get_config` of a config file returns, with an empty section for each of `sections` that it leaves out."""
+    """The config that a file's `get_config` returns, with an empty section for each section of `sections` that it leaves out.
+
+    `argument` is `FILE` or `FILE:ARGUMENT`. Raises InputError that says what is wrong with the file.
+    """
     path, colon, rest = argument.partition(":")
     if not Path(path).is_file():
         raise InputError("no such file")

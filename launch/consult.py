@@ -29,63 +29,67 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Define this program's flags."""
-    flags.DEFINE_string("model", None, "Hugging Face model directory, tokenizer included.", required=True)
-    flags.DEFINE_string("notes", None, "Table of notes: id, note and, in some, header (docs/review.md).", required=True)
+    flags.DEFINE_string("model", None, "Hugging Face model directory, with its tokenizer.", required=True)
+    flags.DEFINE_string(
+        "notes", None, "Table of notes with the columns id, note and, for some, header (docs/review.md).", required=True
+    )
     flags.DEFINE_string("out", None, "Directory for completions.jsonl.", required=True)
     generation.define_flags(long_prompts="Notes with longer prompts are left out.", max_new_tokens=4_000)
     flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
 
 
 def main() -> None:
-    """Write the recommendations, greedy. Raises InputError for a bad flag, model or table."""
+    """Write the recommendations, with greedy sampling. Raises InputError for a bad flag, model or table."""
     folder, out = Path(FLAGS.model), Path(FLAGS.out)
     notes, left_out = read_notes(Path(FLAGS.notes))
     tokenizer = load_tokenizer(folder)
     config = generation.config_of(folder, questions=len(notes))
     style = generation.style_of(config, folder, tokenizer, out)
     texts = [encode(tokenizer, style.text(tokenizer, note.message, system="")) for note in notes]
-    asked = [(note, text) for note, text in zip(notes, texts, strict=True) if len(text) <= FLAGS.max_prompt_tokens]
-    if not asked:
+    answerable = [(note, text) for note, text in zip(notes, texts, strict=True) if len(text) <= FLAGS.max_prompt_tokens]
+    if not answerable:
         raise InputError(f"all notes are longer than {FLAGS.max_prompt_tokens} tokens; raise --max_prompt_tokens")
-    check_in_embedding(tokenizer, [text for _, text in asked], embedding_rows(folder), "prompts")
+    check_in_embedding(tokenizer, [text for _, text in answerable], embedding_rows(folder), "prompts")
     app.check_folder("out", out)
-    prompts = [text for _, text in asked]
+    prompts = [text for _, text in answerable]
     stop = special_tokens(tokenizer, folder).stop
-    config = generation.config_of(folder, questions=len(asked))
+    config = generation.config_of(folder, questions=len(answerable))
     backend = backends.make_backend(config)
     config = backend.resolved(config)
-    kept = Kept(out, request(config, backend, asked, stop), backend)
+    finished_rows = Kept(out, request(config, backend, answerable, stop), backend)
     engine, _ = generation.engine_of(config, backend, prompts, stop=stop)
     generation.begin(config, backend, tokenizer, style, out)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
     shown = FLAGS.progress and backend.process == 0
-    with tqdm(total=len(asked), initial=kept.done, desc="consultation", unit="note", disable=not shown) as bar:
-        for start in range(kept.done, len(asked), config.rollout.slots):
+    with tqdm(
+        total=len(answerable), initial=finished_rows.done, desc="consultation", unit="note", disable=not shown
+    ) as bar:
+        for start in range(finished_rows.done, len(answerable), config.rollout.slots):
             part = slice(start, start + config.rollout.slots)
-            found = engine.generate(prompts[part], sampling, None)
-            kept.add([
+            results = engine.generate(prompts[part], sampling, None)
+            finished_rows.add([
                 {"id": note.id, "question": note.shown, "completion": decode(tokenizer, completion.tokens),
                  "answer": note.recommendation, "cut_off": completion.truncated}
-                for (note, _), (completion,) in zip(asked[part], found, strict=True)
+                for (note, _), (completion,) in zip(answerable[part], results, strict=True)
             ])  # fmt: skip
-            bar.update(len(found))
+            bar.update(len(results))
     if backend.process > 0:
         return
-    cut_off = sum(row.pop("cut_off") for row in kept.rows)
-    files.write_json_lines(out / "completions.jsonl", kept.rows)
-    kept.remove_parts()
+    cut_off = sum(row.pop("cut_off") for row in finished_rows.rows)
+    files.write_json_lines(out / "completions.jsonl", finished_rows.rows)
+    finished_rows.remove_parts()
     files.remove(out / REQUEST_FILE)
-    print(f"notes    {len(kept.rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
-          f"{len(notes) - len(asked)} too long\nanswers  {out / 'completions.jsonl'}")  # fmt: skip
+    print(f"notes    {len(finished_rows.rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
+          f"{len(notes) - len(answerable)} too long\nanswers  {out / 'completions.jsonl'}")  # fmt: skip
 
 
 def request(
-    config: RunConfig, backend: Backend, asked: Sequence[tuple[Note, np.ndarray]], stop: Sequence[int]
+    config: RunConfig, backend: Backend, answerable: Sequence[tuple[Note, np.ndarray]], stop: Sequence[int]
 ) -> dict[str, Any]:
-    """What the recommendations depend on: only a start that asks for the same goes on from them."""
+    """Everything that the recommendations depend on. A restart continues earlier work only if this is equal."""
     return {
         "model": model_digest(Path(FLAGS.model)),
-        "notes": digest([note.id, note.shown, note.recommendation, text.tolist()] for note, text in asked),
+        "notes": digest([note.id, note.shown, note.recommendation, text.tolist()] for note, text in answerable),
         "stop_tokens": [int(token) for token in stop],
         "max_prompt_tokens": FLAGS.max_prompt_tokens,
         "max_new_tokens": FLAGS.max_new_tokens,

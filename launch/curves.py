@@ -1,10 +1,10 @@
-"""Lay runs over each other: accuracy and learning curves; or any metrics, step by step.
+"""Compare runs in one figure: accuracy and learning curves, or any metrics step by step.
 
     creason curves --workdirs=runs/quickstart,runs/other --out=runs/seeds.png
     creason curves --workdirs=runs/recorded,runs/again --metrics=loss,reward,grad_norm --out=runs/again.png
 
-The second form draws the metrics of runs that may not have finished, e.g. of a run and its replays, and prints how far each
-run's metrics are from the first one's.
+The second form draws metrics of runs, which need not be finished: for example of a run and its replays. It also prints how far
+the metrics of each run are from those of the first.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_list("workdirs", None, "Work directories of finished runs, separated by commas.", required=True)
     flags.DEFINE_list(
-        "metrics", [], "Draw these fields of metrics.jsonl and say how far the runs are apart in each field."
+        "metrics", [], "Draw these fields of metrics.jsonl, and print how far the runs differ in each field."
     )
-    flags.DEFINE_string("out", None, "The figure, a PNG file.", required=True)
+    flags.DEFINE_string("out", None, "File of the figure (PNG).", required=True)
 
 
 def main() -> None:
-    """Write the figure and print the table. Raises InputError for a folder that holds no finished run."""
+    """Write the figure and print the table. Raises InputError for a folder without a finished run."""
     replaced = app.check_result("out", Path(FLAGS.out), files.begins_as_png)
     if FLAGS.metrics:
         lay_over([Path(name) for name in FLAGS.workdirs], FLAGS.metrics)
@@ -60,15 +60,15 @@ def main() -> None:
         bayes = summary.get("bayes_accuracy")
         closed = "" if bayes is None else percent((after - before) / (bayes - before))
         change = f"{points(gain['value'])} ({interval(gain['ci'], points)})"
-        known = "" if bayes is None else percent(bayes)
-        print(f"{label:<16}{percent(before):>8}{percent(after):>8}{known:>8}  {change:<34}{closed:>15}")
+        bayes_text = "" if bayes is None else percent(bayes)
+        print(f"{label:<16}{percent(before):>8}{percent(after):>8}{bayes_text:>8}  {change:<34}{closed:>15}")
     print(f"\nfigure   {FLAGS.out}{replaced}")
 
 
 def lay_over(workdirs: list[Path], names: list[str]) -> None:
-    """Draw the metrics `names` of runs over each other, and print the differences of the others from the first.
+    """Draw the metrics `names` of all runs in one figure, and print the differences of each run from the first one.
 
-    Raises InputError for a metric that a run has not measured.
+    Raises InputError for fewer than two runs, and for a metric that a run does not have.
     """
     runs = {str(workdir): read_metrics(workdir / METRICS_FILE) for workdir in workdirs}
     if len(runs) < 2 or len(runs) < len(workdirs):
@@ -78,9 +78,9 @@ def lay_over(workdirs: list[Path], names: list[str]) -> None:
         if missing:
             raise InputError(f"--metrics: {workdir} has no {missing[0]}; it has {', '.join(map(str, metrics.columns))}")
     first, *others = runs
-    found = {label: differences(runs[first], runs[label]) for label in others}
+    differences_of = {label: differences(runs[first], runs[label]) for label in others}
     plots.write_png(plots.overlay_figure(runs, names), Path(FLAGS.out))
-    for label, rows in found.items():
+    for label, rows in differences_of.items():
         print(f"{label} against {first}\n\n{differences_table(rows.to_dict('records'))}\n")
 
 

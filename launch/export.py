@@ -1,4 +1,4 @@
-"""Export a checkpoint of a run as a Hugging Face model directory, tokenizer included.
+"""Export a checkpoint of a run as a Hugging Face model directory, with its tokenizer.
 
 creason export --workdir=runs/quickstart --out=exported
 creason export --workdir=runs/quickstart --step=100 --backend=torch --out=exported-100
@@ -21,13 +21,16 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define this program's flags."""
     flags.DEFINE_string("workdir", None, "Work directory of the run.", required=True)
-    flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.", lower_bound=0)
+    flags.DEFINE_integer("step", None, "Step of the checkpoint to export; default: the newest.", lower_bound=0)
     flags.DEFINE_string("out", None, "Directory to write; it must not exist.", required=True)
-    backends.define_flags("Which learner reads the checkpoint, whichever wrote it.")
+    backends.define_flags("Which backend reads the checkpoint; either reads the checkpoints of both.")
 
 
 def main() -> None:
-    """Export a checkpoint. Raises InputError where there is none, where `--out` exists, or where the policy was replaced."""
+    """Export a checkpoint.
+
+    Raises InputError if there is none, if `--out` exists, or if the policy in the work directory was replaced.
+    """
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
     if out.exists():
         raise InputError(f"--out={out}: exists already; give a new directory")
@@ -46,8 +49,9 @@ def main() -> None:
         steps=config.steps,
         reference=config.grpo.beta > 0,
     )
-    there = not isinstance(checkpoints, Path) or checkpoints.is_dir()  # a folder that is not would be made
-    restored = learner.restore(checkpoints, FLAGS.step) if there else None
+    # `restore` would create a folder that does not exist.
+    has_checkpoints = not isinstance(checkpoints, Path) or checkpoints.is_dir()
+    restored = learner.restore(checkpoints, FLAGS.step) if has_checkpoints else None
     if restored is None:
         raise InputError(f"{checkpoints}: no checkpoint yet; the trained policy of an ended run is in trained/")
     prompt_style.export(learner, out, prompt_style.recorded(config, workdir), first=backend.process == 0)

@@ -1,4 +1,4 @@
-"""Print a Kubernetes JobSet that trains on TPU slices of GKE; apply it with kubectl.
+"""Print a Kubernetes JobSet that trains on TPU slices of GKE; you apply it with kubectl.
 
     creason jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
         --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
@@ -20,17 +20,17 @@ from launch import app
 from shared.errors import InputError
 
 FLAGS = flags.FLAGS
-STOPPED = 75  # a run that was asked to stop has not succeeded: JobSet starts it again
+STOPPED = 75  # exit code of a run that was asked to stop: not a success, so JobSet starts it again
 PORTS = {"tpu": 8471, "megascale": 8080, "coordinator": 8482}
 
 
 class Accelerator(NamedTuple):
-    """What GKE calls a TPU generation, how many dimensions its topologies have, and chips on one host."""
+    """A TPU generation on GKE."""
 
-    label: str
-    dimensions: int
-    chips: int
-    most_on_one_host: int  # a slice of so many chips may be a single host
+    label: str  # GKE's name
+    dimensions: int  # of its topologies
+    chips: int  # on each host of a slice with several hosts
+    most_on_one_host: int  # chips; a slice of up to so many is a single host
 
 
 ACCELERATORS = {
@@ -43,23 +43,29 @@ ACCELERATORS = {
 
 def define_flags() -> None:
     """Define this program's flags."""
-    flags.DEFINE_string("config", None, "Config file, as it is called inside the image.", required=True)
-    flags.DEFINE_string("topology", None, "A slice: generation and chips, e.g. v5p:4x4x4 or v6e:4x4.", required=True)
+    flags.DEFINE_string("config", None, "Path of the config file inside the image.", required=True)
+    flags.DEFINE_string(
+        "topology", None, "The slice: TPU generation and chips, e.g. v5p:4x4x4 or v6e:4x4.", required=True
+    )
     flags.DEFINE_string("image", None, "Container image with this repository as its working directory.", required=True)
     flags.DEFINE_string("claim", None, "PersistentVolumeClaim (ReadWriteMany) that all hosts mount.", required=True)
-    flags.DEFINE_string("mount", "/mnt/runs", "Where the claim is mounted.")
-    flags.DEFINE_string("workdir", "/mnt/runs/run", "Work directory of the run, on that mount.")
+    flags.DEFINE_string("mount", "/mnt/runs", "Folder at which the claim is mounted.")
+    flags.DEFINE_string("workdir", "/mnt/runs/run", "Work directory of the run, inside --mount.")
     flags.DEFINE_string("name", "creason", "Name of the JobSet, and of its headless service.")
     flags.DEFINE_integer(
         "slices", 1, "Slices that train together; give --train=--config.learner.mesh_data=SLICES.", lower_bound=1
     )
-    flags.DEFINE_multi_string("train", [], "A further flag of `creason train`; may come several times.")
-    flags.DEFINE_integer("max_restarts", 100, "How often all is started again where a process ends.", lower_bound=0)
-    flags.DEFINE_integer("grace_seconds", 300, "Time between the request to stop and the end.", lower_bound=1)
+    flags.DEFINE_multi_string("train", [], "A further flag for `creason train`; may come several times.")
+    flags.DEFINE_integer(
+        "max_restarts", 100, "How often all processes are started again after one has ended.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "grace_seconds", 300, "Seconds that a process has to end after it was asked to stop.", lower_bound=1
+    )
 
 
 def main() -> None:
-    """Print the manifest. Raises InputError for a topology or a name that GKE does not have."""
+    """Print the manifest. Raises InputError for a topology or a name that GKE would not accept."""
     yaml.safe_dump(manifest(), sys.stdout, sort_keys=False)
 
 
@@ -94,13 +100,13 @@ def manifest() -> dict[str, Any]:
         "volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": FLAGS.claim}}],
     }
     job = {
-        "backoffLimit": 0,  # one process gone: JobSet starts all of them again
+        "backoffLimit": 0,  # when one process ends, JobSet starts all of them again
         "completions": hosts,
         "parallelism": hosts,
         "completionMode": "Indexed",
         "template": {"spec": pod},
     }
-    # One slice is one node pool: all pods of a job go to the same one.
+    # A slice is one node pool, so all pods of a job must be on the same node pool.
     exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -108,7 +114,7 @@ def manifest() -> dict[str, Any]:
         "metadata": {"name": FLAGS.name, "annotations": exclusive},
         "spec": {
             "failurePolicy": {"maxRestarts": FLAGS.max_restarts},
-            # JobSet makes the headless service by which pods know each other's names.
+            # JobSet makes the headless service that gives the pods their host names.
             "network": {"enableDNSHostnames": True, "subdomain": FLAGS.name, "publishNotReadyAddresses": True},
             "replicatedJobs": [{"name": "slice", "replicas": FLAGS.slices, "template": {"spec": job}}],
         },
@@ -116,22 +122,25 @@ def manifest() -> dict[str, Any]:
 
 
 def slice_of(text: str) -> tuple[str, str, int, int]:
-    """GKE's names of accelerator and topology, hosts of a slice, and chips on each, for text such as `v5p:4x4x4`."""
+    """For text such as `v5p:4x4x4`: GKE's names of accelerator and topology, hosts of the slice, chips on each host.
+
+    Raises InputError for an unknown generation, and for a shape that it does not have.
+    """
     generation, _, topology = text.partition(":")
     if generation not in ACCELERATORS:
         raise InputError(f"--topology={text}: {generation!r} is none of {', '.join(ACCELERATORS)}")
-    known = ACCELERATORS[generation]
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology) or topology.count("x") != known.dimensions - 1:
-        example = "x".join(["4"] * known.dimensions)
+    accelerator = ACCELERATORS[generation]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology) or topology.count("x") != accelerator.dimensions - 1:
+        example = "x".join(["4"] * accelerator.dimensions)
         raise InputError(
-            f"--topology={text}: {generation} has {known.dimensions} dimensions, e.g. {generation}:{example}"
+            f"--topology={text}: {generation} has {accelerator.dimensions} dimensions, e.g. {generation}:{example}"
         )
     chips = math.prod(int(size) for size in topology.split("x"))
-    if chips <= known.most_on_one_host:
-        return known.label, topology, 1, chips
-    if chips % known.chips:
-        raise InputError(f"--topology={text}: {chips} chips do not fill hosts of {known.chips}")
-    return known.label, topology, chips // known.chips, known.chips
+    if chips <= accelerator.most_on_one_host:
+        return accelerator.label, topology, 1, chips
+    if chips % accelerator.chips:
+        raise InputError(f"--topology={text}: {chips} chips do not fill hosts of {accelerator.chips}")
+    return accelerator.label, topology, chips // accelerator.chips, accelerator.chips
 
 
 if __name__ == "__main__":

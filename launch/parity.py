@@ -1,11 +1,11 @@
-"""Run the same batches through both backends and show how far apart they are.
+"""Run the same batches through both backends, and show how far their results differ.
 
     creason parity --config=configs/parity.py --workdir=runs/parity
     creason parity --config=configs/parity.py --workdir=runs/fault --rungs=updates --inject=eps_inside_root
 
-Each check says how far the backends are from one another and from float64. Exits with 0 where every check is within its bound,
-else with 1, naming the worst check and the one to look at first. With --inject a known fault is put into the JAX side, to see
-that the suite finds it: the exit code is then 1.
+Each check gives the difference between the backends, and the difference of each from float64. The exit code is 0 if every check
+is within its bound, else 1; then the worst check and the one to look at first are named. With --inject, a known fault is put into
+the JAX side, to show that the suite finds it; then the exit code is 1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 def define_flags() -> None:
     """Define this program's flags."""
     config_file.define("config", sections=None, documented=_documented)
-    flags.DEFINE_string("workdir", None, "Where models, table, parity.json and report go.")
-    flags.DEFINE_list("rungs", None, "Rungs of the ladder (default: the config's; all).")
-    flags.DEFINE_list("families", None, "Families of models (default: the config's; all).")
-    flags.DEFINE_list("dtypes", None, "float32, bfloat16 (default: the config's; both).")
-    flags.DEFINE_enum("device", None, ["cpu", "cuda"], "What both backends compute on (default: the config's).")
-    flags.DEFINE_string("inject", "", "A fault to put into the JAX side, e.g. layer_swapped; see parity/faults.py.")
+    flags.DEFINE_string("workdir", None, "Directory for models, table, parity.json and report.")
+    flags.DEFINE_list("rungs", None, "Rungs (groups of checks) to run (default: those of the config, else all).")
+    flags.DEFINE_list("families", None, "Model families to check (default: those of the config, else all).")
+    flags.DEFINE_list("dtypes", None, "Compute dtypes: float32, bfloat16 (default: those of the config, else both).")
+    flags.DEFINE_enum(
+        "device", None, ["cpu", "cuda"], "The device on which both backends compute (default: that of the config)."
+    )
+    flags.DEFINE_string("inject", "", "Fault to put into the JAX side, e.g. layer_swapped; see parity/faults.py.")
     flags.DEFINE_bool("progress", app.on_terminal(), "Show a progress bar (default: on a terminal).")
 
 
@@ -43,10 +45,10 @@ def main() -> None:
     if not FLAGS.workdir:
         raise InputError("--workdir is needed: the directory for models and report, e.g. --workdir=runs/parity")
     chosen = ("rungs", "families", "dtypes", "device")
-    given = {name: FLAGS[name].value for name in chosen if FLAGS[name].value is not None}
-    values = FLAGS.config.to_dict() | given
+    overrides = {name: FLAGS[name].value for name in chosen if FLAGS[name].value is not None}
+    values = FLAGS.config.to_dict() | overrides
     if values.get("device") != "cuda":
-        # Before jax is imported: the CPU, pretending to be eight devices, which one rung needs.
+        # Set before jax is imported: eight CPU devices, which one rung needs.
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
     workdir = Path(FLAGS.workdir)
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def _documented() -> type:
-    from parity.config import ParityConfig  # loads what must not be loaded before `main` has chosen the devices
+    from parity.config import ParityConfig  # imported here, because it loads jax, and `main` chooses the devices before
 
     return ParityConfig
 

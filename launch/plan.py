@@ -1,10 +1,10 @@
-"""Plan a run on a TPU slice without one: what fits, and how fast it could be.
+"""Plan a run on a TPU slice without having one: whether it fits, and how fast it could be.
 
     creason plan --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --json=plan.json
     creason plan --config=configs/phi4_sepsis.py --topology=v6e --search
 
-Needs libtpu, not a TPU. Ends with exit code 0 where the run fits, 1 where it does not, 2 where the question is wrong.
-docs/tpu_plan.md says how to read the table.
+It needs libtpu, but no TPU. The exit code is 0 if the run fits, 1 if it does not fit, and 2 for a wrong flag or config.
+docs/tpu_plan.md explains the table.
 """
 
 from __future__ import annotations
@@ -30,21 +30,25 @@ HEADER = ("step", "calls", "fits", "arguments", "outputs", "temporaries", "code"
 def define_flags() -> None:
     """Define this program's flags."""
     config_file.define("config")
-    flags.DEFINE_string("topology", None, "Slice such as v5p:4x4x4; with --search a generation such as v6e will do.")
     flags.DEFINE_string(
-        "model_config", "", "Hugging Face config.json with the model's shape, where model.path is not here."
+        "topology", None, "The slice, such as v5p:4x4x4; with --search a generation such as v6e is enough."
     )
-    flags.DEFINE_string("json", "", "Write the plan to this file too.")
-    flags.DEFINE_bool("search", False, "Look for the mesh, and the smallest slice, on which the run fits.")
-    flags.DEFINE_list("steps", [], "Compile only these of update, scoring, prefill, decode, publish.")
+    flags.DEFINE_string(
+        "model_config", "", "Hugging Face config.json with the model's shape, if model.path is not on this machine."
+    )
+    flags.DEFINE_string("json", "", "Also write the plan to this file.")
+    flags.DEFINE_bool("search", False, "Search for the mesh, and for the smallest slice, on which the run fits.")
+    flags.DEFINE_list(
+        "steps", [], "Compile only these programs, from update, scoring, prefill, decode, publish; default: all."
+    )
 
 
 def main() -> None:
-    """Compile, print, write. Raises InputError for a bad flag, config, shape or slice."""
+    """Compile the programs, print the plan, write it. Raises InputError for a bad flag, config, shape or slice."""
     for name in ("config", "topology"):
         if getattr(FLAGS, name) is None:
             raise InputError(f"--{name} is needed, e.g. --config=configs/phi4_sepsis.py --topology=v5p:4x4x4")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # no device is used, and none that is here should be taken
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a plan uses no device, so it must not occupy this machine's accelerator
     from creason_jax.plan import plan as planning
     from creason_jax.plan import search
 
@@ -54,23 +58,23 @@ def main() -> None:
     if unknown:
         raise InputError(f"--steps={','.join(unknown)}: there are {', '.join(planning.STEPS)}")
     model = planning.model_shape(config, FLAGS.model_config)
-    found: planning.Plan | None
+    best_plan: planning.Plan | None
     if FLAGS.search:
-        found = search.search(config, model, FLAGS.topology, say=_say)
+        best_plan = search.search(config, model, FLAGS.topology, say=_say)
     else:
         steps = tuple(name for name in planning.STEPS if not FLAGS.steps or name in FLAGS.steps)
-        found = planning.plan(config, model, FLAGS.topology, steps=steps, say=_say)
+        best_plan = planning.plan(config, model, FLAGS.topology, steps=steps, say=_say)
     if FLAGS.json:
         with files.replacing(Path(FLAGS.json)) as temporary:
-            files.write_json(temporary, {"fits": False} if found is None else found.to_json())
+            files.write_json(temporary, {"fits": False} if best_plan is None else best_plan.to_json())
         print(f"plan     {FLAGS.json}{replaced}", file=sys.stderr)
-    print("nothing that was tried fits" if found is None else table(found, config))
-    if found is None or not found.fits:
+    print("nothing that was tried fits" if best_plan is None else table(best_plan, config))
+    if best_plan is None or not best_plan.fits:
         sys.exit(app.EXIT_STOPPED)
 
 
 def table(plan: object, config: RunConfig) -> str:
-    """The plan for the terminal."""
+    """The plan as a text for the terminal. `plan` is a `creason_jax.plan.plan.Plan`."""
     from creason_jax.plan.plan import Plan
 
     assert isinstance(plan, Plan)
@@ -105,20 +109,20 @@ def table(plan: object, config: RunConfig) -> str:
         else f"fits: no, {-plan.headroom / GIB:.1f} GiB a chip too much"
     )
     heading = f"{plan.topology}: {plan.chips} chips, {mesh}; memory in GiB a chip"
-    # What did not compile has no time.
+    # A program that did not compile has no time.
     times = [time_line] if plan.fits else []
     memory_line = forecast.memory_line(plan.memory)
     return "\n".join([heading, *lines, *kinds, rows_line, memory_line, *times, *plan.advice, verdict])
 
 
 def _config() -> RunConfig:
-    given = config_file.given("config")
-    check_backend(given, "jax")
+    overrides = config_file.overrides("config")
+    check_backend(overrides, "jax")
     values = FLAGS.config
-    # Which registry the questions come from changes nothing here, and need not be said.
+    # The registry changes nothing in a plan, so its folder may be missing in the config.
     if values.data.get("cohort", "synthetic") != "synthetic" and not values.data.get("source"):
         values.data.source = "none"
-    return validate(values, given)
+    return validate(values, overrides)
 
 
 def _say(line: str) -> None:

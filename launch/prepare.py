@@ -1,11 +1,12 @@
-"""Raw registry files to a registry and question files; or check them, or draft a codebook.
+"""Make a registry and question files from raw files; or check them, or draft a codebook.
 
     creason prepare --cohort=synthetic --patients=300 --valid_patients=60 --out=prepared
     creason prepare --verify --out=prepared
     creason prepare --cohort=custom --source=docs/custom --valid_patients=20 --out=prepared_custom
 
-`--source` is the folder of the raw files, of a custom registry a table and its codebook; --draft_codebook writes a first one
-(docs/custom.md). At the end stand the questions by section, and on a terminal one of them in full.
+`--source` is the folder of the raw files. For a custom registry these are a table and its codebook; --draft_codebook writes a
+first codebook (docs/custom.md). At its end the program prints the number of questions by section and, on a terminal, one whole
+question.
 """
 
 from __future__ import annotations
@@ -42,34 +43,34 @@ DEFINE: dict[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
 }
 
-# Every field of DataConfig that makes questions is a flag of its name; this is what each flag says of itself.
+# Field of DataConfig that makes questions -> the help of the flag with the same name.
 HELP = {
-    "cohort": "Which registry.",
-    "task": "What is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year.",
-    "source": "Folder of the raw files; without it, synthetic is drawn.",
-    "encoding": "Of a custom registry's texts, such as cp949 or cp1252, where its files are not in UTF-8 and do not say it.",
+    "cohort": "The registry to prepare.",
+    "task": "What questions ask for: a masked value, AKI within 48 hours, mRS at 3 months, or MACE within a year.",
+    "source": "Folder of the raw files; without it, a synthetic registry is drawn.",
+    "encoding": "Character encoding of a custom registry, such as cp949 or cp1252, if its files are not UTF-8 and name no other.",
     "delimiter": "What separates the cells of a custom registry's text file: a character, or comma, semicolon, tab, bar, space.",
-    "decimal": "The mark of decimals in a custom registry's numbers: a point or a comma.",
-    "exclude": "A file of the ids of patients to leave out of a custom registry, such as those who withdrew.",
-    "compat": "paper: the original's values, statistics and draws, faults included.",
-    "patients": "Patients to draw, for synthetic only.",
-    "valid_patients": "Patients held out for validation.",
-    "split": "Who is held out: patients at random, whole sites, or the latest.",
-    "held_out": "Sites held out, separated by commas, or the first date or year held out; empty: by --valid_patients.",
-    "fit": "Whose values statistics and mutual information describe; all reproduces the original.",
-    "train_questions": "Questions about the other patients.",
-    "valid_questions": "Questions about those held out.",
-    "num_choices": "Options of a question, 2 to 5.",
-    "difficulty": "Distance between neighbouring options that are numbers, in standard deviations: smaller is harder. Paper: 2.",
-    "mi_cutoff": "Features that share more nats with the masked one are hidden.",
-    "balance": "Whose questions have each option right equally often: all, train (held-out values as they come), none.",
-    "all_victims": "Ask for every value of one held-out patient after the other, one masked at a time.",
-    "masked": "Values masked together in a record; each is asked for.",
-    "causal": "Show nothing from sections that a record shows after that of the masked value.",
-    "core_features": "Keep only the most informative; 0: all features.",
-    "core_kind": "Kind of the features kept.",
+    "decimal": "The decimal mark in a custom registry's numbers: a point or a comma.",
+    "exclude": "File with the ids of patients to leave out of a custom registry, such as those who withdrew their consent.",
+    "compat": "paper: reproduce the original's values, statistics and random draws, with its faults.",
+    "patients": "How many patients to draw; only for synthetic.",
+    "valid_patients": "How many patients are held out for validation.",
+    "split": "Who is held out: patients at random, whole sites, or the latest patients.",
+    "held_out": "The held-out sites, separated by commas, or the first held-out date or year; empty: use --valid_patients.",
+    "fit": "Patients whose values give the statistics and the mutual information; all reproduces the original.",
+    "train_questions": "How many questions about patients that are not held out.",
+    "valid_questions": "How many questions about held-out patients.",
+    "num_choices": "Number of options of a question, 2 to 5.",
+    "difficulty": "Distance between neighbouring numeric options, in standard deviations: smaller is harder. Paper: 2.",
+    "mi_cutoff": "Features with more mutual information (in nats) with the masked feature are hidden.",
+    "balance": "Questions in which each option is right equally often: all, train (held-out values stay as they are), none.",
+    "all_victims": "Ask for every value of one held-out patient after another, with one value masked at a time.",
+    "masked": "How many values of a record are masked together; a question asks for each.",
+    "causal": "Show no section that a record shows after the section of the masked value.",
+    "core_features": "Use only so many of the most informative features; 0: all features.",
+    "core_kind": "Kind of the features that --core_features keeps.",
     "option_order": "Order of the options.",
-    "context_features": "Features shown, at random; 0: the whole record.",
+    "context_features": "How many features to show, drawn at random; 0: the whole record.",
 }
 
 
@@ -85,27 +86,31 @@ def define_flags() -> None:
         else:
             DEFINE[kind](name, default, text)
     flags.DEFINE_string("out", "", "Folder for the prepared registry and the questions.")
-    flags.DEFINE_integer("seed", 42, "Decides the split and every question.")
-    flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
-    flags.DEFINE_bool("verify", False, "Check what is in --out: files, sources, splits, and that it comes out again.")
+    flags.DEFINE_integer("seed", 42, "Seed of the split and of all questions.")
+    flags.DEFINE_string("salt", "", "Secret text for patients' pseudonyms; default for a real cohort: random.")
+    flags.DEFINE_bool(
+        "verify",
+        False,
+        "Check the contents of --out: files, sources, splits, and that the same questions come out again.",
+    )
     flags.DEFINE_bool(
         "overwrite", False, "Replace questions in --out that were made from other data or with other flags."
     )
     flags.DEFINE_bool("draft_codebook", False, f"Write a first {CODEBOOK} beside the table of a custom registry.")
     flags.DEFINE_bool(
         "show", app.read_on_terminal(),
-        "End with one question in full, which is a patient's record (default: where standard output is a terminal, so that no "
-        "log of a batch job holds one).",
+        "Print one whole question at the end. It is a patient's record, so by default only where standard output is a terminal: "
+        "then no log of a batch job holds it.",
     )  # fmt: skip
     flags.DEFINE_string(
-        "dictionary", "", "With --draft_codebook: the REDCap data dictionary, where it is not in --source."
+        "dictionary", "", "With --draft_codebook: file of the REDCap data dictionary, if it is not in --source."
     )
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
     prepare_mimic3.define_flags()
 
 
 def main() -> None:
-    """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
+    """Prepare and print a summary; or check, or draft a codebook. Raises InputError for a bad flag or raw file."""
     prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.draft_codebook:
         check_alone("draft_codebook", "cohort", "source", "encoding", "delimiter", "decimal", "dictionary")
@@ -153,20 +158,20 @@ def main() -> None:
 
 
 def say(stage: str) -> None:
-    """Name a stage where no bar does; whoever reads standard error may have gone."""
+    """Print the name of a stage to standard error, if it is still read. For runs without progress bars."""
     with contextlib.suppress(OSError):
         print(stage, file=sys.stderr, flush=True)
 
 
 def made(folder: Path, *names: str) -> str:
-    """What ends a preparation: questions by section, and how to see some; one of them in full where `--show` allows it."""
-    found = {name: read_questions(folder / f"{name}.parquet") for name in names}
-    lines = ["", *showing.section_counts(found)]
-    first = next((name for name in names if found[name]), "")
+    """The end of the output: number of questions by section, one whole question with `--show`, and how to see more."""
+    questions_of = {name: read_questions(folder / f"{name}.parquet") for name in names}
+    lines = ["", *showing.section_counts(questions_of)]
+    first = next((name for name in names if questions_of[name]), "")
     if first and FLAGS.show:
-        (question,) = Selection(count=1).of(found[first])
+        (question,) = Selection(count=1).of(questions_of[first])
         columns = usage.width()
-        lines += ["", showing.numbered(f"{first}: question", 1, len(found[first]), columns)]
+        lines += ["", showing.numbered(f"{first}: question", 1, len(questions_of[first]), columns)]
         lines += showing.question_lines(question, columns)
     return "\n".join(
         [*lines, "", f"creason show --questions={folder / (first or names[0])}.parquet shows questions in full"]
@@ -174,7 +179,7 @@ def made(folder: Path, *names: str) -> str:
 
 
 def check_given(data: DataConfig) -> None:
-    """Refuse a flag that was given but that nothing would read, whatever its value. Raises InputError."""
+    """Raise InputError for a flag on the command line that nothing would read, whatever its value."""
     for name, reason in data.unread().items():
         if FLAGS[name].present:
             raise InputError(f"--{name}: {reason}")
@@ -183,9 +188,9 @@ def check_given(data: DataConfig) -> None:
 
 
 def check_alone(mode: str, *read: str) -> None:
-    """Refuse a flag that was given but that the flag `mode` makes useless. Raises InputError."""
-    every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
-    for name in (flag.name for flag in every):
+    """Raise InputError for a flag on the command line that the flag `mode` does not read; `read` are the flags that it reads."""
+    defined_flags = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
+    for name in (flag.name for flag in defined_flags):
         if FLAGS[name].present and name not in (mode, *read):
             raise InputError(f"--{name}: --{mode} does not read it; leave it out")
 
@@ -193,22 +198,24 @@ def check_alone(mode: str, *read: str) -> None:
 def draft_codebook(
     source: Path, *, encoding: str = "", delimiter: str = "", decimal: str = "", dictionary: str = ""
 ) -> str:
-    """Write a first codebook beside the table in `source`; returns what to look at in it.
+    """Write a first codebook beside the table in `source`; returns a text on what to check in it.
 
-    A REDCap data dictionary in `source`, or the file `dictionary`, says what columns are. Raises InputError where there is a
+    A REDCap data dictionary in `source`, or the file `dictionary`, describes the columns. Raises InputError if there is a
     codebook already, or no table.
     """
-    found = find_files(source)
+    source_files = find_files(source)
     path = source / CODEBOOK
-    if found.codebook:
-        raise InputError(f"{found.codebook}: is there already; remove it to have a new draft")
-    table = read_data(found.data, encoding=encoding, delimiter=delimiter, decimal=decimal, catalogue=found.catalogue)
+    if source_files.codebook:
+        raise InputError(f"{source_files.codebook}: is there already; remove it to have a new draft")
+    table = read_data(
+        source_files.data, encoding=encoding, delimiter=delimiter, decimal=decimal, catalogue=source_files.catalogue
+    )
     described: dict[str, Line] = {}
     notes = list(table.notes)
-    listed = Path(dictionary) if dictionary else redcap.find_dictionary(source, found.all)
-    if listed:
-        described, more = redcap.described(redcap.read_fields(listed), table)
-        notes += [f"{listed.name}: describes {len(described)} of {len(table.columns)} columns", *more]
+    dictionary_file = Path(dictionary) if dictionary else redcap.find_dictionary(source, source_files.all)
+    if dictionary_file:
+        described, further_notes = redcap.described(redcap.read_fields(dictionary_file), table)
+        notes += [f"{dictionary_file.name}: describes {len(described)} of {len(table.columns)} columns", *further_notes]
     lines = drafting.draft(table, described)
     write_codebook(path, lines)
     drafted = [line.kind for line in lines]

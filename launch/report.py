@@ -18,15 +18,17 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Define this program's flags; apart from importing it, so that several programs can be imported together."""
+    """Define this program's flags. Not done at import, so that several programs can be imported together."""
     flags.DEFINE_string("workdir", None, "Work directory of a run: the report is made from its files.", required=True)
     flags.DEFINE_bool(
-        "show_examples", False, "Show example completions of real patients too; those of drawn records always show."
+        "show_examples",
+        False,
+        "Show example completions of real patients too; those of synthetic records are always shown.",
     )
 
 
 def main() -> None:
-    """Write the report, say what came out and where it is. Raises InputError for a folder that holds no run."""
+    """Write the report, and print the result and the report's path. Raises InputError for a folder that holds no run."""
     workdir = Path(FLAGS.workdir)
     config = run_page.optional_json(workdir / "config.json", {})
     page = run_page.write_report(workdir, show_examples=run_page.examples_allowed(config, FLAGS.show_examples))

@@ -1,4 +1,4 @@
-"""The server of the page for raters: one process, one review's folder, on this machine alone unless told otherwise."""
+"""The server of the raters' page: one process serves one review's folder, only on this machine unless a flag says otherwise."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from shared.review.store import STORE_FILE, Store
 
 LOCK_FILE = ".serving.lock"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-SECONDS_TO_END = 5  # for answers that are on their way when the server is told to end
+SECONDS_TO_END = 5  # time to finish running requests after the server is asked to end
 
 
 def serve(folder: Path, listening: socket.socket, *, host: str, address: str = "") -> None:
     """Serve the review in `folder` until Ctrl-C, and print each rater's link.
 
-    `listening` is from `listen(host, ...)`. `address` is where raters reach it if a proxy stands before it, such as
-    https://review.example.org. Raises InputError where the folder holds no review or is being served already.
+    `listening` is a socket from `listen(host, ...)`. `address` is the address of a proxy through which raters reach the server,
+    such as https://review.example.org, or "". Raises InputError where the folder holds no review or is already served.
     """
     with contextlib.closing(Store(folder / STORE_FILE)) as store, _alone(folder):
         configuration = uvicorn.Config(
             site(store, _hosts(is_loopback(host), address), address),
-            access_log=False,  # it would hold the tokens
+            access_log=False,  # it would contain the raters' secret tokens
             log_level="warning",
             proxy_headers=False,
             server_header=False,
@@ -44,16 +44,16 @@ def serve(folder: Path, listening: socket.socket, *, host: str, address: str = "
         if not is_loopback(host):
             print(warning(host), file=sys.stderr, flush=True)
         print("\n".join(_lines(store, folder, host, listening.getsockname()[1], address)), flush=True)
-        with contextlib.suppress(KeyboardInterrupt):  # the server raises it again when it has ended
+        with contextlib.suppress(KeyboardInterrupt):  # the server raises it again after it has ended
             uvicorn.Server(configuration).run(sockets=[listening])
         print("\nended; every choice that a page called saved is kept, and the links stay as they are")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; `port` 0 takes a free one. Raises InputError where the host or port cannot be had."""
+    """A socket that listens on this host and port; port 0 takes a free one. Raises InputError where that is not possible."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(place[:2], family=family, backlog=256)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=256)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise InputError(
@@ -62,7 +62,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Whether only this machine can reach a server that listens on `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -70,16 +70,16 @@ def is_loopback(host: str) -> bool:
 
 
 def warning(host: str) -> str:
-    """What it means to listen to other machines."""
+    """A warning for a server that other machines can reach."""
     return (
-        f"warning: --host={host} lets other machines reach these pages, over a connection that is not encrypted: whoever is on "
-        "the way reads patients' data and the links. Better: leave --host alone, and use ssh -L or a proxy with TLS on this "
-        "machine (docs/review.md)"
+        f"warning: --host={host} lets other machines reach these pages over a connection that is not encrypted: others on the "
+        "network can read patients' data and the links. It is better to leave out --host, and to use ssh -L or a proxy with TLS "
+        "on this machine (docs/review.md)"
     )
 
 
 def check_address(address: str) -> None:
-    """Raise InputError for an address that is not scheme://name[:port] alone."""
+    """Raise InputError for an address that is not of the form scheme://name[:port]."""
     if address and not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?", address):
         raise InputError(f"--address={address}: must be like https://review.example.org, without a path")
 
@@ -96,7 +96,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _hosts(local: bool, address: str) -> list[str]:
-    """The names by which browsers may call the server: else a page elsewhere could make a name of its own mean this machine."""
+    """The host names that requests may have. Without this check, another site could point its own name at this machine
+    (DNS rebinding) and read the pages."""
     named = [str(urlsplit(address).hostname)] if address else []
     return [*LOOPBACK_NAMES, *named] if local else named or ["*"]
 

@@ -1,12 +1,12 @@
-"""Show questions in full with their right answers, or what a run answered.
+"""Show whole questions with their right answers, or the answers that a run generated.
 
     creason show --questions=prepared/questions/valid.parquet --n=2 --feature=lactate
     creason show --workdir=runs/quickstart
     creason show --workdir=runs/recorded --step=0 --n=1
 
-What it prints may be of real patients: nothing of it is logged or kept. Of a run it shows the examples of its evaluations,
-before and after; where the run recorded its steps (--config.store_trajectories), also completions with their rewards. A
-folder of `creason evaluate --completions` is shown too. Records are shown whole, as wide as the terminal.
+The output may contain records of real patients: nothing of it is logged or stored. For a run it shows the examples of its
+evaluations, before and after training, and, if the run recorded its steps (--config.store_trajectories), completions with their
+rewards. It also shows a folder of `creason evaluate --completions`. Records are shown whole, as wide as the terminal.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "", "Work directory of a run, or --out of an evaluation with --completions.")
     flags.DEFINE_integer("step", None, "Show what the run generated at this step, from 0 (default: the newest recorded).",
                          lower_bound=0)  # fmt: skip
-    flags.DEFINE_integer("n", 3, "How many questions, at most.", lower_bound=1)
-    flags.DEFINE_string("feature", "", "Only questions that ask for this feature, the column's name.")
-    flags.DEFINE_string("section", "", "Only questions from sections that have this in their name.")
-    flags.DEFINE_integer("seed", 0, "Which of them are drawn; another seed shows others.")
+    flags.DEFINE_integer("n", 3, "The most questions to show.", lower_bound=1)
+    flags.DEFINE_string("feature", "", "Only questions that ask for this feature (the name of its column).")
+    flags.DEFINE_string("section", "", "Only questions from sections whose name contains this text.")
+    flags.DEFINE_integer("seed", 0, "Seed for drawing the questions to show; another seed shows others.")
 
 
 def main() -> None:
-    """Print what is asked for. Raises InputError for a bad flag or file, and where there is nothing to show."""
+    """Print the questions or answers. Raises InputError for a bad flag or file, and if there is nothing to show."""
     if bool(FLAGS.questions) == bool(FLAGS.workdir):
         raise InputError("give --questions=FILE or --workdir=RUN, one of the two")
     selection = Selection(count=FLAGS.n, feature=FLAGS.feature, section=FLAGS.section, seed=FLAGS.seed)
     if FLAGS.workdir:
-        from shared.runs import showing_runs  # loads tokenizers, which questions do not need
+        from shared.runs import showing_runs  # imported here, because it loads tokenizers, which questions do not need
 
         for line in showing_runs.lines(Path(FLAGS.workdir), selection, step=FLAGS.step, width=usage.width()):
             print(line)

@@ -1,4 +1,4 @@
-"""Train a model with GRPO, evaluated before and after; started again, it goes on.
+"""Train a model with GRPO, and evaluate it before and after; started again, it goes on.
 
     creason train --config=configs/quickstart.py --workdir=runs/quickstart
     creason train --config=configs/quickstart.py --workdir=runs/other --config.seed=1 --config.grpo.beta=0.0
@@ -6,9 +6,9 @@
     creason train --config=configs/smoke.py --workdir=runs/again --config.store_trajectories=True --backend=torch \\
         --replay=runs/recorded
 
-A run makes its questions, evaluates the policy, trains it, evaluates it again and writes a report, all in --workdir. Any field
-of the config can be set on the command line; they stand below the flags, and in docs/configuration.md with their sources.
-torchrun and DeepSpeed start it as a module: `--module launch.train` (docs/gpu.md).
+A run makes its questions, evaluates the policy, trains it, evaluates it again and writes a report, all in --workdir. Any field of
+the config can be set on the command line. The fields are listed below the flags, and in docs/configuration.md with their sources.
+torchrun and DeepSpeed start this program as a module: `--module launch.train` (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -33,37 +33,41 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define this program's flags."""
     config_file.define("config")
-    flags.DEFINE_string("workdir", None, "Work directory of the run: everything it makes goes here.")
-    backends.define_flags("Which learner and engine run.")
-    flags.DEFINE_integer("local_rank", 0, "Given by the DeepSpeed launcher; this process's number on its machine.")
+    flags.DEFINE_string("workdir", None, "Work directory of the run: all its files are written here.")
+    backends.define_flags("Which backend trains and generates.")
+    flags.DEFINE_integer("local_rank", 0, "Set by the DeepSpeed launcher: the number of this process on its machine.")
     flags.DEFINE_string(
-        "replay", "", "Learn from the rollouts that the run in this work directory stored; sample none."
+        "replay", "", "Learn from the rollouts that the run in this work directory stored, and sample none."
     )
     flags.DEFINE_bool(
         "dry_run", False,
-        "Check the config, say what would be done and what it needs (tokens, memory, disk), do nothing. Needs no weights.",
+        "Check the config and print what the run would do and need (tokens, memory, disk), without running it. Needs no weights.",
     )  # fmt: skip
     flags.DEFINE_bool(
-        "measure", False, "With --dry_run: how long it takes, from a few steps in a folder that is removed."
+        "measure", False, "With --dry_run: estimate the run's time from a few steps, in a folder that is removed then."
     )
     flags.DEFINE_bool("progress", app.on_terminal(), "Show progress bars (default: on a terminal).")
-    flags.DEFINE_bool("show_examples", False, "Show completions in the report even if they may be of real patients.")
+    flags.DEFINE_bool(
+        "show_examples", False, "Show completions in the report, even if they may be about real patients."
+    )
     flags.DEFINE_integer(
-        "stopped_exit_code", 0, "Exit code after a SIGTERM; other than 0 for a scheduler that starts failures again."
+        "stopped_exit_code",
+        0,
+        "Exit code after a SIGTERM; not 0 for a scheduler that starts a failed job again.",
     )
     flags.DEFINE_string("wandb_project", "", "Send metrics to this Weights & Biases project; off when empty.")
 
 
 def main() -> None:
-    """Run or go on with a run. Raises InputError for a bad flag, config or work directory."""
+    """Start a run, or go on with one. Raises InputError for a bad flag, config or work directory."""
     if FLAGS.config is None:
         raise InputError("--config is needed, e.g. --config=configs/quickstart.py")
-    given = config_file.given("config")
-    check_backend(given, FLAGS.backend)
+    overrides = config_file.overrides("config")
+    check_backend(overrides, FLAGS.backend)
     if FLAGS.measure and not FLAGS.dry_run:
         raise InputError("--measure: goes with --dry_run; a run itself says its times as it goes")
-    config = validate(FLAGS.config, given)
-    check_data_given(given, config)
+    config = validate(FLAGS.config, overrides)
+    check_data_given(overrides, config)
     if FLAGS.dry_run:
         tell(config)
         return
@@ -73,23 +77,23 @@ def main() -> None:
     recording = Recording.open(Path(FLAGS.replay)) if FLAGS.replay else None
     if recording is not None:
         recording.check(config)
-        config = run.as_in(config, recording.config)  # a comparison: in the recording's own number format
+        config = run.as_in(config, recording.config)  # computed in the recording's dtype, so that both can be compared
     config = run.as_begun(config, workdir)
     app.make_folder("workdir", workdir)
     app.goes_on()
     backend = backends.make_backend(config)
     try:
-        told = replayed(config, backend, workdir, recording) if recording else trained(config, backend, workdir)
+        message = replayed(config, backend, workdir, recording) if recording else trained(config, backend, workdir)
     except Stopped as stopped:
         if backend.process == 0:
             print(stopped)
         sys.exit(FLAGS.stopped_exit_code)
     if backend.process == 0:
-        print(told)
+        print(message)
 
 
 def tell(config: RunConfig) -> None:
-    """Say what the run would do and need. Raises InputError where it cannot fit."""
+    """Print what the run would do and need. Raises InputError if it cannot fit the memory or disk."""
     print(run.describe(config), flush=True)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     config = config if workdir is None else run.as_begun(config, workdir)
@@ -100,7 +104,7 @@ def tell(config: RunConfig) -> None:
 
 
 def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
-    """A whole run, and what the terminal of process 0 shows of it."""
+    """Do a whole run; returns the summary for the terminal, "" in processes other than 0."""
     summary = run.run(
         config,
         backend,
@@ -113,9 +117,11 @@ def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
 
 
 def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:
-    """A run that learns from a recorded one, and what the terminal shows of it."""
-    found = replay.run(config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project)
-    return replay.terminal_summary(found, workdir) if found else ""
+    """Do a run that learns from a recorded one; returns the summary for the terminal, "" in processes other than 0."""
+    results = replay.run(
+        config, backend, workdir, recording, progress=FLAGS.progress, wandb_project=FLAGS.wandb_project
+    )
+    return replay.terminal_summary(results, workdir) if results else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What `--help` shows of a program: what it does, examples, and every flag and field that it takes, in groups.
+"""The text of `--help`: what a program does, examples, and all its flags and config fields, in groups.
 
-Flags of absl itself (logging, debuggers) are in `--helpfull` alone.
+The flags of absl itself (logging, debugging) are only in `--helpfull`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from absl import flags
 from shared.options.fields import Field, sections
 
 FLAGS = flags.FLAGS
-WIDTH, NARROWEST = 100, 40  # columns where the output is no terminal, and at the least
-COLUMN = 34  # where explanations begin
+WIDTH, NARROWEST = 100, 40  # columns where the output is not a terminal; and the fewest columns of a terminal
+COLUMN = 34  # the column at which explanations begin
 COMMANDS = ("creason ", "python ", "torchrun ", "deepspeed ")
 
-# Heading: its flags, in the order in which they are shown. `program.flag` goes before `flag`. A flag that is in no group stands
-# under its module's heading.
+# Heading -> its flags, in the order in which they are shown. An entry `program.flag` overrides an entry `flag`. A flag without an
+# entry stands under the heading of its module (`MODULES`), else under `OTHERS`.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what goes in": (
         "config", "model", "answers",
@@ -76,17 +76,20 @@ KINDS = {
 
 
 def show(main: Callable[[], None]) -> None:
-    """Print the help of the program that has this `main`, as wide as the terminal."""
+    """Print the help of the program whose `main` this is, as wide as the terminal."""
     sys.stdout.write(text(main, width()))
 
 
 def width() -> int:
-    """Columns of the terminal, or of what COLUMNS says."""
+    """Columns of the terminal, or the value of the variable COLUMNS."""
     return max(NARROWEST, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
 def text(main: Callable[[], None], columns: int = WIDTH) -> str:
-    """The help of the program that has this `main`; its flags are defined. Lines are at most `columns` wide, but for commands."""
+    """The help of the program whose `main` this is. Its flags must be defined.
+
+    Lines are at most `columns` wide, except for commands.
+    """
     program = Path(inspect.getfile(main)).stem
     lines = list(_described(main.__globals__.get("__doc__") or "", columns))
     for heading, names in grouped(program).items():
@@ -99,32 +102,32 @@ def text(main: Callable[[], None], columns: int = WIDTH) -> str:
 
 
 def own_flags() -> dict[str, str]:
-    """The flags of this project, each with the module that defines it."""
-    found: dict[str, str] = {}
-    for module, defined in FLAGS.flags_by_module_dict().items():
+    """Flag of this project -> the module that defines it."""
+    module_of_flag: dict[str, str] = {}
+    for module, module_flags in FLAGS.flags_by_module_dict().items():
         if module.startswith("launch.") or module == sys.argv[0]:
-            found |= {flag.name: module for flag in defined}
-    return found
+            module_of_flag |= {flag.name: module for flag in module_flags}
+    return module_of_flag
 
 
 def grouped(program: str) -> dict[str, list[str]]:
-    """The flags of this project by heading, in the order of `GROUPS`."""
-    own = own_flags()
-    places = {name: heading for heading, names in GROUPS.items() for name in names}
-    found: dict[str, list[str]] = {heading: [] for heading in (*GROUPS, *MODULES.values(), OTHERS)}
-    for name, module in own.items():
-        heading = places.get(f"{program}.{name}") or places.get(name) or MODULES.get(module, OTHERS)
-        found[heading].append(name)
-    ranks = {name: rank for rank, name in enumerate(places)}
+    """Heading -> flags of this project, in the order of `GROUPS`."""
+    module_of_flag = own_flags()
+    headings = {name: heading for heading, names in GROUPS.items() for name in names}
+    flags_by_heading: dict[str, list[str]] = {heading: [] for heading in (*GROUPS, *MODULES.values(), OTHERS)}
+    for name, module in module_of_flag.items():
+        heading = headings.get(f"{program}.{name}") or headings.get(name) or MODULES.get(module, OTHERS)
+        flags_by_heading[heading].append(name)
+    ranks = {name: rank for rank, name in enumerate(headings)}
 
     def rank(name: str) -> int:
         return ranks.get(f"{program}.{name}", ranks.get(name, len(ranks)))
 
-    return {heading: sorted(names, key=rank) for heading, names in found.items() if names}
+    return {heading: sorted(names, key=rank) for heading, names in flags_by_heading.items() if names}
 
 
 def examples(document: str) -> list[str]:
-    """The commands that a module's docstring shows, each on one line."""
+    """The example commands in a module's docstring, each on one line."""
     shown = [line.strip() for part in _paragraphs(document) if _is_commands(part) for line in part]
     return [line for line in "\n".join(shown).replace("\\\n", " ").split("\n") if line.startswith(COMMANDS)]
 
@@ -148,11 +151,11 @@ def _is_commands(lines: list[str]) -> bool:
 
 
 def _of_flag(flag: flags.Flag) -> tuple[str, str]:
-    """A flag's name as it is typed, and what it means."""
+    """A flag's name as it is typed, and its meaning."""
     boolean = flag.flag_type() == "bool"
     options = getattr(flag.parser, "enum_values", None)
     kind = "|".join(options) if options else "" if boolean else KINDS.get(flag.flag_type(), flag.flag_type())
-    meaning = flag.help.removeprefix(f"<{kind}>: ").removesuffix(REPEATED)  # what absl adds
+    meaning = flag.help.removeprefix(f"<{kind}>: ").removesuffix(REPEATED)  # absl adds both
     if any("must have a value" in validator.message for validator in flag.validators):
         default = "needed"
     elif flag.default in (None, "", []) or "default:" in flag.help:
@@ -186,7 +189,7 @@ def _fields(name: str, width: int) -> Iterator[str]:
 
 
 def _typed(value: Any) -> str:
-    """A default as it would be typed."""
+    """A default value as a user would type it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):
@@ -195,8 +198,8 @@ def _typed(value: Any) -> str:
 
 
 def _with_notes(help_text: str, *notes: str) -> str:
-    found = "; ".join(filter(None, notes))
-    return f"{help_text} ({found})" if found else help_text
+    joined = "; ".join(filter(None, notes))
+    return f"{help_text} ({joined})" if joined else help_text
 
 
 def _entry(label: str, meaning: str, width: int) -> list[str]:

@@ -1,7 +1,7 @@
-"""What float64 says: Hugging Face's own network, the NumPy objective, `torch.optim.AdamW`. Nothing here is a backend's.
+"""The float64 reference: Hugging Face's own network, the NumPy objective and `torch.optim.AdamW`. It uses no code of a backend.
 
-The objective's gradient comes from the NumPy reference by central differences and goes on through Hugging Face's network
-by automatic differentiation, so neither backend's objective has a part in it.
+The objective's gradient with respect to log-probabilities is taken from the NumPy objective by central differences. Automatic
+differentiation carries it through Hugging Face's network. So no backend's objective takes part.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from shared import grpo
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import GroupBatch, Sums
 
-STEP = 1e-6  # nats, of the central differences
+STEP = 1e-6  # step of the central differences, in nats
 
 
 class Update(NamedTuple):
-    """One optimizer step: its metrics and, by Hugging Face name, the gradient before clipping and the weights after."""
+    """One optimizer step: its metrics, the gradient before clipping, and the weights after the step, by Hugging Face names."""
 
     metrics: dict[str, float]
     gradient: dict[str, np.ndarray]
@@ -29,42 +29,45 @@ class Update(NamedTuple):
 
 
 def network(folder: Path) -> PreTrainedModel:
-    """The model in `folder` in float64 with Transformers' plain attention."""
+    """The model in `folder` in float64, with Transformers' "eager" attention."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
-    # Transformers gives the embedding of the pad token no gradient; a recorded completion may hold that token like any other.
+    # Transformers gives the pad token's embedding no gradient, but a recorded completion may hold that token like any other.
     model.get_input_embeddings().padding_idx = None
     return model
 
 
 def weights(model: PreTrainedModel) -> dict[str, np.ndarray]:
-    """Every parameter by name; a tied one once."""
+    """Every parameter by its Hugging Face name; a tied parameter has only its first name."""
     return {name: weight.detach().numpy().copy() for name, weight in model.named_parameters()}
 
 
 def logprobs(model: PreTrainedModel, batch: GroupBatch) -> torch.Tensor:
-    """`[completions, C]` in the order of `completion_view`: each completion alone behind its prompt, nothing padded."""
-    return torch.stack([_row(model, *each) for each in sequences(batch)])
+    """Log-probabilities `[completions, C]` in the order of `completion_view`.
+
+    Each completion is computed in a call of its own, after its prompt and without padding; shorter ones end with zeros.
+    """
+    return torch.stack([_row(model, *sequence) for sequence in sequences(batch)])
 
 
 def sequences(batch: GroupBatch) -> list[tuple[np.ndarray, int, int]]:
-    """(token ids of prompt and completion, length of the prompt, C) of every completion."""
+    """For every completion: (token ids of prompt and completion, length of the prompt, C)."""
     rows = grpo.separate_rows(batch)
-    found = []
+    result = []
     for tokens, groups in zip(rows.tokens, rows.groups):
-        there = groups >= 0
-        found.append((tokens[there], int(there[: rows.layout.prompt].sum()), rows.layout.completion))
-    return found
+        valid = groups >= 0
+        result.append((tokens[valid], int(valid[: rows.layout.prompt].sum()), rows.layout.completion))
+    return result
 
 
-def _row(model: PreTrainedModel, ids: np.ndarray, read: int, longest: int) -> torch.Tensor:
-    tokens = torch.from_numpy(ids).long()
+def _row(model: PreTrainedModel, token_ids: np.ndarray, prompt_length: int, longest: int) -> torch.Tensor:
+    tokens = torch.from_numpy(token_ids).long()
     logits = model(tokens[None], use_cache=False).logits[0]
-    own = torch.log_softmax(logits[read - 1 : -1], dim=-1).gather(1, tokens[read:, None])[:, 0]
+    own = torch.log_softmax(logits[prompt_length - 1 : -1], dim=-1).gather(1, tokens[prompt_length:, None])[:, 0]
     return torch.nn.functional.pad(own, (0, longest - len(own)))
 
 
 def objective(scored: np.ndarray, batch: GroupBatch, config: RunConfig) -> Sums:
-    """The NumPy objective's sums at log-probabilities `[completions, C]`."""
+    """The NumPy objective's sums for log-probabilities `scored` `[completions, C]`."""
     view = completions(batch)
     return grpo.objective(
         scored,
@@ -79,7 +82,7 @@ def objective(scored: np.ndarray, batch: GroupBatch, config: RunConfig) -> Sums:
 
 
 def completions(batch: GroupBatch) -> dict[str, np.ndarray]:
-    """The batch's arrays as rows of completions; those that are None left out."""
+    """The batch's arrays as `[completions, C]`; arrays that are None are left out."""
     names = ("advantages", "completion_mask", "old_logprobs", "ref_logprobs", "rollout_logprobs")
     arrays = {name: getattr(batch, name) for name in names}
     return {name: grpo.completion_view(array, batch.layout) for name, array in arrays.items() if array is not None}
@@ -88,28 +91,28 @@ def completions(batch: GroupBatch) -> dict[str, np.ndarray]:
 def objective_gradient(scored: np.ndarray, batch: GroupBatch, config: RunConfig) -> np.ndarray:
     """d(loss) / d(log-probability) `[completions, C]` by central differences of the NumPy objective.
 
-    The batch holds old log-probabilities, so that no part of the objective stops a gradient.
+    The batch must hold old log-probabilities: without them the objective has stop-gradients, which differences do not see.
     """
     assert batch.old_logprobs is not None
     mask = grpo.completion_view(batch.completion_mask, batch.layout)
-    found = np.zeros_like(scored)
-    for place in zip(*np.nonzero(mask)):
+    gradient = np.zeros_like(scored)
+    for index in zip(*np.nonzero(mask)):
         above, below = scored.copy(), scored.copy()
-        above[place] += STEP
-        below[place] -= STEP
-        found[place] = (objective(above, batch, config).loss - objective(below, batch, config).loss) / (2 * STEP)
-    return found / divisor(batch, config)
+        above[index] += STEP
+        below[index] -= STEP
+        gradient[index] = (objective(above, batch, config).loss - objective(below, batch, config).loss) / (2 * STEP)
+    return gradient / divisor(batch, config)
 
 
 def divisor(batch: GroupBatch, config: RunConfig) -> float:
-    """What the sums of the whole batch are divided by."""
+    """The number that divides the sums of the whole batch."""
     mask = grpo.completion_view(batch.completion_mask, batch.layout)
     sums = objective(np.zeros(mask.shape), batch, config)
     return grpo.denominator(sums, config.grpo, config.rollout.max_new_tokens)
 
 
 def updates(folder: Path, batches: list[GroupBatch], config: RunConfig) -> list[Update]:
-    """Optimizer steps by `torch.optim.AdamW`, Hugging Face's schedule, and clipping by limit / norm, all float64."""
+    """Optimizer steps in float64: `torch.optim.AdamW`, Hugging Face's schedule, and clipping by limit / norm."""
     model = network(folder)
     settings = config.optimizer
     adam = torch.optim.AdamW(
@@ -143,9 +146,10 @@ def _mean_logprob(scored: np.ndarray, batch: GroupBatch) -> float:
 
 
 def sizes(batch: GroupBatch) -> dict[str, float]:
-    """What metrics are held against where their terms cancel or are differences of log-probabilities.
+    """The size to which the error of a metric is compared, for metrics whose terms cancel each other.
 
-    The loss: the mean size of an advantage. KL and gap: means of differences, each rounded as a log-probability is.
+    The loss: the mean absolute advantage. KL and gap: means of differences of log-probabilities, so their rounding errors are
+    those of log-probabilities and not relative to the small metric.
     """
     counted = batch.completion_mask > 0
     return {
@@ -157,13 +161,13 @@ def sizes(batch: GroupBatch) -> dict[str, float]:
 
 
 def schedule(settings: OptimizerConfig, steps: int) -> list[float]:
-    """The learning rates of `steps` updates as Hugging Face's scheduler gives them, warm-up rounded up."""
+    """The learning rates of `steps` updates by Hugging Face's cosine scheduler; the number of warm-up steps is rounded up."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
     warmup = int(np.ceil(settings.warmup_ratio * steps))
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-    found = []
+    rates = []
     for _ in range(steps):
-        found.append(scheduler.get_last_lr()[0])
+        rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    return found
+    return rates

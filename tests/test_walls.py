@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,18 @@ FORBIDDEN = {
     "parity": {"tests", "benchmarks", "launch"},
 }
 MODULES = sorted(path for package in FORBIDDEN for path in (REPOSITORY / package).rglob("*.py"))
+# Files with the same role in both backends; docs/architecture.md lists them too.
+TWINS = (
+    "backend.py",
+    "checkpoint/checkpoint.py",
+    "learner/learner.py",
+    "learner/loss.py",
+    "model/logprobs.py",
+    "plan/forecast.py",
+    "rollout/plain.py",
+    "rollout/readback.py",
+    "rollout/sampling.py",
+)
 
 
 def imported(path: Path) -> set[str]:
@@ -89,6 +102,31 @@ def test_shared_is_a_house_of_few_rooms():
             assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())), (
                 f"{room.name} does not say what it is"
             )
+
+
+def public_names(path: Path) -> list[str]:
+    """Public functions, classes and methods (`Class.method`) of a file, in their order."""
+    names = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        if isinstance(node, ast.ClassDef):
+            names += [f"{node.name}.{method.name}" for method in node.body if isinstance(method, ast.FunctionDef)]
+    return [name for name in names if not any(part.startswith("_") for part in name.split("."))]
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_twins_have_the_same_order(twin):
+    of_jax, of_torch = (public_names(REPOSITORY / package / twin) for package in ("creason_jax", "creason_torch"))
+    common = [name for name in of_jax if name in of_torch]
+    assert common and common == [name for name in of_torch if name in of_jax]
+
+
+def test_the_documented_twins_are_these():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paragraph = next(part for part in text.split("\n\n") if part.startswith("Files of one role have one name"))
+    listed = re.findall(r"`(\S+\.py)`", " ".join(paragraph.split()).partition("side by side:")[2])
+    assert sorted(listed) == sorted(TWINS)
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):

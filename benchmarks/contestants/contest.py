@@ -1,4 +1,4 @@
-"""What every contestant is given and what it answers; needs nothing but NumPy, as contestants live in other environments."""
+"""The input and the answer of every contestant. Needs only NumPy, because contestants run in other environments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPERATURE, BETA, EPSILON, LEARNING_RATE = 0.9, 0.04, 0.2, 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Weights `model` (a Hugging Face folder) and random groups without padding.
+    """The input: a Hugging Face model folder, and random groups without padding.
 
     prompts `[questions, prompt]`, completions `[questions, group, completion]`, advantages `[questions, group]`.
     """
@@ -32,7 +32,7 @@ class Work:
 
     @property
     def repeated(self) -> np.ndarray:
-        """The prompt of each completion, `[questions * group, prompt]`: how systems without groups see them."""
+        """The prompt of each completion, `[questions * group, prompt]`, for systems without groups."""
         return np.repeat(self.prompts, self.completions.shape[1], axis=0)
 
     @property
@@ -42,30 +42,31 @@ class Work:
 
 
 def write(file: Path, work: Work) -> None:
-    """For `read` in another process."""
+    """Write the work to `file`, for `read` in another process."""
     np.savez(file, prompts=work.prompts, completions=work.completions, advantages=work.advantages)
 
 
 def read(file: Path) -> Work:
-    """The work in `file`, about the model in the folder beside it."""
+    """Read the work in `file`; its model is in the folder `model` beside the file."""
     arrays = np.load(file, allow_pickle=False)
     return Work(file.parent / "model", arrays["prompts"], arrays["completions"], arrays["advantages"])
 
 
 def answer(phases: Callable[[Work], Mapping[str, Callable[[], Any]]]) -> None:
-    """Build the phases of the work named on the command line, time them, print one line of JSON.
+    """Build the phases for the work file on the command line, time them, and print one line of JSON.
 
-    A first run of each phase compiles and is not counted. Peak memory is the whole process's, in bytes.
+    The first run of each phase compiles and is not counted. Times are in seconds. `peak` is the peak memory of the process in
+    bytes.
     """
     file, repeats = sys.argv[1:]
     seconds = {}
     for name, run in phases(read(Path(file))).items():
         run()
-        found = []
+        phase_seconds = []
         for _ in range(int(repeats)):
             begin = time.perf_counter()
             run()
-            found.append(time.perf_counter() - begin)
-        seconds[name] = found
+            phase_seconds.append(time.perf_counter() - begin)
+        seconds[name] = phase_seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
     print(json.dumps({"seconds": seconds, "peak": peak}))

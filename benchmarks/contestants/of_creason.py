@@ -1,4 +1,4 @@
-"""Our own learner and engine, on the Flax backend."""
+"""This project's learner and engine, of the JAX backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.backend import Sampling
 from shared.config import validate
 from shared.grpo import GroupLayout
 
-NEVER = -1  # a stop token that is no token: lengths are forced
+NEVER = -1  # a stop token that is never drawn, so that all completions have the full length
 
 
 def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
@@ -42,14 +42,19 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
     engine = backend.engine(config, work.model, stop_tokens=[NEVER])
     learner.publish(engine)
     layout = GroupLayout(prompt=prompt, group=group, completion=completion)
-    batch = grpo.pack(list(work.prompts), [list(each) for each in work.completions], layout, advantages=work.advantages)
+    batch = grpo.pack(
+        list(work.prompts),
+        [list(group_tokens) for group_tokens in work.completions],
+        layout,
+        advantages=work.advantages,
+    )
     batch = dataclasses.replace(batch, ref_logprobs=learner.logprobs(batch, "reference"))
     sampling = Sampling(group_size=group, temperature=contest.TEMPERATURE, max_new_tokens=completion)
     uniforms = np.random.default_rng(0).random(work.completions.shape, dtype=np.float32)
 
     def rollout() -> None:
-        found = engine.generate(list(work.prompts), sampling, uniforms)
-        assert all(len(each.tokens) == completion for samples in found for each in samples)
+        groups = engine.generate(list(work.prompts), sampling, uniforms)
+        assert all(len(sample.tokens) == completion for samples in groups for sample in samples)
 
     return {
         contest.ROLLOUT: rollout,

@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 def _tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of so many words, which is never asked for anything but its special tokens."""
+    """A tokenizer with `size` words. Only its special tokens are used."""
     words = {f"w{index}": index for index in range(size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
     return PreTrainedTokenizerFast(
@@ -61,7 +61,7 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
         )
     trainer.create_optimizer_and_scheduler(num_training_steps=10_000)
     trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1  # as its training loop sets it
+    trainer.current_gradient_accumulation_steps = 1  # its training loop sets this
     prompts, completions = torch.tensor(work.repeated).long(), torch.tensor(work.rows).long()
     inputs = {
         "prompt_ids": prompts,
@@ -71,11 +71,11 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
         "advantages": torch.tensor(work.advantages.reshape(-1)).float(),
         "num_items_in_batch": torch.tensor(completions.numel()),
     }
-    asked = work.repeated.tolist()
+    prompt_ids = work.repeated.tolist()
 
     def rollout() -> None:
-        found, _ = trainer._generate_single_turn(asked, None, {}, group)
-        assert all(len(tokens) == completion for tokens in found)
+        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, group)
+        assert all(len(tokens) == completion for tokens in completion_ids)
 
     def scoring() -> torch.Tensor:
         whole = torch.cat([prompts, completions], dim=1)

@@ -23,8 +23,8 @@ from tunix.rl.grpo.grpo_learner import GRPOConfig, TrainExample
 from tunix.rl.trainer import Trainer
 from tunix.sft.peft_trainer import TrainingConfig
 
-PAD, NEVER = 0, 4_095  # the end of a completion, which is forbidden, so that lengths are forced
-# A graph of modules is a key of JAX's caches, and Tunix keeps this configuration in it without a hash.
+PAD, NEVER = 0, 4_095  # NEVER ends a completion and is forbidden, so that all completions have the full length
+# Flax uses the graph of modules as a key of JAX's caches. It holds this configuration, which has no hash in Tunix.
 qwen2.ModelConfig.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
@@ -79,8 +79,8 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
     graph, state = nnx.split(reference)
 
     def scoring() -> jax.Array:
-        found = common.compute_per_token_logps(graph, state, prompts, completions, pad_id=PAD, eos_id=NEVER)
-        return jax.block_until_ready(found)
+        logprobs = common.compute_per_token_logps(graph, state, prompts, completions, pad_id=PAD, eos_id=NEVER)
+        return jax.block_until_ready(logprobs)
 
     example = TrainExample(
         prompt_ids=prompts,
@@ -91,7 +91,7 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
         ref_per_token_logps=scoring(),
         old_per_token_logps=None,
     )
-    longest = work.prompts.shape[1] + 1  # it puts a first token before the prompt
+    longest = work.prompts.shape[1] + 1  # Tunix puts a begin-of-sequence token before the prompt
     sampler = Sampler(
         policy,
         Numbers(),
@@ -105,7 +105,7 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
     texts = [" ".join(map(str, prompt)) for prompt in work.repeated]
 
     def rollout() -> None:
-        found = sampler(
+        output = sampler(
             texts,
             max_generation_steps=completion,
             max_prompt_length=longest,
@@ -115,7 +115,7 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
             eos_tokens=[NEVER],
             return_logprobs=True,
         )
-        assert all(len(tokens) == completion for tokens in found.tokens)
+        assert all(len(tokens) == completion for tokens in output.tokens)
 
     return {
         contest.ROLLOUT: rollout,

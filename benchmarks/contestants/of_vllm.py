@@ -10,7 +10,7 @@ import contest
 
 
 def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
-    """Rollout alone."""
+    """The rollout phase; vLLM has no others."""
     questions, group, completion = work.completions.shape
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -37,9 +37,9 @@ def phases(work: contest.Work) -> Mapping[str, Callable[[], Any]]:
     prompts = [{"prompt_token_ids": prompt.tolist()} for prompt in work.prompts]
 
     def rollout() -> None:
-        engine.reset_prefix_cache()  # each step of a training run has other prompts and other weights
-        found = engine.generate(prompts, sampling, use_tqdm=False)
-        assert all(len(each.token_ids) == completion for request in found for each in request.outputs)
+        engine.reset_prefix_cache()  # in training each step has new prompts and new weights
+        requests = engine.generate(prompts, sampling, use_tqdm=False)
+        assert all(len(output.token_ids) == completion for request in requests for output in request.outputs)
 
     return {contest.ROLLOUT: rollout}
 

@@ -1,1 +1,1 @@
-"""Checkpoints of the learner, in folders and buckets; those of the other backend are read too."""
+"""Checkpoints of the learner, in folders and buckets. Checkpoints of the PyTorch backend can be read too."""

@@ -1,4 +1,4 @@
-"""Orbax behind one small file: asynchronous, sharded, whole or absent, and with checksums of all values."""
+"""Checkpoints through Orbax: asynchronous and sharded, with checksums of all values. A save is whole or absent."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from shared.storage import buckets, files
 
 REASON_LENGTH = 200  # characters of a library's message that are shown
 REMEDY = "remove that folder to go on from the one before"
-CHECKSUMS = "checksums"  # beside what the run notes of a checkpoint
+CHECKSUMS = "checksums"  # the key of the checksums, beside the run's own `extra`
 
 
 class Checkpoints:
-    """The checkpoints in a folder or at a gs:// address, the newest `keep`; a save in flight ends before another begins."""
+    """The checkpoints in a folder or at a gs:// address. The newest `keep` are kept; a save waits for the one before it."""
 
     def __init__(self, folder: Path | str, *, keep: int):
-        """Raises InputError for an address that this process may not use."""
+        """Raises InputError for a bucket that this process may not use."""
         self.folder = folder
         self._in_bucket = buckets.is_address(folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
             enable_async_checkpointing=True,
-            # Where a folder cannot be made in the background, Orbax's other threads wait 300 s for it, and the end for them.
+            # If Orbax made folders in the background and could not, its other threads would wait 300 s for them.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         with _errors_only(), _written(folder), buckets.understood(folder):
@@ -49,24 +49,24 @@ class Checkpoints:
             self._manager = _Manager(path, options=options)
 
     def save(self, step: int, state: Any, extra: dict[str, int]) -> None:
-        """Begin to save `state` and `extra` as checkpoint `step`; a save that is killed leaves the last one whole.
+        """Begin to save `state` and `extra` as checkpoint `step`. If this save is killed, the last one stays whole.
 
-        Raises InputError where it cannot be written, or where the one before could not.
+        Raises InputError where this save cannot begin, or where the one before failed.
         """
         self.wait()
-        noted = files.sealed({**extra, CHECKSUMS: checksums(state)})
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(noted))
+        notes = files.sealed({**extra, CHECKSUMS: checksums(state)})
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(notes))
         with _written(self.folder):
             self._manager.save(step, args=items)
 
     def wait(self) -> None:
-        """Return when every save begun is on disk. Raises InputError where that cannot be."""
+        """Return when every save that was begun is on disk. Raises InputError where one failed."""
         with _written(self.folder):
             self._manager.written.result()
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Raise InputError where a save has failed by now."""
+        """Raise InputError if a save has failed; does not wait."""
         if self._manager.written.done():
             with _written(self.folder):
                 self._manager.written.result()
@@ -74,89 +74,89 @@ class Checkpoints:
     def restore(
         self, target: Any, step: int | None, model: DecoderConfig | None = None
     ) -> tuple[Any, int, dict[str, int]] | None:
-        """The newest checkpoint (or `step`) as (state, step, extra), or None where there is none.
+        """The newest checkpoint, or that of `step`, as (state, step, extra); None where there is no checkpoint.
 
-        `target` holds shapes, dtypes and shardings, which may be those of another mesh. It may be one of the PyTorch
-        backend where `model` is given. Raises InputError where the checkpoint is truncated or damaged, or belongs to another
-        model.
+        `target` holds the shapes, dtypes and shardings to restore to; the mesh may differ from the one that saved. With `model`
+        given, a checkpoint of the PyTorch backend is read too. Raises InputError where the checkpoint is missing, truncated or
+        damaged, or belongs to another model.
         """
         self.wait()
-        found = self._manager.latest_step() if step is None else step
-        if found is None:
+        chosen = self._manager.latest_step() if step is None else step
+        if chosen is None:
             return None
-        known = sorted(self._manager.all_steps())
-        if found not in known:
+        saved = sorted(self._manager.all_steps())
+        if chosen not in saved:
             raise InputError(
-                f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
+                f"{self.folder}: no checkpoint of step {chosen}; there are {', '.join(map(str, saved)) or 'none'}"
             )
-        here = buckets.join(self.folder, str(found))
-        if model is not None and isinstance(here, Path) and zarr.written_by_torch(here):
-            arrays = zarr.ZarrArrays(here)
-            return arrays.state(target, model), found, arrays.extra()
-        noted = self._read(found, "extra", ocp.args.JsonRestore())
-        if not isinstance(noted, dict):
-            raise InputError(f"{here}: damaged: it does not say where the run was; {REMEDY}")
-        if files.is_sealed(noted) or CHECKSUMS in noted:
-            noted = files.unsealed(noted, here, REMEDY)
-        extra = dict(noted)
+        folder = buckets.join(self.folder, str(chosen))
+        if model is not None and isinstance(folder, Path) and zarr.written_by_torch(folder):
+            arrays = zarr.ZarrArrays(folder)
+            return arrays.state(target, model), chosen, arrays.extra()
+        notes = self._read(chosen, "extra", ocp.args.JsonRestore())
+        if not isinstance(notes, dict):
+            raise InputError(f"{folder}: damaged: it does not say where the run was; {REMEDY}")
+        if files.is_sealed(notes) or CHECKSUMS in notes:
+            notes = files.unsealed(notes, folder, REMEDY)
+        extra = dict(notes)
         sums = extra.pop(CHECKSUMS, None)
         if sums is None and jax.process_index() == 0:
             tqdm.write(
-                f"{here}: an earlier version saved it without checksums, so damage to its values would go unseen"
+                f"{folder}: an earlier version saved it without checksums, so damage to its values would go unseen"
             )
-        state = self._read(found, "state", ocp.args.StandardRestore(_as_stored(target, sums or {})))
+        state = self._read(chosen, "state", ocp.args.StandardRestore(_as_stored(target, sums or {})))
         if sums is not None:
-            _check(state, sums, here)
-        return jax.tree.map(_converted, state, target), found, extra
+            _check(state, sums, folder)
+        return jax.tree.map(_converted, state, target), chosen, extra
 
     def _read(self, step: int, item: str, args: Any) -> Any:
-        """One item of a checkpoint. Raises InputError where it cannot be had whole."""
-        here = buckets.join(self.folder, str(step))
+        """Read one item of a checkpoint. Raises InputError where it cannot be read whole."""
+        folder = buckets.join(self.folder, str(step))
         try:
             with _one_report():
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
         except Exception as error:
-            # A bare Exception is how Orbax reports values that cannot be read; the others are of a damaged description.
+            # Orbax raises a bare Exception for values that it cannot read, and the other types for damaged metadata.
             damaged = (KeyError, AttributeError, TypeError, *buckets.failures())
             if type(error) is not Exception and not isinstance(error, damaged):
                 raise
             unless = "see that the bucket answers, and if it does " if self._in_bucket else ""
             raise InputError(
-                f"{here}: not a whole checkpoint of this model ({_reason(error)}); {unless}{REMEDY}"
+                f"{folder}: not a whole checkpoint of this model ({_reason(error)}); {unless}{REMEDY}"
             ) from error
 
 
 def _as_stored(target: Any, sums: dict[str, Any]) -> Any:
-    """`target` with the dtypes that were saved, which are those that the checksums are of."""
+    """`target` with the dtypes that were saved: the checksums are of values in these dtypes."""
 
-    def one(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+    def shape_of(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
         dtype = sums.get(path_name(path), {}).get("dtype", leaf.dtype)
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
-    return jax.tree_util.tree_map_with_path(one, target)
+    return jax.tree_util.tree_map_with_path(shape_of, target)
 
 
-def _converted(found: jax.Array, wanted: Any) -> jax.Array:
-    if found.dtype == wanted.dtype:
-        return found
-    return jax.device_put(found.astype(wanted.dtype), wanted.sharding)
+def _converted(array: jax.Array, target: Any) -> jax.Array:
+    if array.dtype == target.dtype:
+        return array
+    return jax.device_put(array.astype(target.dtype), target.sharding)
 
 
-def _check(state: Any, sums: dict[str, Any], here: Path | str) -> None:
-    """Raise InputError for values that are not those that were saved."""
-    found = checksums(state)
-    changed = [name for name in sorted({*found, *sums}) if found.get(name) != sums.get(name)]
+def _check(state: Any, sums: dict[str, Any], folder: Path | str) -> None:
+    """Raise InputError if a value of `state` differs from the saved one, as its checksum says."""
+    sums_now = checksums(state)
+    changed = [name for name in sorted({*sums_now, *sums}) if sums_now.get(name) != sums.get(name)]
     if changed:
         raise InputError(
-            f"{here}: damaged: {changed[0]} does not hold the values that were saved, as its checksum says; {REMEDY}"
+            f"{folder}: damaged: {changed[0]} does not hold the values that were saved, as its checksum says; {REMEDY}"
         )
 
 
 class _Manager(ocp.CheckpointManager):
-    """Knows at once of a save that failed in the background.
+    """Orbax's manager, with a future `written` that reports a failed background save at once.
 
-    Orbax says so only after all processes have met. But the processes that have written their part wait for the one that
-    failed, so they would never meet.
+    Orbax itself reports the failure only after a barrier of all processes. The other processes wait there for the one that
+    failed, so without this the run would hang.
     """
 
     def __init__(self, path: epath.Path | Path, options: ocp.CheckpointManagerOptions):
@@ -187,14 +187,14 @@ class _Manager(ocp.CheckpointManager):
     def _noted(self) -> Iterator[None]:
         try:
             yield
-        except BaseException as error:  # whatever it is: it is raised, here and to whoever waits
+        except BaseException as error:  # of any type: it is raised here, and to every caller that waits for `written`
             self.written.set_exception(error)
             raise
 
 
 def _see_bucket(address: str) -> None:
-    """Ask now what kind of bucket this is. Orbax asks it when it first removes an old checkpoint, hours later, and a run
-    without the right to ask would end then."""
+    """Read the bucket's metadata now. Orbax reads it when it first removes an old checkpoint, hours later: a run without the
+    permission to do so would end then."""
     from google.cloud import storage as google_storage
 
     google_storage.Client().get_bucket(address.removeprefix("gs://").split("/")[0])
@@ -202,7 +202,7 @@ def _see_bucket(address: str) -> None:
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
-    """Orbax warns of a checkpoint without a metadata file of its own: those of the PyTorch backend have none."""
+    """Hide Orbax's warning about checkpoints without Orbax metadata: those of the PyTorch backend have none."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -212,8 +212,8 @@ def _errors_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_report() -> Iterator[None]:
-    """Report a failure once. Of several reads or writes that fail, the first raises; the others would each print a traceback
-    from a thread, even after this block. So threads print nothing here, and nothing after a failure either."""
+    """Report a failure once. If several reads or writes fail, the first one raises; each of the others would print a traceback
+    from its thread, even after this block. So no thread prints here, and none prints after a failure."""
     log, asyncio_log = logging.getLogger("absl"), logging.getLogger("asyncio")
     hook, level = sys.unraisablehook, asyncio_log.level
     sys.unraisablehook = lambda _: None
@@ -231,7 +231,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _written(folder: Path | str) -> Iterator[None]:
-    """Turn what keeps this block from writing there into an InputError."""
+    """Turn an error of writing to `folder` in this block into an InputError."""
     try:
         yield
     except InputError:
@@ -244,11 +244,11 @@ def _written(folder: Path | str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong at first, in one line of readable length."""
+    """The first cause of the error, in one line of readable length."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join((str(error) or type(error).__name__).split())
     if len(text) <= REASON_LENGTH:
         return text
-    code = re.search(r"os_error_code='(\d+)'", text)  # TensorStore's messages have the reason behind the path
+    code = re.search(r"os_error_code='(\d+)'", text)  # in TensorStore's messages the reason comes after the long path
     return text[:REASON_LENGTH] + "..." + (f" {os.strerror(int(code[1]))}" if code else "")

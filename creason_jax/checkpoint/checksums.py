@@ -1,10 +1,10 @@
-"""Checksums of a state's values, made on the devices that hold them: the same on every mesh.
+"""Checksums of a state's values, computed on the devices that hold them: the same on every mesh.
 
-They are of the values and not of files, so whatever lies between a save and a restore is covered, and nothing is read twice.
-A value's bits, as a whole number, are combined with its place and scattered by the last steps of MurmurHash3, and the results
-are added modulo 2**32: one changed value is always seen, several are missed once in 4,000 million times. Arrays stacked over
-layers have a sum for each layer, since the PyTorch backend reads them layer by layer (its `orbax.py` adds in the same
-way).
+They cover values and not files. So they find damage at any point between save and restore, and no file is read twice. The bits of
+each value, read as an integer, are combined with the value's position and mixed by the last steps of MurmurHash3; the results are
+added modulo 2**32. One changed value is always found; a change of several is missed once in about 4,000 million times. Arrays
+that are stacked over layers have one sum for each layer, because the PyTorch backend reads them layer by layer (its `orbax.py`
+computes the same sums).
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STACKED = "layers"  # a part of the path of what is stacked over layers
-PLACE = 0x9E3779B1
-SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))  # to the right by so many bits, then times that
+STACKED = "layers"  # in the path of every array that is stacked over layers
+PLACE = 0x9E3779B1  # multiplies the position
+SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))  # shift right by so many bits, xor, then multiply by that
 
 
 def checksums(tree: Any) -> dict[str, dict[str, Any]]:
-    """Path of each array -> its dtype and its sums; every process must call it, and gets all of them."""
-    found = {}
+    """Path of each array -> its dtype and its sums. Every process must call it, and each gets all sums."""
+    sums_by_name = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array, name = jnp.asarray(leaf), path_name(path)
         kind, where = array.dtype.name, array.sharding
         if where.memory_kind == "pinned_host":
-            array = jax.device_put(array, where.with_memory_kind("device"))  # devices compute on their own memory only
-        # One after the other: CPUs of several processes may begin programs in different orders, and would wait for each other.
-        found[name] = {"dtype": kind, "sums": np.asarray(_summed(array, name)).tolist()}
-    return found
+            array = jax.device_put(array, where.with_memory_kind("device"))  # a device computes only on its own memory
+        # Fetched one by one: CPU devices of several processes may start programs in different orders, and would deadlock.
+        sums_by_name[name] = {"dtype": kind, "sums": np.asarray(_summed(array, name)).tolist()}
+    return sums_by_name
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """`params.layers.q.kernel`: as Orbax names it, and the PyTorch backend."""
+    """The name of an array, such as `params.layers.q.kernel`: the one that Orbax and the PyTorch backend use."""
     return ".".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
 
 
@@ -50,13 +50,13 @@ def _summed(array: jax.Array, name: str) -> jax.Array:
 
 @functools.lru_cache
 def _program(stacked: bool, where: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
-    """Sums `[layers]`, or `[1]` of what is not stacked, whole on every device."""
+    """The compiled function that computes sums `[layers]` of a stacked array, else `[1]`; the result is whole on every device."""
 
     def sums(array: jax.Array) -> jax.Array:
         kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)
         bits = bits if stacked else bits[None]
-        bits ^= _places(bits.shape) * np.uint32(PLACE)
+        bits ^= _positions(bits.shape) * np.uint32(PLACE)
         for shift, factor in SCATTER:
             bits = (bits ^ (bits >> shift)) * np.uint32(factor)
         return bits.sum(axis=tuple(range(1, bits.ndim)), dtype=jnp.uint32)
@@ -64,10 +64,10 @@ def _program(stacked: bool, where: jax.sharding.Sharding) -> Callable[[jax.Array
     return jax.jit(sums, out_shardings=where)
 
 
-def _places(shape: tuple[int, ...]) -> jax.Array:
-    """Each place in a layer, counted from the layer's beginning, modulo 2**32."""
-    place = jnp.zeros(shape, jnp.uint32)
+def _positions(shape: tuple[int, ...]) -> jax.Array:
+    """The index of each value within its layer, flattened, modulo 2**32."""
+    positions = jnp.zeros(shape, jnp.uint32)
     for axis in range(1, len(shape)):
         stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        place += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return place
+        positions += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return positions

@@ -1,4 +1,4 @@
-"""Sharded weights, optimizer state and reference policy; the update with accumulation; all under `jax.jit`."""
+"""The learner: sharded weights, optimizer state and reference policy; the update with gradient accumulation; in `jax.jit`."""
 
 from __future__ import annotations
 
@@ -48,15 +48,17 @@ from shared.grpo.schedule import learning_rate
 from shared.policy import weight_files
 from shared.storage import files
 
-# What one update needs of a batch, as arrays [micro-batches, rows, time].
+# The arrays of a batch that an update needs, as `[micro-batches, rows, time]`.
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
 OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
 INTEGER_ARRAYS = ("tokens", "positions", "groups")
 
 
 class State(NamedTuple):
-    """Everything that training changes. Masters and reference are float32, moments of `learner.moments_dtype`; `reference`
-    is None with beta = 0."""
+    """Everything that training changes.
+
+    `params` (the master weights) and `reference` are float32; `moments` have `learner.moments_dtype`. `reference` is None where
+    the run has no reference policy (beta = 0). `step` is the number of updates."""
 
     params: Any
     moments: Any
@@ -133,7 +135,7 @@ class Learner:
         self.step = 0
         self._checkpoints: Checkpoints | None = None
         adam = optax.ScaleByAdamState(count=self.whole, mu=self.shardings, nu=self.shardings)
-        # The state leaves an update laid out as it came in, so that the second call finds the first one's program.
+        # An update returns the state with the shardings that it had before, so the second call uses the same compiled program.
         self._same = State(self.shardings, adam, self.reference_shardings if reference else None, self.whole)
         changed = self._same._replace(reference=None)
         self._update = jax.jit(
@@ -155,7 +157,7 @@ class Learner:
         return np.where(batch.completion_mask > 0, whole, np.float32(0))
 
     def update(self, batch: GroupBatch) -> dict[str, float]:
-        """See `shared.backend.Learner`. Raises InputError where a save has failed meanwhile: what follows would be lost."""
+        """See `shared.backend.Learner`. Raises InputError if a background save has failed: a longer run would be lost too."""
         if self._checkpoints is not None:
             self._checkpoints.check()
         check_tokens(batch.tokens[batch.groups >= 0], "batch", self.model.vocab_size)
@@ -165,12 +167,12 @@ class Learner:
         arrays = self._micro_batches(batch, names)
         rate = learning_rate(self.step, self.optimizer, self.steps)
         scalars = self._scalar(divisor), self._scalar(rate)
-        # The reference takes no part in an update, wherever it is.
+        # The reference is not an argument of the update, so its memory (device or host) does not matter to it.
         reference = self.state.reference
-        state, found = self._update(self.state._replace(reference=None), arrays, *scalars, layout=batch.layout)
+        state, results = self._update(self.state._replace(reference=None), arrays, *scalars, layout=batch.layout)
         self.state = state._replace(reference=reference)
         self.step += 1
-        sums, extra = jax.device_get(found)
+        sums, extra = jax.device_get(results)
         entropy, logprob, norm = (float(extra[name]) for name in ("entropy", "logprob", "grad_norm"))
         described = metrics(sums, self.config.grpo, longest, entropy=entropy, logprob=logprob)
         return {**described, "grad_norm": norm, "learning_rate": rate}
@@ -198,10 +200,10 @@ class Learner:
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.state
         )
-        found = self._manager(folder).restore(target, step, self.model)
-        if found is None:
+        restored = self._manager(folder).restore(target, step, self.model)
+        if restored is None:
             return None
-        self.state, at, extra = found
+        self.state, at, extra = restored
         self.step = int(jax.device_get(self.state.step))
         return at, extra
 
@@ -222,24 +224,24 @@ class Learner:
         distributed.barrier()
 
     def compiled_updates(self) -> int:
-        """How many versions of the update were compiled: 1 in a run with one layout."""
+        """How many times the update was compiled: 1 in a run with one layout."""
         return self._update._cache_size()  # type: ignore[attr-defined]
 
     def lower_update(self, layout: GroupLayout, rows: int) -> Any:
-        """The update lowered for a batch of so many rows as training makes it, to look at its compiled text and memory."""
-        wanted = {
+        """The lowered update for a batch of `rows` rows with the arrays that training gives it; for its HLO text and memory."""
+        present = {
             "rollout_logprobs": True,
             "old_logprobs": self.config.grpo.inner_steps > 1,
             "ref_logprobs": self.config.grpo.beta > 0,
         }
-        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if wanted[name])
+        names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if present[name])
         scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=self.whole)
         batch = self._abstract_batch(layout, rows, names)
         traced = self._update.trace(self.state._replace(reference=None), batch, scalar, scalar, layout=layout)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_scoring(self, layout: GroupLayout, rows: int) -> Any:
-        """The scoring of a batch of so many rows, lowered: by a reference in the host's memory, else by the policy."""
+        """The lowered scoring of a batch of `rows` rows: with the reference if it is in host memory, else with the policy."""
         batch = self._abstract_batch(layout, rows, ARRAYS)
         from_host = self.reference_on_host and self.state.reference is not None
         params = self.state.reference if from_host else self.state.params
@@ -247,7 +249,7 @@ class Learner:
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def micro_batches(self, rows: int) -> tuple[int, int]:
-        """How many micro-batches a batch of so many rows makes, and the rows of each, a multiple of the devices' share."""
+        """The number of micro-batches of a batch of `rows` rows, and the rows of each: a multiple of the parts of the mesh."""
         ways = sharding.batch_ways(self.mesh)
         width = -(-self.config.learner.micro_batch_rows // ways) * ways
         width = min(width, -(-rows // ways) * ways)
@@ -257,11 +259,11 @@ class Learner:
         count, width = self.micro_batches(rows)
         split = sharding.batch_sharding(self.mesh, leading=1)
 
-        def one(name: str) -> jax.ShapeDtypeStruct:
+        def shape_of(name: str) -> jax.ShapeDtypeStruct:
             dtype = jnp.int32 if name in INTEGER_ARRAYS else jnp.float32
             return jax.ShapeDtypeStruct((count, width, layout.length), dtype, sharding=split)
 
-        return {name: one(name) for name in names}
+        return {name: shape_of(name) for name in names}
 
     def _manager(self, folder: Path | str) -> Checkpoints:
         if self._checkpoints is None or self._checkpoints.folder != folder:
@@ -278,7 +280,7 @@ class Learner:
         return moments.cast(self._adam().init(params), self.config.learner.moments_dtype)
 
     def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> dict[str, jax.Array]:
-        """Arrays `[micro-batches, rows, time]`; empty rows fill the last micro-batch."""
+        """The batch's arrays as `[micro-batches, rows, time]`; empty rows fill up the last micro-batch."""
         count, width = self.micro_batches(batch.tokens.shape[0])
         batch = pad_rows(batch, count * width)
         split = sharding.batch_sharding(self.mesh, leading=1)
@@ -299,7 +301,7 @@ class Learner:
     def _own_logprobs(
         self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
     ) -> tuple[jax.Array, jax.Array]:
-        """The same for a device's own rows, both `[rows, G * C]`."""
+        """As `_completion_logprobs`, for a device's own rows; both `[rows, G * C]`."""
         valid = rows["groups"] >= 0
         time = sharding.stream_axis(self.mesh, layout.length, self.config.learner.sequence_parallel)
         hidden, _ = forward(
@@ -320,7 +322,7 @@ class Learner:
         # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
         before = jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
         name = "embed" if self.model.tie_word_embeddings else "head"
-        # Gathered here, once: inside the scan over chunks the gather would repeat in each of them.
+        # The all-gather is here, so it happens once: inside the scan over chunks it would happen in each chunk.
         split = jax.tree.map(lambda leaf: leaf.astype(hidden.dtype), params[name])
         output = head({name: own_rows.gathered(split, self.shardings[name])})
         return token_logprobs(
@@ -333,13 +335,14 @@ class Learner:
 
     def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout, from_host: bool) -> jax.Array:
         if from_host:
-            # Once and whole, not layer by layer in each micro-batch: it finds room where an update has its gradients.
+            # The whole reference is copied once, not layer by layer in each micro-batch: there is memory for it, because no
+            # gradients exist during scoring.
             params = jax.device_put(params, self.shardings)
 
-        def one(rows: dict[str, jax.Array]) -> jax.Array:
+        def logprobs_of(rows: dict[str, jax.Array]) -> jax.Array:
             return self._completion_logprobs(params, rows, layout)[0]
 
-        return jax.lax.map(one, batch)
+        return jax.lax.map(logprobs_of, batch)
 
     def _micro_loss(
         self, params: Any, rows: dict[str, jax.Array], layout: GroupLayout
@@ -370,8 +373,8 @@ class Learner:
         gradient = jax.grad(functools.partial(self._micro_loss, layout=layout), has_aux=True)
 
         def add(total: Any, rows: dict[str, jax.Array]) -> tuple[Any, None]:
-            # The barrier keeps the sum over devices in here: a compiler that moves it behind the loop (TPU's tries, and with
-            # bfloat16 ends with an internal error) would keep whole gradients on every device meanwhile.
+            # The barrier keeps the gradients' sum over devices inside the loop. Without it the TPU compiler tries to move the sum
+            # behind the loop (and fails with an internal error in bfloat16): then every device would hold whole gradients.
             grads, aux = jax.lax.optimization_barrier(gradient(state.params, rows))
             gradients, (sums, extra) = total
             added = (loss.add(sums, aux[0]), jax.tree.map(jnp.add, extra, aux[1]))
@@ -386,7 +389,7 @@ class Learner:
         (grads, (sums, extra)), _ = jax.lax.scan(add, (zeros, no_sums), batch)
         grads = jax.tree.map(lambda leaf: leaf / divisor, grads)
         norm = optax.global_norm(grads)
-        # Scaled by limit / norm itself, nothing added to the norm (PyTorch adds 1e-6, DeepSpeed another amount).
+        # Clipping multiplies by limit / norm exactly. PyTorch's own clipping adds 1e-6 to the norm, DeepSpeed's another amount.
         clip = jnp.where(norm > self.optimizer.max_grad_norm, self.optimizer.max_grad_norm / norm, 1.0)
         grads = jax.tree.map(lambda leaf: leaf * clip, grads)
         updates, adam = self._adam().update(grads, moments.cast(state.moments, "float32"), state.params)

@@ -1,1 +1,1 @@
-"""How arrays lie over devices, and how much memory those have."""
+"""How arrays are split over devices, and how much memory the devices have."""

@@ -1,4 +1,4 @@
-"""What a device's memory holds: asked of the device, and of the compiler, which says what a program will need."""
+"""Memory of a device: how much is free, as the device reports it, and how much a program needs, as the compiler reports it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from creason_jax.mesh.chips import GIB
 from shared.runs import memory as host
 
 MIB = 2**20
-MOST = 2**31 - 1  # what `distributed.least` takes
-USED = 0.95  # of a device's memory at most: an allocator cannot hand out the last gaps
-# How the TPU compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
+MOST = 2**31 - 1  # the largest number that `distributed.least` accepts
+USED = 0.95  # fraction of a device's memory that is used: an allocator cannot fill the last gaps
+# The two forms of the TPU compiler's error for a program that needs more memory than a chip has: needed, then available.
 REFUSED = re.compile(
     r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"
 )
 
 
 class TooLarge(Exception):
-    """A program that needs more memory than a device has; bytes."""
+    """A program needs more memory than a device has. `needed` and `limit` are in bytes."""
 
     def __init__(self, needed: float, limit: float):
         super().__init__(f"{needed / GIB:.1f} of {limit / GIB:.1f} GiB")
@@ -33,26 +33,27 @@ class TooLarge(Exception):
 
 
 def free_bytes(mesh: jax.sharding.Mesh) -> int | None:
-    """What is free on the fullest device of all processes, which must all call this; None where devices do not say.
+    """Free bytes on the device that has the least, over all processes; None where devices do not report their memory.
 
-    CPU devices share what the machine, or the container, has left: each of them gets its part.
+    Every process must call it. CPU devices share the free memory of the machine or container equally.
     """
-    told = [device.memory_stats() for device in mesh.local_devices]
     if on_cpu(mesh):
         sharers = len(mesh.local_devices) * distributed.processes_here()
         return distributed.least(min(host.free_bytes(sharers) // MIB, MOST)) * MIB
-    if not all(told):
+    device_stats = [device.memory_stats() for device in mesh.local_devices]
+    if not all(device_stats):
         return None
-    return distributed.least(min(int(USED * each["bytes_limit"] - each["bytes_in_use"]) // MIB for each in told)) * MIB
+    free_mib = [int(USED * stats["bytes_limit"] - stats["bytes_in_use"]) // MIB for stats in device_stats]
+    return distributed.least(min(free_mib)) * MIB
 
 
 def on_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the devices are a machine's processors."""
+    """Whether the devices of the mesh are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def compiled(lowered: Any, options: Mapping[str, Any] | None = None) -> Any:
-    """The compiled program. Raises TooLarge where the compiler refuses it for its memory."""
+    """Compile a lowered program. Raises TooLarge where it needs more memory than the device has."""
     try:
         return lowered.compile(compiler_options=dict(options) if options else None)
     except jax.errors.JaxRuntimeError as error:
@@ -64,19 +65,19 @@ def compiled(lowered: Any, options: Mapping[str, Any] | None = None) -> Any:
 
 
 def reserved(program: Any) -> int:
-    """Bytes that a compiled program takes on a device while it runs, arguments included."""
+    """Bytes of device memory that a compiled program uses while it runs, its arguments included."""
     sizes = program.memory_analysis()
     code = sizes.generated_code_size_in_bytes
     return sizes.argument_size_in_bytes + own_outputs(sizes) + sizes.temp_size_in_bytes + code
 
 
 def own_outputs(sizes: Any) -> int:
-    """Of a program's sizes the bytes of outputs that are not written over arguments."""
+    """Bytes of a program's outputs that are not written over its donated arguments. `sizes`: its `memory_analysis()`."""
     return max(0, sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Of a tree of arrays, or of shapes with shardings, in one device's memory."""
+    """Bytes that a tree of arrays, or of shapes with shardings, takes in one device's memory."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
@@ -85,9 +86,10 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def fitting(most: int, free: float, needed: Callable[[int], float]) -> int:
-    """The number up to `most` for which no more than `free` is needed, close to the greatest; 0 where one is too many.
+    """A number n up to `most` with needed(n) <= free, close to the greatest such n; 0 if there is none.
 
-    `needed` is slow to ask and grows about linearly: first as if all of it grew, then along the line through the last two.
+    `needed` is slow and grows about linearly. The first step assumes that it is proportional to n; each later step follows
+    the line through the last two points.
     """
     number, need = most, needed(most)
     slope = need / most
@@ -95,10 +97,10 @@ def fitting(most: int, free: float, needed: Callable[[int], float]) -> int:
         if number == 1:
             return 0
         fewer = max(1, min(number - 1, math.floor(number - (need - free) / slope)))
-        less = needed(fewer)
-        if less < need:
-            slope = (need - less) / (number - fewer)
-        number, need = fewer, less
+        fewer_need = needed(fewer)
+        if fewer_need < need:
+            slope = (need - fewer_need) / (number - fewer)
+        number, need = fewer, fewer_need
     return number
 
 

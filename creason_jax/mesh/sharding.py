@@ -1,4 +1,4 @@
-"""The mesh, and one table that says over which of its axes each dimension of each parameter is split."""
+"""The mesh, and one table that says over which mesh axis each dimension of each parameter is split."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ LOGICAL: dict[str, tuple[str | None, ...]] = {
     "norm.scale": (None,),
 }
 LEARNER_RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "ffn": "tensor", "vocab": "tensor"}
-# The engine keeps whole matrices along `embed`: gathering them again for every token would cost more than their memory.
+# The engine does not split `embed`: an all-gather of all weights for every token would cost more than the memory that it saves.
 ENGINE_RULES = {**LEARNER_RULES, "embed": None}
 
 
 def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh `data, fsdp, tensor`. Raises InputError where the axes do not multiply to the number of devices."""
+    """The mesh `data, fsdp, tensor`. Raises InputError where the product of the axes is not the number of devices."""
     devices = jax.devices() if devices is None else devices
-    known = config.mesh_data * config.mesh_tensor
-    fsdp = len(devices) // known if config.mesh_fsdp == -1 else config.mesh_fsdp
-    if known * fsdp != len(devices):
+    data_and_tensor = config.mesh_data * config.mesh_tensor
+    fsdp = len(devices) // data_and_tensor if config.mesh_fsdp == -1 else config.mesh_fsdp
+    if data_and_tensor * fsdp != len(devices):
         raise InputError(
             f"learner.mesh_data x mesh_fsdp x mesh_tensor = {config.mesh_data} x {config.mesh_fsdp} x "
             f"{config.mesh_tensor} does not make the {len(devices)} devices that are here; "
@@ -62,10 +62,10 @@ def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) ->
 
 
 def engine_mesh(mesh: Mesh, tensor: int) -> Mesh:
-    """The learner's devices, in its order, with `tensor` neighbours along the tensor axis and the rest along data; 0: its
-    own mesh. Decoding reads all weights for every token, so it splits them where the learner would rather gather them.
+    """The engine's mesh: the learner's devices in the same order, `tensor` of them along the tensor axis, the rest along data.
 
-    Raises InputError where `tensor` does not divide the devices.
+    0 gives the learner's own mesh. Decoding reads all weights for every token, so the engine often splits them over more
+    devices than the learner does. Raises InputError where `tensor` does not divide the number of devices.
     """
     if not tensor:
         return mesh
@@ -78,8 +78,8 @@ def engine_mesh(mesh: Mesh, tensor: int) -> Mesh:
 
 
 def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-    """Devices `[data, fsdp, tensor]`. On a TPU neighbours along an axis are neighbours on the torus, and slices, between
-    which the network is slow, are parts of `data`."""
+    """Devices `[data, fsdp, tensor]`. On a TPU neighbours along a mesh axis are neighbours on the torus. Only the data axis
+    crosses slices, because the network between slices is slow."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -97,28 +97,29 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndar
 
 
 def _remedy(config: LearnerConfig, devices: int) -> str:
-    """Which axis to change, and to what, so that the others can stay."""
+    """Which axis to change, and to what value, so that the other axes can stay as they are."""
     if devices % config.mesh_data:
         return f"nearest learner.mesh_data: {_nearest_divisor(devices, config.mesh_data)}"
-    left = devices // config.mesh_data
-    if left % config.mesh_tensor:
-        return f"nearest learner.mesh_tensor: {_nearest_divisor(left, config.mesh_tensor)}"
-    return f"set learner.mesh_fsdp = {left // config.mesh_tensor}, or -1 for whatever is left"
+    devices_left = devices // config.mesh_data
+    if devices_left % config.mesh_tensor:
+        return f"nearest learner.mesh_tensor: {_nearest_divisor(devices_left, config.mesh_tensor)}"
+    return f"set learner.mesh_fsdp = {devices_left // config.mesh_tensor}, or -1 for whatever is left"
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - wanted))
+def _nearest_divisor(number: int, target: int) -> int:
+    return min((way for way in range(1, number + 1) if number % way == 0), key=lambda way: abs(way - target))
 
 
 def tensor_ways(model: DecoderConfig, devices: int) -> list[int]:
-    """Into how many parts the tensor axis may split a model on so many devices, fewest first."""
+    """The sizes that the tensor axis may have for this model on so many devices, smallest first."""
     sizes = (devices, model.num_attention_heads, model.intermediate_size, model.vocab_size)
     return [way for way in range(1, devices + 1) if not any(size % way for size in sizes)]
 
 
 def check_divisible(model: DecoderConfig, mesh: Mesh, section: str = "learner") -> None:
-    """Raise InputError, naming the axis of `section`, where a dimension cannot be split evenly (KV heads are replicated
-    instead)."""
+    """Raise InputError where a mesh axis does not divide a dimension of the model. The error names the axis's field in `section`.
+
+    KV heads are not checked: where they do not divide, they are replicated."""
     for name, size, axis in (
         ("num_attention_heads", model.num_attention_heads, "tensor"),
         ("intermediate_size", model.intermediate_size, "tensor"),
@@ -136,7 +137,7 @@ def check_divisible(model: DecoderConfig, mesh: Mesh, section: str = "learner") 
 def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None] = LEARNER_RULES) -> Any:
     """A NamedSharding for every parameter."""
 
-    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         keys = [str(part.key) for part in path]
         logical = LOGICAL[".".join(keys[-2:])]
         axes = [rules.get(name) if name else None for name in logical]
@@ -145,12 +146,12 @@ def param_shardings(model: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | 
         divides = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, leaf.shape)]
         return NamedSharding(mesh, PartitionSpec(*divides))
 
-    return jax.tree_util.tree_map_with_path(one, abstract_params(model))
+    return jax.tree_util.tree_map_with_path(sharding_of, abstract_params(model))
 
 
 def on_host(shardings: Any) -> Any:
-    """The same shardings in the memory of the hosts, each device's part with its own host."""
-    return jax.tree.map(lambda each: each.with_memory_kind("pinned_host"), shardings)
+    """The same shardings, but in host memory: the part of each device is in the memory of its own host."""
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), shardings)
 
 
 def is_on_host(sharding: jax.sharding.Sharding) -> bool:
@@ -159,21 +160,22 @@ def is_on_host(sharding: jax.sharding.Sharding) -> bool:
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Rows over data and fsdp; `leading` unsplit dimensions (micro-batches) come before them."""
+    """The sharding of a batch: rows over data and fsdp, after `leading` unsplit dimensions (such as micro-batches)."""
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
 
 
 def stream_axis(mesh: Mesh, length: int, sequence_parallel: bool) -> str | None:
-    """The axis over which hidden states `[batch, length, model]` are split along time between layers: tensor if so asked and
-    it divides, or none."""
+    """The mesh axis that splits hidden states `[batch, length, model]` along time between layers, or None.
+
+    It is the tensor axis with `sequence_parallel`, if that axis divides `length`."""
     return TENSOR if sequence_parallel and length % mesh.shape[TENSOR] == 0 else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts into which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

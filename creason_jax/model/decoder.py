@@ -1,4 +1,4 @@
-"""The decoder: Flax NNX modules, split once, then plain functions of a pytree of parameters.
+"""The decoder: Flax NNX modules define the parameters; everything below is plain functions of a pytree of parameters.
 
 `params` is a nested dict: `embed`, `layers` (each leaf with a leading layer axis), `norm`, and `head` unless it is tied.
 Shape letters: B rows, T time, D model, H heads, K key-value heads, N head size, F ffn, V vocabulary, L layers.
@@ -22,10 +22,11 @@ from creason_jax.model.stacking import stack_layers
 from shared.config import Remat
 
 STREAM = "stream"  # the name of a layer's input for the policies below
-# `learner.remat`: what the backward pass finds of a layer, the rest is computed again. None: no layer is.
+# `learner.remat` -> which activations of a layer are stored; the backward pass computes the others again (rematerialisation).
+# None: every activation is stored.
 POLICIES: dict[Remat, Callable[..., Any] | None] = {
     "none": None,
-    "layer": jax.checkpoint_policies.nothing_saveable,  # but its input
+    "layer": jax.checkpoint_policies.nothing_saveable,  # only the layer's input is stored
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
@@ -34,7 +35,7 @@ POLICIES: dict[Remat, Callable[..., Any] | None] = {
         offload_dst="pinned_host",
     ),
 }
-UNROLLED = 4  # layers in one turn of the scan: each turn copies what the backward pass needs into stacked arrays
+UNROLLED = 4  # layers in one step of the scan: each step copies what the backward pass needs into stacked arrays
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], Any]
@@ -44,27 +45,27 @@ def _rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0)
 
 
-def _as_it_is(given: Any) -> Any:
-    return given
+def _unchanged(x: Any) -> Any:
+    return x
 
 
 class Spread(NamedTuple):
-    """How a forward pass is spread over devices; not at all by default."""
+    """How a forward pass is spread over devices: functions that gather, split or constrain arrays. Default: one device."""
 
     lookup: Callable[[jax.Array, jax.Array], jax.Array] = _rows_of  # (table, tokens) -> hidden states
-    whole: Callable[[Params], Params] = _as_it_is  # a layer's parameters, as it computes with them
-    stream: Callable[[jax.Array], jax.Array] = _as_it_is  # hidden states between layers
-    enter: Callable[[jax.Array], jax.Array] = _as_it_is  # hidden states on their way into attention or the MLP
-    leave: Callable[[jax.Array], jax.Array] = _as_it_is  # what these add to the stream
+    whole: Callable[[Params], Params] = _unchanged  # gathers a layer's parameters before they are used
+    stream: Callable[[jax.Array], jax.Array] = _unchanged  # lays out hidden states between layers
+    enter: Callable[[jax.Array], jax.Array] = _unchanged  # lays out the input of attention and of the MLP
+    leave: Callable[[jax.Array], jax.Array] = _unchanged  # lays out the output of attention and of the MLP
 
 
 ALONE = Spread()
 
 
 class Weight(nnx.Module):
-    """One kernel or table, drawn from a normal law; as a projection its leading `inputs` dimensions are contracted.
+    """One kernel or table, drawn from a normal distribution. Called on x, it contracts its first `inputs` dimensions with x.
 
-    `biased`: a bias, 0 at first, of the dimensions that are not contracted.
+    `biased`: adds a bias, 0 at first, with the shape of the other dimensions.
     """
 
     def __init__(self, shape: tuple[int, ...], scale: float, rngs: nnx.Rngs, *, inputs: int = 1, biased: bool = False):
@@ -81,7 +82,7 @@ class Weight(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square norm: computed in float32, cast back, then scaled, as most of Hugging Face's decoders do it.
 
-    `late_rounding`: scaled, then cast back.
+    With `late_rounding` it is first scaled and then cast back.
     """
 
     def __init__(self, size: int, eps: float, *, late_rounding: bool = False):
@@ -101,7 +102,7 @@ def _norm(config: DecoderConfig, size: int) -> RMSNorm:
 
 
 class Layer(nnx.Module):
-    """Attention and a gated MLP, each added to the stream, with a norm before it or, with `norms_after`, behind it."""
+    """Attention and a gated MLP, each added to the stream. A norm comes before each, or after each with `norms_after`."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         model, heads, kv_heads, size = (
@@ -131,19 +132,23 @@ class Layer(nnx.Module):
     def __call__(
         self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend, spread: Spread
     ) -> tuple[jax.Array, Any]:
-        """x `[..., D]`; `attend(q, k, v)` returns `[..., H, N]` and whatever it wants handed on (a cache, or None)."""
-        entering = spread.enter(x if self.norms_after else self.input_norm(x))
-        q, k, v = self.q(entering), self.k(entering), self.v(entering)
+        """The layer's output for x `[..., D]`, same shape, and what `attend` wants to keep.
+
+        `rotation`: cosine and sine as `rotary.rotary` makes them. `attend(q, k, v)` returns `[..., H, N]` and a value to keep
+        (keys and values for a cache, or None).
+        """
+        block_input = spread.enter(x if self.norms_after else self.input_norm(x))
+        q, k, v = self.q(block_input), self.k(block_input), self.v(block_input)
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.qk_norm == "whole":
-            q, k = (norm(_flat(each)).reshape(each.shape) for norm, each in ((self.q_norm, q), (self.k_norm, k)))
-        attended, kept = attend(rotate(q, rotation), rotate(k, rotation), v)
-        leaving = spread.leave(self.o(attended))
-        x = x + (self.attention_norm(leaving) if self.norms_after else leaving)
-        entering = spread.enter(x if self.norms_after else self.post_norm(x))
-        leaving = spread.leave(self.down(jax.nn.silu(self.gate(entering)) * self.up(entering)))
-        return x + (self.mlp_norm(leaving) if self.norms_after else leaving), kept
+            q, k = self.q_norm(_flat(q)).reshape(q.shape), self.k_norm(_flat(k)).reshape(k.shape)
+        attended, to_keep = attend(rotate(q, rotation), rotate(k, rotation), v)
+        block_output = spread.leave(self.o(attended))
+        x = x + (self.attention_norm(block_output) if self.norms_after else block_output)
+        block_input = spread.enter(x if self.norms_after else self.post_norm(x))
+        block_output = spread.leave(self.down(jax.nn.silu(self.gate(block_input)) * self.up(block_input)))
+        return x + (self.mlp_norm(block_output) if self.norms_after else block_output), to_keep
 
 
 def _flat(heads: jax.Array) -> jax.Array:
@@ -151,7 +156,7 @@ def _flat(heads: jax.Array) -> jax.Array:
 
 
 class Decoder(nnx.Module):
-    """The whole network; exists to define the parameters."""
+    """The whole network. It only defines the parameters; `forward` computes with them."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         scale = config.initializer_range
@@ -164,7 +169,7 @@ class Decoder(nnx.Module):
 
 @functools.cache
 def abstract_params(config: DecoderConfig) -> Params:
-    """Shapes and dtypes of the parameters, without computing any."""
+    """Shapes and dtypes of the parameters; no value is computed."""
 
     def stacked() -> Params:
         params = nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(0))))
@@ -183,9 +188,9 @@ def _modules(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.GraphDef]:
 
 
 def project(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
-    """Contract the last `inputs` dimensions of x with the first of the kernel."""
-    # One plain matrix product: XLA's CPU backend computes the same product, and above all its gradient, over more
-    # dimensions at half the speed.
+    """Contract the last `inputs` dimensions of x with the first `inputs` dimensions of the kernel."""
+    # Reshaped to one plain matrix product: with more dimensions XLA's CPU backend takes twice as long, most of all for the
+    # gradient.
     out = kernel.shape[inputs:]
     flat = x.reshape(-1, math.prod(kernel.shape[:inputs])) @ kernel.reshape(-1, math.prod(out))
     return flat.reshape(*x.shape[: x.ndim - inputs], *out)
@@ -204,7 +209,8 @@ def forward(
 ) -> tuple[jax.Array, Any]:
     """Hidden states `[B, T, D]` after the final norm, and what `attend` kept, stacked over layers.
 
-    tokens and positions `[B, T]`. Layers are scanned; `remat` is what of them is stored for the backward pass (`POLICIES`).
+    tokens and positions `[B, T]`. Parameters are cast to `dtype`. The layers run in a `lax.scan`. `remat` says which of their
+    activations are stored for the backward pass (see `POLICIES`).
     """
     layer_graph, norm_graph = _modules(config)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -212,17 +218,17 @@ def forward(
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
         compute = nnx.merge(layer_graph, spread.whole(layer))
-        x, kept = compute(checkpoint_name(x, STREAM), rotation, attend, spread)
-        return spread.stream(x), kept
+        x, to_keep = compute(checkpoint_name(x, STREAM), rotation, attend, spread)
+        return spread.stream(x), to_keep
 
     policy = POLICIES[remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy)
     x = spread.stream(spread.lookup(params["embed"]["kernel"], tokens))
-    # One layer a turn with remat: all layers of a turn may be computed again at once, and be in memory together.
+    # With remat, one layer in a step: the layers of a step may be computed again together, and all be in memory at once.
     unrolled = 1 if policy is not None else min(UNROLLED, config.num_hidden_layers)
-    x, kept = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
-    return nnx.merge(norm_graph, params["norm"])(x), kept
+    x, to_keep = jax.lax.scan(step, x, params["layers"], unroll=unrolled)
+    return nnx.merge(norm_graph, params["norm"])(x), to_keep
 
 
 def unstacked_forward(
@@ -232,32 +238,32 @@ def unstacked_forward(
     positions: jax.Array,
     attend: Callable[[int, jax.Array, jax.Array, jax.Array], Any],
 ) -> tuple[jax.Array, list[Any]]:
-    """As `forward`, with `params["layers"]` a list of layers, for generation: a stacked cache carried through a scan is
-    copied, and a stacked kernel is cut out for every token.
+    """As `forward`, but `params["layers"]` is a list of layers. For generation.
 
-    `attend` is told the index of the layer. Parameters are used in the dtype they have.
+    A scan would copy the stacked caches that it carries, and copy each layer's kernels out of the stack for every token.
+    `attend(layer, q, k, v)` also gets the index of the layer. Parameters are used in the dtype that they have.
     """
     x = jnp.take(params["embed"]["kernel"], tokens, axis=0)
     rotation = rotary(positions, config, x.dtype)
-    kept = []
+    all_kept = []
     for index, layer in enumerate(params["layers"]):
-        x, own = layer_forward(layer, config, x, rotation, functools.partial(attend, index))
-        kept.append(own)
-    return normed(params["norm"], config, x), kept
+        x, kept = layer_forward(layer, config, x, rotation, functools.partial(attend, index))
+        all_kept.append(kept)
+    return normed(params["norm"], config, x), all_kept
 
 
 def layer_forward(
     layer: Params, config: DecoderConfig, x: jax.Array, rotation: tuple[jax.Array, jax.Array], attend: Attend
 ) -> tuple[jax.Array, Any]:
-    """One layer of hidden states `[B, T, D]`, and what `attend` kept."""
+    """Hidden states `[B, T, D]` after one layer, and what `attend` kept."""
     return nnx.merge(_modules(config)[0], layer)(x, rotation, attend, ALONE)
 
 
 def normed(norm: Params, config: DecoderConfig, x: jax.Array) -> jax.Array:
-    """Hidden states after the final norm."""
+    """Hidden states `[..., D]` after the final norm."""
     return nnx.merge(_modules(config)[1], norm)(x)
 
 
 def head(params: Params) -> jax.Array:
-    """The output projection `[D, V]`, whether tied to the embedding or its own."""
+    """The output projection `[D, V]`: the model's own head, or the transposed embedding where they are tied."""
     return params["head"]["kernel"] if "head" in params else params["embed"]["kernel"].T

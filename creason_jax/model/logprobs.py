@@ -9,10 +9,10 @@ import jax.numpy as jnp
 def token_logprobs(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target and entropy of its distribution, both float32 `[batch, time]`.
+    """Log-probability of each target and entropy (in nats) of its distribution, both float32 `[batch, time]`.
 
-    hidden `[batch, time, model]`, head `[model, vocabulary]`, targets `[batch, time]`. Logits exist for about `chunk` tokens
-    at a time, in float32, and are computed again in the backward pass. The entropy carries no gradient.
+    hidden `[batch, time, model]`, head `[model, vocabulary]`, targets `[batch, time]`. Float32 logits exist for about `chunk`
+    tokens at a time; the backward pass computes them again. The entropy has no gradient.
     """
     batch, time = targets.shape
     width = min(time, max(1, chunk // batch))
@@ -29,7 +29,7 @@ def token_logprobs(
         logits = jnp.dot(flat, head, preferred_element_type=jnp.float32).reshape(*targets.shape, -1) / temperature
         return None, (target_logprobs(logits, targets), entropy(jax.lax.stop_gradient(logits)))
 
-    # Chunks along time, not along rows: rows are split over devices, and a scan over a split axis moves data every turn.
+    # Chunks along time, not along rows: rows are split over devices, and a scan over a split axis moves data at every step.
     parts = (
         hidden.reshape(batch, pieces, width, -1).swapaxes(0, 1),
         targets.reshape(batch, pieces, width).swapaxes(0, 1),
@@ -44,7 +44,7 @@ def token_logprobs(
 
 def target_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Log-softmax of float32 logits `[..., vocabulary]` at the targets `[...]`."""
-    # A comparison instead of a gather: with the vocabulary split over devices a gather would collect all logits first.
+    # A comparison instead of a gather: with the vocabulary split over devices, a gather would first all-gather the logits.
     chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(-1)
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 

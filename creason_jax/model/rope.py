@@ -1,4 +1,4 @@
-"""What a Hugging Face `config.json` says of rotary position embeddings, from old and new fields alike."""
+"""The rotary position embedding (RoPE) fields of a Hugging Face `config.json`, in their old and new names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from shared.errors import InputError
 from shared.policy.families import FAMILIES
 
-# Kind -> what `rope_parameters` must give for it.
+# Type of RoPE -> the fields that `rope_parameters` must have for it.
 KINDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -27,14 +27,16 @@ TABLES = ("short_factor", "long_factor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """How positions turn heads. Names are those of `rope_parameters` in Hugging Face's `config.json`."""
+    """How positions rotate heads. Names are those of `rope_parameters` in Hugging Face's `config.json`."""
 
     rope_type: str = "default"
     rope_theta: float = 10_000.0
-    partial_rotary_factor: float = 1.0  # part of each head that is rotated
-    original_max_position_embeddings: int = 0  # llama3, yarn, longrope: positions of the first training
+    partial_rotary_factor: float = 1.0  # fraction of each head that is rotated
+    original_max_position_embeddings: int = (
+        0  # llama3, yarn, longrope: longest sequence before the context was extended
+    )
     factor: float = 1.0
-    attention_factor: float | None = None  # yarn, longrope: cosine and sine are multiplied by it; None: from `factor`
+    attention_factor: float | None = None  # yarn, longrope: multiplies cosine and sine; None: computed from `factor`
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -47,37 +49,39 @@ class Rope:
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any], source: str, *, head_dim: int, positions: int) -> Rope:
-        """Read the rope fields of a parsed `config.json`: `rope_parameters`, or `rope_theta` and `rope_scaling` as older files
-        have them.
+        """Read the RoPE fields of a parsed `config.json`: `rope_parameters`, or `rope_theta` and `rope_scaling` in older files.
 
-        `positions` is `max_position_embeddings`. Raises InputError for a kind that is not computed, or an incomplete one.
+        `positions` is `max_position_embeddings`; `source` names the file in errors. Raises InputError for a type that this
+        backend does not compute, and for one whose fields are missing or wrong.
         """
         family = FAMILIES[values["model_type"]]
-        given = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
-        kind: Any = given.get("rope_type", given.get("type", "default"))
+        rope_fields = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+        kind: Any = rope_fields.get("rope_type", rope_fields.get("type", "default"))
         kind = family.rope_aliases.get(kind, kind)
         for name in ("rope_theta", "partial_rotary_factor"):
-            if given.get(name) is None and values.get(name) is not None:
-                given[name] = values[name]
+            if rope_fields.get(name) is None and values.get(name) is not None:
+                rope_fields[name] = values[name]
         if kind not in family.ropes:
             raise InputError(
                 f"{source}: rope type {kind!r} is not computed; this backend computes {', '.join(family.ropes)}"
             )
         for name in KINDS[kind]:
-            if given.get(name) is None:
+            if rope_fields.get(name) is None:
                 raise InputError(f"{source}: rope type {kind!r} needs {name}")
-        original = values.get("original_max_position_embeddings", given.get("original_max_position_embeddings"))
+        original = values.get("original_max_position_embeddings", rope_fields.get("original_max_position_embeddings"))
         original = original or family.original_positions or positions
-        if kind in ("yarn", "longrope") and given.get("factor") is None:
-            given["factor"] = positions / original
+        if kind in ("yarn", "longrope") and rope_fields.get("factor") is None:
+            rope_fields["factor"] = positions / original
         fields: dict[str, Any] = {"rope_type": kind, "original_max_position_embeddings": int(original)}
-        fields |= {name: _number(given[name], name, source) for name in NUMBERS if given.get(name) is not None}
+        fields |= {
+            name: _number(rope_fields[name], name, source) for name in NUMBERS if rope_fields.get(name) is not None
+        }
         if kind == "longrope":
-            fields |= {name: tuple(_number(each, name, source) for each in given[name]) for name in TABLES}
-        rope = cls(**fields, truncate=bool(given.get("truncate", True)))
+            fields |= {name: tuple(_number(factor, name, source) for factor in rope_fields[name]) for name in TABLES}
+        rope = cls(**fields, truncate=bool(rope_fields.get("truncate", True)))
         size = rope.rotary_dim(head_dim)
         if rope.partial_rotary_factor != 1 and not family.partial_rotary:
-            partial = ", ".join(name for name, each in FAMILIES.items() if each.partial_rotary)
+            partial = ", ".join(name for name, family in FAMILIES.items() if family.partial_rotary)
             raise InputError(
                 f"{source}: partial_rotary_factor {rope.partial_rotary_factor} is computed for {partial} only"
             )
@@ -91,12 +95,12 @@ class Rope:
         return rope
 
     def rotary_dim(self, head_dim: int) -> int:
-        """Leading part of each head that is rotated."""
+        """How many leading dimensions of a head of size `head_dim` are rotated."""
         return int(head_dim * self.partial_rotary_factor)
 
     @property
     def attention_scaling(self) -> float:
-        """What cosine and sine are multiplied by."""
+        """The number that multiplies cosine and sine."""
         if self.attention_factor is not None and self.rope_type in ("yarn", "longrope"):
             return self.attention_factor
         if self.rope_type == "yarn":

@@ -1,12 +1,12 @@
-"""Rotary position embeddings: the inverse frequencies of every kind that is computed, and the rotation itself.
+"""Rotary position embeddings (RoPE): the inverse frequencies of every type, and the rotation itself.
 
 **Which factors a longrope model uses.** Such a model (Phi-3 128k, Phi-4-mini) has two tables of factors: short ones for
-sequences of up to `original_max_position_embeddings` tokens, long ones beyond. Hugging Face decides anew at each call, by the
-largest position in it: a row would depend on its neighbours in a micro-batch, and a token scored in training on another table
-than the one it was drawn with. Here one table serves a whole run: the long one where the longest sequence that the run may make
-(`rollout.max_prompt_tokens` and the largest `max_new_tokens`) is above `original_max_position_embeddings`, else the short one.
-That is vLLM's rule too, whose `max_model_len` is the same number; the PyTorch backend follows it.
-Hugging Face agrees wherever the run uses short factors, and for sequences above the switch wherever it uses long ones.
+sequences of up to `original_max_position_embeddings` tokens, and long ones for longer sequences. Hugging Face chooses again at
+each call, by the largest position in that call. Then a row would depend on the other rows of its micro-batch, and training could
+score a token with another table than the rollout used. Here a run uses one table: the long one if the longest sequence that the
+run may make (`rollout.max_prompt_tokens` plus the largest `max_new_tokens`) exceeds `original_max_position_embeddings`, else the
+short one. vLLM has the same rule (its `max_model_len` is the same number), and so has the PyTorch backend. Hugging Face agrees
+with a run on the short table, and on the long table for sequences longer than `original_max_position_embeddings`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from creason_jax.model.rope import Rope
 
 
 def inverse_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Radians that each pair of a head's rotated part turns for each position, `[rotary_dim / 2]` float32.
+    """Radians by which each pair of dimensions turns from one position to the next, `[rotary_dim / 2]` float32.
 
-    Rounded as Hugging Face rounds, by NumPy: a compiled power is off by several units in the last place, which is up to
-    3e-4 radians at position 16,000.
+    NumPy computes the powers, because it rounds as Hugging Face does. A power compiled by XLA differs by several units in the
+    last place: up to 3e-4 radians at position 16,000.
     """
     rope, size = config.rope, config.rotary_dim
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
@@ -43,9 +43,9 @@ def inverse_frequencies(config: DecoderConfig) -> np.ndarray:
 
 
 def rotary(positions: jax.Array, config: DecoderConfig, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine `[..., 1, rotary_dim]` of rotary position embeddings, computed in float32.
+    """Cosine and sine `[..., 1, rotary_dim]` for `positions` `[...]`, computed in float32.
 
-    Rounded to `dtype`, unless the model rounds late.
+    They are cast to `dtype`, but stay float32 for a model with `late_rounding`.
     """
     dtype = jnp.dtype(jnp.float32) if config.late_rounding else dtype
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
@@ -55,7 +55,7 @@ def rotary(positions: jax.Array, config: DecoderConfig, dtype: jnp.dtype) -> tup
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the leading part of each head `[..., H, N]`, halves paired as Hugging Face pairs them."""
+    """Rotate the first `rotary_dim` dimensions of each head `[..., H, N]`; dimension i is paired with i + rotary_dim / 2."""
     cos, sin = rotation
     size = cos.shape[-1]
     rotated, rest = x[..., :size], x[..., size:]
@@ -65,7 +65,7 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _llama3(frequencies: np.ndarray, rope: Rope) -> np.ndarray:
-    """Long waves slowed by `factor`, short ones left alone, a smooth passage between (Llama 3.1)."""
+    """Llama 3.1: low frequencies are divided by `factor`, high ones are unchanged, with a smooth transition between them."""
     original, low, high = rope.original_max_position_embeddings, rope.low_freq_factor, rope.high_freq_factor
     waves = np.float32(2 * math.pi) / frequencies
     slowed = frequencies / np.float32(rope.factor)
@@ -75,7 +75,7 @@ def _llama3(frequencies: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def _yarn(powers: np.ndarray, rope: Rope, size: int) -> np.ndarray:
-    """Dimensions that turn often are left alone, those that turn seldom are slowed by `factor` (arXiv 2309.00071)."""
+    """YaRN (arXiv 2309.00071): high frequencies are unchanged, low ones are divided by `factor`, with a ramp between them."""
 
     def dimension(turns: float) -> float:
         positions = rope.original_max_position_embeddings
@@ -86,5 +86,5 @@ def _yarn(powers: np.ndarray, rope: Rope, size: int) -> np.ndarray:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
     width = high - low or 0.001
-    kept = 1 - np.clip((np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1)
-    return 1 / (np.float32(rope.factor) * powers) * (1 - kept) + 1 / powers * kept
+    unscaled = 1 - np.clip((np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1)
+    return 1 / (np.float32(rope.factor) * powers) * (1 - unscaled) + 1 / powers * unscaled

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def stack_layers(layers: list[Any]) -> Any:
-    """A list of equal trees -> one tree whose leaves have a leading layer axis."""
+    """Stack a list of trees of equal shapes into one tree whose leaves have a leading layer axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 

@@ -1,10 +1,8 @@
-"""Hugging Face safetensors <-> parameters, slice by slice: no host ever holds more than its own shards.
+"""Hugging Face safetensors <-> parameters, slice by slice: no host holds more than its own shards.
 
-Each of our kernels is a slice of rows of one Hugging Face matrix, transposed and reshaped:
-`shared/policy/weight_names.py` says which.
-Host memory while loading: one device's shard of one parameter (all layers of it, float32), those before it that JAX has not
-let go of yet (a few at most were seen), and CHUNK_BYTES of what is read, beside the devices' own; while writing: one file
-(`weight_files.SHARD_BYTES`), twice.
+Each kernel is a slice of rows of one Hugging Face matrix, transposed and reshaped; `shared/policy/weight_names.py` says which.
+Host memory while loading: one device's shard of one parameter (all its layers, float32), a few earlier shards that JAX has not
+freed yet, and CHUNK_BYTES of the file. Host memory while writing: two times one file (`weight_files.SHARD_BYTES`).
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ from shared.errors import InputError
 from shared.policy import weight_files
 from shared.policy.weight_names import Source, sources, to_rows
 
-CHUNK_BYTES = 2**26  # read at once, as stored
-SHOWN_BYTES = 2**30  # models of at least so many bytes in float32 load under a progress bar
-Bounds = tuple[range, ...]  # a block of an array
+CHUNK_BYTES = 2**26  # of a file, read at once
+SHOWN_BYTES = 2**30  # models of at least this size in float32 load with a progress bar
+Bounds = tuple[range, ...]  # a block of an array: a range of indices along each dimension
 
 
 def sources_of(config: DecoderConfig) -> dict[str, Source]:
-    """Path of a parameter -> where it is in a Hugging Face model of this shape."""
+    """Path of each parameter -> the Hugging Face tensor, and its rows, that hold it."""
     return sources(
         config.model_type,
         heads=config.num_attention_heads,
@@ -47,8 +45,8 @@ def sources_of(config: DecoderConfig) -> dict[str, Source]:
 def load_params(folder: Path, config: DecoderConfig, shardings: Any, *, progress: bool | None = None) -> Params:
     """Read the parameters as float32 arrays with the given shardings (a tree like the parameters).
 
-    `progress`: show a bar; None: for large models, on a terminal. Raises InputError for a missing or truncated file, and for
-    a tensor that is missing, of another shape or kind, or not of this model.
+    `progress`: whether to show a progress bar; None: for large models, on a terminal. Raises InputError for a missing or
+    truncated file, for a tensor that is missing or has another shape or dtype, and for one that the model does not have.
     """
     if progress is None and 4 * config.num_params < SHOWN_BYTES:
         progress = False
@@ -63,17 +61,20 @@ class Reader(Protocol):
     """Reads parts of stored tensors."""
 
     def read(self, source: Source, name: str, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
-        """Write the part `bounds` of a kernel of the given shape, which is in the tensor `name`, into `out`."""
+        """Write the block `bounds` of a kernel into `out`. The kernel has this `shape` and is stored in the tensor `name`."""
         ...
 
 
 def read_params(
     reader: Reader, config: DecoderConfig, shardings: Any, count: Callable[[int], object] = lambda _: None
 ) -> Params:
-    """The parameters from any `reader`, each device's part of them; `count` is told of the bytes read."""
+    """Read the parameters with any `reader`; each process reads the shards of its own devices.
+
+    `count` is called with the number of bytes after each read.
+    """
     table = sources_of(config)
 
-    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+    def read_leaf(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         key = _key(path)
         source, stacked = table[key], key.startswith("layers.")
 
@@ -90,13 +91,13 @@ def read_params(
 
         return _placed(leaf.shape, sharding, read)
 
-    return jax.tree_util.tree_map_with_path(one, abstract_params(config), shardings)
+    return jax.tree_util.tree_map_with_path(read_leaf, abstract_params(config), shardings)
 
 
 class StoredParams:
-    """A model directory read part by part, for who needs no more than one layer at a time. A context manager.
+    """A context manager that reads a model directory part by part, so that only one layer is in memory at a time.
 
-    `shardings`: of parameters with a list of layers. Raises InputError as `load_params` does, before anything is read.
+    `shardings`: for parameters whose layers are a list. Raises InputError as `load_params` does, before anything is read.
     """
 
     def __init__(self, folder: Path, config: DecoderConfig, shardings: Any):
@@ -112,9 +113,9 @@ class StoredParams:
         self._reader.__exit__(*raised)
 
     def part(self, name: str, layer: int | None = None) -> Params:
-        """The parameters `embed`, `norm` or `head`, or with `layer` those of one of `layers`; float32."""
+        """Float32 parameters of `embed`, `norm` or `head`; with `name="layers"`, those of the layer with index `layer`."""
 
-        def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+        def read_leaf(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
             source = self._table[f"{name}.{_key(path)}"]
             stored, shape = source.name.format(layer), leaf.shape if layer is None else leaf.shape[1:]
 
@@ -126,22 +127,22 @@ class StoredParams:
             return _placed(shape, sharding, read)
 
         shardings = self.shardings[name] if layer is None else self.shardings[name][layer]
-        return jax.tree_util.tree_map_with_path(one, abstract_params(self.config)[name], shardings)
+        return jax.tree_util.tree_map_with_path(read_leaf, abstract_params(self.config)[name], shardings)
 
 
 def save_params(folder: Path, params: Params, config: DecoderConfig) -> None:
-    """Write safetensors (several files and an index beyond 4 GiB) that Transformers loads."""
+    """Write safetensors that Transformers loads: one file, or several and an index above 4 GiB."""
     weight_files.write(folder, _hugging_face_tensors(params, config), save_file)
 
 
 def gather_params(params: Params, config: DecoderConfig) -> None:
-    """What the other processes do while one writes with `save_params`: every tensor is put together from all of them."""
+    """Take part in the all-gathers of `save_params`; every process but the writing one must call it meanwhile."""
     for _ in _hugging_face_tensors(params, config):
         pass
 
 
 def _hugging_face_tensors(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Each Hugging Face tensor whole, fused where Hugging Face fuses, one at a time, layer after layer."""
+    """Name and values of each whole Hugging Face tensor, one at a time, layer after layer; fused where Hugging Face fuses."""
     table = sources_of(config)
     leaves = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     parts: dict[str, list[str]] = {}
@@ -170,7 +171,7 @@ def _layer(leaf: jax.Array, layer: int) -> jax.Array:
 def stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that a model directory of this configuration holds."""
     table = sources_of(config)
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
         key = _key(path)
         source, shape = table[key], leaf.shape
@@ -180,8 +181,8 @@ def stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         if source.inputs is not None:
             columns = [math.prod(shape[: source.inputs])] if source.inputs else []
             shape = (source.rows or math.prod(shape[source.inputs :]), *columns)
-        found |= {source.name.format(layer): shape for layer in layers}
-    return found
+        shapes |= {source.name.format(layer): shape for layer in layers}
+    return shapes
 
 
 def _key(path: tuple[Any, ...]) -> str:
@@ -189,24 +190,24 @@ def _key(path: tuple[Any, ...]) -> str:
 
 
 def _by_part(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Bounds, list[jax.Device]]:
-    """The parts of an array that devices of this process hold, and which devices hold each."""
-    found: dict[Bounds, list[jax.Device]] = {}
+    """The blocks of an array that this process's devices hold -> the devices that hold each block."""
+    devices_of_part: dict[Bounds, list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
         bounds = tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
-        found.setdefault(bounds, []).append(device)
-    return found
+        devices_of_part.setdefault(bounds, []).append(device)
+    return devices_of_part
 
 
 def _bytes_to_read(config: DecoderConfig, shardings: Any) -> int:
-    def one(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> int:
+    def bytes_of_leaf(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> int:
         return 4 * len(_by_part(leaf.shape, sharding)) * math.prod(sharding.shard_shape(leaf.shape))
 
-    return sum(jax.tree.leaves(jax.tree.map(one, abstract_params(config), shardings)))
+    return sum(jax.tree.leaves(jax.tree.map(bytes_of_leaf, abstract_params(config), shardings)))
 
 
 def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Bounds], np.ndarray]) -> jax.Array:
-    """An array whose parts `read` gives: one at a time on the host, each read once however many devices hold it."""
+    """An array whose blocks come from `read`. Each block is read once, even if several devices hold it."""
     arrays = {}
     for bounds, devices in _by_part(shape, sharding).items():
         part = read(bounds)
@@ -219,7 +220,7 @@ def _placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Calla
 
 
 class _Reader:
-    """The files of a model, opened once, and slices of their tensors."""
+    """Opens a model's files once, and reads slices of their tensors."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -241,14 +242,14 @@ class _Reader:
         self.stack.close()
 
     def check(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Raise InputError unless every tensor is there with its shape, and no other one, before anything is read."""
+        """Raise InputError unless the files hold exactly the expected tensors, with their shapes. Reads no values."""
         for name, needed in expected.items():
             if name not in self.files:
                 raise weight_files.missing(self.folder, name)
             tensor = self._tensor(name)
-            found = tuple(tensor.get_shape())
-            if found != needed:
-                raise InputError(f"{self.folder}: tensor {name} has shape {found}, config.json asks for {needed}")
+            stored = tuple(tensor.get_shape())
+            if stored != needed:
+                raise InputError(f"{self.folder}: tensor {name} has shape {stored}, config.json asks for {needed}")
             weight_files.check_dtype(self.folder, name, tensor.get_dtype())
         weight_files.check_known(self.folder, self.files, expected)
 
@@ -263,7 +264,7 @@ class _Reader:
 
 
 def read_part(tensor: Any, source: Source, shape: tuple[int, ...], bounds: Bounds, out: np.ndarray) -> None:
-    """Write the part `bounds` of a kernel of the given shape into `out`; slices are taken of the stored `tensor`."""
+    """Write the block `bounds` of a kernel of this `shape` into `out`, from slices of the stored `tensor`."""
     if source.inputs == 0:
         part = _flat(bounds, shape)
         out.reshape(-1)[:] = tensor[part.start : part.stop]
@@ -280,7 +281,7 @@ def read_part(tensor: Any, source: Source, shape: tuple[int, ...], bounds: Bound
 
 
 def _flat(bounds: Bounds, shape: tuple[int, ...]) -> range:
-    """The range that a block covers in the flattened dimensions: only the first of them may be split."""
+    """The range that a block covers after its dimensions are flattened. Only the first dimension may be split."""
     if any(len(bound) != size for bound, size in zip(bounds[1:], shape[1:])):
         raise ValueError("only the leading dimension of a flattened pair can be split")
     step = math.prod(shape[1:])

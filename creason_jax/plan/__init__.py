@@ -1,1 +1,1 @@
-"""What a run will need, compiled or counted without the devices."""
+"""How much memory and time a run will need, found without its devices: by compiling its programs, or by counting bytes."""

@@ -1,4 +1,4 @@
-"""What a run needs of a device's memory, from shapes and shardings alone: no weights are read, nothing is compiled."""
+"""An estimate of the device memory that a run needs, from shapes and shardings only: reads no weights, compiles nothing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from shared.config import RunConfig
 from shared.runs import forecast
 from shared.runs.forecast import Decoder, Memory, Need
 
-# A CPU's memory holds the compiler, too, and what it makes of about five programs: measured as 0.4 to 0.5 GiB.
+# On a CPU the same memory also holds the compiler and about five compiled programs: 0.4 to 0.5 GiB, measured.
 COMPILER = 400 * 2**20
-PLACES = {"gpu": "each GPU", "tpu": "each chip"}  # by JAX's name of a platform
+PLACES = {"gpu": "each GPU", "tpu": "each chip"}  # JAX's name of a platform -> words for its devices
 
 
 def need(config: RunConfig, model: Path, mesh: jax.sharding.Mesh, workload: Workload, *, trains: bool) -> Need:
@@ -40,12 +40,12 @@ def of_shape(
     trains: bool,
     free: float | None,
 ) -> Need:
-    """The same for a model's shape and devices that need not be here, with `free` bytes on each."""
+    """As `need`, for a model's shape and for devices that may be absent, with `free` bytes on each (None: unknown)."""
     engine = Engine(config, shape, mesh, stop_tokens=(0,), workload=workload)
     published = memory.bytes_on_device(engine.abstract_params())
-    asked = [_greedy(config), *([_drawn(config)] if trains else [])]
-    generating = [_rollout(engine, each) for each in asked]
-    caches, least, temporaries = max(generating, key=lambda each: each[0] + each[2])
+    requests = [_greedy(config), *([_drawn(config)] if trains else [])]
+    generating = [_rollout(engine, sampling) for sampling in requests]
+    caches, least, temporaries = max(generating, key=lambda needs: needs[0] + needs[2])
     platform = mesh.devices.flat[0].platform
     compiler = COMPILER / len(mesh.local_devices) if memory.on_cpu(mesh) else 0
     common: dict[str, Any] = {
@@ -57,14 +57,14 @@ def of_shape(
     if not trains:
         shardings = sharding.param_shardings(shape, mesh)
         read = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract_params(shape),
             shardings,
         )
-        # While they are read, the weights are there in float32 too.
+        # While the weights are read, they exist in float32 too.
         loading = max(temporaries, memory.bytes_on_device(read) - caches)
-        found = Memory(weights=published, rollout_temporaries=loading + compiler, **common)
-        return Need(memory=found, parameters=shape.num_params, checkpoint_bytes=0)
+        estimate = Memory(weights=published, rollout_temporaries=loading + compiler, **common)
+        return Need(memory=estimate, parameters=shape.num_params, checkpoint_bytes=0)
     learner = Learner.without_weights(
         config, shape, mesh, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
     )
@@ -74,9 +74,9 @@ def of_shape(
     tensor = mesh.shape["tensor"]
     sizes = Decoder(shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size // tensor,
                     -(-shape.num_attention_heads // tensor), shape.vocab_size // tensor)  # fmt: skip
-    found = Memory(
+    estimate = Memory(
         weights=params + published,
-        gradients=2 * params,  # their sum over micro-batches, and those of one
+        gradients=2 * params,  # the sum over micro-batches, and the gradients of one micro-batch
         optimizer_state=memory.bytes_on_device(state.moments),
         reference=memory.bytes_on_device(state.reference),
         update_temporaries=compiler
@@ -88,11 +88,11 @@ def of_shape(
         **common,
     )  # fmt: skip
     whole = sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state))
-    return Need(memory=found, parameters=shape.num_params, checkpoint_bytes=whole)
+    return Need(memory=estimate, parameters=shape.num_params, checkpoint_bytes=whole)
 
 
 def _rollout(engine: Engine, sampling: Sampling) -> tuple[float, float, float]:
-    """Bytes of the caches of all slots, of those of one, and of what is temporary while prompts are computed and tokens drawn."""
+    """Bytes on a device: the caches of all its slots, the caches of one slot, and the temporary arrays of prefill."""
     caches = memory.bytes_on_device(engine.abstract_slots(sampling))
     share = engine.slots(sampling) // sharding.batch_ways(engine.mesh)
     width = engine.prefill_width(sampling) // sharding.batch_ways(engine.mesh)
@@ -100,13 +100,13 @@ def _rollout(engine: Engine, sampling: Sampling) -> tuple[float, float, float]:
 
 
 def _greedy(config: RunConfig) -> Sampling:
-    """As an evaluation asks."""
+    """The sampling of an evaluation."""
     limit = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     return Sampling(group_size=1, temperature=0.0, max_new_tokens=limit)
 
 
 def _drawn(config: RunConfig) -> Sampling:
-    """As a step of training asks."""
+    """The sampling of a training step."""
     rollout = config.rollout
     return Sampling(
         group_size=config.grpo.group_size,

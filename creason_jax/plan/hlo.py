@@ -1,7 +1,6 @@
-"""What a compiled program does, read from its text: floating-point operations, memory traffic, collectives.
+"""The cost of a compiled program, read from its HLO text: FLOPs, memory traffic and collectives of one device.
 
-XLA's own cost analysis counts the body of a loop once and knows nothing of Pallas kernels; here bodies count as often as
-they run. All figures are of one device.
+XLA's own cost analysis counts the body of a loop once and does not know Pallas kernels. Here a body counts as often as it runs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
          "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}  # fmt: skip
-# Instructions that name values and move nothing.
+# Instructions that move no bytes.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
         "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done", "collective-permute-done",
         "opt-barrier", "add-dependency"}  # fmt: skip
@@ -31,11 +30,11 @@ class Array:
 
     dtype: str
     shape: tuple[int, ...]
-    in_hbm: bool  # False: in the chip's own memory, where access is not what this file counts
+    in_hbm: bool  # False: in the chip's on-chip memory, whose traffic is not counted here
 
     @property
     def bytes(self) -> int:
-        """Without the padding of its layout."""
+        """Size of the array, without the padding of its layout."""
         return math.ceil(math.prod(self.shape) * SIZES.get(self.dtype, 0))
 
 
@@ -48,11 +47,11 @@ class Instruction:
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
     attributes: str
-    argument: str  # what stands in the parentheses
+    argument: str  # the text in the parentheses
 
     @functools.cached_property
     def called(self) -> list[str]:
-        """Computations that it runs once; of a loop, the body."""
+        """Names of the computations that this instruction runs; for a loop, its body."""
         names = CALLED.findall(self.attributes)
         for inside in BRANCHES.findall(self.attributes):
             names += [name.strip().lstrip("%") for name in inside.split(",")]
@@ -61,15 +60,15 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A kind of communication in a program."""
+    """All collectives of one kind in a program."""
 
     count: int = 0
-    bytes: float = 0.0  # that a device sends or receives, whichever is more
+    bytes: float = 0.0  # sent or received by a device, whichever is more
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program, on one device."""
+    """The cost of one run of a program on one device."""
 
     flops: float = 0.0
     bytes: float = 0.0  # read from and written to HBM
@@ -77,11 +76,11 @@ class Cost:
     kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)  # calls of Pallas kernels
 
     def plus(self, other: Cost, times: int = 1, *, traffic: bool = True) -> Cost:
-        """With `other` added so many times; without its memory traffic where that stays inside a fusion."""
+        """This cost plus `times` times `other`. `traffic=False` leaves out the memory traffic of `other` (inside a fusion)."""
         collectives = dict(self.collectives)
-        for kind, more in other.collectives.items():
+        for kind, added in other.collectives.items():
             own = collectives.get(kind, Collective())
-            collectives[kind] = Collective(own.count + times * more.count, own.bytes + times * more.bytes)
+            collectives[kind] = Collective(own.count + times * added.count, own.bytes + times * added.bytes)
         kernels = dict(self.kernels)
         for name, count in other.kernels.items():
             kernels[name] = kernels.get(name, 0) + times * count
@@ -90,12 +89,12 @@ class Cost:
 
     @property
     def collective_bytes(self) -> float:
-        """Of all kinds together."""
-        return sum(each.bytes for each in self.collectives.values())
+        """Bytes of all collectives together."""
+        return sum(collective.bytes for collective in self.collectives.values())
 
 
 class Program:
-    """The computations of a compiled program's text."""
+    """A compiled program: its computations by name, each with its instructions by name."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -112,109 +111,122 @@ class Program:
                 current[instruction.name] = instruction
 
     def cost(self, kernel_flops: Mapping[str, float] | None = None) -> Cost:
-        """Of the whole program. `kernel_flops` says what one call of a Pallas kernel computes, by the start of its name."""
+        """The cost of the whole program. `kernel_flops`: start of a Pallas kernel's name -> FLOPs of one call."""
         return self._cost(self.entry, kernel_flops or {}, {})
 
     def inside_loops(self) -> Iterator[tuple[str, Instruction]]:
-        """Every instruction that a loop repeats, with the name of the body it stands in or is called from."""
+        """Every instruction that a loop repeats, as (name of the loop's body, instruction)."""
         for instructions in self.computations.values():
-            for each in instructions.values():
-                if each.opcode == "while":
-                    for name in each.called:
-                        yield from ((name, found) for found in self.reached(name))
+            for instruction in instructions.values():
+                if instruction.opcode == "while":
+                    for name in instruction.called:
+                        yield from ((name, inner) for inner in self.reached(name))
 
     def reached(self, name: str) -> Iterator[Instruction]:
-        """Every instruction of a computation and of those that it calls, loops in it apart."""
-        for each in self.computations.get(name, {}).values():
-            yield each
-            if each.opcode != "while":
-                for called in each.called:
+        """Every instruction of a computation and of the computations that it calls, but not of the loops in it."""
+        for instruction in self.computations.get(name, {}).values():
+            yield instruction
+            if instruction.opcode != "while":
+                for called in instruction.called:
                     yield from self.reached(called)
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop runs, from the one number that its condition compares with. A loop that may end earlier counts
-        with that limit; one without any limit counts once."""
+        """How often a loop runs: the limit in its condition, divided by the step of its counter.
+
+        A loop that may end earlier counts with its limit; a loop without a limit counts once."""
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
         assert condition
-        own = self.computations[condition.group(1)]
-        compares = [each for each in own.values() if each.opcode == "compare"]
-        compared = [own[name] for each in compares for name in each.operands if name in own]
+        computation = self.computations[condition.group(1)]
+        compares = [compare for compare in computation.values() if compare.opcode == "compare"]
+        compared = [computation[name] for compare in compares for name in compare.operands if name in computation]
         limits = list(filter(None, map(_integer, compared))) or list(
             filter(None, map(_integer, self.reached(condition.group(1))))
         )
-        counters = [_index(each) for each in compared if each.opcode == "get-tuple-element"]
+        counters = [_index(value) for value in compared if value.opcode == "get-tuple-element"]
         step = self._step(loop.called[0], counters[0]) if len(counters) == 1 and loop.called else 1
         return -(-max(limits, default=1) // step)
 
     def _step(self, body: str, counter: int) -> int:
-        """By how much a loop's body adds to one of the values that it carries: two where it was unrolled once; one if unclear."""
-        own = self.computations.get(body, {})
-        handed_on = [each for each in own.values() if each.opcode == "tuple"]
-        if not handed_on or counter >= len(handed_on[-1].operands):
-            return 1
-        each = own.get(handed_on[-1].operands[counter])
-        while each is not None and each.opcode in ("copy", "bitcast"):
-            each = own.get(each.operands[0])
-        if each is None or each.opcode != "add":
-            return 1
-        return max((_integer(own[name]) for name in each.operands if name in own), default=1) or 1
+        """How much a loop's body adds to its counter (2 if the loop was unrolled once); 1 if it cannot be read.
 
-    def _cost(self, name: str, kernel_flops: Mapping[str, float], known: dict[str, Cost]) -> Cost:
-        if name in known:
-            return known[name]
+        `counter`: the index of the counter among the values that the loop carries."""
+        computation = self.computations.get(body, {})
+        tuples = [instruction for instruction in computation.values() if instruction.opcode == "tuple"]
+        if not tuples or counter >= len(tuples[-1].operands):
+            return 1
+        instruction = computation.get(tuples[-1].operands[counter])
+        while instruction is not None and instruction.opcode in ("copy", "bitcast"):
+            instruction = computation.get(instruction.operands[0])
+        if instruction is None or instruction.opcode != "add":
+            return 1
+        return (
+            max((_integer(computation[name]) for name in instruction.operands if name in computation), default=1) or 1
+        )
+
+    def _cost(self, name: str, kernel_flops: Mapping[str, float], costs: dict[str, Cost]) -> Cost:
+        if name in costs:
+            return costs[name]
         total = Cost()
         instructions = self.computations.get(name, {})
-        for each in instructions.values():
-            total = total.plus(self._own(each, instructions, kernel_flops, in_fusion="scatter" in name))
-            times = self.trips(each) if each.opcode == "while" else 1
-            for called in each.called:
-                inner = self._cost(called, kernel_flops, known)
-                total = total.plus(inner, times, traffic=each.opcode in ("while", "conditional", "call", "async-start"))
-        known[name] = total
+        for instruction in instructions.values():
+            total = total.plus(self._own_cost(instruction, instructions, kernel_flops, in_fusion="scatter" in name))
+            times = self.trips(instruction) if instruction.opcode == "while" else 1
+            for called in instruction.called:
+                inner = self._cost(called, kernel_flops, costs)
+                total = total.plus(
+                    inner, times, traffic=instruction.opcode in ("while", "conditional", "call", "async-start")
+                )
+        costs[name] = total
         return total
 
-    def _own(
-        self, each: Instruction, around: Mapping[str, Instruction], kernel_flops: Mapping[str, float], in_fusion: bool
+    def _own_cost(
+        self,
+        instruction: Instruction,
+        computation: Mapping[str, Instruction],
+        kernel_flops: Mapping[str, float],
+        in_fusion: bool,
     ) -> Cost:
         flops = 0.0
         kernels = {}
-        if each.opcode == "dot":
-            flops = _dot_flops(each, around)
-        elif each.opcode == "convolution":
-            flops = _convolution_flops(each, around)
-        elif each.opcode == "custom-call" and "tpu_custom_call" in each.attributes:
-            kernels = {each.name.rsplit(".", 1)[0]: 1}
-            flops = next((count for start, count in kernel_flops.items() if each.name.startswith(start)), 0.0)
-        return Cost(flops, self._traffic(each, around), _collectives(each, around, in_fusion), kernels)
+        if instruction.opcode == "dot":
+            flops = _dot_flops(instruction, computation)
+        elif instruction.opcode == "convolution":
+            flops = _convolution_flops(instruction, computation)
+        elif instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.attributes:
+            kernels = {instruction.name.rsplit(".", 1)[0]: 1}
+            flops = next((count for start, count in kernel_flops.items() if instruction.name.startswith(start)), 0.0)
+        return Cost(
+            flops, self._traffic(instruction, computation), _collectives(instruction, computation, in_fusion), kernels
+        )
 
-    def _traffic(self, each: Instruction, around: Mapping[str, Instruction]) -> float:
-        """Bytes of HBM that an instruction reads and writes, if it stands outside a fusion."""
-        if each.opcode in FREE or each.opcode in ("while", "conditional", "call", "async-start"):
+    def _traffic(self, instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+        """Bytes of HBM that an instruction outside a fusion reads and writes."""
+        if instruction.opcode in FREE or instruction.opcode in ("while", "conditional", "call", "async-start"):
             return 0.0
-        if each.opcode == "copy-start":
-            return sum(array.bytes for array in each.arrays[:2] if array.in_hbm)
-        if each.opcode in ("slice", "dynamic-slice"):
-            source = around.get(each.operands[0])
-            return _hbm(each) + (each.arrays[0].bytes if source and _hbm(source) else 0)
-        if each.opcode == "dynamic-update-slice":
-            return 2 * _hbm(around[each.operands[1]]) if each.operands[1] in around else 0.0
-        sources = [around[name] for name in each.operands if name in around]
-        if each.opcode != "fusion":
-            return _hbm(each) + sum(map(_hbm, sources))
-        inside = self.computations.get(each.called[0], {}) if each.called else {}
+        if instruction.opcode == "copy-start":
+            return sum(array.bytes for array in instruction.arrays[:2] if array.in_hbm)
+        if instruction.opcode in ("slice", "dynamic-slice"):
+            source = computation.get(instruction.operands[0])
+            return _hbm(instruction) + (instruction.arrays[0].bytes if source and _hbm(source) else 0)
+        if instruction.opcode == "dynamic-update-slice":
+            return 2 * _hbm(computation[instruction.operands[1]]) if instruction.operands[1] in computation else 0.0
+        sources = [computation[name] for name in instruction.operands if name in computation]
+        if instruction.opcode != "fusion":
+            return _hbm(instruction) + sum(map(_hbm, sources))
+        inside = self.computations.get(instruction.called[0], {}) if instruction.called else {}
         parameters = {int(line.argument): line for line in inside.values() if line.opcode == "parameter"}
         read = 0.0
         for index, source in enumerate(sources):
-            whole: float = _hbm(source)
+            bytes_read: float = _hbm(source)
             parameter = parameters.get(index)
             users = [line for line in inside.values() if parameter and parameter.name in line.operands]
-            if whole and users and all(line.opcode in ("slice", "dynamic-slice", "gather") for line in users):
-                whole = min(whole, sum(array.bytes for line in users for array in line.arrays))
-            elif whole and users and all(line.opcode == "dynamic-update-slice" for line in users):
-                whole = 0.0  # written in place
-            read += whole
+            if bytes_read and users and all(line.opcode in ("slice", "dynamic-slice", "gather") for line in users):
+                bytes_read = min(bytes_read, sum(array.bytes for line in users for array in line.arrays))
+            elif bytes_read and users and all(line.opcode == "dynamic-update-slice" for line in users):
+                bytes_read = 0.0  # written in place
+            read += bytes_read
         updates = [line for line in inside.values() if line.opcode == "dynamic-update-slice"]
-        written: float = _hbm(each)
+        written: float = _hbm(instruction)
         if updates:
             small = sum(
                 a.bytes for line in updates if line.operands[1] in inside for a in inside[line.operands[1]].arrays
@@ -223,17 +235,21 @@ class Program:
         return read + written
 
 
-def _index(each: Instruction) -> int:
-    """Which of a tuple's values an instruction takes."""
-    index = re.search(r"index=(\d+)", each.attributes)
+def _index(instruction: Instruction) -> int:
+    """The index of the tuple's value that a get-tuple-element takes."""
+    index = re.search(r"index=(\d+)", instruction.attributes)
     assert index
     return int(index.group(1))
 
 
-def _integer(each: Instruction) -> int:
+def _integer(instruction: Instruction) -> int:
     """The value of an integer constant; 0 for anything else."""
-    whole = each.opcode == "constant" and each.arrays[0].dtype in ("s32", "u32", "s64") and each.argument.isdigit()
-    return int(each.argument) if whole else 0
+    whole = (
+        instruction.opcode == "constant"
+        and instruction.arrays[0].dtype in ("s32", "u32", "s64")
+        and instruction.argument.isdigit()
+    )
+    return int(instruction.argument) if whole else 0
 
 
 def _instruction(line: str) -> Instruction:
@@ -261,36 +277,38 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def _hbm(each: Instruction) -> int:
-    return sum(array.bytes for array in each.arrays if array.in_hbm)
+def _hbm(instruction: Instruction) -> int:
+    return sum(array.bytes for array in instruction.arrays if array.in_hbm)
 
 
-def _dot_flops(each: Instruction, around: Mapping[str, Instruction]) -> float:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+def _dot_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     dims = [int(n) for n in contracted.group(1).split(",") if n] if contracted else []
-    left = around[each.operands[0]].arrays[0].shape
-    return 2.0 * math.prod(each.arrays[0].shape) * math.prod(left[dim] for dim in dims)
+    left_shape = computation[instruction.operands[0]].arrays[0].shape
+    return 2.0 * math.prod(instruction.arrays[0].shape) * math.prod(left_shape[dim] for dim in dims)
 
 
-def _convolution_flops(each: Instruction, around: Mapping[str, Instruction]) -> float:
-    """TPU programs write matrix products as convolutions, some with heads as a padded spatial dimension: only products
-    with what is not padding count."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
+def _convolution_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+    """TPU programs write matrix products as convolutions, some with heads as a padded spatial dimension: products with padding
+    are not counted."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels
-    left, right, out = labels.groups()
-    window = re.search(r"window=\{([^}]*)\}", each.attributes)
+    left_labels, right_labels, out_labels = labels.groups()
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
-    source, kernel = (around[name].arrays[0].shape for name in each.operands[:2])
-    result = each.arrays[0].shape
-    flops = 2.0 * result[out.index("b")] * result[out.index("f")] * kernel[right.index("i")]
-    for dim in range(len([label for label in out if label.isdigit()])):
+    source, kernel = (computation[name].arrays[0].shape for name in instruction.operands[:2])
+    result = instruction.arrays[0].shape
+    flops = 2.0 * result[out_labels.index("b")] * result[out_labels.index("f")] * kernel[right_labels.index("i")]
+    for dim in range(len([label for label in out_labels if label.isdigit()])):
         digit = str(dim)
-        size = kernel[right.index(digit)]
+        size = kernel[right_labels.index(digit)]
         stride, dilated, spread = (_field(fields, key, dim, 1) for key in ("stride", "rhs_dilate", "lhs_dilate"))
         low = int(fields["pad"].split("x")[dim].split("_")[0]) if "pad" in fields else 0
-        there = (source[left.index(digit)] - 1) * spread + 1
-        places = (at * stride + tap * dilated - low for at in range(result[out.index(digit)]) for tap in range(size))
-        flops *= sum(0 <= place < there and place % spread == 0 for place in places)
+        padded_size = (source[left_labels.index(digit)] - 1) * spread + 1
+        positions = (
+            at * stride + tap * dilated - low for at in range(result[out_labels.index(digit)]) for tap in range(size)
+        )
+        flops *= sum(0 <= position < padded_size and position % spread == 0 for position in positions)
     return flops
 
 
@@ -298,44 +316,55 @@ def _field(fields: Mapping[str, str], key: str, dim: int, default: int) -> int:
     return int(fields[key].split("x")[dim]) if key in fields else default
 
 
-def _collectives(each: Instruction, around: Mapping[str, Instruction], in_fusion: bool) -> dict[str, Collective]:
-    kind = each.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES or _continues(each, around):
+def _collectives(
+    instruction: Instruction, computation: Mapping[str, Instruction], in_fusion: bool
+) -> dict[str, Collective]:
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES or _continues(instruction, computation):
         return {}
-    ways = _group_size(each.attributes)
-    given = sum(array.bytes for name in each.operands if name in around for array in around[name].arrays)
-    made = sum(array.bytes for array in each.arrays)
-    if each.opcode.endswith("-start") and kind != "all-reduce":
-        made = max(array.bytes for array in each.arrays)  # the rest of the tuple is its operand and its bookkeeping
+    ways = _group_size(instruction.attributes)
+    operand_bytes = sum(
+        array.bytes for name in instruction.operands if name in computation for array in computation[name].arrays
+    )
+    result_bytes = sum(array.bytes for array in instruction.arrays)
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        # The tuple holds the operand, the result and some bookkeeping; the result is the largest.
+        result_bytes = max(array.bytes for array in instruction.arrays)
     share = (ways - 1) / ways
     if kind == "all-reduce" and in_fusion:
-        kind = "reduce-scatter"  # the TPU compiler's form of it: a sum of which each device takes its slice
+        kind = "reduce-scatter"  # the TPU compiler writes it as an all-reduce of which each device takes its slice
     moved = {
-        "all-gather": made * share,
-        "all-reduce": 2 * given * share,
-        "reduce-scatter": given * share,
-        "all-to-all": given * share,
-        "collective-permute": float(given),
+        "all-gather": result_bytes * share,
+        "all-reduce": 2 * operand_bytes * share,
+        "reduce-scatter": operand_bytes * share,
+        "all-to-all": operand_bytes * share,
+        "collective-permute": float(operand_bytes),
     }[kind]
     return {kind: Collective(1, moved)}
 
 
-def _continues(each: Instruction, around: Mapping[str, Instruction]) -> bool:
-    """Whether a collective is another stage of one that began before. The TPU compiler lets one run beside several fusions
-    and writes it into each of them; all but the first are given the array that it fills."""
-    if "async_collective_fusion_config" not in each.attributes:
+def _continues(instruction: Instruction, computation: Mapping[str, Instruction]) -> bool:
+    """Whether a collective continues one that began in an earlier fusion.
+
+    The TPU compiler lets a collective run during several fusions, and writes it into each of them. All but the first have the
+    array that it fills as a parameter."""
+    if "async_collective_fusion_config" not in instruction.attributes:
         return False
-    given = [other for other in around.values() if other.opcode == "parameter" and other.name not in each.operands]
-    filled = [(array.dtype, array.shape) for array in each.arrays]
-    return any((array.dtype, array.shape) in filled for other in given for array in other.arrays)
+    unused = [
+        parameter
+        for parameter in computation.values()
+        if parameter.opcode == "parameter" and parameter.name not in instruction.operands
+    ]
+    filled = [(array.dtype, array.shape) for array in instruction.arrays]
+    return any((array.dtype, array.shape) in filled for parameter in unused for array in parameter.arrays)
 
 
 def _group_size(attributes: str) -> int:
-    """Devices that take part together, in the three ways in which XLA writes groups."""
+    """The number of devices in a group of the collective, from any of the three forms in which XLA writes groups."""
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", attributes)
     if mesh:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-        # An axis by its name, or a part of one by its name, what comes before the part, and the part's size.
+        # A whole axis is its name; a part of an axis is its name, the size before the part, and the size of the part.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)

@@ -1,8 +1,8 @@
-"""Plan a run on a TPU slice that is not here: its own programs, compiled by the TPU compiler, without weights.
+"""Plan a run on a TPU slice that is not connected: compile the run's own programs with the TPU compiler, without weights.
 
-Memory is what the compiler reserves. Times are a roofline: what the program computes, reads and sends (`hlo.py`) over
-what a chip can do; a real step takes longer. MFU counts 6 FLOPs for each weight and token that a matrix product meets, and
-attention at what is visible, for the update alone: neither recomputation nor padded rows count as useful.
+Memory is what the compiler reserves. Times are a roofline: the FLOPs, bytes read and bytes sent of a program (`hlo.py`), divided
+by the chip's peak rates; a real step takes longer. MFU (model FLOPs utilisation) is of the update only. It counts 6 FLOPs for
+each weight and token of a matrix product, and attention where the mask is true; recomputation and padded rows do not count.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ from shared.storage import files
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
 ROLLOUT = ("prefill", "decode")
-LESS_KEPT = {"none": "layer", "dots": "layer", "layer": "offload"}  # `learner.remat` that keeps less on the chip
+LESS_KEPT = {"none": "layer", "dots": "layer", "layer": "offload"}  # `learner.remat` -> a value that needs less memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One program of a run, on one chip of the slice; bytes and seconds."""
+    """One program of a run, on one chip of the slice. Memory is in bytes, time in seconds."""
 
     name: str
     fits: bool
     arguments: int = 0
-    outputs: int = 0  # beside those written over arguments
+    outputs: int = 0  # without those that are written over donated arguments
     temporaries: int = 0
     code: int = 0
-    beside: int = 0  # what of the run is in memory meanwhile and no argument
-    headroom: int = 0  # negative: missing
+    beside: int = 0  # other arrays of the run that are in memory at that time, and are not arguments
+    headroom: int = 0  # free bytes; negative: missing bytes
     flops: float = 0.0
     bytes: float = 0.0
     collectives: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
     kernels: Mapping[str, int] = dataclasses.field(default_factory=dict)  # calls of Pallas kernels
-    seconds: float = 0.0  # of one call, at the roofline
-    bound: str = ""
-    calls: int = 1  # in one optimizer step
+    seconds: float = 0.0  # of one call, by the roofline
+    bound: str = ""  # what takes these seconds: compute, HBM, ICI; or memory, where it does not fit
+    calls: int = 1  # in one training step
     compile_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run needs of a slice, and what it would do there."""
+    """The memory that a run needs on a slice, and how fast it would be there."""
 
     topology: str
     chips: int
     mesh: dict[str, int]
     micro_batches: int
     micro_batch_rows: int
-    useful_rows: float  # of the rows computed, those that hold a question
-    slots: int  # groups that decode at once: those asked for, or as many as fit
+    useful_rows: float  # fraction of the computed rows that hold a question
+    slots: int  # groups that decode at once: as configured, or as many as fit
     steps: list[Step]
-    memory: Memory  # of one chip, in the words of every run; what is temporary is what the compiler reserves
+    memory: Memory  # of one chip; temporaries are what the compiler reserves
     fits: bool
     headroom: int
     seconds_per_step: float
@@ -83,14 +83,15 @@ class Plan:
     advice: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """For `files.write_json`."""
+        """The plan as plain values, for `files.write_json`."""
         return dataclasses.asdict(self)
 
 
 def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
-    """The model's shape: from `file`, from the model's own folder, from the published shape of that name, or from the config.
+    """The model's shape, from the first of these that exists: `file`; for a config without `model.path`, the config itself; the
+    folder `model.path`; the published shape with that folder's name (in `shapes/`).
 
-    Raises InputError where there is none of them.
+    Raises InputError where none exists.
     """
     longest = config.longest_sequence
     if file:
@@ -105,16 +106,20 @@ def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
     shapes = resources.files("creason_jax.plan").joinpath("shapes")
     published = shapes.joinpath(f"{name}.json")
     if not published.is_file():
-        known = sorted(each.name.removesuffix(".json") for each in shapes.iterdir())
+        names = sorted(shape_file.name.removesuffix(".json") for shape_file in shapes.iterdir())
         raise InputError(
             f"model.path = {config.model.path!r} has no config.json, and no published shape is named {name!r} "
-            f"(there is {', '.join(known)}); give --model_config=FILE, a Hugging Face config.json"
+            f"(there is {', '.join(names)}); give --model_config=FILE, a Hugging Face config.json"
         )
     return DecoderConfig.from_hugging_face(json.loads(published.read_text("utf-8")), published.name, longest=longest)
 
 
 def check(config: RunConfig, model: DecoderConfig, name: str) -> None:
-    """Raise InputError for what a slice would refuse: axes that do not make its devices, dimensions they do not divide."""
+    """Raise InputError where the run cannot start on the slice `name`.
+
+    That is: the product of the mesh axes is not the number of devices, an axis does not divide a dimension of the model, or
+    sequences are longer than the model's positions.
+    """
     chip_of(name)
     mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
     sharding.check_divisible(model, mesh)
@@ -135,11 +140,12 @@ def plan(
     steps: tuple[str, ...] = STEPS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Compile the programs of a run for the slice `name` and describe them; `say` is told of each as it begins.
+    """Compile the programs of a run for the slice `name` and describe them.
 
-    Raises InputError for what the slice would refuse.
+    `say` is called with a line as each program begins to compile. Raises InputError as `check` does, and where the TPU compiler
+    fails.
     """
-    config = with_compute_dtype(config, "bfloat16")  # what `auto` is on every TPU
+    config = with_compute_dtype(config, "bfloat16")  # the meaning of `auto` on every TPU
     check(config, model, name)
     chip = chip_of(name)
     mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
@@ -179,7 +185,7 @@ def plan(
         "publish": lambda: engine.lower_publish(learner.state.params),
     }
     scored = 0 if config.learner.reference_memory == "host" and config.grpo.beta > 0 else params
-    # What each leaves untouched in memory: the engine's weights, the learner's state.
+    # Bytes in memory during each program that are not its arguments: the engine's weights, parts of the learner's state.
     beside = {
         "update": bytes_on_device(learner.state.reference) + published,
         "scoring": state - scored + published,
@@ -188,8 +194,8 @@ def plan(
         "publish": state - params,
     }
     scorings = (config.grpo.beta > 0) + (config.grpo.inner_steps > 1)
-    learners = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1])
-    engines = _kernel_flops(model, engine.mesh, GroupLayout(layout.prompt, 0, 0), engine.prefill_width(sampling))
+    learner_kernels = _kernel_flops(model, mesh, row, learner.micro_batches(rows)[1])
+    engine_kernels = _kernel_flops(model, engine.mesh, GroupLayout(layout.prompt, 0, 0), engine.prefill_width(sampling))
 
     def compiled(step: str) -> Step:
         say(f"{name}: compiling {step} ({model.num_hidden_layers} layers)")
@@ -201,24 +207,25 @@ def plan(
             "decode": waves * -(-config.rollout.max_new_tokens // config.rollout.decode_steps),
             "publish": 1,
         }
-        kernels = engines if step == "prefill" else learners
+        kernels = engine_kernels if step == "prefill" else learner_kernels
         return _compiled(step, lowered[step], chip, kernels, beside[step], calls[step])
 
-    found: list[Step] = []
+    described: list[Step] = []
     for step in steps:
         if step == "scoring" and not scorings:
             continue
-        found.append(compiled(step))
-        if step in ROLLOUT and not found[-1].fits and engine.fit(sampling):
+        described.append(compiled(step))
+        if step in ROLLOUT and not described[-1].fits and engine.fit(sampling):
             say(f"{name}: {engine.slots(sampling)} slots fit, the run will use no more")
-            found = [compiled(each.name) if each.name in ROLLOUT else each for each in found]
-    held = _memory(learner, engine, sampling, chip, found)
-    return _summary(config, model, name, mesh, learner, layout, found, held, rows, engine.slots(sampling))
+            described = [compiled(step.name) if step.name in ROLLOUT else step for step in described]
+    held = _memory(learner, engine, sampling, chip, described)
+    return _summary(config, model, name, mesh, learner, layout, described, held, rows, engine.slots(sampling))
 
 
 def _memory(learner: Learner, engine: Engine, sampling: Sampling, chip: Chip, steps: list[Step]) -> Memory:
-    """What one chip holds, by what it is for. Gradients are among the temporaries of an update's program, caches among the
-    arguments of decoding."""
+    """The memory of one chip by purpose.
+
+    In the compiler's figures, gradients are among the temporaries of the update, and caches among the arguments of decoding."""
     params = bytes_on_device(learner.state.params)
     temporaries = {step.name: step.temporaries for step in steps}
     return Memory(
@@ -239,7 +246,7 @@ def _compiled(
 ) -> Step:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        # The text is read from the compiler's own dump: this version of jaxlib cannot parse all that libtpu writes.
+        # The HLO text is read from the compiler's dump: this version of jaxlib cannot parse everything that libtpu writes.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = memory.compiled(lower(), options)
@@ -275,7 +282,7 @@ def _compiled(
         headroom=headroom,
         flops=cost.flops,
         bytes=cost.bytes,
-        collectives={kind: (each.count, each.bytes) for kind, each in cost.collectives.items()},
+        collectives={kind: (total.count, total.bytes) for kind, total in cost.collectives.items()},
         kernels=dict(cost.kernels),
         seconds=times[bound],
         bound=bound,
@@ -325,32 +332,34 @@ def _summary(
 def _advice(
     config: RunConfig, model: DecoderConfig, mesh: jax.sharding.Mesh, steps: list[Step], useful: float
 ) -> list[str]:
-    """What would help a run that does not fit, or that wastes most of its slice."""
+    """Changes that would help a run that does not fit, or that leaves most of its slice idle."""
     advice = []
-    tight = min(steps, key=lambda step: step.headroom)
-    if tight.headroom < 0:
+    tightest = min(steps, key=lambda step: step.headroom)
+    if tightest.headroom < 0:
         helps = ["a larger slice"]
-        known = sharding.tensor_ways(model, mesh.size)
-        ways = [way for way in known if way > mesh.shape["tensor"]]
+        tensor_sizes = sharding.tensor_ways(model, mesh.size)
+        ways = [way for way in tensor_sizes if way > mesh.shape["tensor"]]
         if ways:
             helps.append(f"learner.mesh_tensor = {ways[0]}")
-        if tight.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
+        if tightest.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
             helps.append("learner.sequence_parallel = True")
         decoders = sharding.engine_mesh(mesh, config.rollout.mesh_tensor).shape["tensor"]
-        shares = [way for way in known if way > decoders]
+        shares = [way for way in tensor_sizes if way > decoders]
         if shares:
             helps.append(f"rollout.mesh_tensor = {shares[-1]} (a chip holds that part of the engine's weights)")
-        if tight.name == "update" and config.learner.remat != "offload":
+        if tightest.name == "update" and config.learner.remat != "offload":
             helps.append(f"learner.remat = {LESS_KEPT[config.learner.remat]!r}")
-        if tight.name != "scoring" and config.grpo.beta > 0 and config.learner.reference_memory == "device":
+        if tightest.name != "scoring" and config.grpo.beta > 0 and config.learner.reference_memory == "device":
             helps.append("learner.reference_memory = 'host'")
         if config.learner.moments_dtype == "float32":
             helps.append("learner.moments_dtype = 'bfloat16'")
-        if tight.name in ROLLOUT:
+        if tightest.name in ROLLOUT:
             helps.append("a smaller rollout.prefill_batch")
-        if tight.name in ("update", "scoring"):
+        if tightest.name in ("update", "scoring"):
             helps.append("a smaller learner.logprob_chunk, fewer learner.micro_batch_rows")
-        advice.append(f"{tight.name} lacks {-tight.headroom / GIB:.1f} GiB a chip; what helps: {'; '.join(helps)}")
+        advice.append(
+            f"{tightest.name} lacks {-tightest.headroom / GIB:.1f} GiB a chip; what helps: {'; '.join(helps)}"
+        )
     if useful < 0.5:
         advice.append(
             f"{100 * (1 - useful):.0f} % of the update's rows are empty: more grpo.questions_per_step, or more of the "
@@ -360,8 +369,8 @@ def _advice(
 
 
 def forward_flops(model: DecoderConfig, layout: GroupLayout) -> float:
-    """Useful FLOPs of one group's forward pass: products with weights, attention over what is visible, the head where a
-    completion is scored."""
+    """Useful FLOPs of one group's forward pass: products with weights, attention where the mask is true, and the head at the
+    completion tokens."""
     layer = model.head_dim * 2 * (model.num_attention_heads + model.num_key_value_heads) * model.hidden_size
     layer += 3 * model.hidden_size * model.intermediate_size
     scored = layout.group * layout.completion
@@ -372,19 +381,21 @@ def forward_flops(model: DecoderConfig, layout: GroupLayout) -> float:
 
 
 def attention_flops(model: DecoderConfig, layout: GroupLayout) -> float:
-    """Useful FLOPs of one group's attention, forwards: queries with keys, weights with values."""
+    """Useful FLOPs of one group's attention in the forward pass: queries times keys, and weights times values."""
     return 4.0 * visible_pairs(layout) * model.num_attention_heads * model.head_dim * model.num_hidden_layers
 
 
 def visible_pairs(layout: GroupLayout) -> float:
-    """Pairs of a query and a key that it sees, in one row."""
+    """The number of (query, visible key) pairs in one row."""
     prompt, completion = layout.prompt, layout.completion
     return prompt * (prompt + 1) / 2 + layout.group * completion * (prompt + (completion + 1) / 2)
 
 
 def _kernel_flops(model: DecoderConfig, mesh: jax.sharding.Mesh, layout: GroupLayout, rows: int) -> dict[str, float]:
-    """FLOPs of one call of splash attention's kernels on one device: products of `[query, head]` with `[key, head]`, two
-    forwards, three for the queries' gradient, four for the keys' and values'."""
+    """FLOPs of one call of each splash attention kernel on one device.
+
+    The unit is one product of queries with keys. The forward kernel computes two of that size, the kernel for the queries'
+    gradient three, the kernel for the keys' and values' gradients four."""
     heads = model.num_attention_heads / mesh.shape["tensor"]
     product = 2.0 * visible_pairs(layout) * model.head_dim * heads * rows / sharding.batch_ways(mesh)
     return {"splash_mha_fwd": 2 * product, "splash_mha_dq": 3 * product, "splash_mha_dkv": 4 * product}

@@ -1,4 +1,4 @@
-"""The mesh, and the slice, on which a run fits and is fastest: candidates by arithmetic, the best of them by compiling."""
+"""Find the slice and the mesh on which a run fits and is fastest: arithmetic ranks the candidates, compiling checks the best."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ from shared.errors import InputError
 from shared.grpo import GroupLayout
 
 REMATS: tuple[Remat, ...] = ("layer", "dots", "none")
-TRIED = 3  # candidates of a slice that are compiled before the next larger slice is looked at
-LARGEST_RING = 32  # beyond so many devices the TPU compiler writes a gather as a sum, which moves twice as much
+TRIED = 3  # candidates of a slice that are compiled before the search goes on to the next larger slice
+LARGEST_RING = 32  # over more devices the TPU compiler makes an all-reduce of an all-gather: twice the bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A slice and a way to use it, with what arithmetic says of them."""
+    """A slice and a mesh on it, with estimates of memory and time."""
 
     topology: str
     learner: LearnerConfig
     decode_together: int  # rollout.mesh_tensor
-    bytes: float  # in the memory of a chip, at the fullest moment
-    seconds: float  # of one update's products at the chip's peak, padded rows included
+    bytes: float  # the most that one chip's memory holds at a time
+    seconds: float  # of the matrix products of one update at the chip's peak FLOP/s, padded rows included
 
 
 def search(
     config: RunConfig, model: DecoderConfig, name: str, *, say: Callable[[str], None] = lambda line: None
 ) -> Plan | None:
-    """The plan of the best candidate that fits, or None. `name` is a slice, or a generation whose slices are all tried,
-    smallest first: the first slice with a candidate that the compiler accepts ends the search.
+    """The plan of the best candidate that fits, or None.
 
-    Raises InputError for a generation that is not known.
+    `name` is a slice, or a generation: then its slices are tried from the smallest, and the search ends at the first slice with
+    a candidate that fits by the compiler's figures. `say` is called with lines on progress. Raises InputError for an unknown
+    generation.
     """
-    generation, _, shape = name.partition(":")
+    generation, _, only_shape = name.partition(":")
     chip = chip_of(name)
-    for each in (shape,) if shape else SHAPES[generation]:
-        topology = f"{generation}:{each}"
+    for shape in (only_shape,) if only_shape else SHAPES[generation]:
+        topology = f"{generation}:{shape}"
         cores = 2 if generation == "v4" else 1  # devices of a chip, as this compiler counts
-        devices = cores * math.prod(int(n) for n in each.split("x"))
-        found = list(candidates(config, model, topology, devices, chip))
-        # What arithmetic puts a little beyond the memory is left to the compiler to judge.
-        likely = sorted((c for c in found if c.bytes < 1.1 * chip.hbm), key=lambda c: (c.seconds, c.bytes))
-        least = min(found, key=lambda c: c.bytes, default=None)
+        devices = cores * math.prod(int(n) for n in shape.split("x"))
+        all_candidates = list(candidates(config, model, topology, devices, chip))
+        # The estimate may be a little too high, so candidates up to 10 % above the memory are compiled too.
+        likely = sorted((c for c in all_candidates if c.bytes < 1.1 * chip.hbm), key=lambda c: (c.seconds, c.bytes))
+        least = min(all_candidates, key=lambda c: c.bytes, default=None)
         if not likely and least is not None:
             say(f"{topology}: {least.bytes / GIB:.0f} GiB a chip at least, of {chip.hbm / GIB:.0f}")
         for candidate in likely[:TRIED]:
@@ -57,30 +58,30 @@ def search(
                 f"{axes.micro_batch_rows} rows, {candidate.decode_together} decode together; about "
                 f"{candidate.bytes / GIB:.0f} GiB")  # fmt: skip
             rollout = dataclasses.replace(config.rollout, mesh_tensor=candidate.decode_together)
-            tried = dataclasses.replace(config, learner=axes, rollout=rollout)
+            candidate_config = dataclasses.replace(config, learner=axes, rollout=rollout)
             try:
-                # The fullest step first: what it refuses needs no others.
-                if planning.plan(tried, model, topology, steps=("update",), say=say).fits:
-                    whole = planning.plan(tried, model, topology, say=say)
-                    if whole.fits:
-                        return whole
+                # The update needs the most memory, so it is compiled first, alone: if it does not fit, the rest is not compiled.
+                if planning.plan(candidate_config, model, topology, steps=("update",), say=say).fits:
+                    full_plan = planning.plan(candidate_config, model, topology, say=say)
+                    if full_plan.fits:
+                        return full_plan
             except InputError as error:
                 say(str(error))
     return None
 
 
 def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: int, chip: Chip) -> Iterator[Candidate]:
-    """Every mesh that divides the devices and the model, with all that the backward pass may keep on the chip.
+    """Every mesh that divides the devices and the model, with each kind of remat in `REMATS`.
 
-    Nothing is offloaded: what the way to the host and back costs, arithmetic of the chip cannot say.
+    remat = "offload" is left out: these estimates cannot say how long the copies to the host and back take.
     """
     layout = GroupLayout(
         prompt=config.rollout.max_prompt_tokens, group=config.grpo.group_size, completion=config.rollout.max_new_tokens
     )
     rows = config.grpo.questions_per_step
     tensors = sharding.tensor_ways(model, devices)
-    # Decoding reads every weight for every token, so the more devices share them the better.
-    together = max(tensors)
+    # Decoding reads every weight for every token, so it splits the weights over as many devices as possible.
+    decode_ways = max(tensors)
     for tensor in tensors:
         for fsdp in _divisors(devices // tensor):
             if model.hidden_size % fsdp or fsdp > LARGEST_RING:
@@ -97,17 +98,19 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
                     sequence_parallel=tensor > 1 and layout.length % tensor == 0,
                 )
                 forward = planning.forward_flops(model, layout)
-                again = {"none": 0.0, "dots": planning.attention_flops(model, layout), "layer": forward}[remat]
-                work = (3 * forward + again) * -(-rows // width) * width
-                needed = _bytes(config, model, layout, axes, width // (data * fsdp)) + 2.0 * model.num_params / together
+                recomputed = {"none": 0.0, "dots": planning.attention_flops(model, layout), "layer": forward}[remat]
+                work = (3 * forward + recomputed) * -(-rows // width) * width
+                needed = (
+                    _bytes(config, model, layout, axes, width // (data * fsdp)) + 2.0 * model.num_params / decode_ways
+                )
                 seconds = work / devices / chip.flops
                 yield Candidate(
-                    topology=topology, learner=axes, decode_together=together, bytes=needed, seconds=seconds
+                    topology=topology, learner=axes, decode_together=decode_ways, bytes=needed, seconds=seconds
                 )
 
 
 def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: LearnerConfig, rows: int) -> float:
-    """Of a chip during the update: state and gradients, and what the backward pass keeps."""
+    """Bytes in a chip's memory during the update: state, gradients, and the activations stored for the backward pass."""
     tensor, tokens = axes.mesh_tensor, rows * layout.length
     copies = 3 + (config.grpo.beta > 0 and axes.reference_memory == "device")  # weights, gradients, new gradients
     moments = 2 * {"float32": 4.0, "bfloat16": 2.0}[axes.moments_dtype]
@@ -116,14 +119,14 @@ def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: L
     stream = 2.0 * tokens * model.hidden_size * model.num_hidden_layers / (tensor if axes.sequence_parallel else 1)
     heads = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
     products = 2.0 * tokens * (model.hidden_size + (2 * model.intermediate_size + heads) / tensor)
-    kept = {
+    activations = {
         "none": layer * model.num_hidden_layers,
         "dots": stream + layer + products * model.num_hidden_layers,
         "layer": stream + layer,
         "offload": layer,
     }[axes.remat]
     head = 10.0 * model.hidden_size * model.vocab_size / tensor
-    return state + kept + head
+    return state + activations + head
 
 
 def _divisors(number: int) -> list[int]:

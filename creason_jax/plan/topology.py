@@ -1,4 +1,4 @@
-"""TPU slices that are not here: their devices, for compiling, from the TPU compiler of libtpu."""
+"""The devices of TPU slices that are not connected, from the compiler in libtpu, to compile programs for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.experimental import topologies
 
 from shared.errors import InputError
 
-# What libtpu would ask of the machine it expects to run on. It compiles for whatever topology it is asked for.
+# What libtpu would ask the TPU VM that it expects to run on. These values do not limit the topologies that it compiles for.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
@@ -22,28 +22,28 @@ EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:8x8"
 
 
 def installed() -> bool:
-    """Whether the TPU compiler is here."""
+    """Whether libtpu, and so the TPU compiler, is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
 @functools.cache
 def devices(name: str) -> tuple[jax.Device, ...]:
-    """The devices of a slice such as `v5p:4x4x4`: a generation, and chips along each axis of its torus.
+    """The devices of a slice such as `v5p:4x4x4`: a TPU generation, and the chips along each axis of its torus.
 
-    Raises InputError where libtpu is missing or knows no such slice.
+    Raises InputError where libtpu is not installed or does not know the slice.
     """
     if not installed():
         raise InputError("compiling for a TPU needs libtpu: `pip install libtpu`, with the version in constraints.txt")
     kind, colon, shape = name.partition(":")
     if not (colon and kind and all(part.isdigit() and int(part) > 0 for part in shape.split("x"))):
-        raise InputError(f"topology {name!r} is not GENERATION:SHAPE; such as {EXAMPLES}")
+        raise InputError(f"topology {name!r} is not GENERATION:SHAPE; examples: {EXAMPLES}")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:
         return tuple(topologies.get_topology_desc(name, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"topology {name!r}: the TPU compiler knows no such slice ({_first_line(error)}); "
-                         f"it knows such as {EXAMPLES}") from None  # fmt: skip
+                         f"examples: {EXAMPLES}") from None  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:

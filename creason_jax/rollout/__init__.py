@@ -1,1 +1,1 @@
-"""Completions drawn from the policy, and what checks them."""
+"""Rollouts: drawing completions from the policy, and checking them."""

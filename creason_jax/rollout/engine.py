@@ -1,8 +1,8 @@
-"""The generation engine: slots with static caches, each holding a whole group, refilled as groups end.
+"""The generation engine: continuous batching over slots with static KV caches; each slot holds a whole group.
 
 A slot computes its prompt once (prefill) and keeps the prompt's keys and values once for the G samples that are drawn from
-it. Decoding runs several tokens for each round trip to the host; drawing, stopping and log-probabilities are on the device
-(`creason_jax.rollout.decoding`).
+it. When a group has ended, the next prompt takes its slot. Decoding runs several tokens for each round trip to the host;
+sampling, stopping and log-probabilities are computed on the device (`creason_jax.rollout.decoding`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from shared.config import RunConfig
 from shared.errors import InputError
 
 _log = logging.getLogger(__name__)
-SMALLEST_BUCKET = 32  # prompt lengths are rounded up to this times a power of two
+SMALLEST_BUCKET = 32  # tokens; prompt lengths are rounded up to this times a power of two
 
 
 class Engine:
@@ -59,11 +59,11 @@ class Engine:
         workload: Workload | None = None,
         free_bytes: Callable[[], int | None] | None = None,
     ):
-        """`free_bytes` says how much of a device's memory is left for prefill and decoding; without it, what is free now."""
+        """`free_bytes` returns how many bytes of a device prefill and decoding may use; None: those that are free then."""
         check_stop_tokens(stop_tokens, model.vocab_size)
         self.config = config
         self.workload = workload or Workload.of_limits(config)
-        # In buckets, so that questions of about one length make one program, and the run's limit where that is near.
+        # Rounded up to a bucket, so that workloads of about the same prompt length share compiled programs.
         self.longest_prompt = min(_bucket(self.workload.prompt_tokens), config.rollout.max_prompt_tokens)
         self.model = model
         self.mesh = sharding.engine_mesh(mesh, config.rollout.mesh_tensor)
@@ -88,9 +88,10 @@ class Engine:
         self._seconds: dict[str, float] = {}
 
     def load(self, params: Any, *, version: int | None = None) -> None:
-        """Take the learner's parameters: cast, layers unstacked, laid out for decoding. Caches start empty at each call of
-        `generate`, so nothing computed with older weights is left."""
-        self.params = self.version = None  # freed before its successor is made
+        """Take the learner's parameters: they are cast, their layers unstacked, and split for decoding.
+
+        Caches start empty at each call of `generate`, so nothing that older weights computed remains."""
+        self.params = self.version = None  # frees the old parameters before the new ones are made
         self.params = self._publish(params)
         self.version = version
 
@@ -103,12 +104,12 @@ class Engine:
         return readback.digests(self.params, probes, self.dtype, self.mesh)
 
     def sleep(self) -> None:
-        """See `shared.backend.RolloutEngine`. Caches live inside `generate` only, so there is nothing to give back."""
+        """See `shared.backend.RolloutEngine`. Caches exist only inside `generate`, so there is nothing to free."""
 
     def seconds(self) -> Mapping[str, float]:
         """See `shared.backend.RolloutEngine`."""
-        found, self._seconds = self._seconds, {}
-        return found
+        seconds, self._seconds = self._seconds, {}
+        return seconds
 
     def generate(
         self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None
@@ -121,31 +122,33 @@ class Engine:
         slots = decoding.empty_slots(self.program, self._shape(sampling))
         waiting = deque(range(len(prompts)))
         parts, share = sharding.batch_ways(self.mesh), self._share(sampling)
-        # Of each part of the mesh the free slots, whose prompts are computed there too.
+        # Free slots by part of the mesh. A part also computes the prompts of its own slots.
         idle = [deque(range(part * share, (part + 1) * share)) for part in range(parts)]
-        held: dict[int, int] = {}
+        prompt_of_slot: dict[int, int] = {}
         results: list[list[Completion]] = [[] for _ in prompts]
-        while waiting or held:
+        while waiting or prompt_of_slot:
             while waiting and any(idle):
-                seated = self._seats(waiting, idle, self.prefill_width(sampling) // parts)
-                slots = self._fill(slots, seated, prompts, sampling, uniforms)
-                held.update(seated.values())
+                assigned = self._seats(waiting, idle, self.prefill_width(sampling) // parts)
+                slots = self._fill(slots, assigned, prompts, sampling, uniforms)
+                prompt_of_slot.update(assigned.values())
             slots = self._advance(slots, sampling)
             running = distributed.fetch(slots.running).max(axis=1)
-            finished = [place for place in held if not running[place]]
+            finished = [slot for slot in prompt_of_slot if not running[slot]]
             if finished:
                 out = distributed.fetch((slots.tokens, slots.logprobs, slots.lengths))
-                for place in finished:
-                    results[held.pop(place)] = self._completions(place, out)
-                    idle[place // share].append(place)
+                for slot in finished:
+                    results[prompt_of_slot.pop(slot)] = self._completions(slot, out)
+                    idle[slot // share].append(slot)
         return results
 
     def lower_publish(self, params: Any) -> Any:
-        """Casting and laying out the learner's parameters (arrays or shapes with shardings) for decoding, lowered."""
+        """The lowered program that casts and splits the learner's parameters for decoding.
+
+        `params` are arrays, or shapes with shardings."""
         return self._publish.trace(params).lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_prefill(self, sampling: Sampling) -> Any:
-        """The computation of `rollout.prefill_batch` prompts of the greatest length, lowered."""
+        """The lowered program that computes one batch of prompts (see `prefill_width`) of the greatest length."""
         width, longest = self.prefill_width(sampling), self.longest_prompt
         rows = sharding.batch_sharding(self.mesh)
         placed = (
@@ -159,7 +162,7 @@ class Engine:
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def lower_decode(self, sampling: Sampling) -> Any:
-        """The `rollout.decode_steps` tokens between two looks of the host, lowered."""
+        """The lowered program that decodes `rollout.decode_steps` tokens."""
         traced = decoding.decode.trace(self.program, sampling, self.abstract_params(), self.abstract_slots(sampling))
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
@@ -188,8 +191,8 @@ class Engine:
             raise InputError("the rollout engine has no weights yet: publish the learner's to it first")
         check_scored(self.config, texts, tokens, rows=self.model.vocab_size)
         begin = time.perf_counter()
-        asked = tuple(int(token) for token in tokens)
-        scored = np.zeros((len(texts), len(asked)), np.float32)
+        target_tokens = tuple(int(token) for token in tokens)
+        scored = np.zeros((len(texts), len(target_tokens)), np.float32)
         width = self._scoring_width(_bucket(max(map(len, texts), default=1)))
         for start in range(0, len(texts), width):
             part = texts[start : start + width]
@@ -197,68 +200,72 @@ class Engine:
             arrays = padded(dict(enumerate(part)), width, longest_scored(self.config))
             placed = [distributed.place(values, rows) for values in arrays]
             scored[start : start + width] = distributed.fetch(
-                decoding.score(self.program, asked, self.params, *placed)
+                decoding.score(self.program, target_tokens, self.params, *placed)
             )[: len(part)]
         self._count("prefill", begin)
         return scored
 
-    def _completions(self, place: int, out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[Completion]:
-        found = []
-        for tokens, logprobs, length in zip(*(array[place] for array in out)):
+    def _completions(self, slot: int, out: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[Completion]:
+        completions = []
+        for tokens, logprobs, length in zip(*(array[slot] for array in out)):
             stopped = int(tokens[length - 1]) in self.stop_tokens
-            found.append(Completion(tokens[:length].copy(), logprobs[:length].copy(), truncated=not stopped))
-        return found
+            completions.append(Completion(tokens[:length].copy(), logprobs[:length].copy(), truncated=not stopped))
+        return completions
 
     def prefill_width(self, sampling: Sampling | None = None) -> int:
-        """Prompts that are computed in one call; without `sampling`, when they are only scored."""
+        """The number of prompts computed in one call for `sampling`; None: for texts that are only scored."""
         return self._rounded(self._prefill, sampling)
 
     def slots(self, sampling: Sampling) -> int:
-        """Groups that decode at once: those asked for, or as many as `fit` found room for."""
+        """The number of groups that decode at once: what the configuration says, or what `fit` found to fit the memory."""
         greedy = sampling.temperature == 0 and self.config.evaluation.slots
         return self._fitted.get(sampling) or self._rounded(greedy or self.config.rollout.slots, sampling)
 
     def fit(self, sampling: Sampling) -> bool:
-        """Take as many of the slots asked for as the free memory holds beside what prefill and decoding need; False where it
-        holds none. Every process must call it."""
+        """Set the number of slots to as many of the configured ones as fit the free memory together with prefill and decoding.
+
+        False if not even one fits. Every process must call it."""
         free, parts = self.free_bytes(), sharding.batch_ways(self.mesh)
-        wanted = self.slots(sampling)
+        requested = self.slots(sampling)
         if free is None or (memory.on_cpu(self.mesh) and self._roughly_needed(sampling) < free):
-            self._fitted[sampling] = wanted
+            self._fitted[sampling] = requested
             return True
 
         def needed(share: int) -> float:
             self._fitted[sampling] = share * parts
             return self._needed(sampling)
 
-        found = parts * memory.fitting(wanted // parts, free, needed)
-        self._fitted[sampling] = found
-        if 0 < found < wanted:
-            _log.warning("rollout: %d of %d slots fit the devices' memory", found, wanted)
-        return found > 0
+        fitting_slots = parts * memory.fitting(requested // parts, free, needed)
+        self._fitted[sampling] = fitting_slots
+        if 0 < fitting_slots < requested:
+            _log.warning("rollout: %d of %d slots fit the devices' memory", fitting_slots, requested)
+        return fitting_slots > 0
 
     def _make_room(self, sampling: Sampling) -> None:
-        """Take what `fit` finds, with prompts computed fewer at a time where nothing fits otherwise. Raises InputError where
-        not even one does."""
-        asked = self._prefill
+        """Call `fit`; while no slot fits, halve the number of prompts that are computed at a time.
+
+        Raises InputError where no slot fits even with the fewest prompts."""
+        configured = self._prefill
         while not self._fitted.get(sampling) and not self.fit(sampling):
             if self.prefill_width(sampling) <= sharding.batch_ways(self.mesh):
-                self._prefill = asked
+                self._prefill = configured
                 raise InputError(
                     f"rollout: the memory left on a device holds no slot with a prompt of {self.longest_prompt} and "
                     f"{sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: more devices, a greater "
                     "rollout.mesh_tensor, fewer tokens, a smaller model, compute_dtype = 'bfloat16'"
                 )
             self._prefill = max(1, self.prefill_width(sampling) // 2)
-        if self._prefill < asked:
-            _log.warning("rollout: %d of %d prompts are computed at a time, for the memory", self._prefill, asked)
+        if self._prefill < configured:
+            _log.warning(
+                "rollout: %d prompts are computed at a time, not %d, to save memory", self._prefill, configured
+            )
 
     def _roughly_needed(self, sampling: Sampling) -> float:
-        """More bytes on a CPU device than `_needed` finds, without compiling anything: most requests are far from the limit."""
+        """An upper bound of `_needed` on a CPU device, in bytes, without compiling: most requests are far below the limit."""
         ways = sharding.batch_ways(self.mesh)
         logits = self.slots(sampling) // ways * sampling.group_size * self.model.vocab_size
         width = self.prefill_width(sampling) // ways
-        kept = (
+        cached_per_prompt = (
             2
             * self.model.num_hidden_layers
             * decoding.cached_heads(self.program)
@@ -267,11 +274,14 @@ class Engine:
         )
         slots = memory.bytes_on_device(self.abstract_slots(sampling))
         return (
-            2 * slots + 2 * self.dtype.itemsize * width * kept + 16 * logits + self.of_texts(width, self.longest_prompt)
+            2 * slots
+            + 2 * self.dtype.itemsize * width * cached_per_prompt
+            + 16 * logits
+            + self.of_texts(width, self.longest_prompt)
         )
 
     def of_texts(self, width: int, length: int) -> float:
-        """More bytes on a CPU device than so many texts of this length take while they are computed, but for their caches."""
+        """An upper bound of the bytes on a CPU device to compute `width` texts of `length` tokens, without their caches."""
         model = self.model
         row = width * model.num_attention_heads * length
         scores = min(row * length, max(row * chunked.BLOCK, LARGE_SCORES))
@@ -279,7 +289,7 @@ class Engine:
         return 16 * (scores + states + width * model.vocab_size)
 
     def _scoring_width(self, length: int) -> int:
-        """Texts of at most this length that are scored in one call."""
+        """The number of texts of at most `length` tokens that are scored in one call."""
         width, ways = self.prefill_width(), sharding.batch_ways(self.mesh)
         free = self.free_bytes() if memory.on_cpu(self.mesh) else None
         while free is not None and width > ways and self.of_texts(width // ways, length) > free:
@@ -287,64 +297,68 @@ class Engine:
         return width
 
     def _needed(self, sampling: Sampling) -> float:
-        """Bytes on a device beside the weights, at the fuller of prefill and decoding. The programs compiled to know it are
-        those that run later, where their slots are the ones that are taken."""
-        found: list[float] = []
+        """Bytes that prefill or decoding needs on a device, the greater of both, without the weights.
+
+        It compiles both programs. With the number of slots that is chosen in the end, they are the ones that run later."""
+        needs: list[float] = []
         for lowered in (self.lower_prefill(sampling), self.lower_decode(sampling)):
             try:
-                found.append(memory.reserved(memory.compiled(lowered)))
+                needs.append(memory.reserved(memory.compiled(lowered)))
             except memory.TooLarge as refusal:
-                found.append(refusal.needed)
-        return max(found) - memory.bytes_on_device(self.abstract_params())
+                needs.append(refusal.needed)
+        return max(needs) - memory.bytes_on_device(self.abstract_params())
 
     def _share(self, sampling: Sampling) -> int:
-        """Slots of each part of the mesh."""
+        """The number of slots in each part of the mesh."""
         return self.slots(sampling) // sharding.batch_ways(self.mesh)
 
-    def _rounded(self, wanted: int, sampling: Sampling | None) -> int:
-        """The next multiple of the mesh's parts. What is drawn is a step's questions, what is greedy an evaluation's: more of
-        anything would idle."""
+    def _rounded(self, count: int, sampling: Sampling | None) -> int:
+        """`count` limited to the number of questions, and rounded up to a multiple of the mesh's parts.
+
+        Greedy sampling answers an evaluation's questions, other sampling those of one step; more slots would stay empty."""
         if sampling is not None:
             greedy = sampling.temperature == 0
-            wanted = min(wanted, self.workload.questions if greedy else self.config.grpo.questions_per_step)
+            count = min(count, self.workload.questions if greedy else self.config.grpo.questions_per_step)
         ways = sharding.batch_ways(self.mesh)
-        return -(-wanted // ways) * ways
+        return -(-count // ways) * ways
 
     def _shape(self, sampling: Sampling) -> Shape:
         longest = self.longest_prompt
         return Shape(self.slots(sampling), sampling.group_size, sampling.max_new_tokens, longest)
 
-    def _seats(self, waiting: deque[int], idle: list[deque[int]], each: int) -> dict[int, tuple[int, int]]:
-        """For the next prefill, `each` rows of a part: row -> (slot, index of the prompt), the parts taking turns."""
-        seated = {}
-        for turn in range(each):
-            for part, places in enumerate(idle):
-                if waiting and places:
-                    seated[part * each + turn] = places.popleft(), waiting.popleft()
-        return seated
+    def _seats(self, waiting: deque[int], idle: list[deque[int]], rows_per_part: int) -> dict[int, tuple[int, int]]:
+        """The next prefill: row -> (slot, index of the prompt). The parts of the mesh take prompts in turn.
+
+        `waiting`: indices of prompts; `idle`: free slots by part. Both are consumed."""
+        assigned = {}
+        for turn in range(rows_per_part):
+            for part, slots in enumerate(idle):
+                if waiting and slots:
+                    assigned[part * rows_per_part + turn] = slots.popleft(), waiting.popleft()
+        return assigned
 
     def _fill(
         self,
         slots: Slots,
-        seated: Mapping[int, tuple[int, int]],
+        assigned: Mapping[int, tuple[int, int]],
         prompts: Sequence[np.ndarray],
         sampling: Sampling,
         uniforms: np.ndarray | None,
     ) -> Slots:
-        """Compute the prompts that have a seat, put their caches in its slot, draw the first token of each sample."""
+        """Compute the assigned prompts, write their keys and values into their slots, draw the first token of each sample."""
         begin = time.perf_counter()
         width = self.prefill_width(sampling)
         share = self._share(sampling)
-        texts = {row: prompts[index] for row, (_, index) in seated.items()}
+        texts = {row: prompts[index] for row, (_, index) in assigned.items()}
         tokens, lengths = padded(texts, width, self.longest_prompt)
-        numbers = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
-        target = np.full(width, share, np.int32)  # past the end: dropped when written
-        for row, (place, index) in seated.items():
-            target[row] = place % share
+        padded_uniforms = np.zeros((width, sampling.group_size, sampling.max_new_tokens), np.float32)
+        own_slots = np.full(width, share, np.int32)  # beyond the last slot: the write is dropped
+        for row, (slot, index) in assigned.items():
+            own_slots[row] = slot % share
             if uniforms is not None:
-                numbers[row] = uniforms[index]
+                padded_uniforms[row] = uniforms[index]
         rows = sharding.batch_sharding(self.mesh)
-        placed = [distributed.place(values, rows) for values in (tokens, lengths, numbers, target)]
+        placed = [distributed.place(values, rows) for values in (tokens, lengths, padded_uniforms, own_slots)]
         slots = jax.block_until_ready(decoding.prefill(self.program, sampling, self.params, slots, *placed))
         self._count("prefill", begin)
         return slots
@@ -360,7 +374,7 @@ class Engine:
 
 
 def _bucket(length: int) -> int:
-    """The number of columns for texts of at most this length."""
+    """The number of columns of a batch whose longest text has `length` tokens."""
     bucket = SMALLEST_BUCKET
     while bucket < length:
         bucket *= 2
@@ -368,7 +382,7 @@ def _bucket(length: int) -> int:
 
 
 def padded(texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts by row -> tokens `[width, bucket]` and lengths `[width]`; buckets are few, so that little is compiled."""
+    """Texts by row -> tokens `[width, bucket]` and lengths `[width]`. There are few buckets, so few programs are compiled."""
     bucket = _bucket(max(len(text) for text in texts.values()))
     tokens, lengths = np.zeros((width, min(bucket, longest)), np.int32), np.zeros(width, np.int32)
     for row, text in texts.items():
@@ -378,7 +392,7 @@ def padded(texts: Mapping[int, np.ndarray], width: int, longest: int) -> tuple[n
 
 
 def _by_layer(shardings: Any, model: DecoderConfig) -> Any:
-    """The shardings of stacked parameters as those of parameters with a list of layers."""
+    """Turn the shardings of stacked parameters into shardings of parameters with a list of layers."""
 
     def one_layer(sharding: NamedSharding) -> NamedSharding:
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
@@ -388,6 +402,6 @@ def _by_layer(shardings: Any, model: DecoderConfig) -> Any:
 
 
 def _published(dtype: jnp.dtype, params: Any) -> Any:
-    """The learner's parameters in the engine's type, layers unstacked."""
+    """The learner's parameters in the engine's dtype, with a list of layers."""
     cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return {**cast, "layers": unstack_layers(cast["layers"])}

@@ -1,4 +1,4 @@
-"""Parameters read back by name, to compare what the engine holds with the learner's: SHA-256 of some rows."""
+"""Read parameters back by name: SHA-256 digests of rows, to check that the engine holds the learner's weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ LAYERS = "layers"
 
 
 def readable(params: Any) -> dict[str, int]:
-    """Rows of each parameter of a tree with a list of layers, by names such as `layers.3.q.kernel`."""
+    """Number of rows of each parameter, by names such as `layers.3.q.kernel`. `params` has a list of layers."""
     return {name: leaf.shape[0] for name, leaf in _by_name(params).items()}
 
 
 def digests(params: Any, probes: Sequence[Probe], dtype: Any, mesh: jax.sharding.Mesh) -> list[str]:
-    """Of parameters with stacked layers, or with a list of them, in `dtype`; every process must call it."""
+    """The SHA-256 digest of each probe's rows, cast to `dtype`. Every process must call it.
+
+    The layers of `params` may be stacked or a list.
+    """
     leaves = _by_name(params)
     return [hashlib.sha256(_rows(leaves, probe, jnp.dtype(dtype), mesh).tobytes()).hexdigest() for probe in probes]
 
@@ -31,7 +34,7 @@ def digests(params: Any, probes: Sequence[Probe], dtype: Any, mesh: jax.sharding
 def _rows(leaves: Mapping[str, Any], probe: Probe, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> np.ndarray:
     name = probe.name
     index: tuple[np.int32, ...] = ()
-    if name not in leaves:  # stacked
+    if name not in leaves:  # the layers are stacked
         _, layer, rest = name.split(".", 2)
         name, index = f"{LAYERS}.{rest}", (np.int32(layer),)
     leaf = leaves[name]
@@ -41,7 +44,7 @@ def _rows(leaves: Mapping[str, Any], probe: Probe, dtype: jnp.dtype, mesh: jax.s
 
 @functools.cache
 def _taker(dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> Any:
-    """Rows of an array, cast and whole on every device."""
+    """The compiled function that takes rows of an array, casts them, and returns them whole on every device."""
     return jax.jit(lambda leaf, index: leaf[index].astype(dtype), out_shardings=sharding.replicated(mesh))
 
 

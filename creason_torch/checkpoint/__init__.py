@@ -1,1 +1,1 @@
-"""Checkpoints of the learner; those of the other backend are read too."""
+"""Checkpoints of the learner. Checkpoints of the JAX backend can be read too."""

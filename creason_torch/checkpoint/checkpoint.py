@@ -1,8 +1,8 @@
-"""TensorStore behind one small file: whole float32 arrays, written by all processes, whole or absent.
+"""Checkpoints through TensorStore: float32 arrays, written by all processes. A save is whole or absent.
 
-A checkpoint is a folder named by its step: `meta.json`, and for each of `params`, `exp_avg`, `exp_avg_sq`, `reference` one
-flat Zarr array per parameter, named as Hugging Face names it. Nothing in it depends on the ZeRO stage or on the number of
-processes, so it restores on any, and it holds no pickle. Each chunk carries a checksum, and so does `meta.json`.
+A checkpoint is a folder named by its step. It holds `meta.json`, and in each of the folders `params`, `exp_avg`, `exp_avg_sq` and
+`reference` one flat Zarr array for each parameter, under its Hugging Face name. Nothing in it depends on the ZeRO stage or on the
+number of processes, so it can be restored with any. It holds no pickle. Each chunk has a checksum, and so has `meta.json`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 class Checkpoints:
-    """The checkpoints in a folder, the newest `keep` of them."""
+    """The checkpoints in a folder. The newest `keep` are kept."""
 
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         self.keep = keep
 
     def save(self, step: int, state: Iterable[tuple[str, str, torch.Tensor]], extra: Mapping[str, int]) -> None:
-        """Write `state`, a stream of (kind, name, whole tensor) that every process holds, as checkpoint `step`.
+        """Write `state`, (kind, name, whole tensor) one at a time and the same in every process, as checkpoint `step`.
 
-        Each process writes its share of every array's chunks. A save that is killed leaves the last one whole. Raises
+        Each process writes its share of the chunks of every array. If this save is killed, the last one stays whole. Raises
         InputError where it cannot be written.
         """
         partial = self.folder / f".{step}.partial"
@@ -53,8 +53,8 @@ class Checkpoints:
         self, partial: Path, step: int, state: Iterable[tuple[str, str, torch.Tensor]], extra: Mapping[str, int]
     ) -> None:
         if dist.get_rank() == 0:
-            for left in self.folder.glob(".*.partial"):  # of saves that were killed
-                files.remove(left)
+            for partial_save in self.folder.glob(".*.partial"):  # saves that were killed
+                files.remove(partial_save)
             partial.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
         dist.barrier()
         names: dict[str, list[str]] = {}
@@ -78,22 +78,23 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def open(self, step: int | None, config: Any) -> tuple[int, dict[str, int], Arrays | OrbaxArrays] | None:
-        """The newest checkpoint (or `step`) as (step, extra, arrays), or None where there is none.
+        """The newest checkpoint, or that of `step`, as (step, extra, arrays); None where there is no checkpoint.
 
-        It may be one of the JAX backend; `config` is the model's Hugging Face configuration.
+        It may be a checkpoint of the JAX backend. `config` is the model's Hugging Face configuration. Raises InputError where
+        the checkpoint is missing or damaged.
         """
-        known = self.steps()
-        if not known and step is None:
+        saved = self.steps()
+        if not saved and step is None:
             return None
-        found = known[-1] if step is None else step
-        if found not in known:
+        chosen = saved[-1] if step is None else step
+        if chosen not in saved:
             raise InputError(
-                f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
+                f"{self.folder}: no checkpoint of step {chosen}; there are {', '.join(map(str, saved)) or 'none'}"
             )
-        folder = self.folder / str(found)
+        folder = self.folder / str(chosen)
         if (folder / orbax.STATE).is_dir():
             arrays = orbax.OrbaxArrays(folder, config)
-            return found, arrays.extra(), arrays
+            return chosen, arrays.extra(), arrays
         meta = files.read_json(folder / META)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             version = meta.get("format") if isinstance(meta, dict) else None
@@ -103,7 +104,7 @@ class Checkpoints:
         extra = meta.get("extra")
         if not isinstance(extra, dict) or "updates" not in extra:
             raise InputError(f"{folder / META}: does not say how many updates were made; remove that folder")
-        return found, dict(extra), Arrays(folder)
+        return chosen, dict(extra), Arrays(folder)
 
 
 class Arrays:
@@ -113,7 +114,7 @@ class Arrays:
         self.folder = folder
 
     def read(self, kind: str, name: str, shape: torch.Size) -> torch.Tensor:
-        """One whole array. Raises InputError where it is missing, truncated, damaged or of another size."""
+        """Read one whole array. Raises InputError where it is missing, truncated, damaged or of another size."""
         try:
             array = tensorstore.open(_spec(self.folder / kind / name), open=True).result()
             if array.shape != (shape.numel(),):
@@ -132,14 +133,14 @@ def _spec(path: Path) -> dict[str, Any]:
     return {
         "driver": "zarr3",
         "kvstore": files.kvstore(path),
-        # A missing chunk is an error, so one that is all zeros must be stored.
+        # A missing chunk is an error; so a chunk of zeros must be stored too.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
     }
 
 
 def _write_share(path: Path, value: torch.Tensor) -> None:
-    """This process's chunks of one array; the first process writes its metadata too."""
+    """Write this process's chunks of one array, and create the array's metadata."""
     flat = value.reshape(-1)
     size = flat.numel()
     chunk = max(1, min(CHUNK, size))

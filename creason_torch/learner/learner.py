@@ -1,4 +1,4 @@
-"""Sharded weights, optimizer state and reference policy; the update with accumulation; all under DeepSpeed."""
+"""The learner: sharded weights, optimizer state and reference policy; the update with gradient accumulation; under DeepSpeed."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from shared.options.checks import check
 from shared.policy import weight_files
 from shared.storage import files
 
-# What one update needs of a batch, as tensors [rows, time].
+# The arrays of a batch that an update needs, as tensors `[rows, time]`.
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
 OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
-# What this backend knows of the options for memory.
+# Options of the learner that save memory -> their values that this backend supports.
 KNOWN = {"remat": ("none", "layer"), "moments_dtype": ("float32",), "reference_memory": ("device",)}
 
 
 def check_supported(config: LearnerConfig) -> None:
-    """Raise InputError for an option of the learner that only the JAX backend has."""
-    for name, known in KNOWN.items():
-        value, remedy = getattr(config, name), " or ".join(map(repr, known))
-        check(value in known, f"learner.{name}", value, f"only the JAX backend does that; set {remedy}")
+    """Raise InputError for a value of a learner option that only the JAX backend supports."""
+    for name, supported in KNOWN.items():
+        value, remedy = getattr(config, name), " or ".join(map(repr, supported))
+        check(value in supported, f"learner.{name}", value, f"only the JAX backend does that; set {remedy}")
 
 
 class Learner:
@@ -73,17 +73,17 @@ class Learner:
         self.engine, *_ = zero.initialize(model=policy, model_parameters=policy.parameters(), config=settings)
         self.weights = policy.named_weights()
         if self.engine.bfloat16_enabled():
-            # The masters were made from rounded weights: set them from what is stored.
+            # DeepSpeed made the float32 masters from bfloat16 weights: set them from the stored values.
             load_weights(model, self.weights, zero.set_master)
         self.reference: Any = None
         self.reference_weights: dict[str, torch.nn.Parameter] = {}
         if reference:
             settings = zero.deepspeed_config(config, None)
-            held = self._load(settings).eval().requires_grad_(False)
-            self.reference_weights = held.named_weights()
-            self.reference = held.to(device)
+            reference_policy = self._load(settings).eval().requires_grad_(False)
+            self.reference_weights = reference_policy.named_weights()
+            self.reference = reference_policy.to(device)
             if settings["zero_optimization"]["stage"] == 3:
-                self.reference, *_ = zero.initialize(model=held, config=settings)
+                self.reference, *_ = zero.initialize(model=reference_policy, config=settings)
         for network in (self.engine.module, self.reference):
             if network is not None:
                 check_tables(network)
@@ -108,7 +108,8 @@ class Learner:
         names = ARRAYS + tuple(name for name in OPTIONAL_ARRAYS if getattr(batch, name) is not None)
         longest = self.config.rollout.max_new_tokens
         divisor = grpo.denominator(grpo.counts(batch), self.config.grpo, longest)
-        # The one division: by the whole batch's counts. DeepSpeed averages over processes, where a sum is meant.
+        # The only division: by the counts of the whole batch. DeepSpeed averages over processes, but the sum is needed, so the
+        # scale has the number of processes as a factor.
         scale = dist.get_world_size() / divisor
         parts = list(self._micro_batches(batch, names))
         self.engine.train()
@@ -116,11 +117,11 @@ class Learner:
         extra = torch.zeros(2, dtype=torch.float32, device=self.device)
         for index, rows in enumerate(parts):
             self.engine.set_gradient_accumulation_boundary(index == len(parts) - 1)
-            sums, found = self._micro_loss(rows, batch)
+            sums, micro_extra = self._micro_loss(rows, batch)
             self.engine.backward(sums.loss * scale)
             sums = Sums._make(value.detach() for value in sums)
             total = sums if total is None else loss.add(total, sums)
-            extra += found
+            extra += micro_extra
         rate = learning_rate(self.step, self.optimizer, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
@@ -132,7 +133,7 @@ class Learner:
         return {**described, "grad_norm": norm, "learning_rate": rate}
 
     def sync_reference(self) -> None:
-        """See `shared.backend.Learner`. One parameter at a time is whole, so never both models are."""
+        """See `shared.backend.Learner`. Only one parameter at a time is gathered whole."""
         mixup = self.config.grpo.ref_mixup
         for name, param in self.reference_weights.items():
             mixed = mixup * zero.master(self.weights[name]) + (1.0 - mixup) * self.reference_masters.whole(name)
@@ -152,29 +153,29 @@ class Learner:
 
     def restore(self, folder: Path | str, step: int | None = None) -> tuple[int, dict[str, int]] | None:
         """See `shared.backend.Learner`."""
-        found = self._manager(folder).open(step, self.network_config)
-        if found is None:
+        restored = self._manager(folder).open(step, self.network_config)
+        if restored is None:
             return None
-        at, extra, arrays = found
+        at, extra, arrays = restored
         self.step = extra.pop("updates")
         zero.make_moments(self.engine, self.step)
         for name, param in self.weights.items():
-            size = zero.shape(param)
-            zero.set_master(param, arrays.read("params", name, size).to(self.device))
+            whole_shape = zero.shape(param)
+            zero.set_master(param, arrays.read("params", name, whole_shape).to(self.device))
             for key in zero.MOMENTS:
-                zero.set_moment(self.engine, param, key, arrays.read(key, name, size).to(self.device))
+                zero.set_moment(self.engine, param, key, arrays.read(key, name, whole_shape).to(self.device))
         for name, param in self.reference_weights.items():
             self._set_reference(name, param, arrays.read("reference", name, zero.shape(param)).to(self.device))
         return at, extra
 
     def finish_saves(self) -> None:
-        """See `shared.backend.Learner`. Saves are not left in flight."""
+        """See `shared.backend.Learner`. Nothing to wait for: `save` returns when the checkpoint is written."""
 
     def export(self, folder: Path) -> None:
         """See `shared.backend.Learner`."""
         masters = ((name, zero.master(param)) for name, param in self.weights.items())
         if dist.get_rank() > 0:
-            for _ in masters:  # every process takes part in putting a parameter together
+            for _ in masters:  # every process takes part in the all-gather of each parameter
                 pass
         else:
             with files.replacing(folder) as temporary:
@@ -184,7 +185,7 @@ class Learner:
         dist.barrier()
 
     def _load(self, settings: Mapping[str, Any]) -> Policy:
-        """The policy in `model_folder` in the compute dtype, sharded while it is read where the settings say so."""
+        """The policy in `model_folder` in the compute dtype; under ZeRO-3 it is sharded while it is read."""
         learner = self.config.learner
         dtype = getattr(torch, learner.compute_dtype)
         with zero.sharded(settings):
@@ -207,7 +208,7 @@ class Learner:
         return self._checkpoints
 
     def _state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Everything that training changes, as (kind, name, whole float32 tensor), one at a time."""
+        """Everything that training changes, one whole float32 tensor at a time, as (kind, name, tensor)."""
         for name, param in self.weights.items():
             yield "params", name, zero.master(param)
             for key in zero.MOMENTS:
@@ -220,7 +221,7 @@ class Learner:
         zero.write(param, value)
 
     def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
-        """This process's micro-batches; empty rows fill the last one. All processes have as many."""
+        """This process's micro-batches; empty rows fill up the last one. Every process has the same number of them."""
         processes = dist.get_world_size()
         rows = batch.tokens.shape[0]
         width = min(-(-self.config.learner.micro_batch_rows // processes), -(-rows // processes))
@@ -239,7 +240,7 @@ class Learner:
         return network(rows["tokens"].long(), rows["positions"].long(), rows["groups"], batch.layout)
 
     def _from_all(self, own: torch.Tensor) -> np.ndarray:
-        """What every process holds of a batch, one after the other."""
+        """The rows of all processes, concatenated in the order of ranks."""
         return zero.from_all(own).cpu().numpy()
 
     def _micro_loss(self, rows: dict[str, torch.Tensor], batch: GroupBatch) -> tuple[Sums, torch.Tensor]:
@@ -258,14 +259,14 @@ class Learner:
         )
         counted = mask > 0
         zeros = torch.zeros_like(entropies)
-        found = [torch.where(counted, values.detach(), zeros).sum() for values in (entropies, logprobs)]
-        return sums, torch.stack(found)
+        extra = [torch.where(counted, values.detach(), zeros).sum() for values in (entropies, logprobs)]
+        return sums, torch.stack(extra)
 
     def _over_processes(self, sums: Sums, extra: torch.Tensor) -> tuple[Sums, float, float]:
-        """Sums of the whole batch, its summed entropy and its summed log-probability."""
+        """All-reduce: the sums over the whole batch, its summed entropy and its summed log-probability."""
         largest = sums.gap_max.clone()
         values = torch.stack([*(value.float() for value in sums), *extra])
         dist.all_reduce(values)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        *found, entropy, logprob = values.tolist()
-        return Sums._make(found)._replace(gap_max=float(largest)), entropy, logprob
+        *totals, entropy, logprob = values.tolist()
+        return Sums._make(totals)._replace(gap_max=float(largest)), entropy, logprob

@@ -1,13 +1,13 @@
-"""Attention over the group layout, and how Transformers comes to call it.
+"""Attention over the group layout, registered so that Transformers calls it.
 
-Shape letters: B rows, T time, P prompt, G completions of a group, C completion length, Q queries of each completion, H heads,
-K key-value heads, R = H / K heads for each key-value head, N head size.
+Shape letters: B rows, T time, P prompt length, G completions of a group, C completion length, Q queries of each completion,
+H heads, K key-value heads, R = H / K heads for each key-value head, N head size.
 
 A network loaded with `attn_implementation=NAME` after `register()` is called as
 
     network.model(input_ids=..., position_ids=..., use_cache=False, group_layout=layout, valid=valid)
 
-and hands `group_layout` and `valid` down to every layer. It builds no causal mask, whatever the family.
+and passes `group_layout` and `valid` on to every layer. No family builds a causal mask then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.errors import InputError
 from shared.grpo import GroupLayout
 
 NAME = "creason_group"
-MASKED = -1e30  # finite, so that a row without any key gives no NaN
+MASKED = -1e30  # finite: a row without any visible key must not give NaN
 
 
 def register() -> None:
@@ -45,10 +45,10 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What every attention layer calls: FlexAttention on a GPU, plain matrix products elsewhere.
+    """The function that every attention layer calls: FlexAttention on a GPU, plain matrix products elsewhere.
 
-    Shapes as in `group_attention`; the `attention_mask` is None and unused, as are further arguments of Transformers. Raises
-    InputError for a model with attention dropout, or with a sliding window that a completion would leave.
+    Shapes as in `group_attention`. `attention_mask` is None and unused, and so are Transformers' further arguments. Raises
+    InputError for a model with attention dropout, or with a sliding window shorter than prompt and completion together.
     """
     if dropout:
         raise InputError(f"attention_dropout is {dropout} in config.json: it is not computed; set it to 0")
@@ -74,14 +74,14 @@ def group_attention(
     """Causal attention in which a completion sees its prompt and itself, never its siblings.
 
     q `[B, H, T, N]`, k and v `[B, K, T, N]`, valid `[B, T]` (False: padding); returns `[B, T, H, N]`. Scores are multiplied by
-    `scale`, N ** -0.5 if it is None; arithmetic is float32, or float64 where q is. The prompt attends by one `[P, P]` square, the
-    completions by a rectangle over the prompt's keys and a `[C, C]` square each, so no `[T, T]` array exists and the prompt's
-    keys are read once for all completions.
+    `scale` (None: N ** -0.5). Arithmetic is float32, or float64 if q is. The prompt needs one `[P, P]` array of scores. The
+    completions need one `[G * C, P]` array over the prompt's keys, and a `[C, C]` array each. So no `[T, T]` array exists, and
+    the prompt's keys are read once for all completions.
     """
     batch, heads, time, size = q.shape
     kv_heads, dtype = k.shape[1], q.dtype
     prompt, group, length = layout.prompt, layout.group, layout.completion
-    q, k, v = (each.to(torch.promote_types(dtype, torch.float32)) for each in (q, k, v))
+    q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
     q = q.reshape(batch, kv_heads, -1, time, size) * (size**-0.5 if scale is None else scale)  # [B, K, R, T, N]
     prompt_k, prompt_v, prompt_valid = k[:, :, :prompt], v[:, :, :prompt], valid[:, :prompt]
     causal = _causal(prompt, q.device) & prompt_valid[:, None, None, None]
@@ -107,26 +107,26 @@ def flex_group_attention(
     *,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """`group_attention` by FlexAttention: compiled on a GPU, where blocks of scores that nobody sees are not computed.
+    """`group_attention` by FlexAttention. Compiled on a GPU: there fully masked blocks of scores are not computed.
 
-    Elsewhere it runs uncompiled, with a `[T, T]` array and, on a CPU, without a gradient (for tests).
+    On a CPU it is not compiled, makes a `[T, T]` array and has no gradient (only for tests).
     """
     attention = _compiled(flex_attention) if q.is_cuda else flex_attention
     out = attention(q, k, v, block_mask=_block_mask(valid, layout), scale=scale, enable_gqa=True)
     return out.transpose(1, 2)
 
 
-# The layers of a network ask with one and the same `valid`, forwards and backwards.
+# All layers of a network pass the same tensor `valid`, in the forward and in the backward pass, so one entry is enough.
 @functools.lru_cache(maxsize=1)
 def _block_mask(valid: torch.Tensor, layout: GroupLayout) -> BlockMask:
-    # Tensors only in the closure: a number in it would be compiled in, and each length of a row compiled anew.
+    # The closure holds only tensors: a Python number in it would be a constant, and each row length would be compiled again.
     sample = (torch.arange(layout.length, device=valid.device) - layout.prompt).div(
         max(1, layout.completion), rounding_mode="floor"
     )
 
     def visible(b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         of_prompt_or_own = (sample[key] < 0) | (sample[key] == sample[query])
-        # Padding sees itself, so that there is no row without a key.
+        # Padding sees itself, so that every row sees a key.
         return ((key <= query) & of_prompt_or_own & valid[b, key]) | (key == query)
 
     build = _compiled(create_block_mask) if valid.is_cuda else create_block_mask
@@ -143,7 +143,10 @@ def _causal(size: int, device: torch.device) -> torch.Tensor:
 
 
 def _over_prompt(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """q `[B, K, R, Q, N]`, scaled, k and v `[B, K, P, N]`, visible to broadcast to `[B, K, R, Q, P]`."""
+    """Attention over a prompt: q `[B, K, R, Q, N]`, already scaled, k and v `[B, K, P, N]`; returns the shape of q.
+
+    `visible` broadcasts to `[B, K, R, Q, P]`.
+    """
     scores = (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4])
     weights = torch.where(visible, scores, MASKED).softmax(dim=-1)
     return (weights.flatten(2, 3) @ v).unflatten(2, q.shape[2:4])
@@ -158,9 +161,10 @@ def _over_both(
     own_v: torch.Tensor,
     own_visible: torch.Tensor,
 ) -> torch.Tensor:
-    """q `[B, K, R, G, Q, N]`, scaled, over a shared prompt `[B, K, P, N]` and own keys `[B, K, G, C, N]`; shaped like q.
+    """Attention of completions over their shared prompt and over themselves; q and the result are `[B, K, R, G, Q, N]`.
 
-    One softmax over both without joining the two score arrays, which would copy the larger one.
+    q is already scaled. prompt_k and prompt_v `[B, K, P, N]`, own_k and own_v `[B, K, G, C, N]`. One softmax over both score
+    arrays without joining them: joining would copy the larger one.
     """
     shared, group, queries = q.shape[2:5]
     over_prompt = (q.flatten(2, 4) @ prompt_k.mT).unflatten(2, (shared, group, queries))

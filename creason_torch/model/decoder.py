@@ -1,4 +1,4 @@
-"""The policy network: Hugging Face model code whose head can score tokens instead of writing out logits."""
+"""The policy network: Hugging Face's model code with a head that can compute log-probabilities of tokens without all logits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "
 
 
 class ScoringHead(nn.Module):
-    """The language-model head. With targets it gives their log-probabilities, chunk by chunk; without, logits.
+    """The language-model head. With targets it returns their log-probabilities, chunk by chunk; without targets, logits.
 
-    A module of its own, so that ZeRO-3 gathers its weight where it is used, like any layer's.
+    It is a module, so that ZeRO-3 gathers its weight just before it is used, as for any layer.
     """
 
     def __init__(self, weight: nn.Parameter):
@@ -42,14 +42,15 @@ class ScoringHead(nn.Module):
         chunk: int = 0,
         temperature: float = 1.0,
     ) -> Any:
-        """hidden `[..., model]`; targets `[batch, time]` give (log-probabilities, entropies), both float32."""
+        """Logits `[..., vocabulary]` of hidden states `[..., model]`; with `targets` `[batch, time]` their log-probabilities
+        and the entropies, both float32 `[batch, time]`."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight)
         return logprobs.token_logprobs(hidden, self.weight, targets, chunk=chunk, temperature=temperature)
 
 
 class Policy(nn.Module):
-    """A network with the group layout in front of its head."""
+    """A network that takes batches in the group layout and returns log-probabilities of the completion tokens."""
 
     def __init__(self, network: PreTrainedModel, *, chunk: int, temperature: float):
         super().__init__()
@@ -75,7 +76,7 @@ class Policy(nn.Module):
         return self.network.lm_head(before, targets, chunk=self.chunk, temperature=self.temperature)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by their Hugging Face names; tied ones once."""
+        """Trainable parameters by their Hugging Face names; a tied parameter has only its first name."""
         return dict(self.network.named_parameters())
 
 
@@ -91,34 +92,35 @@ def read_config(folder: Path) -> Any:
 
 
 def long_factors(config: Any, longest: int) -> bool:
-    """Whether a run whose longest sequence has `longest` tokens takes longrope's long factors: in all of its sequences.
+    """Whether a run whose longest sequence has `longest` tokens uses longrope's long factors, in all of its sequences.
 
-    Hugging Face decides anew at each call, by the largest position in it, so a row would depend on its neighbours in a
-    micro-batch and training would rotate otherwise than the rollout did. vLLM decides as here, by `max_model_len`.
+    Hugging Face chooses again at each call, by the largest position in that call. Then a row would depend on the other rows of
+    its micro-batch, and training could rotate otherwise than the rollout. vLLM has the rule used here, by its `max_model_len`.
     """
     rope = config.rope_parameters
     return rope["rope_type"] == "longrope" and longest > rope["original_max_position_embeddings"]
 
 
 def fix_rotation(network: PreTrainedModel, longest: int) -> None:
-    """Give a network its rotary frequencies: float32 whatever it computes in, and one table for every sequence of a run.
+    """Set a network's rotary frequencies: always in float32, and one table for every sequence of a run.
 
-    A network that was built in `zero.sharded` needs it again outside: in there DeepSpeed rounds the frequencies, or what
-    they are computed from, to the compute dtype (in bfloat16 a phase is off by radians some hundred tokens away).
+    A network that was built in `zero.sharded` needs this again outside of it: inside, DeepSpeed rounds the frequencies, or their
+    inputs, to the compute dtype. With bfloat16 frequencies the angles are wrong by radians after some hundred tokens.
     """
     rounded = network.model.rotary_emb
-    with torch.device("cpu"):  # where every engine and every stage computes the same bits
+    with torch.device("cpu"):  # there every engine and every ZeRO stage gets the same bits
         rotary = type(rounded)(config=network.config)
         if rotary.rope_type == "longrope":
-            # Called for a length, Transformers' function takes the long factors above the switch, else the short ones.
+            # With `seq_len`, Transformers' function takes the long factors for lengths above
+            # `original_max_position_embeddings`, else the short ones.
             frequencies, _ = ROPE_INIT_FUNCTIONS["longrope"](network.config, torch.device("cpu"), seq_len=longest)
             rotary.inv_freq.copy_(frequencies)
-            rotary.rope_type = "default"  # which is never decided anew
+            rotary.rope_type = "default"  # for this type Transformers never chooses the factors again
     network.model.rotary_emb = rotary.to(rounded.inv_freq.device)
 
 
 def check_tables(network: nn.Module) -> None:
-    """Raise InputError for a table (what is no parameter) that was rounded to the compute dtype, as DeepSpeed and casts do."""
+    """Raise InputError for a floating-point buffer that is not float32: DeepSpeed or a cast has rounded it."""
     for name, buffer in network.named_buffers():
         if buffer.is_floating_point() and buffer.dtype != torch.float32:
             raise InputError(
@@ -127,10 +129,10 @@ def check_tables(network: nn.Module) -> None:
 
 
 def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool = False) -> PreTrainedModel:
-    """The network described in `folder/config.json`, weights undefined, attention over the group layout, a scoring head.
+    """The network that `folder/config.json` describes, with attention over the group layout and a scoring head.
 
-    Inside `zero.sharded` each process allocates its own slices only. `longest`: see `long_factors`. `remat`: layers are
-    computed again in the backward pass.
+    Its weights are not initialised. Inside `zero.sharded` each process allocates only its own slices. `longest`: see
+    `long_factors`. `remat`: the backward pass computes the layers again (gradient checkpointing).
     """
     attention.register()
     config = read_config(folder)
@@ -138,8 +140,8 @@ def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool
         network = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
         network.lm_head = ScoringHead(network.lm_head.weight)
     network.tie_weights()
-    # Transformers' embedding gives the row of the pad token no gradient. Here padding is masked, and a policy may sample that
-    # token like any other.
+    # Transformers' embedding gives no gradient to the row of the pad token. Here padding is masked, and the policy may sample
+    # that token like any other, so its row must be trained.
     network.get_input_embeddings().padding_idx = None
     fix_rotation(network, longest)
     if remat:
@@ -150,18 +152,18 @@ def build_network(folder: Path, dtype: torch.dtype, *, longest: int, remat: bool
 def load_weights(
     folder: Path, weights: Mapping[str, nn.Parameter], put: Callable[[nn.Parameter, torch.Tensor], None]
 ) -> None:
-    """Give each parameter its stored tensor through `put`, one at a time: no process ever holds the whole model.
+    """Call `put(parameter, stored tensor)` for each parameter, one at a time: no process holds the whole model.
 
-    Raises InputError for a missing, truncated or wrongly shaped tensor, and for one that is not of this model.
+    Raises InputError for a tensor that is missing, truncated or has another shape, and for one that the model does not have.
     """
     missing = set(weights)
     for name, value in stored_weights(folder):
         weight_files.check_known(folder, [name], weights)
         if name not in weights:
             continue
-        found, needed = tuple(value.shape), tuple(getattr(weights[name], "ds_shape", weights[name].shape))
-        if found != needed:
-            raise InputError(f"{folder}: tensor {name} has shape {found}, config.json asks for {needed}")
+        stored, needed = tuple(value.shape), tuple(getattr(weights[name], "ds_shape", weights[name].shape))
+        if stored != needed:
+            raise InputError(f"{folder}: tensor {name} has shape {stored}, config.json asks for {needed}")
         put(weights[name], value)
         missing.discard(name)
     if missing:
@@ -169,14 +171,14 @@ def load_weights(
 
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a model directory, one at a time, as it is stored.
+    """Name and stored values of every tensor of a model directory, one at a time.
 
-    Raises InputError for a missing or truncated file, for values that are not finite, and see `weight_files.places`.
+    Raises InputError for a missing or truncated file, for values that are not finite, and as `weight_files.places` does.
     """
     named = weight_files.places(folder)
     for path in sorted(set(named.values())):
         with weight_files.opened(path, "pt") as stored:
-            for name in [name for name, place in named.items() if place == path]:
+            for name in [name for name, file in named.items() if file == path]:
                 weight_files.check_dtype(folder, name, stored.get_slice(name).get_dtype())
                 tensor = stored.get_tensor(name)
                 if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
@@ -185,7 +187,7 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class StoredWeights:
-    """The tensors of a model directory by name, each read when it is asked for. A context manager.
+    """A context manager over a model directory: `read` gives a tensor by its name.
 
     Raises InputError as `stored_weights` does.
     """
@@ -207,13 +209,13 @@ class StoredWeights:
         self._held.close()
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored. Raises InputError where there is none of that name."""
+        """The stored tensor of that name. Raises InputError if there is none."""
         if name not in self._files:
             raise weight_files.missing(self.folder, name)
         return self._files[name].get_tensor(name)
 
 
 def save_params(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write a stream of (name, tensor) as safetensors, an index beside them where one file does not hold all."""
+    """Write (name, tensor) pairs as safetensors: one file, or several and an index."""
     on_host = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in weights)
     weight_files.write(folder, on_host, save_file)

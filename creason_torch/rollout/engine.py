@@ -1,4 +1,4 @@
-"""What the three engines share: the checks of a request and of new weights, and a request's split over processes."""
+"""What the three engines share: checks of requests and of new weights, and splitting a request over processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shared.policy import weight_files
 
 
 class Drawn(NamedTuple):
-    """Completions as arrays: tokens `[prompts, G, C]` int32, logprobs the same float32, lengths `[prompts, G]` int32."""
+    """Completions as arrays: tokens `[prompts, G, C]` int32, logprobs `[prompts, G, C]` float32, lengths `[prompts, G]` int32."""
 
     tokens: np.ndarray
     logprobs: np.ndarray
@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
 
     @classmethod
     def empty(cls, prompts: int, sampling: Sampling) -> Drawn:
-        """Room for the completions of so many prompts."""
+        """Arrays of zeros for the completions of so many prompts."""
         shape = (prompts, sampling.group_size, sampling.max_new_tokens)
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32))
 
@@ -42,8 +42,8 @@ class Drawn(NamedTuple):
 class Engine(abc.ABC):
     """Twin of the JAX engine; see `shared.backend.RolloutEngine` for the contract.
 
-    In a run of several processes each of them calls `generate` with all prompts, draws for its own contiguous part of them
-    and gets everything back.
+    In a run of several processes, each process calls `generate` with all prompts, draws the completions of its own contiguous
+    part of them, and receives the completions of all.
     """
 
     whole_tensors = False
@@ -72,10 +72,10 @@ class Engine(abc.ABC):
         self._prepare()
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]], *, version: int | None = None) -> None:
-        """Take new weights: a stream of (Hugging Face name, whole tensor), all of it in every process. Caches are reset.
+        """Take new weights: pairs (Hugging Face name, whole tensor), all of them in every process. Caches are reset.
 
-        A tensor must keep its values after the next one is asked for. Raises InputError for one that is missing, unknown or
-        wrongly shaped.
+        A tensor must keep its values while the next ones are read. Raises InputError for a weight that is missing, unknown or
+        of another shape.
         """
         self.loaded, self.version = False, None
         self._load(self._checked(weights))
@@ -91,12 +91,12 @@ class Engine(abc.ABC):
         return [readback.digest(readback.rows_of(held[probe.name], probe)) for probe in probes]
 
     def sleep(self) -> None:  # noqa: B027
-        """Give the device's memory to the learner until the next `load`, where the engine can; here it cannot."""
+        """Free the device's memory for the learner until the next `load`. This base class frees nothing."""
 
     def seconds(self) -> Mapping[str, float]:
         """See `shared.backend.RolloutEngine`."""
-        found, self._seconds = self._seconds, {}
-        return found
+        seconds, self._seconds = self._seconds, {}
+        return seconds
 
     def generate(
         self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None
@@ -121,23 +121,25 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def _prepare(self) -> None:
-        """Make or find what answers, without weights; the end of `__init__`. Raises InputError where it cannot be had."""
+        """Make the network or connect to the server, without weights; called at the end of `__init__`.
+
+        Raises InputError where that fails."""
 
     @abc.abstractmethod
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Take weights that are known to be whole and right, and reset every cache."""
+        """Take weights that have been checked, and reset every cache."""
 
     def _held(self) -> Mapping[str, torch.Tensor]:
-        """What the network in this process holds of the weights, by their names."""
+        """The weights in this process's network that can be read back, by their Hugging Face names."""
         raise TypeError(f"{type(self).__name__} holds no network in this process")
 
     @abc.abstractmethod
     def _draw(self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: np.ndarray | None) -> Drawn:
-        """Draw for this process's own part of a request that is known to be right; it may be empty."""
+        """Draw completions for this process's own prompts of a request that has been checked. There may be no prompt."""
 
     @abc.abstractmethod
     def _score(self, texts: Sequence[np.ndarray], tokens: Sequence[int]) -> np.ndarray:
-        """`[texts, tokens]` float32 for this process's own part of `next_token_logprobs`; it may be empty."""
+        """Float32 `[texts, tokens]` for this process's own texts of `next_token_logprobs`. There may be no text."""
 
     def _completions(self, drawn: Drawn) -> list[list[Completion]]:
         last = np.take_along_axis(drawn.tokens, np.maximum(drawn.lengths - 1, 0)[:, :, None], axis=2)[:, :, 0]
@@ -151,29 +153,29 @@ class Engine(abc.ABC):
         ]
 
     def _named_twice(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights with a tied one under both of its names, for an engine that packs its head apart from its table."""
+        """The weights, with tied ones under both of their names, for an engine that stores head and embedding separately."""
         for name, tensor in weights:
             yield name, tensor
             yield from ((other, tensor) for other, first in self._tied.items() if first == name)
 
     def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights that the network has, each once; the second name of a tied one is left out."""
+        """The weights after a check of their names and shapes; the second name of a tied weight is left out."""
         missing = dict(self._shapes)
         for name, tensor in weights:
             if name in self._tied or name.endswith(weight_files.NOT_WEIGHTS):
                 continue
             if name not in self._shapes:
                 raise InputError(f"{self.model}: its config.json has no place for the weight {name}")
-            found, needed = tuple(tensor.shape), self._shapes[name]
-            if found != needed:
-                raise InputError(f"{self.model}: weight {name} has shape {found}, config.json asks for {needed}")
+            shape, needed = tuple(tensor.shape), self._shapes[name]
+            if shape != needed:
+                raise InputError(f"{self.model}: weight {name} has shape {shape}, config.json asks for {needed}")
             missing.pop(name, None)
             yield name, tensor
         if missing:
             raise weight_files.missing(self.model, next(iter(missing)))
 
     def weight_bytes(self) -> int:
-        """Of the network's weights in the type that is computed with."""
+        """Bytes of the network's weights in the compute dtype."""
         item = getattr(torch, self.config.learner.compute_dtype).itemsize
         return item * sum(math.prod(shape) for shape in self._shapes.values())
 
@@ -182,39 +184,39 @@ class Engine(abc.ABC):
 
 
 def weight_shapes(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shape of each weight of the architecture in `model`, and of those that are tied: further name -> first name."""
+    """Shape of each weight of the architecture in the folder `model`; and for tied weights, second name -> first name."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(read_config(model))
-    first = {weight: name for name, weight in network.named_parameters()}
-    shapes = {name: tuple(weight.shape) for weight, name in first.items()}
-    every = network.named_parameters(remove_duplicate=False)
-    return shapes, {name: first[weight] for name, weight in every if name not in shapes}
+    first_names = {weight: name for name, weight in network.named_parameters()}
+    shapes = {name: tuple(weight.shape) for weight, name in first_names.items()}
+    all_names = network.named_parameters(remove_duplicate=False)
+    return shapes, {name: first_names[weight] for name, weight in all_names if name not in shapes}
 
 
 def processes() -> tuple[int, int]:
-    """This process's rank and how many there are."""
+    """This process's rank, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _own_part(count: int) -> slice:
-    """This process's part of `count` prompts."""
+    """The slice of `count` prompts that this process computes."""
     rank, ways = processes()
     width = -(-count // ways)
     return slice(min(count, rank * width), min(count, (rank + 1) * width))
 
 
 def _from_all(own: Drawn, count: int, device: torch.device) -> Drawn:
-    """What every process drew, in the order of the prompts."""
+    """All-gather: the completions of all processes, in the order of the prompts."""
     return Drawn(*(_gathered(array, count, device) for array in own))
 
 
 def _gathered(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
-    """The rows of every process, `count` in all."""
+    """All-gather: the rows of all processes, `count` in total."""
     _, ways = processes()
     if ways == 1:
         return own
     width = -(-count // ways)
-    place = torch.device("cpu") if dist.get_backend() == "gloo" else device
+    group_device = torch.device("cpu") if dist.get_backend() == "gloo" else device
     part = np.zeros((width, *own.shape[1:]), own.dtype)
     part[: len(own)] = own
-    return zero.from_all(torch.from_numpy(part).to(place))[:count].cpu().numpy()
+    return zero.from_all(torch.from_numpy(part).to(group_device))[:count].cpu().numpy()

@@ -1,4 +1,4 @@
-"""The plain engine: Hugging Face's model code, its attention over caches that hold a group's prompt once."""
+"""The Hugging Face engine: its model code, with attention over KV caches that hold the prompt of a group once."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from shared.runs import memory
 
 ATTENTION = "creason_rollout"
 _log = logging.getLogger(__name__)
-COLUMNS = 64  # by which the columns that are read grow on a CPU in bfloat16
-NOTHING_DRAWN = Sampling(group_size=1, temperature=0.0, max_new_tokens=1)  # caches of texts alone
+COLUMNS = 64  # step in which the number of read columns grows, on a CPU in bfloat16
+NOTHING_DRAWN = Sampling(group_size=1, temperature=0.0, max_new_tokens=1)  # for caches of texts that are only scored
 
 
 class Caches:
-    """Keys and values of S groups, lists over layers: prompts `[S, K, P, N]`, samples `[S, K, G, C, N]`.
+    """KV caches of S groups, as lists over layers: of prompts `[S, K, P, N]`, of samples `[S, K, G, C, N]`.
 
-    As the attention of the network it is called once for each layer. While prompts are computed, `rows` are the groups that
-    they belong to; while tokens are drawn, `place` is the number of tokens in each sample's cache, the new one included.
+    The network calls `attend` once for each layer. During prefill, `rows` are the groups whose prompts are computed. During
+    decoding, `place` is the number of tokens in each sample's cache, the new one included; 0 means prefill.
     """
 
     def __init__(self, network: Any, lengths: torch.Tensor, width: int, sampling: Sampling):
@@ -51,14 +51,16 @@ class Caches:
         self.place = 0
 
     def keep(self, groups: torch.Tensor) -> None:
-        """Leave the other groups out from now on."""
+        """Keep only these groups (indices) in the caches."""
         for caches in (self.prompt_k, self.prompt_v, self.own_k, self.own_v):
-            for layer, cache in enumerate(caches):  # one at a time: all copies at once would take half as much again
+            for layer, cache in enumerate(caches):  # one by one: all copies at once would take half of the memory again
                 caches[layer] = cache[groups]
         self.missing = self.missing[groups]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        """q `[B, H, T, N]`, k and v `[B, K, T, N]`; returns `[B, T, H, N]`. B is prompts and T tokens, or S and G."""
+        """Write k and v into the layer's caches, and attend: q `[B, H, T, N]`, k and v `[B, K, T, N]`; returns `[B, T, H, N]`.
+
+        During prefill B counts prompts and T tokens; during decoding B is S and T is G."""
         over = self._over_samples if self.place else self._over_prompts
         return over(layer, q, k, v, scale).transpose(1, 2)
 
@@ -68,7 +70,7 @@ class Caches:
         width = k.shape[2]
         self.prompt_k[layer][self.rows, :, :width] = k
         self.prompt_v[layer][self.rows, :, :width] = v
-        # Padding is on the right, where no token of the prompt looks.
+        # Padding is on the right, so the causal mask hides it from the prompt's tokens.
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
     def _over_samples(
@@ -95,10 +97,10 @@ class Caches:
         return out.transpose(2, 3).reshape(slots, heads, group, size)
 
     def _columns(self, q: torch.Tensor) -> int:
-        """How many columns of the samples' caches are read.
+        """The number of columns of the samples' caches that are read.
 
-        On a CPU, oneDNN compiles a program for every shape of a bfloat16 product and keeps it. One more column for each token
-        would cost a megabyte a token, so there the columns grow in steps of `COLUMNS`.
+        On a CPU, oneDNN compiles a program for every shape of a bfloat16 product, and keeps it. If each token added one column,
+        that would take a megabyte for each token. So there the number grows in steps of `COLUMNS`.
         """
         if not q.is_cpu or q.dtype == torch.float32:
             return self.place
@@ -117,9 +119,9 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What Hugging Face's layers call; `caches` comes with the network's own arguments. No mask is built.
+    """The function that Hugging Face's attention layers call; `caches` is an argument of the network's call. No mask is built.
 
-    Raises InputError for a sliding window that a completion would leave.
+    Raises InputError for a sliding window shorter than prompt and completion together.
     """
     longest = caches.missing.shape[1] + caches.own_k[0].shape[3]
     if sliding_window is not None and sliding_window < longest:
@@ -131,7 +133,7 @@ def attend(
 
 
 class HfEngine(Engine):
-    """Draws with `creason_torch.rollout.sampling`: the completions of the JAX engine, up to rounding."""
+    """Draws with `creason_torch.rollout.sampling`, so its completions are those of the JAX engine, except for rounding."""
 
     def _prepare(self) -> None:
         config, model = self.config, self.model
@@ -145,14 +147,14 @@ class HfEngine(Engine):
             self.network = AutoModelForCausalLM.from_config(
                 read_config(model), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation=ATTENTION
             ).eval()
-        self.network.tie_weights()  # left out together with the initial values
+        self.network.tie_weights()  # `no_init_weights` also skips the tying
         fix_rotation(self.network, config.longest_sequence)
         check_tables(self.network)
         self.head = torch.empty(0)
 
     @torch.no_grad()
     def _load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Caches start empty at each call of `generate`, so nothing computed with older weights is left."""
+        """Caches start empty at each call of `generate`, so nothing that older weights computed remains."""
         own = dict(self.network.named_parameters())
         for name, tensor in weights:
             own[name].copy_(tensor)
@@ -167,8 +169,10 @@ class HfEngine(Engine):
         slots = self._fitting(prompts, sampling) if prompts else 1
         for start in range(0, len(prompts), slots):
             part = slice(start, start + slots)
-            numbers = np.zeros(drawn.tokens[part].shape, np.float32) if uniforms is None else uniforms[part]
-            for array, values in zip(drawn, self._slots(prompts[part], sampling, _tensor(numbers).to(self.device))):
+            part_uniforms = np.zeros(drawn.tokens[part].shape, np.float32) if uniforms is None else uniforms[part]
+            for array, values in zip(
+                drawn, self._slots(prompts[part], sampling, _tensor(part_uniforms).to(self.device))
+            ):
                 array[part] = values.cpu().numpy()
         return drawn
 
@@ -185,35 +189,36 @@ class HfEngine(Engine):
         return scored
 
     def _fitting(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> int:
-        """Groups that decode at once: those asked for, or as many as the free memory holds. Raises InputError where that is
-        not even one."""
-        asked = self.config.rollout.slots
+        """The number of groups that decode at once: as configured, or as many as the free memory holds.
+
+        Raises InputError where it does not hold one."""
+        requested = self.config.rollout.slots
         if sampling.temperature == 0 and self.config.evaluation.slots:
-            asked = self.config.evaluation.slots
+            requested = self.config.evaluation.slots
         longest = max(map(len, prompts))
-        asked = min(asked, len(prompts))
+        requested = min(requested, len(prompts))
         free = self.free_bytes() - self._of_texts(1, longest)
-        found = min(asked, int(free // self._of_slot(longest, sampling)))
-        if found < 1:
+        slots = min(requested, int(free // self._of_slot(longest, sampling)))
+        if slots < 1:
             raise InputError(
                 f"rollout: the {memory.text(self.free_bytes())} of free memory hold no group with a prompt of {longest} and "
                 f"{sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: fewer tokens, a smaller model, "
                 "compute_dtype = 'bfloat16', torch.rollout_engine = 'vllm'"
             )
-        if found < asked:
-            _log.warning("rollout: %d of %d slots fit the memory", found, asked)
-        return found
+        if slots < requested:
+            _log.warning("rollout: %d of %d slots fit the memory", slots, requested)
+        return slots
 
     def _of_slot(self, longest: int, sampling: Sampling) -> int:
-        """Bytes of a group while it decodes: its caches, and what is made of them and of its logits for each token."""
+        """See `slot_bytes`: bytes of one group while it decodes."""
         return slot_bytes(self.network.config, longest, sampling, self.network.dtype.itemsize)
 
     def _of_texts(self, width: int, length: int) -> int:
-        """Bytes of computing so many texts together, but for their caches."""
+        """See `text_bytes`: bytes to compute `width` texts of `length` tokens together."""
         return text_bytes(self.network.config, width, length, self.network.dtype.itemsize)
 
     def _prefill_width(self, length: int) -> int:
-        """Texts that are computed in one call: as many as asked for, fewer where memory does not hold so many."""
+        """The number of texts of `length` tokens that are computed in one call: as configured, or as many as fit the memory."""
         width, free = self.config.rollout.prefill_batch, self.free_bytes()
         while width > 1 and self._of_texts(width, length) > free:
             width //= 2
@@ -222,7 +227,7 @@ class HfEngine(Engine):
     def _slots(
         self, prompts: Sequence[np.ndarray], sampling: Sampling, uniforms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens, log-probabilities `[S, G, C]` and lengths `[S, G]` of the groups that decode together."""
+        """Tokens and log-probabilities `[S, G, C]`, and lengths `[S, G]`, of groups that decode together."""
         begin = time.perf_counter()
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         caches = Caches(self.network, lengths, max(map(len, prompts)), sampling)
@@ -233,40 +238,40 @@ class HfEngine(Engine):
         logprobs = torch.zeros(uniforms.shape, device=self.device)
         ends = torch.full(uniforms.shape[:2], uniforms.shape[2], device=self.device)
         stop_tokens = torch.tensor(self.stop_tokens, device=self.device)
-        groups = torch.arange(len(prompts), device=self.device)  # those that have a place in the caches
-        # Asking whether all have ended waits for the device, which is free on a CPU only.
-        every = 1 if self.device.type == "cpu" else self.config.rollout.decode_steps
-        for place in range(uniforms.shape[2]):
-            tokens[groups, :, place], logprobs[groups, :, place] = self.draw(
-                logits, uniforms[groups, :, place], sampling
+        groups = torch.arange(len(prompts), device=self.device)  # the groups that are still in the caches
+        # The check whether all samples have ended waits for the device; only on a CPU that costs nothing.
+        steps_per_check = 1 if self.device.type == "cpu" else self.config.rollout.decode_steps
+        for position in range(uniforms.shape[2]):
+            tokens[groups, :, position], logprobs[groups, :, position] = self.draw(
+                logits, uniforms[groups, :, position], sampling
             )
-            stopped = torch.isin(tokens[groups, :, place], stop_tokens)
-            ends[groups] = ends[groups].where(~stopped, ends[groups].clamp(max=place + 1))
-            if place + 1 == uniforms.shape[2]:
+            stopped = torch.isin(tokens[groups, :, position], stop_tokens)
+            ends[groups] = ends[groups].where(~stopped, ends[groups].clamp(max=position + 1))
+            if position + 1 == uniforms.shape[2]:
                 break
-            if (place + 1) % every == 0:
-                running = (ends[groups] > place + 1).any(dim=1).nonzero()[:, 0]
+            if (position + 1) % steps_per_check == 0:
+                running = (ends[groups] > position + 1).any(dim=1).nonzero()[:, 0]
                 if len(running) == 0:
                     break
                 if 2 * len(running) <= len(groups):
                     caches.keep(running)
                     groups = groups[running]
-            caches.place = place + 1
-            positions = (lengths[groups] + place)[:, None].expand(-1, sampling.group_size)
-            logits = self._logits(self._hidden(tokens[groups, :, place], positions, caches))
+            caches.place = position + 1
+            positions = (lengths[groups] + position)[:, None].expand(-1, sampling.group_size)
+            logits = self._logits(self._hidden(tokens[groups, :, position], positions, caches))
         unwritten = torch.arange(uniforms.shape[2], device=self.device) >= ends[:, :, None]
-        found = tokens.masked_fill(unwritten, 0), logprobs.masked_fill(unwritten, 0), ends
+        results = tokens.masked_fill(unwritten, 0), logprobs.masked_fill(unwritten, 0), ends
         self._count("decode", begin)
-        return found
+        return results
 
     def _count(self, phase: str, begin: float) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what was asked for is counted when it is done
+            torch.cuda.synchronize(self.device)  # the time counts until the GPU has finished
         super()._count(phase, begin)
 
     def _prefill(self, prompts: Sequence[np.ndarray], caches: Caches) -> torch.Tensor:
-        """Logits `[S, V]` of the first tokens; the prompts' keys and values are in the caches then."""
-        found = []
+        """Logits `[S, V]` of the first token after each prompt. Writes the prompts' keys and values into the caches."""
+        logits = []
         width = self._prefill_width(max(map(len, prompts)))
         for start in range(0, len(prompts), width):
             part = [_tensor(prompt).long() for prompt in prompts[start : start + width]]
@@ -275,8 +280,8 @@ class HfEngine(Engine):
             caches.rows = slice(start, start + len(part))
             last = torch.tensor([len(prompt) - 1 for prompt in part], device=self.device)
             hidden = self._hidden(tokens, positions, caches)
-            found.append(self._logits(hidden[torch.arange(len(part), device=self.device), last]))
-        return torch.cat(found)
+            logits.append(self._logits(hidden[torch.arange(len(part), device=self.device), last]))
+        return torch.cat(logits)
 
     def _hidden(self, tokens: torch.Tensor, positions: torch.Tensor, caches: Caches) -> torch.Tensor:
         """Final hidden states `[B, T, D]` of tokens `[B, T]`."""
@@ -289,7 +294,10 @@ class HfEngine(Engine):
     def draw(
         self, logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and their log-probabilities (untruncated, at the scoring temperature) from float32 logits."""
+        """Draw tokens `[...]` from float32 logits `[..., V]`, and return them with their log-probabilities.
+
+        The log-probabilities are at the scoring temperature and of the whole distribution, without top-k, top-p or min-p.
+        """
         tokens = draw(
             logits,
             uniforms,
@@ -302,10 +310,13 @@ class HfEngine(Engine):
 
 
 def slot_bytes(settings: Any, longest: int, sampling: Sampling, item: int) -> int:
-    """Of a group of a model with these `settings` while it decodes: caches of numbers of `item` bytes, scores and logits."""
+    """Bytes of one group while it decodes: its caches (`item` bytes for each number), attention scores and logits.
+
+    `settings`: the model's Hugging Face configuration; `longest`: tokens of its prompt.
+    """
     size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     columns = longest + sampling.group_size * sampling.max_new_tokens
-    # What is read of one layer is copied, and again where samples that have ended are left out.
+    # Two layers more than the model has: the caches of a layer are copied when they are read, and when groups are left out.
     layers = settings.num_hidden_layers + 2
     caches = 2 * layers * settings.num_key_value_heads * size * columns * item
     scores = 16 * settings.num_attention_heads * sampling.group_size * (longest + sampling.max_new_tokens)
@@ -313,11 +324,11 @@ def slot_bytes(settings: Any, longest: int, sampling: Sampling, item: int) -> in
 
 
 def text_bytes(settings: Any, width: int, length: int, item: int) -> int:
-    """Of computing so many texts together, but for their caches."""
+    """Bytes to compute `width` texts of `length` tokens together, without their caches; `item`: bytes of a number."""
     states = width * length * (8 * settings.hidden_size + 4 * settings.intermediate_size) * item
     return states + 8 * width * settings.vocab_size
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A copy, of an array that may be read-only or run backwards."""
+    """A copy of the array, which may be read-only or have negative strides."""
     return torch.from_numpy(np.array(array, order="C"))

@@ -1,4 +1,4 @@
-"""Log-probabilities by one plain forward pass over a model directory, layer by layer: what an engine is judged by."""
+"""Log-probabilities from one forward pass without caches over a model directory, layer by layer: the check of an engine."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ def completion_logprobs(
     prompts: Sequence[np.ndarray],
     completions: Sequence[Completion],
 ) -> list[np.ndarray]:
-    """See `shared.backend.Backend.plain_logprobs`. Twin of JAX's. The network is Hugging Face's, its attention too."""
+    """See `shared.backend.Backend.plain_logprobs`. The network and its attention are Hugging Face's own.
+
+    Only one layer's weights are on the device at a time.
+    """
     if not completions:
         return []
     pairs = zip(prompts, completions, strict=True)
-    texts = [torch.from_numpy(np.concatenate([prompt, each.tokens])).long() for prompt, each in pairs]
-    tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)  # on the right, where no token looks
+    texts = [torch.from_numpy(np.concatenate([prompt, completion.tokens])).long() for prompt, completion in pairs]
+    tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)  # padding on the right, which no token sees
     with StoredWeights(folder) as stored:
         network = _network(config, folder, device, stored)
         hidden = network.model(input_ids=tokens, use_cache=False).last_hidden_state
         # The token at t is scored by the state at t - 1.
-        places = [slice(len(prompt) - 1, len(text) - 1) for prompt, text in zip(prompts, texts)]
+        scoring_states = [slice(len(prompt) - 1, len(text) - 1) for prompt, text in zip(prompts, texts)]
         head = stored.read("model.embed_tokens.weight" if network.config.tie_word_embeddings else "lm_head.weight")
     head = head.to(device, hidden.dtype).float()
     temperature = scoring_temperature(config.grpo, config.rollout.temperature)
-    found = []
-    for states, place, each in zip(hidden, places, completions):
-        logits = nn.functional.linear(states[place].float(), head) / temperature
-        targets = torch.from_numpy(each.tokens).long().to(device)
-        found.append(target_logprobs(logits, targets).cpu().numpy())
-    return found
+    results = []
+    for states, scored_by, completion in zip(hidden, scoring_states, completions):
+        logits = nn.functional.linear(states[scored_by].float(), head) / temperature
+        targets = torch.from_numpy(completion.tokens).long().to(device)
+        results.append(target_logprobs(logits, targets).cpu().numpy())
+    return results
 
 
 def _network(config: RunConfig, folder: Path, device: torch.device, stored: StoredWeights) -> PreTrainedModel:
-    """Hugging Face's network whose parts read their weights when they are called, and let go of them afterwards."""
+    """Hugging Face's network. Each part of it reads its weights when it is called, and frees them afterwards."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(
             read_config(folder), dtype=getattr(torch, config.learner.compute_dtype), attn_implementation="sdpa"

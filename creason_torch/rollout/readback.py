@@ -1,4 +1,4 @@
-"""Parameters read back by name, to compare what the engine holds with the learner's: SHA-256 of some rows."""
+"""Read parameters back by name: SHA-256 digests of rows, to check that the engine holds the learner's weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from shared.backend import Probe
 
 
 def digest(rows: torch.Tensor) -> str:
-    """Of a tensor's bytes in its own number format. As vLLM's servers compute it."""
+    """The SHA-256 digest of a tensor's bytes in its own dtype, as vLLM's servers compute it."""
     return hashlib.sha256(rows.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def digests(weights: Mapping[str, nn.Parameter], probes: Sequence[Probe]) -> list[str]:
-    """Of a learner's parameters, sharded or not; one at a time is whole, and every process must call it."""
+    """The SHA-256 digest of each probe's rows, in the dtype of the network. Every process must call it.
+
+    The parameters may be sharded; only one at a time is gathered whole.
+    """
     import deepspeed
 
-    found = []
+    results = []
     for probe in probes:
         with deepspeed.zero.GatheredParameters([weights[probe.name]]):
-            found.append(digest(rows_of(weights[probe.name], probe)))
-    return found
+            results.append(digest(rows_of(weights[probe.name], probe)))
+    return results
 
 
 def rows_of(tensor: torch.Tensor, probe: Probe) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Drawing tokens on the device, from uniform numbers made on the host."""
+"""Sampling of tokens on the device, from uniform random numbers made on the host."""
 
 from __future__ import annotations
 
 import torch
 
-BELOW_ONE = 1.0 - 2.0**-20  # a draw at the very top must still fall on a token with weight
+BELOW_ONE = 1.0 - 2.0**-20  # the largest uniform number used, so that rounding cannot put a draw beyond the last token
 
 
 def draw(
@@ -16,23 +16,23 @@ def draw(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> torch.Tensor:
-    """Token ids `[...]` int64 from float32 logits `[..., V]` by the inverse of the cumulative distribution.
+    """Token ids `[...]` int64 drawn from float32 logits `[..., V]` by inverse transform sampling.
 
-    One number for each token, `uniforms` `[...]`, so the draw is the same on any backend and in any slot. Temperature 0 takes
-    the largest logit. Filters act in the order top-k, top-p, min-p.
+    `uniforms` `[...]` holds one number in [0, 1) for each token, so the draw does not depend on the backend or the slot.
+    Temperature 0 takes the largest logit. The filters act in the order top-k, top-p, min-p.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = filtered(logits / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
-    # Sums of a parallel scan change by a rounding, up or down, even where a weight is zero: no such token may be drawn.
+    # A parallel scan rounds each sum in its own way, so sums may differ even where a weight is 0. Such a token is never drawn.
     cumulative = weights.cumsum(dim=-1).where(weights > 0, 0.0)
     threshold = uniforms.clamp(max=BELOW_ONE)[..., None] * cumulative.amax(dim=-1, keepdim=True)
-    return (cumulative > threshold).byte().argmax(dim=-1)  # the first of them
+    return (cumulative > threshold).byte().argmax(dim=-1)  # the first token whose sum exceeds the threshold
 
 
 def filtered(logits: torch.Tensor, *, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
-    """Logits with the tokens that the filters take away at minus infinity."""
+    """Logits `[..., V]` in which the tokens that the filters exclude are minus infinity."""
     if top_k:
         smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)

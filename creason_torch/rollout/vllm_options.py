@@ -1,15 +1,17 @@
-"""What both ways to vLLM have in common: the options of a sample, and which log-probabilities come back.
+"""What the two vLLM engines share: the options of a sample, and the kind of log-probabilities that vLLM returns.
 
-vLLM draws by itself: a sample's seed is made from the numbers that the plain engine draws with, so its completions depend on
-nothing else either, but they are not the same ones. Its filters act in the order min-p, top-k, top-p.
+**Seeds.** vLLM draws tokens itself. A sample's seed is computed from the uniform numbers that the Hugging Face engine would use.
+So a completion depends on these numbers only, as with that engine; but the completions of the two engines differ. vLLM applies
+its filters in the order min-p, top-k, top-p.
 
-What a request leaves out, a server takes from `generation_config.json` of the checkpoint (or from config.json), penalties of
-repetition too, and raw log-probabilities do not show it: so each request says every such option, and engines are started
-with `--generation-config vllm`, as a directory named there would cap the length of completions whatever is said.
+**Defaults.** An option that a request leaves out comes from the checkpoint's `generation_config.json` or `config.json`.
+Repetition penalties do too, and raw log-probabilities do not show them. So each request names every such option. Engines are
+started with `--generation-config vllm`: with a folder there, vLLM could limit the length of completions, whatever the request
+says.
 
-vLLM gives raw log-probabilities (log-softmax of the logits, before temperature and filters) or processed ones (after both).
-`grpo.score_temperature = 'one'` wants the raw ones, whatever the filters. 'sampling' wants the temperature and no filter: the
-processed ones, if nothing is filtered. With a filter vLLM has no such number, and the request is refused.
+**Log-probabilities.** vLLM returns raw ones (log-softmax of the logits, before temperature and filters) or processed ones (after
+both). `grpo.score_temperature = 'one'` needs the raw ones, with any filters. 'sampling' needs the temperature but no filters:
+the processed ones, if the run uses no filter. With a filter, vLLM cannot return them, and the request is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from shared.backend import Sampling
 from shared.config import RunConfig
 from shared.errors import InputError
 
-# Nothing beside temperature and filters changes what is drawn.
+# Every other option is neutral: only temperature and filters change what is drawn.
 NEUTRAL: dict[str, Any] = {
     "n": 1,
     "repetition_penalty": 1.0,
@@ -36,12 +38,15 @@ NEUTRAL: dict[str, Any] = {
     "logit_bias": None,
     "allowed_token_ids": None,
     "watermarking": False,
-    "ignore_eos": True,  # our own stop tokens alone end a completion
+    "ignore_eos": True,  # only the request's `stop_token_ids` end a completion
 }
 
 
 def options(sampling: Sampling, uniforms: np.ndarray | None, stop_tokens: Sequence[int]) -> dict[str, Any]:
-    """Options of one sample, by the names that vLLM's `SamplingParams` and its server share. `uniforms` `[max_new_tokens]`."""
+    """Options of one sample, under the names that vLLM's `SamplingParams` and its server share.
+
+    `uniforms` `[max_new_tokens]`: the sample's uniform numbers, or None for greedy sampling.
+    """
     return NEUTRAL | {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
@@ -50,20 +55,20 @@ def options(sampling: Sampling, uniforms: np.ndarray | None, stop_tokens: Sequen
         "seed": None if uniforms is None or sampling.temperature == 0 else seed(uniforms),
         "max_tokens": sampling.max_new_tokens,
         "stop_token_ids": list(stop_tokens),
-        "logprobs": 0,  # of the token drawn and no other
+        "logprobs": 0,  # only of the drawn token
     }
 
 
 def seed(uniforms: np.ndarray) -> int:
-    """A pure function of the numbers made for a sample, so keyed like them by (seed, step, question, sample)."""
+    """The seed of a sample: a pure function of its uniform numbers, which (seed, step, question, sample) determine."""
     digest = hashlib.blake2b(np.ascontiguousarray(uniforms, np.float32).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # vLLM keeps it in a signed integer of 64 bits
+    return int.from_bytes(digest, "little") >> 1  # vLLM stores it as a signed 64-bit integer
 
 
 def scoring_options(tokens: Sequence[int]) -> dict[str, Any]:
-    """Options of a text whose next token is scored, under the same names: `tokens` are those asked about.
+    """Options to get the log-probability of each of `tokens` as the next token after a text; names as in `options`.
 
-    Greedy, because then no mode of vLLM's divides by a temperature; the token that it draws is thrown away.
+    Greedy, because then vLLM divides by no temperature in any of its modes. The token that it draws is ignored.
     """
     return NEUTRAL | {
         "temperature": 0.0,
@@ -79,18 +84,18 @@ def scoring_options(tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def logprobs_mode(config: RunConfig) -> Literal["raw_logprobs", "processed_logprobs"]:
-    """Which of vLLM's log-probabilities a run needs; see the top of this file."""
+    """The kind of vLLM's log-probabilities that a run needs; see the top of this file."""
     return "processed_logprobs" if config.grpo.score_temperature == "sampling" else "raw_logprobs"
 
 
 def check_sampling(config: RunConfig, sampling: Sampling) -> None:
-    """Raise InputError for what vLLM would cut short, or score otherwise than the learner does."""
+    """Raise InputError for completions that are too long for this engine, and for log-probabilities that vLLM cannot give."""
     limit = config.longest_sequence - config.rollout.max_prompt_tokens
     if sampling.max_new_tokens > limit:
         raise InputError(f"{sampling.max_new_tokens} new tokens are asked for; this engine was made for {limit}")
     filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
     if filters and sampling.temperature > 0 and config.grpo.score_temperature == "sampling":
         raise InputError(
-            "grpo.score_temperature = 'sampling' with top_k, top_p or min_p: vLLM does not say these log-probabilities; "
+            "grpo.score_temperature = 'sampling' with top_k, top_p or min_p: vLLM cannot return these log-probabilities; "
             "use 'one', or torch.rollout_engine = 'hf'"
         )

@@ -370,7 +370,7 @@ def test_old_and_new_rope_fields_are_read_as_transformers_reads_them(name, tmp_p
                    "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window 99"),
         ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_attention'"),
         ("qwen2", {"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide"),
-        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not computed"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not supported"),
         ("mistral", {"sliding_window": 99}, "sliding_window 99 is shorter than the longest sequence (100 tokens)"),
         ("gemma2", {}, "this backend computes phi3, llama, qwen2, qwen3, mistral, olmo2"),
     ],

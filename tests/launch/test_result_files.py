@@ -17,7 +17,7 @@ def test_only_what_the_same_program_wrote_is_replaced(tmp_path):
     assert app.check_result("json", path, is_plan) == " (replaced)"
     for content in ('{"other": 1}', "[]", "patient,age\n1,50\n"):
         path.write_text(content)
-        with pytest.raises(InputError, match="is there already, and is no earlier result"):
+        with pytest.raises(InputError, match="exists, and is not an earlier result"):
             app.check_result("json", path, is_plan)
     with pytest.raises(InputError, match="is a directory"):
         app.check_result("json", tmp_path, is_plan)

@@ -227,7 +227,7 @@ def test_the_program(tmp_path, monkeypatch, capfd):
         (["--serve", "--ratings=r1=x"], "give it without --serve"),
         (
             [f"--first={first}", f"--second={second}", "--sheets=x"],
-            "--sheets goes with --ratings; without it would be ignored",
+            "--sheets goes with --ratings; leave it out",
         ),
         ([f"--first={first}", f"--second={second}", "--port=1"], "--port goes with --serve;"),
         (["--serve"], "--key goes with --first and --second or --ratings;"),
@@ -313,7 +313,7 @@ def test_only_an_earlier_summary_is_replaced(written, tmp_path, monkeypatch, cap
         return here("review", f"--ratings=r1={out / 'r1' / 'ratings.xlsx'}", f"--key={key}", f"--out={name}",
                     monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
 
-    assert "is no earlier result of this program" in call(key).refusal and key.read_text() == before
+    assert "is not an earlier result of this program" in call(key).refusal and key.read_text() == before
     assert "is a directory" in call(tmp_path).refusal
     assert "(replaced)" not in call(tmp_path / "s.json").out
     assert f"figures  {tmp_path / 's.json'} (replaced)" in call(tmp_path / "s.json").out

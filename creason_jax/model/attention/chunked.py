@@ -1,7 +1,7 @@
-"""The reference attention a block of queries at a time: any platform, dtype and shape, in memory linear in the row.
+"""The reference attention, one block of queries at a time: any platform, dtype and shape; memory is linear in the row length.
 
-Scores of one block exist at once and are computed again in the backward pass. Slower than a kernel: the half of the prompt's
-square that causality hides is computed too.
+Only the scores of one block exist at a time, and the backward pass computes them again. Slower than a kernel: it also computes
+the half of the prompt's scores that the causal mask hides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from creason_jax.model.attention.reference import over_both, over_prompt
 from shared.grpo import GroupLayout
 
-BLOCK = 128  # queries of every head
+BLOCK = 128  # queries of each head that are computed at a time
 
 
 def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, layout: GroupLayout) -> jax.Array:
@@ -24,8 +24,8 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
     prompt, group, length = layout.prompt, layout.group, layout.completion
     dtype = q.dtype
     q = q.reshape(batch, time, kv_heads, shared, size).transpose(0, 2, 3, 1, 4)  # [B, K, R, T, N]
-    # Wide outside the loop, so that the gradients of all blocks are added in float32.
-    k, v = (each.transpose(0, 2, 1, 3).astype(jnp.float32) for each in (k, v))  # [B, K, T, N]
+    # Float32 outside the loop: there the gradients of all blocks are added.
+    k, v = (x.transpose(0, 2, 1, 3).astype(jnp.float32) for x in (k, v))  # [B, K, T, N]
     prompt_k, prompt_v, prompt_valid = k[:, :, :prompt], v[:, :, :prompt], valid[:, :prompt]
 
     def in_prompt(start: jax.Array, block: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -41,17 +41,17 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
 
         def in_completion(start: jax.Array, block: jax.Array, prompt_k: jax.Array, prompt_v: jax.Array) -> jax.Array:
             causal = _causal(start, block.shape[3], length) & own_valid[:, None, None, None, None]
-            there = prompt_valid[:, None, None, None, None]
+            prompt_visible = prompt_valid[:, None, None, None, None]
             shared_k, shared_v = prompt_k.astype(dtype).swapaxes(-1, -2), prompt_v.astype(dtype)
             only_k, only_v = own_k[:, :, None].astype(dtype), own_v[:, :, None].astype(dtype)
-            return over_both(block[:, :, :, None], shared_k, shared_v, there, only_k, only_v, causal)[:, :, :, 0]
+            return over_both(block[:, :, :, None], shared_k, shared_v, prompt_visible, only_k, only_v, causal)[
+                :, :, :, 0
+            ]
 
         return _by_block(in_completion, own_q, prompt_k, prompt_v)
 
     own_q = jnp.moveaxis(q[:, :, :, prompt:].reshape(batch, kv_heads, shared, group, length, size), 3, 0)
-    own_k, own_v = (
-        jnp.moveaxis(each[:, :, prompt:].reshape(batch, kv_heads, group, length, size), 2, 0) for each in (k, v)
-    )
+    own_k, own_v = (jnp.moveaxis(x[:, :, prompt:].reshape(batch, kv_heads, group, length, size), 2, 0) for x in (k, v))
     own_valid = jnp.moveaxis(valid[:, prompt:].reshape(batch, group, length), 1, 0)
     completions = jnp.moveaxis(jax.lax.map(of_completion, (own_q, own_k, own_v, own_valid)), 0, 3)
     out = jnp.concatenate([out, completions.reshape(batch, kv_heads, shared, group * length, size)], axis=3)
@@ -59,7 +59,7 @@ def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, 
 
 
 def _by_block(attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`attend(start, queries, k, v)` for each block of the queries `[B, K, R, Q, N]`; shaped like q."""
+    """Call `attend(start, queries, k, v)` for each block of the queries `[B, K, R, Q, N]`; returns the shape of q."""
     count = q.shape[3]
     width = min(BLOCK, count)
     blocks = -(-count // width)
@@ -71,5 +71,5 @@ def _by_block(attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: j
 
 
 def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
-    """`[queries, keys]`: true where the key lies at or before the query, the first of which lies at `start`."""
+    """Causal mask `[queries, keys]`: true where the key is at or before the query. The first query is at `start`."""
     return start + jnp.arange(queries)[:, None] >= jnp.arange(keys)

@@ -13,7 +13,7 @@ LARGEST_HEAD = 128
 
 
 def refusal(dtype: jnp.dtype, size: int, layout: GroupLayout) -> str | None:
-    """Why cuDNN cannot compute this, or None where it can: heads of `size`, rows laid out as `layout`."""
+    """Why cuDNN cannot compute this, or None where it can. `size`: of a head; `layout`: of a row."""
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"computes no {jnp.dtype(dtype).name}"
     if size > LARGEST_HEAD or size % 8:
@@ -31,29 +31,29 @@ def group_attention(
     layout: GroupLayout,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """See `choose.group_attention`. "xla" computes the same from the same arguments anywhere, for the tests.
+    """See `choose.group_attention`. `implementation="xla"` computes the same on any platform, for the tests.
 
-    The prompt is a causal square that ends at the prompt's length; a completion is a rectangle over prompt and own keys
-    under a mask `[B, 1, C, P + C]`, one for all heads and completions, since cuDNN knows no causality that begins behind a
-    padded prompt.
+    One call computes the prompt, with cuDNN's causal mask and each prompt's length. One call for each completion attends to
+    the prompt's and its own keys, under a mask `[B, 1, C, P + C]` that all heads and completions share: cuDNN has no causal
+    mask that begins after a padded prompt.
     """
     batch, _, heads, size = q.shape
     prompt, group, length = layout.prompt, layout.group, layout.completion
     prompt_valid = valid[:, :prompt]
-    # A row without any token still attends to one key, so that no softmax is empty.
-    there = jnp.maximum(prompt_valid.sum(axis=1, dtype=jnp.int32), 1)
+    # A row without any token still attends to one key: a softmax over no key would give NaN.
+    prompt_lengths = jnp.maximum(prompt_valid.sum(axis=1, dtype=jnp.int32), 1)
     out = jax.nn.dot_product_attention(
         q[:, :prompt],
         k[:, :prompt],
         v[:, :prompt],
         is_causal=True,
-        key_value_seq_lengths=there,
+        key_value_seq_lengths=prompt_lengths,
         query_seq_lengths=jnp.full(batch, prompt, jnp.int32),
         implementation=implementation,
     )
     if not group:
         return out
-    # What is valid in a completion comes first, so causality alone hides its padding from it.
+    # The valid tokens of a completion come first, so the causal mask alone hides its padding from them.
     causal = jnp.tril(jnp.ones((length, length), bool))
     over_prompt = jnp.broadcast_to(prompt_valid[:, None, None], (batch, 1, length, prompt))
     mask = jnp.concatenate([over_prompt, jnp.broadcast_to(causal, (batch, 1, length, length))], axis=-1)

@@ -1,10 +1,10 @@
 """Plain attention over the group layout (training, prefill) and over the caches of a group (decoding).
 
-Shape letters: B rows or slots, T time, P prompt, G completions of a group, C completion length, Q queries of each
+Shape letters: B rows or slots, T time, P prompt length, G completions of a group, C completion length, Q queries of each
 completion, H heads, K key-value heads, R = H / K heads for each key-value head, N head size.
 
-Every product is a plain batched matrix product with heads in front: XLA's CPU backend computes einsums over scattered
-dimensions, and above all their gradients, at half that speed.
+Every product is a plain batched matrix product whose first dimensions are batch and heads. XLA's CPU backend takes twice as long
+for an einsum whose contracted dimensions are not next to each other, and most of all for its gradient.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 
 from shared.grpo import GroupLayout
 
-MASKED = -1e30  # finite, so that a row without any key gives no NaN
+MASKED = -1e30  # finite: a row without any visible key must not give NaN
 
 
 def group_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, layout: GroupLayout) -> jax.Array:
     """Causal attention in which a completion sees its prompt and itself, never its siblings.
 
-    q `[B, T, H, N]`, k and v `[B, T, K, N]`, valid `[B, T]` (False: padding); returns `[B, T, H, N]`. The prompt attends
-    by one `[P, P]` square, the completions by a rectangle over the prompt's keys and a `[C, C]` square each, so no
-    `[T, T]` array exists and the prompt's keys are read once for all completions.
+    q `[B, T, H, N]`, k and v `[B, T, K, N]`, valid `[B, T]` (False: padding); returns `[B, T, H, N]`. The prompt needs one
+    `[P, P]` array of scores. The completions need one `[G * C, P]` array over the prompt's keys, and a `[C, C]` array each.
+    So no `[T, T]` array exists, and the prompt's keys are read once for all completions.
     """
     batch, time, heads, size = q.shape
     kv_heads, shared = k.shape[2], heads // k.shape[2]
@@ -57,17 +57,18 @@ def decode_attention(
     own_v: jax.Array,
     own_there: jax.Array,
 ) -> jax.Array:
-    """One token of every sample: q `[B, G, H, N]`, its own k and v `[B, G, K, N]`; returns `[B, G, H, N]`.
+    """Attention of one new token of every sample: q `[B, G, H, N]`, its own k and v `[B, G, K, N]`; returns `[B, G, H, N]`.
 
-    It sees itself, its slot's prompt and the cache of its sample. prompt_k `[B, K, N, P]` and prompt_v `[B, K, P, N]` are
-    read once for all G samples (a matrix product in place of G vector products); prompt_length `[B]` counts their keys.
-    own_k `[B, K, G, N, C]` and own_v `[B, K, G, C, N]`; own_there `[B, C]` says which columns hold earlier tokens. The
-    caches are only read, so that whoever holds them can write the new token into them in place.
+    The token sees itself, the prompt of its slot and the earlier tokens of its sample. prompt_k `[B, K, N, P]` and prompt_v
+    `[B, K, P, N]` are read once for all G samples (one matrix product in place of G vector products); prompt_length `[B]`
+    is the number of valid keys in them. own_k `[B, K, G, N, C]` and own_v `[B, K, G, C, N]` are the samples' caches;
+    own_there `[B, C]` is true at the columns that hold earlier tokens. The caches are only read here, so the caller can
+    write the new token into them in place.
     """
     slots, group, heads, size = q.shape
     kv_heads, shared = k.shape[2], heads // k.shape[2]
     q = q.reshape(slots, group, kv_heads, shared, size).swapaxes(1, 2) * size**-0.5  # [B, K, G, R, N]
-    k, v = (each.swapaxes(1, 2)[:, :, :, None] for each in (k, v))  # [B, K, G, 1, N]
+    k, v = (x.swapaxes(1, 2)[:, :, :, None] for x in (k, v))  # [B, K, G, 1, N]
     prompt_there = jnp.arange(prompt_k.shape[3]) < prompt_length[:, None, None, None, None]
     scores = _product(q.reshape(slots, kv_heads, group * shared, size), prompt_k)
     over_prompt = jnp.where(prompt_there, scores.reshape(*q.shape[:-1], -1), MASKED)
@@ -85,7 +86,10 @@ def decode_attention(
 
 
 def over_prompt(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """q `[B, K, R, Q, N]`, k and v `[B, K, P, N]`, visible to broadcast to `[B, K, R, Q, P]`."""
+    """Attention over a prompt: q `[B, K, R, Q, N]`, k and v `[B, K, P, N]`; returns the shape of q.
+
+    `visible` broadcasts to `[B, K, R, Q, P]`.
+    """
     batch, kv_heads, shared, queries, size = q.shape
     scores = _product(q.reshape(batch, kv_heads, -1, size) * size**-0.5, k.swapaxes(-1, -2))
     scores = jnp.where(visible, scores.reshape(batch, kv_heads, shared, queries, -1), MASKED)
@@ -102,10 +106,10 @@ def over_both(
     own_v: jax.Array,
     own_visible: jax.Array,
 ) -> jax.Array:
-    """q `[B, K, R, G, Q, N]` over a shared prompt, keys `[B, K, N, P]` and values `[B, K, P, N]`, and own keys and values
-    `[B, K, G, C, N]`; shaped like q.
+    """Attention of completions over their shared prompt and over themselves; q and the result are `[B, K, R, G, Q, N]`.
 
-    One softmax over both without joining the two score arrays, which would copy the larger one.
+    prompt_k `[B, K, N, P]`, prompt_v `[B, K, P, N]`, own_k and own_v `[B, K, G, C, N]`. One softmax over both score arrays
+    without joining them: joining would copy the larger one.
     """
     batch, kv_heads, shared, group, queries, size = q.shape
     q = q * size**-0.5

@@ -17,23 +17,27 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 from shared.grpo import GroupLayout
 
-SMALLEST_BLOCK, LARGEST_BLOCK = 128, 512  # queries and keys that one turn of the kernel holds; lanes come by 128
-THERE, PADDING = 0, 1  # segments: every query sees keys that are there
+# Queries and keys in one block of the kernel. A block is a multiple of 128, the width of a TPU's vector registers.
+SMALLEST_BLOCK, LARGEST_BLOCK = 128, 512
+VALID, PADDING = 0, 1  # segment ids of keys: every query has VALID, so it never sees padding
 
 
 class GroupMask(splash_attention_mask.Mask):
-    """Causal; a completion sees its prompt and itself. Blocks are rendered when asked for: no `[T, T]` array exists."""
+    """The causal mask in which a completion sees its prompt and itself.
+
+    Blocks of the mask are made when the kernel asks for them, so no `[T, T]` array exists.
+    """
 
     def __init__(self, layout: GroupLayout):
         self.layout = layout
         position = np.arange(layout.length)
         inside = (position - layout.prompt) // max(1, layout.completion) * layout.completion
-        # Where the query's own segment begins.
+        # The position at which the query's own prompt or completion begins.
         self.start = np.where(position < layout.prompt, 0, layout.prompt + inside)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(T, T)`."""
+        """The shape of the whole mask, `(T, T)`."""
         return self.layout.length, self.layout.length
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
@@ -60,8 +64,8 @@ def group_attention(
 ) -> jax.Array:
     """See `choose.group_attention`; `interpret` runs the kernel without a TPU, for the tests.
 
-    Prompt and completions are padded to whole blocks each, so that every block is wholly visible, wholly hidden or a causal
-    triangle, all of them the same one.
+    The prompt and each completion are padded to whole blocks. Then every block of the mask is all true, all false, or the same
+    causal triangle.
     """
     block = _block(layout)
     wide = GroupLayout(
@@ -69,9 +73,9 @@ def group_attention(
     )
     size = q.shape[-1]
     kernel = _kernel(wide, q.shape[2], block, interpret)
-    q, k, v = (_widened(each, layout, wide).swapaxes(1, 2) for each in (q * size**-0.5, k, v))  # [B, heads, T, N]
-    keys = jnp.where(_widened(valid, layout, wide), THERE, PADDING).astype(jnp.int32)
-    out = jax.vmap(kernel)(q, k, v, SegmentIds(jnp.full_like(keys, THERE), keys))
+    q, k, v = (_widened(x, layout, wide).swapaxes(1, 2) for x in (q * size**-0.5, k, v))  # [B, heads, T, N]
+    keys = jnp.where(_widened(valid, layout, wide), VALID, PADDING).astype(jnp.int32)
+    out = jax.vmap(kernel)(q, k, v, SegmentIds(jnp.full_like(keys, VALID), keys))
     return _narrowed(out.swapaxes(1, 2), layout, wide)
 
 
@@ -86,12 +90,12 @@ def _kernel(layout: GroupLayout, heads: int, block: int, interpret: bool) -> Cal
         block_q_dq=block,
         block_kv_dq=block,
     )
-    with jax.ensure_compile_time_eval():  # its tables outlive the trace that asks for them first
+    with jax.ensure_compile_time_eval():  # the cached kernel's tables are used in later traces too
         return make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 def _block(layout: GroupLayout) -> int:
-    """As large as the shorter part of the row allows without being mostly padding."""
+    """The block size: the largest power of two up to the shorter part of the row, so that no block is mostly padding."""
     shorter = min(layout.prompt, layout.completion) if layout.group else layout.prompt
     return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, 2 ** (shorter.bit_length() - 1)))
 
@@ -101,7 +105,7 @@ def _rounded(length: int, block: int) -> int:
 
 
 def _widened(x: jax.Array, layout: GroupLayout, wide: GroupLayout) -> jax.Array:
-    """`[B, T, ...]` with zeros behind the prompt and behind each completion."""
+    """`[B, T, ...]` with zeros added after the prompt and after each completion, as `wide` says."""
     if layout == wide:
         return x
     batch, rest = x.shape[0], x.shape[2:]
