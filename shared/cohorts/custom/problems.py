@@ -1,4 +1,4 @@
-"""Cells that do not fit the codebook: all of them, with row and column, and never with what they hold."""
+"""The list of all cells that do not match the codebook: row, column and reason, but never the content of the cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPORT = "problems.csv"
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong with a cell. `row` counts the first row of the file, with the names, as 1."""
+    """What is wrong with one cell. `row` is the line number in the file, where the header has 1."""
 
     row: int
     column: str
@@ -23,7 +23,7 @@ class Problem:
 
 
 class Problems(InputError):
-    """Cells that do not fit; `found` lists every one."""
+    """Cells do not match the codebook. `found` lists all of them."""
 
     def __init__(self, path: Path, found: Sequence[Problem]) -> None:
         first = found[0]
@@ -35,7 +35,7 @@ class Problems(InputError):
 
 
 def write_report(path: Path, found: Sequence[Problem]) -> None:
-    """Write a CSV of row, column and problem, readable by its owner only."""
+    """Write the problems as a CSV file with row, column and problem, readable by its owner only."""
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["row", "column", "problem"])
