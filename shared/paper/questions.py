@@ -46,12 +46,14 @@ def questions(
         messages = _messages(rows, material, draws, count, masked, all_victims, progress)
         order = np.random.default_rng(SEED).permutation(len(messages))[:count]
         asked = [(messages[i], question) for i in order for question in messages[i].asked]
-        made = [_question(registry, *pair, number) for number, pair in enumerate(asked)]
+        questions_or_none = [_question(registry, *pair, number) for number, pair in enumerate(asked)]
     else:
         predictions = _predictions(rows, cohort, material, draws, task, count)
-        made = [_predicted(registry, cohort, task, prediction, number) for number, prediction in enumerate(predictions)]
-    complete = [question for question in made if question is not None]
-    return complete[:count], len(made) - len(complete)
+        questions_or_none = [
+            _predicted(registry, cohort, task, prediction, number) for number, prediction in enumerate(predictions)
+        ]
+    complete = [question for question in questions_or_none if question is not None]
+    return complete[:count], len(questions_or_none) - len(complete)
 
 
 def _messages(

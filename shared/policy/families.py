@@ -40,7 +40,7 @@ class Family:
     partial_rotary: bool = False  # whether `partial_rotary_factor` may leave a part of each head without rotation
     original_positions: int | None = None  # default of original_max_position_embeddings; None: max_position_embeddings
     # More fields for the config.json of a model that is created here; POSITIONS stands for the number of positions.
-    made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    new_model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def norms_after(self) -> bool:
@@ -69,7 +69,7 @@ FAMILIES: dict[str, Family] = {
         rope_aliases={"su": "longrope", "yarn": "longrope"},
         partial_rotary=True,
         original_positions=4_096,
-        made={
+        new_model_fields={
             "partial_rotary_factor": 1.0,
             "original_max_position_embeddings": POSITIONS,
             "embd_pdrop": 0.0,

@@ -55,7 +55,7 @@ def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: i
         "eos_token_id": eos,
         "pad_token_id": pad,
     }
-    config |= {name: MAX_POSITIONS if value == POSITIONS else value for name, value in family.made.items()}
+    config |= {name: MAX_POSITIONS if value == POSITIONS else value for name, value in family.new_model_fields.items()}
     if "head_dim" in family.defaults:
         config["head_dim"] = model.hidden_size // model.num_attention_heads
     return config

@@ -106,7 +106,7 @@ def _registry(
     try:
         registry, maker = _made(data, source, seed, wanted["salt"], wanted, stage)
     except problems.Problems as error:
-        problems.write_report(out / problems.REPORT, error.found)
+        problems.write_report(out / problems.REPORT, error.problems)
         raise
     stage("saving the registry")
     store.save(registry, staged / "registry")

@@ -102,7 +102,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the block fails. Raises InputError if the file system does not allow it.
     """
     with writing(path):
-        made = make_folder(path.parent)
+        new_folders = make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with writing(path):
@@ -114,7 +114,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     except BaseException:
         remove(temporary)
-        remove_empty(made)
+        remove_empty(new_folders)
         raise
 
 

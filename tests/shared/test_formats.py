@@ -164,7 +164,7 @@ def test_decimal_commas_and_semicolons_are_found_said_and_read(tmp_path):
     assert kinds == {"id": "id", "temp": "number", "dose": "number", "n": "category", "codes": "ignore"}
     with pytest.raises(Problems) as caught:
         custom.read(tmp_path, decimal=".")
-    assert {(p.row, p.column, p.problem) for p in caught.value.found} >= {
+    assert {(p.row, p.column, p.problem) for p in caught.value.problems} >= {
         (2, "temp", "a decimal comma, where decimal points are read (--decimal)"),
         (3, "dose", "a number with marks of thousands; write it without them"),
     }

@@ -23,20 +23,20 @@ class Problem:
 
 
 class Problems(InputError):
-    """Cells do not match the codebook. `found` lists all of them."""
+    """Cells do not match the codebook. `problems` lists all of them."""
 
-    def __init__(self, path: Path, found: Sequence[Problem]) -> None:
-        first = found[0]
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        first = problems[0]
         super().__init__(
-            f"{path}: {len(found):,} cells do not fit the codebook; the first is row {first.row}, column {first.column}: "
+            f"{path}: {len(problems):,} cells do not fit the codebook; the first is row {first.row}, column {first.column}: "
             f"{first.problem}; {REPORT} in the --out folder lists all"
         )
-        self.found = list(found)
+        self.problems = list(problems)
 
 
-def write_report(path: Path, found: Sequence[Problem]) -> None:
+def write_report(path: Path, problems: Sequence[Problem]) -> None:
     """Write the problems as a CSV file with row, column and problem, readable by its owner only."""
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["row", "column", "problem"])
-        writer.writerows(dataclasses.astuple(problem) for problem in found)
+        writer.writerows(dataclasses.astuple(problem) for problem in problems)

@@ -88,24 +88,24 @@ def clean(
 
     With `paper`, values are those of the original. Raises InputError if a code has no meaning, or a date cannot be read.
     """
-    known = {field.name: field for field in fields if field.name not in EDUCATION}
-    absent = sorted(set(known) - set(columns))
+    field_of = {field.name: field for field in fields if field.name not in EDUCATION}
+    absent = sorted(set(field_of) - set(columns))
     if absent:
         raise InputError(f"the metadata names columns that no data file has: {', '.join(absent)}")
-    dates = {name: _dates(name, columns[name]) for name in columns if name in known and known[name].dated}
-    kept = _cohort(columns, dates)
-    data = {name: [values[row] for row in kept] for name, values in columns.items()}
-    dates = {name: [values[row] for row in kept] for name, values in dates.items()}
-    _clear_vessels(data, known)
-    made = []
+    dates = {name: _dates(name, columns[name]) for name in columns if name in field_of and field_of[name].dated}
+    in_cohort = _cohort(columns, dates)
+    data = {name: [values[row] for row in in_cohort] for name, values in columns.items()}
+    dates = {name: [values[row] for row in in_cohort] for name, values in dates.items()}
+    _clear_vessels(data, field_of)
+    cleaned = []
     for name, values in data.items():
         if name == EDUCATION[0]:
-            made.append(_education(values, data[EDUCATION[1]], paper))
-        elif name in known and name not in IDENTIFYING:
-            field = known[name]
+            cleaned.append(_education(values, data[EDUCATION[1]], paper))
+        elif name in field_of and name not in IDENTIFYING:
+            field = field_of[name]
             decoded: Values = dates[name] if field.dated else _decoded(field, values, dictionary, paper)
-            made.append(_shown(field, decoded, paper))
-    return data[ID.lower()], made
+            cleaned.append(_shown(field, decoded, paper))
+    return data[ID.lower()], cleaned
 
 
 def _decoded(field: Field, values: Values, dictionary: Mapping[str, str], paper: bool) -> Values:
@@ -157,18 +157,18 @@ def _dates(name: str, values: Values) -> Values:
 def _cohort(columns: Mapping[str, Values], dates: Mapping[str, Values]) -> list[int]:
     """The rows of ischaemic strokes whose two outcomes are known and come after discharge."""
     needed = ("3m_d", "dis_d", "cum_mve_1y_d")
-    known = {name: dates[name] if name in dates else _dates(name, columns[name]) for name in needed}
-    kept = []
+    date_of = {name: dates[name] if name in dates else _dates(name, columns[name]) for name in needed}
+    in_cohort = []
     for row, (kind, mrs, mace) in enumerate(
         zip(columns["ind_str"], columns["mrs3mo"], columns["cum_mve_1y"], strict=True)
     ):
-        discharge, visit, event = (known[name][row] for name in ("dis_d", "3m_d", "cum_mve_1y_d"))
+        discharge, visit, event = (date_of[name][row] for name in ("dis_d", "3m_d", "cum_mve_1y_d"))
         known_outcomes = mrs not in ("", None, MRS_UNKNOWN) and mace not in ("", None)
         in_order = discharge is not None and visit is not None and discharge < visit
         before_event = event is None or (discharge is not None and discharge < event)
         if kind != HEMORRHAGE and known_outcomes and in_order and before_event:
-            kept.append(row)
-    return kept
+            in_cohort.append(row)
+    return in_cohort
 
 
 def _clear_vessels(data: dict[str, Values], known: Mapping[str, Field]) -> None:
