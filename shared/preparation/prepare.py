@@ -175,7 +175,7 @@ def question_maker(registry: Registry, data: DataConfig, seed: int) -> Maker:
             difficulty=data.difficulty,
             mi_cutoff=data.mi_cutoff,
             masked=data.masked,
-            causal=data.causal,
+            hide_later_sections=data.causal,
             core_features=data.core_features,
             core_kind=data.core_kind,
             context_features=data.context_features,
