@@ -47,8 +47,8 @@ class Unwritable(InputError):
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(
-            f"{path}: cannot be written ({reason}); see that there is room and that this process may write there, then give "
-            "the same command again"
+            f"{path}: cannot be written ({reason}); check that the disk has free space and that this process may write "
+            "there, then run the same command again"
         )
         self.filename, self.reason = str(path), reason
 

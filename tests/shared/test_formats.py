@@ -224,7 +224,9 @@ def test_what_separates_cells_is_found(tmp_path, text, columns):
 
 def test_a_separator_that_cannot_be_told_is_refused(tmp_path):
     path = write_text(tmp_path, "id;a,b\n1;2,3\n4;5,6\n")
-    with pytest.raises(InputError, match=r"separated by commas or semicolons: say by which, such as --delimiter=comma"):
+    with pytest.raises(
+        InputError, match=r"separated by commas or semicolons: give the right separator, such as --delimiter=comma"
+    ):
         read_data(path)
     assert read_data(path, delimiter=";").columns == {"id": ["1", "4"], "a,b": ["2,3", "5,6"]}
     path = write_text(tmp_path, "id age\nP1 30\nP2 40\n", "data.txt")
@@ -240,7 +242,7 @@ def test_a_separator_that_cannot_be_told_is_refused(tmp_path):
         with pytest.raises(InputError, match=words):
             read_data(path, **given)
     old_workbook(tmp_path / "data.xls", {"Data": [["id"], ["P1"]]})
-    with pytest.raises(InputError, match=r"delimiter = ';': a xls file has its own cells; leave it out"):
+    with pytest.raises(InputError, match=r"delimiter = ';': a xls file needs no separator; leave it out"):
         read_data(tmp_path / "data.xls", delimiter=";")
 
 

@@ -29,7 +29,7 @@ from shared.storage import files
 from shared.training.metrics_log import MetricsWriter, read_metrics
 from shared.training.trajectories import TrajectoryReader, TrajectoryWriter
 
-REASON = r"cannot be written \(File too large\); see that there is room"
+REASON = r"cannot be written \(File too large\); check that the disk has free space"
 QUESTIONS = exam(30)
 
 

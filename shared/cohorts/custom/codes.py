@@ -139,7 +139,7 @@ def _without_coding(line: Line, table: RawTable, cells: Sequence[Any]) -> Codes:
     mixed = mixed_answers(same.get(text, text) for text in texts)
     if mixed:
         raise InputError(f"{table.path}: column {line.column}: yes or no is written in several ways: {_listed(mixed)}; "
-                         f"say which are one in its coding: `{answers_coding(mixed)}`")  # fmt: skip
+                         f"give a coding that says which mean the same: `{answers_coding(mixed)}`")  # fmt: skip
     notes = (
         [f"column {line.column}: whole numbers written with decimals, such as 1.0, are read without"] if same else []
     )
@@ -148,8 +148,8 @@ def _without_coding(line: Line, table: RawTable, cells: Sequence[Any]) -> Codes:
         by_letters[text.casefold()].add(text)
     differing = sum(len(written) > 1 for written in by_letters.values())
     if differing:
-        notes.append(f"column {line.column}: {differing} of its values also occur with other upper and lower case letters; they "
-                     f"count as different, give a coding where they are one")  # fmt: skip
+        notes.append(f"column {line.column}: {differing} of its values also occur with other upper and lower case letters; "
+                     f"these count as different values; give a coding if they are the same")  # fmt: skip
     return Codes(cells, same, notes=notes)
 
 

@@ -105,7 +105,7 @@ def _text(path: Path, encoding: str) -> tuple[str, list[str]]:
     try:
         decode, notes = decoder(path, raw.split("\n"), "")
     except InputError:
-        raise InputError(f"{path}: not a readable {kind} file in UTF-8, and in which other encoding cannot be told; name its "
+        raise InputError(f"{path}: not a readable {kind} file in UTF-8, and its encoding is not recognised; name its "
                          f"encoding, such as --encoding=cp949, or save it in UTF-8") from None  # fmt: skip
     return decode(raw), notes
 
@@ -125,7 +125,7 @@ def _separator(path: Path, text: str) -> str:
         separators = " or ".join(SEPARATORS[mark] for mark in best)
         names = {mark: name for name, mark in NAMES.items()}
         raise InputError(
-            f"{path}: cells may be separated by {separators}: say by which, such as --delimiter={names[best[0]]}"
+            f"{path}: cells may be separated by {separators}: give the right separator, such as --delimiter={names[best[0]]}"
         )
     return best[0]
 

@@ -28,16 +28,19 @@ SECTION, LATER = "Record", "Outcome"
 
 BETWEEN = " | "  # separates the remarks on one column
 OUTCOME = "looks like an outcome or comes after it: ignore it, or keep it in a last section and prepare with --causal"
-NO_LABELS = "codes without labels: write them, such as 1=Yes; 0=No; and number, where it counts something"
+NO_LABELS = (
+    "codes without labels: write labels such as 1=Yes; 0=No, or give the kind number if the values count something"
+)
 SOME_LABELS = (
-    "labels of a few of its numbers: see in the coding which mean missing, as in 999=, and which are numbers, as in 0=0"
+    "only some of its numbers have labels: check in the coding which of these mean missing, as in 999=, "
+    "and which are numbers, as in 0=0"
 )
 UNSURE = "a label that may mean missing: then leave it empty, as in 9="
-TO_ASK = "more different texts than can be asked for; category or text shows them"
+TO_ASK = "too many different texts to be asked for: give the kind category or text to show them"
 PROSE = "free text, which may name a patient"
 DATE_FORM = "looks like dates: write them as 2024-01-31 and give the kind datetime"
-ANOTHER_KEY = "names rows as the id does"
-ANSWERS = "several answers in a cell: text shows them, a column for each answer lets them be asked for"
+ANOTHER_KEY = "identifies rows, as the id does"
+ANSWERS = "several answers in one cell: give the kind text to show them; to ask for them, make a column for each answer"
 FROM_VALUES = (TO_ASK, NO_LABELS)  # remarks on columns that may be numbers
 LISTS = "holds lists, structures or bytes"
 
@@ -214,14 +217,18 @@ def kind_of(present: Sequence[Any]) -> tuple[str, dict[str, str], str]:
     if answers:
         coding = {text: "Yes" if text.casefold() in YES else "No" for text in answers}
         others = {text: "" for text in texts if text not in coding}
-        return "category", coding | others, "yes and no in several ways: see that the coding joins the right ones"
+        return (
+            "category",
+            coding | others,
+            "yes or no has several spellings: check that the coding gives each the right label",
+        )
     if all(hasattr(cell, "year") or _is_date(cell) for cell in present):
         return "datetime", {}, ""
     if _all_numbers(present):
         return _of_numbers(present, texts)
     if len(marks) <= FEW_MARKS and len(texts) - len(marks) > len(marks):
         coding = {mark: "" if mark.lower() in MISSING_MARKS else mark for mark in marks}
-        return "number", _writable(coding), "texts among its numbers: see that the coding says what they mean"
+        return "number", _writable(coding), "texts among its numbers: check that the coding says what they mean"
     if all(_DATE.match(text) for text in texts):
         return "ignore", {}, DATE_FORM
     if _is_prose(texts):

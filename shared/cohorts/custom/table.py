@@ -81,7 +81,7 @@ def read_data(
     if encoding and kind in (".parquet", *WORKBOOKS):
         raise InputError(f"{path}: encoding = {encoding!r}: texts of {kind[1:]} files are in UTF-8; leave it out")
     if delimiter and kind not in ENDINGS:
-        raise InputError(f"{path}: delimiter = {delimiter!r}: a {kind[1:]} file has its own cells; leave it out")
+        raise InputError(f"{path}: delimiter = {delimiter!r}: a {kind[1:]} file needs no separator; leave it out")
     table = _with_mark(_read(path, kind, form, catalogue), form, recognise=kind in ENDINGS)
     if not table.columns:
         raise InputError(f"{path}: has no column")
