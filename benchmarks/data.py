@@ -20,7 +20,7 @@ from shared.randomness import generator
 from shared.registry.build import RawColumn, RawRegistry, build
 from shared.registry.features import value_text
 from shared.registry.leakage import hidden_with, mutual_information
-from shared.registry.statistics import fit
+from shared.registry.statistics import value_statistics
 from shared.registry.store import Registry
 from shared.tasks import balanced
 from shared.tasks.denoising import MASK, Denoising, questions
@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
     registry = build(generated(FLAGS.patients, FLAGS.features), valid_patients=FLAGS.patients // 10, seed=1)
     built = time.perf_counter() - started
     start = time.process_time()
-    statistics = fit(registry.train, registry.features)
+    statistics = value_statistics(registry.train, registry.features)
     statistics_seconds = time.process_time() - start
     start = time.process_time()
     mutual_information(registry.train, registry.features, statistics)

@@ -74,7 +74,7 @@ class ServerEngine(Engine):
                 # A tied weight is written under both names: a server on a CPU renews its packed head only when it gets a weight
                 # under the head's name (`creason_torch.rollout.vllm`), and the device of the server is not known here.
                 save_params(temporary, self._named_twice(weights))
-                weight_files.describe(self.model, temporary)
+                weight_files.copy_config_and_tokenizer(self.model, temporary)
             try:
                 self._publish()
             except InputError as error:

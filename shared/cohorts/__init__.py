@@ -1,1 +1,1 @@
-"""From the raw files of a cohort to the columns of a registry: one folder a cohort, and the tables that they are read from."""
+"""Reads the raw files of a cohort into the columns of a registry: one folder for each cohort, and readers of raw tables."""

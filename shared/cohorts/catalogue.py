@@ -1,4 +1,4 @@
-"""The cohorts by name. A cohort's module offers `read(source, cohort=...)` and `digests(source)`."""
+"""The cohorts by name. The module of a cohort has the functions `read(source, cohort=...)` and `digests(source)`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shared.registry.build import RawRegistry
 
 
 class Cohort(Protocol):
-    """What a cohort's module offers."""
+    """The functions that the module of a cohort must have."""
 
     def read(self, source: Path, *, cohort: str) -> RawRegistry:
-        """The registry from the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
+        """Read the registry from the raw files in `source`. Raises InputError that names the wrong file or column."""
         ...
 
     def digests(self, source: Path) -> dict[str, str]:
-        """Digest of each raw file, by its name. Raises InputError listing every file that is missing."""
+        """The checksum of each raw file, by file name. Raises InputError that lists every missing file."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Tables whose first row does not name each column: titles, and headers of two rows."""
+"""Detects tables whose first row does not name every column: a title above the names, or a header of two rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from shared.errors import InputError
 from shared.registry.features import as_number
 
-LOOKED_AT = 200  # rows
-ENOUGH = 3  # rows below the second, before these say what a column holds
+LOOKED_AT = 200  # rows below the second, from which the kind of a column is found
+ENOUGH = 3  # rows with a cell that are needed to say what a column holds
 MISSING_MARKS = ("na", "n/a", "nan", "null", "none", ".", "-", "?", "unknown", "missing")
 
-_VALUE = re.compile(r"[<>≤≥~=]|\d+[-./:]\d")  # how a mark such as <0.3 begins, or a date
-_WORD = re.compile(r"[^\W\d_]|[(\[]")  # what a name begins with, and a mark such as <0.3 does not
+_VALUE = re.compile(r"[<>≤≥~=]|\d+[-./:]\d")  # the beginning of a value such as <0.3, or of a date
+_WORD = re.compile(r"[^\W\d_]|[(\[]")  # the beginning of a name, but not of a value such as <0.3
 
 
 def check_header(where: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Raises InputError where a title stands above the names, or a second row of names, labels or units below them."""
+    """Raise InputError if there is a title above the column names, or a second row of names, labels or units below them."""
     if len(rows) < 2:
         return
     first, second = rows[0], rows[1]
@@ -46,7 +46,7 @@ def _is_name(cell: Any) -> bool:
 
 
 def _is_text(cell: Any) -> bool:
-    """Whether a cell reads like a name, a label or a unit: no number, date, or mark of a value."""
+    """Whether a cell may be a name, a label or a unit, and not a number, a date, a value such as <0.3, or a missing mark."""
     text = str(cell).strip()
     return (
         isinstance(cell, str)

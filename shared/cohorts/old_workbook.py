@@ -1,4 +1,4 @@
-"""Excel workbooks of before 2007 (.xls), read as those of today are."""
+"""Reads Excel workbooks of the format before 2007 (.xls), with the same result as for .xlsx files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openpyxl.utils import get_column_letter
 
 from shared.errors import InputError
 
-# What xlrd raises for files that are no workbooks, or damaged ones.
+# The exceptions that xlrd raises for a file that is damaged or no workbook.
 UNREADABLE = (
     xlrd.XLRDError,
     xlrd.compdoc.CompDocError,
@@ -28,10 +28,11 @@ UNREADABLE = (
 
 
 def read_old_sheet(path: Path, *, merged: bool) -> tuple[str, list[list[Any]], list[str]]:
-    """The name of the first visible sheet, its cells `[rows][columns]` (None where blank), and what was not read.
+    """Read the first visible sheet: its name, its cells `[rows][columns]` (None where blank), and notes on other sheets.
 
-    Dates, truth values and error values come as `workbook.read_sheet` gives them. With `merged`, merged cells are blank but
-    the first; without, they are refused. Raises InputError for these, and for what is no workbook.
+    Dates, truth values and error values have the same form as from `workbook.read_sheet`. If `merged` is true, of merged cells
+    the first has the value and the others are blank; otherwise merged cells are refused. Raises InputError for refused merged
+    cells, and for a file that is no workbook.
     """
     try:
         with xlrd.open_workbook(file_contents=path.read_bytes(), formatting_info=True, logfile=_Silent()) as book:
@@ -44,10 +45,10 @@ def read_old_sheet(path: Path, *, merged: bool) -> tuple[str, list[list[Any]], l
 
 
 class _Silent:
-    """Where xlrd writes its warnings."""
+    """A file-like object for xlrd's warnings that ignores them."""
 
     def write(self, _: str) -> None:
-        """Drop a text."""
+        """Ignore a text."""
 
 
 def _read(path: Path, book: xlrd.Book, merged: bool) -> tuple[str, list[list[Any]], list[str]]:
@@ -79,7 +80,7 @@ def _refuse_merged(where: str, sheet: xlrd.sheet.Sheet) -> None:
 
 
 def _value(cell: xlrd.sheet.Cell, datemode: int) -> Any:
-    """A cell's value; whole numbers as such, since the format knows nothing but fractions."""
+    """The value of a cell. Whole numbers become int, since the format stores all numbers as float."""
     if cell.ctype in (xlrd.XL_CELL_EMPTY, xlrd.XL_CELL_BLANK):
         return None
     if cell.ctype == xlrd.XL_CELL_NUMBER:

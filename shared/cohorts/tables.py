@@ -1,4 +1,4 @@
-"""Raw tables as registries deliver them: workbooks, CSV, Parquet. Cells come as they stand, blanks as ""."""
+"""Reads raw tables: workbooks, CSV and Parquet files. Cells are not interpreted; a blank cell is ""."""
 
 from __future__ import annotations
 
@@ -22,33 +22,38 @@ from shared.errors import InputError
 from shared.registry.store import read_parquet
 from shared.storage import files
 
-CODE = re.compile(r"[A-Za-z]?[\d., -]{1,12}|nan|NA")
-MAX_CELL = 32_767  # characters; what a workbook's cell can hold
+CODE = re.compile(
+    r"[A-Za-z]?[\d., -]{1,12}|nan|NA"
+)  # short texts that cannot identify a patient; messages may repeat them
+MAX_CELL = 32_767  # characters; the most that a cell of a workbook can hold
 
 
-# What a spreadsheet shows in place of a value that it could not calculate.
+# What a spreadsheet shows if it could not calculate the value of a cell.
 ERROR_VALUES = frozenset(
     ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#GETTING_DATA", "#SPILL!", "#CALC!", "#FIELD!",
      "#BLOCKED!", "#CONNECT!", "#UNKNOWN!", "#BUSY!")
 )  # fmt: skip
 FRACTION = "an id with a fraction; ids are whole numbers or texts"
-WORKBOOK_DIGITS = 15  # of a number in a workbook, the rest are lost
+WORKBOOK_DIGITS = 15  # a workbook keeps so many digits of a number; the others are lost
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
-_INDEX_NAME = re.compile(r"|Unnamed: \d+")  # pandas' and R's names of a column of row numbers
+_INDEX_NAME = re.compile(r"|Unnamed: \d+")  # names that pandas and R give to a column of row numbers
 _SPELLED_NUMBER = re.compile(r"[+-]?[0-9]+\.([0-9]*)([eE][+-]?[0-9]+)?")
-_SHORTENED = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE]\+[0-9]+")  # as Excel writes a long number; 5e10 may be a name
+_SHORTENED = re.compile(
+    r"[+-]?[0-9]+(\.[0-9]*)?[eE]\+[0-9]+"
+)  # as Excel writes a long number; without "+" it may be a name
 
 
 @dataclasses.dataclass(frozen=True)
 class RawTable:
-    """Cells as they stand in a file, blanks as "": `columns[name]` is `[rows]`, names as `plain_name` makes them.
+    """The cells of a file. `columns[name]` is `[rows]`; a blank cell is "". Names have the form that `plain_name` gives.
 
-    `labels` are what the file itself says of columns (Stata, SAS, SPSS). `row_numbers` is a column of row numbers that was
-    left out, by its name. `notes` say what was left out or read in another way than one may think. `numbers` are the rows'
-    places in the file, that of the names being 1. Where a file has labels for a column's values, the cells are these;
-    `codes` holds the column's cells as they were, and `value_labels` the label of each code. `decimal` is the mark with
-    which texts spell numbers; `undecided` names columns, each with a row, in which it could be either.
+    `labels` are descriptions of columns that the file contains (Stata, SAS, SPSS). `row_numbers` is a column of row numbers that
+    was left out, by name. `notes` say what was left out or read in an unexpected way. `numbers` are the line numbers of the
+    rows in the file; the header has 1. If the file has labels for the values of a column, `columns` holds the labels, `codes`
+    the original values, and `value_labels` the label of each value. `decimal` is the decimal mark of numbers in texts.
+    `undecided` are the columns in which a comma may be a decimal mark or may separate thousands, each with the line number of
+    one such cell.
     """
 
     path: Path
@@ -68,54 +73,54 @@ class RawTable:
         return len(next(iter(self.columns.values()), []))
 
     def number(self, row: int) -> int:
-        """The place in the file of a row (from 0)."""
+        """The line number in the file of row `row`, which counts from 0."""
         return self.numbers[row] if self.numbers else row + 2
 
     def only(self, rows: Sequence[int]) -> RawTable:
-        """The table of these rows (from 0), which keep their places in the file."""
+        """The table with only these rows (counted from 0). They keep their line numbers."""
 
-        def chosen(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        def selected(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
             return {name: [cells[row] for row in rows] for name, cells in columns.items()}
 
         return dataclasses.replace(
             self,
-            columns=chosen(self.columns),
-            row_numbers=chosen(self.row_numbers),
-            codes=chosen(self.codes),
+            columns=selected(self.columns),
+            row_numbers=selected(self.row_numbers),
+            codes=selected(self.codes),
             numbers=[self.number(row) for row in rows],
         )
 
 
 def suffix(path: Path) -> str:
-    """How a file's name ends, in lower case and without `.gz`: `.csv` for DATA.CSV.gz."""
+    """The ending of a file name in lower case, without `.gz`: `.csv` for DATA.CSV.gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def check_folder(source: Path, should_hold: str) -> None:
-    """Raises InputError unless `source` is a folder; the message says what it should hold."""
+    """Raise InputError if `source` is not a folder. The message says that it should hold `should_hold`."""
     if not source.is_dir():
         what = "is a file; give the folder that it lies in" if source.is_file() else "no such folder"
         raise InputError(f"{source}: {what}; it should hold {should_hold}")
 
 
 def find(source: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """For each key the first of its file names that is in `source`, in upper or lower case.
+    """The path of each wanted file: for each key, the first of its possible names that is in the folder `source`.
 
-    Raises InputError listing every one missing.
+    Upper and lower case are the same. Raises InputError that lists every missing file.
     """
     check_folder(source, ", ".join(names[0] for names in wanted.values()))
-    found, missing = {}, []
-    there = {path.name.lower(): path for path in sorted(source.iterdir()) if path.is_file()}
+    paths, missing = {}, []
+    by_lower_name = {path.name.lower(): path for path in sorted(source.iterdir()) if path.is_file()}
     for key, names in wanted.items():
         exact = next((source / name for name in names if (source / name).is_file()), None)
-        path = exact or next((there[name.lower()] for name in names if name.lower() in there), None)
+        path = exact or next((by_lower_name[name.lower()] for name in names if name.lower() in by_lower_name), None)
         if path is None:
             missing.append(" or ".join(names))
         else:
-            found[key] = path
+            paths[key] = path
     if missing:
         raise InputError(f"{source}: missing {'; '.join(missing)}")
-    return found
+    return paths
 
 
 def digest(path: Path) -> str:
@@ -125,7 +130,7 @@ def digest(path: Path) -> str:
 
 
 def read_dictionary(path: Path) -> dict[str, str]:
-    """A JSON object of texts. Raises InputError for anything else."""
+    """Read a JSON object whose values are all texts. Raises InputError for anything else."""
     dictionary = files.read_json(path)
     if not isinstance(dictionary, dict) or not all(isinstance(value, str) for value in dictionary.values()):
         raise InputError(f"{path}: must be one JSON object of texts, Korean to English")
@@ -133,13 +138,19 @@ def read_dictionary(path: Path) -> dict[str, str]:
 
 
 def plain_name(cell: Any) -> str:
-    """A column's name for comparing: Unicode form NFKC, each gap one blank, none at its ends, nothing invisible."""
+    """A column name in a form that can be compared.
+
+    Unicode form NFKC, without invisible characters, with single blanks between words and none at the ends.
+    """
     text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
     return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).split())
 
 
 def named(where: object, cells: Sequence[Any]) -> list[str]:
-    """The plain names of a header, "" for a column without one. Raises InputError where two columns have one name."""
+    """The plain names of the columns of a header; "" for a column without a name.
+
+    `where` is how messages call the file. Raises InputError if two columns have the same name.
+    """
     names = [plain_name(cell) for cell in cells]
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if not twice:
@@ -150,12 +161,12 @@ def named(where: object, cells: Sequence[Any]) -> list[str]:
 
 
 def read_table(path: Path, *, merged: bool = False, errors: bool = False, encoding: str = "") -> RawTable:
-    """Read a workbook's first visible sheet, a CSV (also .gz) or a Parquet file; the first row names the columns.
+    """Read the first visible sheet of a workbook, a CSV file (also .gz) or a Parquet file. The first row names the columns.
 
-    No text means missing here: `NA` stays a text, and only blank cells are "". Rows without any cell are left out, and
-    so is a first column of row numbers without a name. `merged` takes merged cells of a workbook, all blank but the
-    first; `errors` takes a spreadsheet's error values as texts. `encoding` is that of a CSV file, UTF-8 by default.
-    Raises InputError naming the file, the sheet, and the row or column that is wrong.
+    Only blank cells become ""; a text such as `NA` stays a text. Blank rows are left out, and so is a first column of row
+    numbers without a name. If `merged` is true, merged cells of a workbook are allowed: the first has the value, the others
+    are blank. If `errors` is true, error values of a spreadsheet are read as texts. `encoding` is that of a CSV file, UTF-8 by
+    default. Raises InputError that names the file, the sheet, and the wrong row or column.
     """
     if suffix(path) == ".parquet":
         return table_of(path, read_parquet(path))
@@ -166,9 +177,9 @@ def read_table(path: Path, *, merged: bool = False, errors: bool = False, encodi
 def table_of_rows(
     path: Path, rows: Sequence[Sequence[Any]], *, where: str, notes: Sequence[str] = (), first: int = 1
 ) -> RawTable:
-    """A table from rows of cells, of which the first names the columns; `first` is its place in the file.
+    """Make a table from rows of cells. The first row names the columns; `first` is its line number in the file.
 
-    `where` is how messages call the file. Raises InputError for cells in a column without a name, and for names that come twice.
+    `where` is how messages call the file. Raises InputError if a column without a name has a cell, or a name occurs twice.
     """
     if not rows or not any(cell != "" for cell in rows[0]):
         blank = any(cell != "" for row in rows for cell in row)
@@ -197,26 +208,26 @@ def table_of_rows(
 
 
 def left_out(path: Path, index: Collection[str]) -> list[str]:
-    """Notes on columns of row numbers."""
+    """Notes that say that columns of row numbers are left out; `index` are their names."""
     return [
         f"{path.name}: its first column ({name or 'without a name'}) numbers the rows and is left out" for name in index
     ]
 
 
 def is_index(name: str, cells: Sequence[Any]) -> bool:
-    """Whether a first column is the index that pandas or R wrote: without a name, and different whole numbers from 0 on."""
+    """Whether the first column is a column of row numbers from pandas or R: it has no name, and distinct whole numbers."""
     texts = [str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell) for cell in cells]
     numbers = all(text.isascii() and text.isdigit() for text in texts) and len(set(texts)) == len(texts)
     return bool(_INDEX_NAME.fullmatch(name)) and bool(texts) and numbers
 
 
 def _is_shifted(names: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
-    """R writes row names without a name of their own, so that every cell stands one column too far to the right."""
+    """Whether all rows have one cell more than the header, as where R wrote row names in a first column without a name."""
     return len(body) > 1 and all(len(row) == len(names) + 1 and row[0] != "" for row in body)
 
 
 def table_of(path: Path, frame: pd.DataFrame, *, labels: Mapping[str, str] | None = None) -> RawTable:
-    """A table from what pandas read; a named index is a column. Raises InputError where two columns have one name."""
+    """Make a table from a pandas table; a named index becomes a column. Raises InputError if two columns have the same name."""
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     names = named(path, list(frame.columns))
@@ -231,17 +242,20 @@ def table_of(path: Path, frame: pd.DataFrame, *, labels: Mapping[str, str] | Non
 
 
 def read_rows(path: Path) -> list[list[Any]]:
-    """All rows of a workbook's first visible sheet or of a CSV file, the first included; merged cells are blank but one."""
+    """All rows of the first visible sheet of a workbook, or of a CSV file, with the header.
+
+    Of merged cells the first has the value and the others are blank.
+    """
     return _rows(path, merged=True, errors=False, encoding="")[1]
 
 
 def sheet_notes(path: Path) -> list[str]:
-    """Which sheets of a workbook are not read; nothing for other files."""
+    """Notes on the sheets of a workbook that are not read; empty for other files."""
     return read_sheet(path, merged=True)[2] if suffix(path) == ".xlsx" else []
 
 
 def _rows(path: Path, *, merged: bool, errors: bool, encoding: str) -> tuple[str, list[list[Any]], list[str]]:
-    """How messages call the file and its sheet, the rows, and notes."""
+    """Read a file: how messages call it and its sheet, its rows, and notes."""
     where, notes = str(path), list[str]()
     if suffix(path) == ".csv":
         rows = _csv_rows(path, encoding)
@@ -252,14 +266,14 @@ def _rows(path: Path, *, merged: bool, errors: bool, encoding: str) -> tuple[str
 
 
 def workbook_rows(path: Path, *, merged: bool = False) -> tuple[str, list[list[Any]], list[str]]:
-    """How messages call the file and its sheet, the rows of a workbook (.xlsx or .xls), and notes."""
+    """Read a workbook (.xlsx or .xls): how messages call the file and its sheet, its rows, and notes."""
     read = read_old_sheet if suffix(path) == ".xls" else read_sheet
-    sheet, found, notes = read(path, merged=merged)
-    return f"{path}, sheet {sheet!r}", [[_cell(cell) for cell in row] for row in found], notes
+    sheet, rows, notes = read(path, merged=merged)
+    return f"{path}, sheet {sheet!r}", [[_cell(cell) for cell in row] for row in rows], notes
 
 
 def check_cells(where: str, rows: Sequence[Sequence[Any]], *, errors: bool) -> None:
-    """Raises InputError for a text too long for a cell and, without `errors`, for a spreadsheet's error values."""
+    """Raise InputError for a text that is too long, and, unless `errors` is true, for an error value of a spreadsheet."""
     for number, row in enumerate(rows, start=1):
         for place, cell in enumerate(row, start=1):
             if not isinstance(cell, str):
@@ -273,8 +287,8 @@ def check_cells(where: str, rows: Sequence[Sequence[Any]], *, errors: bool) -> N
 
 
 def csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[list[Any]]:
-    """The cells of each record of a delimited text. Raises csv.Error."""
-    csv.field_size_limit(2**31 - 1)  # so that a huge cell is named with its row
+    """The cells of each record of a delimited text. Raises csv.Error if the text is not valid CSV."""
+    csv.field_size_limit(2**31 - 1)  # a huge cell is read, so that a message can name its row
     for row in csv.reader(lines, delimiter=delimiter, strict=True):
         yield [_cell(cell) for cell in row]
 
@@ -285,18 +299,18 @@ def _csv_rows(path: Path, encoding: str) -> list[list[Any]]:
         with gzip.open(path, "rt", **options) if path.suffix.lower() == ".gz" else path.open(**options) as stream:
             return list(csv_rows(stream))
     except UnicodeDecodeError:
-        other = (
+        fix = (
             "name its encoding, such as --encoding=cp949 (a custom registry's), or save it"
             if not encoding
             else "save it"
         )
-        raise InputError(f"{path}: not a readable CSV file in {encoding or 'UTF-8'}; {other} in UTF-8") from None
+        raise InputError(f"{path}: not a readable CSV file in {encoding or 'UTF-8'}; {fix} in UTF-8") from None
     except (OSError, csv.Error, EOFError, zlib.error, UnicodeError) as error:
         raise InputError(f"{path}: not a readable CSV file in {encoding or 'UTF-8'} ({error})") from None
 
 
 def lower_names(table: RawTable) -> dict[str, list[Any]]:
-    """Columns by their names in lower case. Raises InputError where two columns then have one name."""
+    """The columns by their names in lower case. Raises InputError if two columns then have the same name."""
     names = [name.lower() for name in table.columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -307,7 +321,7 @@ def lower_names(table: RawTable) -> dict[str, list[Any]]:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a plain file is in UTF-8."""
+    """Whether the content of an uncompressed file is valid UTF-8."""
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -316,7 +330,10 @@ def is_utf8(path: Path) -> bool:
 
 
 def identifiers(table: RawTable, column: str) -> list[str]:
-    """Ids as texts: 200001.0 is 200001, a blank is "". Raises InputError where a number is none that names a patient."""
+    """The ids of a column as texts: `[rows]`; 200001.0 becomes 200001, a blank "".
+
+    Raises InputError for a cell that cannot be an id (see `id_problem`).
+    """
     for row, cell in enumerate(table.columns[column]):
         problem = id_problem(cell, workbook=is_workbook(table.path))
         if problem:
@@ -325,26 +342,26 @@ def identifiers(table: RawTable, column: str) -> list[str]:
 
 
 def is_workbook(path: Path) -> bool:
-    """Whether a file is an Excel workbook, by its name."""
+    """Whether the file name is that of an Excel workbook."""
     return suffix(path) in (".xlsx", ".xls")
 
 
 def id_text(cell: Any) -> str:
-    """An id as a text, the same whether its cell is a number or spells it; "" where it is missing.
+    """An id as a text, the same for a number and for a text with that number; "" if it is missing.
 
-    Nothing invisible is part of it, and letters and digits have their plain form (NFKC): else one patient could be two.
+    Invisible characters are removed, and letters and digits have Unicode form NFKC. Otherwise one patient could have two ids.
     """
     if cell is None or cell != cell:
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", str(cell))).strip()
-    spelled = _SPELLED_NUMBER.fullmatch(text)
-    return text.partition(".")[0] if spelled and not spelled[2] and not spelled[1].strip("0") else text
+    decimal = _SPELLED_NUMBER.fullmatch(text)
+    return text.partition(".")[0] if decimal and not decimal[2] and not decimal[1].strip("0") else text
 
 
 def id_problem(cell: Any, *, workbook: bool = False) -> str:
-    """Why a cell cannot be an id; "" where it can. `workbook`: the cell is one of a workbook."""
+    """Why a cell cannot be an id; "" if it can. `workbook` says that the cell is from a workbook."""
     if isinstance(cell, bool):
         return "an id cannot be TRUE or FALSE"
     if isinstance(cell, float) and cell == cell and not cell.is_integer():
@@ -356,19 +373,19 @@ def id_problem(cell: Any, *, workbook: bool = False) -> str:
             f": Excel keeps {WORKBOOK_DIGITS} digits of a number" if workbook else "",
         )
         return f"an id of {digits} digits, of which a number in this file loses the last{why}; store ids as texts"
-    spelled = _SPELLED_NUMBER.fullmatch(str(cell).strip()) if isinstance(cell, str) else None
-    if (spelled and spelled[2]) or (isinstance(cell, str) and _SHORTENED.fullmatch(cell.strip())):
+    decimal = _SPELLED_NUMBER.fullmatch(str(cell).strip()) if isinstance(cell, str) else None
+    if (decimal and decimal[2]) or (isinstance(cell, str) and _SHORTENED.fullmatch(cell.strip())):
         return "an id that a spreadsheet has shortened to a power of ten; store ids as texts"
-    return FRACTION if spelled and spelled[1].strip("0") else ""
+    return FRACTION if decimal and decimal[1].strip("0") else ""
 
 
 def is_single(cell: Any) -> bool:
-    """Whether a cell holds one value; Parquet's may hold lists, structures or bytes."""
+    """Whether a cell holds a single value. A cell of a Parquet file may hold a list, a structure or bytes."""
     return not isinstance(cell, list | tuple | set | dict | bytes | np.ndarray)
 
 
 def shown_code(value: Any) -> str:
-    """A cell as a message may repeat it: codes as they are, of any other text nothing but its length."""
+    """How a message may show a cell: a short code as it is, but only the length of any other text, to show no patient's data."""
     text = str(value)
     return repr(text) if CODE.fullmatch(text) else f"a text of {len(text)} characters"
 
@@ -382,5 +399,5 @@ def _cells(column: pd.Series) -> list[Any]:
 def _cell(value: Any) -> Any:
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and value != value):
         return ""
-    # So that a text is the same whatever program wrote it; macOS writes Hangul and accents in another form.
+    # Unicode form NFC makes texts of different programs equal; macOS writes Hangul and accents in another form.
     return unicodedata.normalize("NFC", value) if isinstance(value, str) and not value.isascii() else value

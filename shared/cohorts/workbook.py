@@ -1,4 +1,4 @@
-"""Excel workbooks: which sheet is read, and what in it must not be taken for a value."""
+"""Reads Excel workbooks (.xlsx), and refuses sheets whose cells would be read wrongly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openpyxl.utils.exceptions import InvalidFileException
 
 from shared.errors import InputError
 
-# What openpyxl raises for files that are no workbooks, or damaged ones.
+# The exceptions that openpyxl raises for a file that is damaged or no workbook.
 UNREADABLE = (
     OSError,
     KeyError,
@@ -26,27 +26,28 @@ UNREADABLE = (
     TypeError,
     AttributeError,
     EOFError,
-    NotImplementedError,  # a way of compression that is not known
-    RuntimeError,  # a password is needed
-    SyntaxError,  # XML that is none
+    NotImplementedError,  # an unknown compression method
+    RuntimeError,  # the workbook needs a password
+    SyntaxError,  # invalid XML
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
     InvalidFileException,
 )
 VISIBLE = "visible"
-CHUNK = 2**20
+CHUNK = 2**20  # bytes of XML that are read at a time
 
 _FORMULA = re.compile(rb"<(?:\w+:)?f[\s/>]")
 _MERGED = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z0-9:$]+)[\"']")
-_PLACE = re.compile(rb"<(?:\w+:)?(?:row|c)\s[^>]*?\br=[\"']([A-Z]*)([0-9]+)[\"']")  # of a row or of a cell
+_PLACE = re.compile(rb"<(?:\w+:)?(?:row|c)\s[^>]*?\br=[\"']([A-Z]*)([0-9]+)[\"']")  # the position of a row or of a cell
 
 
 def read_sheet(path: Path, *, merged: bool) -> tuple[str, list[list[Any]], list[str]]:
-    """The name of the first visible sheet, its cells `[rows][columns]` (None where blank), and what was not read.
+    """Read the first visible sheet: its name, its cells `[rows][columns]` (None where blank), and notes on other sheets.
 
-    All cells count, whatever size the file says the sheet has. With `merged`, merged cells are blank but the first;
-    without, they are refused. Raises InputError for these, for formulas without a value, and for what is no workbook.
+    All cells are read, whatever size the file gives for the sheet. If `merged` is true, of merged cells the first has the value
+    and the others are blank; otherwise merged cells are refused. Raises InputError for refused merged cells, for formulas
+    without a stored value, and for a file that is no workbook.
     """
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
@@ -73,7 +74,7 @@ def _read(path: Path, book: Any, merged: bool) -> tuple[str, list[list[Any]], li
             f"{path}: every sheet of cells is hidden ({names}); show the one to be read, or remove the others"
         )
     where = f"{path}, sheet {sheet.title!r}"
-    sheet.reset_dimensions()  # some programs write too small a size, and openpyxl would believe it
+    sheet.reset_dimensions()  # some programs store a size that is too small, and openpyxl would not read beyond it
     rows = [list(row) for row in sheet.iter_rows(values_only=True)]
     formulas, ranges = _marks(where, _source(book, sheet))
     if formulas:
@@ -84,12 +85,12 @@ def _read(path: Path, book: Any, merged: bool) -> tuple[str, list[list[Any]], li
 
 
 def _source(book: Any, sheet: Any) -> IO[bytes]:
-    # openpyxl offers no other way to a sheet's XML.
+    # openpyxl has no public function for the XML of a sheet.
     return book._archive.open(sheet._worksheet_path)
 
 
 def _even(rows: list[list[Any]]) -> list[list[Any]]:
-    """Rows of one length, that of the longest without the blanks at its end."""
+    """The rows, all of the same length: blanks at the end are removed from the longest and added to the others."""
     widths = [max((place for place, cell in enumerate(row, start=1) if cell is not None), default=0) for row in rows]
     width = max(widths, default=0)
     return [row[:width] + [None] * (width - len(row)) for row in rows]
@@ -107,16 +108,16 @@ def _notes(path: Path, sheet: Any, sheets: list[Any]) -> list[str]:
 def _marks(where: str, stream: IO[bytes]) -> tuple[bool, list[str]]:
     """Whether a sheet has formulas, and its merged ranges, such as A2:A5.
 
-    Raises InputError where rows or cells do not come in order, or twice: openpyxl would leave them out without a word.
+    Raises InputError if rows or cells are not in order, or occur twice: openpyxl would leave some of them out silently.
     """
-    formulas, ranges, kept, last = False, dict[str, None](), b"", (0, 0, b"")
+    formulas, ranges, unread, last = False, dict[str, None](), b"", (0, 0, b"")
     with stream:
         while chunk := stream.read(CHUNK):
-            whole, mark, rest = (kept + chunk).rpartition(b"<")  # no tag is cut in two
-            kept = mark + rest
-            formulas = formulas or _FORMULA.search(whole) is not None
-            ranges |= dict.fromkeys(found.decode() for found in _MERGED.findall(whole))
-            for column, row in _PLACE.findall(whole):
+            complete, mark, rest = (unread + chunk).rpartition(b"<")  # a tag must not be cut in two
+            unread = mark + rest
+            formulas = formulas or _FORMULA.search(complete) is not None
+            ranges |= dict.fromkeys(merged.decode() for merged in _MERGED.findall(complete))
+            for column, row in _PLACE.findall(complete):
                 place = (int(row), len(column), column)
                 if place <= last:
                     raise InputError(f"{where}: row {row.decode()} comes behind row {last[0]}, or its cells are not in order; "
@@ -139,10 +140,10 @@ def _refuse_merged(where: str, rows: list[list[Any]], ranges: list[str]) -> None
 
 
 def _refuse_uncalculated(where: str, stream: IO[bytes], *, computed: bool) -> None:
-    """`computed` says that the workbook does not ask to be calculated when it is opened."""
+    """Raise InputError if formulas have no stored value. `computed`: the workbook does not ask to be calculated when opened."""
     results = list(_results(stream))
     empty = [cell for cell, value in results if value is None]
-    # Programs that cannot calculate write no value, or 0 for every formula.
+    # A program that cannot calculate formulas stores no value for them, or 0 for each.
     if not empty and not computed and all(value == "0" for _, value in results):
         empty = [cell for cell, _ in results]
     if empty:
@@ -152,7 +153,7 @@ def _refuse_uncalculated(where: str, stream: IO[bytes], *, computed: bool) -> No
 
 
 def _results(stream: IO[bytes]) -> Iterator[tuple[str, str | None]]:
-    """For each formula its cell and the value stored with it, None where there is none; a text may be empty."""
+    """The position and the stored value of each formula; None if no value is stored. An empty text is a value."""
     with stream:
         for _, element in ElementTree.iterparse(stream):
             tag = _tag(element)

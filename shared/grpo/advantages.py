@@ -1,4 +1,4 @@
-"""From the rewards of groups to advantages, and which groups and tokens carry a signal at all."""
+"""Advantages from the rewards of groups, which groups have no signal, and which tokens count in the loss."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ STD_FLOOR = 1e-4  # added to the standard deviation, as in the paper's trainer
 
 
 def advantages(rewards: np.ndarray, scale: Literal["group", "batch", "none"]) -> np.ndarray:
-    """Advantages `[groups, G]`, float64, of rewards `[groups, G]` (spec: grpo, sections 2 and 4).
+    """The advantages of rewards `[groups, G]`: `[groups, G]` float64 (spec: grpo, sections 2 and 4).
 
-    Always centred by the mean of the group, then by `scale`:
+    The mean of the group is subtracted, and `scale` says by what the result is divided:
 
         group  A = (r - mean) / (std of the group + 1e-4)        std with G - 1 in the denominator
         batch  A = (r - mean) / (std of all rewards + 1e-4)      std with groups * G - 1 in the denominator
         none   A = r - mean
 
-    A group of equal rewards is exactly 0, whatever its rounding. With `batch`, pass the rewards of the whole optimizer
-    batch: the result depends on all of them. Raises InputError unless there are at least two completions in a group.
+    A group of equal rewards has advantages of exactly 0, without rounding errors. With `batch`, pass the rewards of the whole
+    optimizer batch, since the result depends on all of them. Raises InputError if a group has fewer than two completions.
     """
     rewards = _checked(rewards)
     centred = rewards - rewards.mean(axis=1, keepdims=True)
@@ -35,7 +35,10 @@ def advantages(rewards: np.ndarray, scale: Literal["group", "batch", "none"]) ->
 
 
 def uniform_groups(rewards: np.ndarray) -> np.ndarray:
-    """Which groups have equal rewards and so no advantage: bool `[groups]` of rewards `[groups, G]`."""
+    """Which groups of rewards `[groups, G]` have equal rewards, and so advantages of 0: `[groups]` bool.
+
+    Raises InputError if a group has fewer than two completions.
+    """
     rewards = _checked(rewards)
     return rewards.max(axis=1) == rewards.min(axis=1)
 
@@ -43,15 +46,15 @@ def uniform_groups(rewards: np.ndarray) -> np.ndarray:
 def completion_masks(
     completions: Sequence[Sequence[np.ndarray]], truncated: np.ndarray, *, mask_truncated: bool
 ) -> list[list[np.ndarray]]:
-    """The tokens that count in the loss, as `pack` takes them: float32, one array for each completion.
+    """The masks of tokens that count in the loss, in the form that `pack` takes: one float32 `[tokens]` for each completion.
 
-    All tokens of a completion count, its end-of-sequence token included; with `mask_truncated` none of a completion that
-    hit the length limit (`truncated`, bool `[groups, G]`) does. Such a completion still counts as a completion.
+    All tokens of a completion count, also its end-of-sequence token. With `mask_truncated`, no token counts of a completion that
+    reached the length limit (`truncated`, `[groups, G]` bool). It is still counted as a completion.
     """
     return [
         [
-            np.full(len(tokens), 0.0 if mask_truncated and cut else 1.0, np.float32)
-            for tokens, cut in zip(*group, strict=True)
+            np.full(len(tokens), 0.0 if mask_truncated and is_truncated else 1.0, np.float32)
+            for tokens, is_truncated in zip(*group, strict=True)
         ]
         for group in zip(completions, truncated, strict=True)
     ]

@@ -1,7 +1,6 @@
-"""The original's question generator, draw by draw (spec: registry, b to d): what `--compat=paper` and `rng="paper"` run.
+"""The question generator of the original, reproduced draw by draw (spec: registry, b to d). `--compat=paper` uses it.
 
-It keeps the original's faults, because its published question sets depend on them: one global state of two random
-generators runs through all rows, options are not refilled, a label keeps its decimals, and values carry the types that
-a round trip through CSV gave them. Nothing else in this project should be built on it: `shared.tasks` has the mended
-rules.
+It keeps the faults of the original, because the published question sets depend on them: two global random generators are used
+for all rows in turn; a question may have fewer options than asked for; a label keeps its decimals; values have the types that
+writing and reading CSV gave them. No other part of this project should use it: `shared.tasks` has the corrected rules.
 """

@@ -1,4 +1,4 @@
-"""How the original read the letter out of a forced answer (spec: registry, e)."""
+"""How the original read the letter from an answer that begins with a given text (spec: registry, e)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ ENDS = ("Q:", "\n\n", "</s>", ".")
 
 
 def simplified(prediction: str) -> str:
-    """The prediction up to the first of `Q:`, a blank line, `</s>` or a full stop, without blanks around it."""
+    """The prediction up to the first `Q:`, blank line, `</s>` or full stop, without blanks at its ends."""
     for end in ENDS:
         prediction = prediction.split(end)[0]
     return prediction.strip()

@@ -1,7 +1,7 @@
-"""The original's artefacts from cleaned columns: tables as CSV gave them back, and the distributions (spec: registry, a).
+"""The intermediate data of the original: its tables after writing and reading CSV, and its distributions (spec: registry, a).
 
-A value's type was an accident of pandas in the original, and its questions show it (`63.0` where a column has a blank): the
-round trip through CSV is therefore made here too, in memory.
+In the original the type of a value depends on how pandas reads the column, and questions show it: `63.0` if the column has a
+blank cell. So the tables are written to CSV and read again here too, in memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ AKI_FEW_VALUES = 3
 def tables(
     ids: Sequence[Any], columns: Mapping[str, Sequence[Any]], *, valid_patients: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and validation table (spec: registry, a.1, 16), the ids in the column `Unique ID`."""
+    """The training and the validation table (spec: registry, a.1, 16). The ids are in the column `Unique ID`."""
     whole = pd.DataFrame({ID: list(ids)} | {name: _written(typed(values)) for name, values in columns.items()})
     order = np.random.RandomState(SEED).permutation(len(whole))
     return through_csv(whole.iloc[order[valid_patients:]]), through_csv(whole.iloc[order[:valid_patients]])
 
 
 def _written(column: pd.Series) -> pd.Series:
-    """Times as pandas writes them: the date alone where all are midnight, milliseconds only where some have them."""
+    """The column with times as pandas writes them: only the date if all are at midnight, milliseconds only if some have them."""
     times = [value for value in column if isinstance(value, datetime.datetime)]
     if not times:
         return column
@@ -51,10 +51,10 @@ def _written(column: pd.Series) -> pd.Series:
 
 
 def through_csv(table: pd.DataFrame) -> pd.DataFrame:
-    """The table written to CSV and read back with pandas' default idea of what is missing and what is a number.
+    """The table after it is written to CSV and read again with the default settings of pandas.
 
-    Pandas reads a long table in parts, each with types of its own: where a column of numbers also holds a text, `170` stays a
-    text in the parts that have one, and is the number `170.0` in the others. The original's records show both.
+    Pandas reads a long table in parts, and finds the types of each part separately. If a column of numbers also has texts, `170`
+    stays a text in the parts with such a text, and is the number `170.0` in the others. The original's records show both.
     """
     text = io.StringIO(table.to_csv(index=False))
     with warnings.catch_warnings():
@@ -63,25 +63,25 @@ def through_csv(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def blanks(values: Sequence[Any]) -> list[Any]:
-    """Values as pandas types the column, with "" for what is missing."""
+    """The values with the types that pandas gives them (see `typed`); "" where one is missing."""
     return ["" if value is None or value != value else value for value in typed(values).tolist()]
 
 
 def text_count(column: pd.Series) -> int:
-    """How many distinct values a column holds that are no numbers; dates are such."""
+    """The number of distinct values of a column that are not numbers; dates count too."""
     keys = {_key(value) for value in column if value is not None and value == value}
     return len([key for key in keys if key != "" and _number(key) is None])
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One dictionary of Python values for each row."""
+    """The rows of a table, each a dictionary of Python values by column name."""
     names = [str(name) for name in table.columns]
     columns = [table[name].tolist() for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def typed(values: Sequence[Any]) -> pd.Series:
-    """A column as pandas types it: numbers with a missing value become floats, mixed columns stay objects."""
+    """A column with the type that pandas gives it: numbers become floats if one is missing; mixed columns are objects."""
     present = [value for value in values if value is not None]
     if len(present) < len(values) and all(isinstance(value, int | float) for value in present):
         return pd.Series([math.nan if value is None else float(value) for value in values])
@@ -90,9 +90,9 @@ def typed(values: Sequence[Any]) -> pd.Series:
 
 
 def distribution(column: pd.Series) -> Choices | None:
-    """The distribution of a sepsis or stroke column; None where it has fewer than two distinct values.
+    """The distribution of a sepsis or stroke column; None if it has fewer than two distinct values.
 
-    Missing counts as one value, and in a column of objects it is an option called `nan`.
+    A missing value counts as a value; in a column of objects it is an option called `nan`.
     """
     values = [math.nan if value is None or value != value else value for value in column.tolist()]
     distinct = list(dict.fromkeys(_key(value) for value in values))
@@ -113,7 +113,10 @@ def distribution(column: pd.Series) -> Choices | None:
 
 
 def aki_distribution(column: pd.Series) -> Choices:
-    """The distribution of a column of the hospitalised cohort, where `N/A` is missing: texts, or numbers alone."""
+    """The distribution of a column of the hospitalised cohort, in which `N/A` means missing.
+
+    A column with at most three distinct values is a category; any other must be numbers.
+    """
     values = [math.nan if value == "N/A" else value for value in column.tolist()]
     numeric = not any(isinstance(value, str) for value in values)
     if column.dtype == object and numeric:

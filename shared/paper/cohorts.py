@@ -1,4 +1,4 @@
-"""The three cohorts with registries as the original prepared them, for `--compat=paper`."""
+"""Prepares the cohorts as the original did, for `--compat=paper`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from shared.registry.statistics import FEW_VALUES, free_text_name
 from shared.registry.store import Registry
 
 STYLES: dict[str, Style] = {"sepsis": "sections", "synthetic": "sections", "stroke": "lines", "hospitalized": "days"}
-MIN_CLASS = 3
-INDEX = "index"  # the hospitalised cohort's table has a stray column of row numbers, which takes part in the draws
+MIN_CLASS = 3  # patients that each value of a stroke category needs, for the category to be in the matrix
+INDEX = "index"  # the original's table of the hospitalised cohort has a column of row numbers by mistake, which affects draws
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperCohort:
-    """Tables as the original read them back, distributions over all patients, and AKI flags (hospitalised only).
+    """A cohort as the original prepared it.
 
-    `raw` is the same registry in this project's form, for its features and their mutual information.
+    `tables` are its tables after reading CSV, by split. `choices` are the distributions over all patients, by column. `flags` are
+    the AKI flags by patient, for the hospitalised cohort only. `raw` is the same registry in the form of this project, for its
+    features and their mutual information.
     """
 
     style: Style
@@ -43,7 +45,7 @@ class PaperCohort:
 
 
 def load(cohort: str, source: Path, *, valid_patients: int) -> PaperCohort:
-    """Read a cohort as the original did. Raises InputError where there is none of that name, or too few patients."""
+    """Read a cohort as the original did. Raises InputError for an unknown cohort, and if there are too few patients."""
     if cohort not in STYLES:
         raise InputError(f"cohort = {cohort!r}: compat = 'paper' knows {', '.join(STYLES)}")
     if cohort == "hospitalized":
@@ -76,14 +78,14 @@ def _cohort(
         series = artefacts.typed(column)
         if skipped(name) and artefacts.text_count(series) > FEW_VALUES:
             continue
-        found = artefacts.distribution(series)
-        if found is not None:
-            choices[name] = found
+        distribution = artefacts.distribution(series)
+        if distribution is not None:
+            choices[name] = distribution
     return PaperCohort(style, raw, {"train": train, "valid": valid}, choices, {})
 
 
 def _hospitalized(source: Path, valid_patients: int) -> PaperCohort:
-    raw = hospitalized.read(source)  # first: it names what is no number
+    raw = hospitalized.read(source)  # read first, since it raises InputError for cells that are not numbers
     frame, flags = hospitalized.paper_frame(source)
     _enough(len(frame), valid_patients)
     choices = {name: artefacts.aki_distribution(frame[name]) for name in frame.columns}
@@ -95,7 +97,7 @@ def _hospitalized(source: Path, valid_patients: int) -> PaperCohort:
         style=STYLES["hospitalized"],
         raw=raw,
         tables={name: artefacts.through_csv(numbered.iloc[rows]) for name, rows in parts.items()},
-        choices={str(name): found for name, found in choices.items()},
+        choices={str(name): distribution for name, distribution in choices.items()},
         flags=dict(zip(ids, flags.to_numpy(dtype=np.float64).tolist(), strict=True)),
     )
 
@@ -109,13 +111,17 @@ def _enough(patients: int, valid_patients: int) -> None:
 def material(
     cohort: PaperCohort, registry: Registry, *, mi_cutoff: float, num_choices: int, difficulty: float
 ) -> Material:
-    """What the original made questions from, with this project's figures of mutual information."""
+    """What the original made questions from, but with the mutual information that this project computed."""
     left_out = {feature.name for feature in registry.features if not _in_matrix(cohort.style, feature, registry)}
     names = [name for name in registry.leakage.columns if name not in left_out]
     matrix = registry.leakage.loc[names, names]
     return Material(
         style=cohort.style,
-        places={f.name: Place(f.display_name, f.section) for f in registry.features if f.visible},
+        places={
+            feature.name: Place(feature.display_name, feature.section)
+            for feature in registry.features
+            if feature.visible
+        },
         choices=cohort.choices,
         hidden={name: frozenset(matrix.index[matrix[name] > mi_cutoff]) for name in names},
         num_choices=num_choices,
@@ -124,9 +130,10 @@ def material(
 
 
 def _in_matrix(style: Style, feature: Feature, registry: Registry) -> bool:
-    """Whether the original had this column in its matrix: not free text, nor numbers among texts.
+    """Whether the original had this column in its matrix of mutual information.
 
-    The stroke registry's lacks dates, and categories with a value that fewer than three patients have.
+    Free texts, and numbers mixed with texts, are not in it. In the stroke registry, dates are not in it, nor categories with a
+    value that fewer than `MIN_CLASS` patients have.
     """
     if feature.name not in registry.leakage.columns or registry.leakage[feature.name].isna().all():
         return False

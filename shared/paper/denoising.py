@@ -1,4 +1,4 @@
-"""Denoising questions as the original made them (spec: registry, c): one row after the other, one stream of draws."""
+"""Denoising questions as the original made them (spec: registry, c): for one row after the other, from one stream of draws."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from shared.paper.values import CannotDraw, Choices, value_choices
 LETTERS = "ABCDEFGHIJ"
 SECTION_TEMPLATE = "Q{}. What would be the masked value of '{}' in section {}?"
 PLAIN_TEMPLATE = "Q{}. What would be the masked value of '{}'?"
-TRIES = 10_000  # the original drew for ever where a row has no usable value
+TRIES = 10_000  # the original had no limit: if a row has no usable value, it never ended
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What questions are made from. `hidden[victim]` are the features with more than the cutoff of nats about it."""
+    """What questions are made from.
+
+    `places` says how columns are shown, and `choices` how their values are distributed. `hidden[victim]` are the features whose
+    mutual information with the victim (the masked column) is above the cutoff.
+    """
 
     style: Style
     places: Places
@@ -30,7 +34,7 @@ class Material:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One question of a message: its line, its options in order, and the place of the right one."""
+    """One question of a message: its line, its options in order, and the position of the right one."""
 
     victim: str
     line: str
@@ -46,7 +50,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One prompt: a record and the questions about it."""
+    """One prompt: a patient's record and the questions about it."""
 
     patient: Any
     record: str
@@ -59,7 +63,7 @@ class Message:
 
 
 def ask(row: Row, material: Material, draws: Draws, *, victim: str | None = None, count: int = 1) -> Message | None:
-    """One message about a row: `count` values drawn at random, or the one named; None where that is not possible."""
+    """One message about a row, with `count` masked values drawn at random, or with `victim` masked; None if not possible."""
     for _ in range(TRIES):
         asked, hidden = _questions(row, material, draws, victim, count)
         if asked is None:
@@ -130,28 +134,28 @@ def plain(
     count: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> list[Message]:
-    """One message for each row that allows one; `count` questions in each."""
-    made = []
+    """One message with `count` questions for each row, without the rows for which this is not possible."""
+    messages = []
     for row in rows:
-        made.append(ask(row, material, draws, count=count))
+        messages.append(ask(row, material, draws, count=count))
         if progress:
             progress(1)
-    return [message for message in made if message is not None]
+    return [message for message in messages if message is not None]
 
 
 def all_victims(
     rows: Sequence[Row], material: Material, draws: Draws, *, progress: Callable[[int], object] | None = None
 ) -> list[Message]:
-    """Each value of each row that can be asked for, column by column."""
-    made = []
+    """One message for each value that can be asked for, column after column, and row after row within a column."""
+    messages = []
     for name in (name for name in rows[0] if name in material.choices):
         for row in rows:
             message = ask(row, material, draws, victim=name)
             if message is not None:
-                made.append(message)
+                messages.append(message)
             if progress:
                 progress(1)
-    return made
+    return messages
 
 
 def oversample(
@@ -163,11 +167,11 @@ def oversample(
     count: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> list[Message]:
-    """Whole passes over the rows until twice `wanted` are made; of equal messages the first is kept."""
-    made: dict[str, Message] = {}
+    """Messages from complete passes over the rows, until twice `wanted` rows are used; equal messages are kept once."""
+    message_of_text: dict[str, Message] = {}
     produced = 0
     while produced < 2 * wanted:
         for message in plain(rows, material, draws, count=count, progress=progress):
-            made.setdefault(message.text, message)
+            message_of_text.setdefault(message.text, message)
         produced += len(rows)
-    return list(made.values())
+    return list(message_of_text.values())

@@ -1,4 +1,4 @@
-"""The two global random generators of the original, as one object that is passed along."""
+"""The two global random generators of the original, as one object that is passed to all functions that draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SEED = 42
 
 
 class Draws:
-    """NumPy's and Python's generators, both seeded alike. Every draw moves them on: the order of draws is the result."""
+    """NumPy's and Python's generator with the same seed. Each draw changes their state, so the order of draws matters."""
 
     def __init__(self, seed: int = SEED) -> None:
         self.np = np.random.RandomState(seed)

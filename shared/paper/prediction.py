@@ -1,4 +1,4 @@
-"""The original's two prediction sets (spec: registry, d): AKI within 48 hours, and the outcome of a stroke."""
+"""The two prediction tasks of the original (spec: registry, d): AKI within 48 hours, and the outcome of a stroke."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.tasks.stroke_outcome import OUTCOME_QUESTIONS, outcome_columns
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """A prediction question: its message, its options in order, and the place of the right one."""
+    """A prediction question: its message, its options in order, and the position of the right one."""
 
     patient: Any
     message: str
@@ -26,15 +26,15 @@ class Predicted:
 
 
 def paper_label(flags: Sequence[float], shown: int) -> str:
-    """The original's label after slot `shown`: its window begins with that slot, and a missing flag makes it no."""
+    """The label of the original after slot `shown`. The window begins with that slot, and a missing flag gives "no"."""
     window = flags[shown : shown + WINDOW]
-    return "yes" if sum(window) >= 1 else "no"  # a sum with NaN is no number that is 1 or more
+    return "yes" if sum(window) >= 1 else "no"  # a sum with NaN is NaN, which is not >= 1
 
 
 def aki_questions(row: Row, flags: Sequence[float], places: Places, draws: Draws) -> list[Predicted]:
-    """A question each time a section of the patient's days is complete; `flags` `[24]` are AKI by slot, NaN unknown."""
+    """One question after each section of the patient's days. `flags` `[24]` are AKI by slot, NaN if unknown."""
     hidden = {name for name in row if "aki" in name}
-    made: list[Predicted] = []
+    questions: list[Predicted] = []
     record = ""
     sections = list(sections_until_empty(row, places, masked=(), hidden=hidden))
     for section, following in zip(sections, [*sections[1:], None]):
@@ -42,17 +42,17 @@ def aki_questions(row: Row, flags: Sequence[float], places: Places, draws: Draws
             break
         record += section.whole
         shown = slot_shown(section.header)
-        if not shown:  # neither other sections nor the very first slot
+        if not shown:  # no question after another kind of section, nor after the first slot
             continue
         label = paper_label(flags, shown)
         choices = ("yes", "no") if draws.py.random() > 0.5 else ("no", "yes")
         question = f"\n{AKI_QUESTION}\nA.{choices[0]}\nB.{choices[1]}"
-        made.append(Predicted(row.get(ID), (record + question).strip(), choices, choices.index(label)))
-    return made
+        questions.append(Predicted(row.get(ID), (record + question).strip(), choices, choices.index(label)))
+    return questions
 
 
 def one_for_each(questions: Sequence[Predicted], count: int, draws: Draws) -> list[Predicted]:
-    """One question of each of `count` patients."""
+    """One question for each of `count` patients, who are drawn at random."""
     table = pd.DataFrame({"patient": [q.patient for q in questions]})
     chosen = draws.py.sample(list(dict.fromkeys(table["patient"])), count)
     table = table[table["patient"].isin(chosen)]
@@ -69,8 +69,11 @@ def outcome_questions(
     num_choices: int = 5,
     difficulty: float = 2.0,
 ) -> list[Predicted]:
-    """One question for each patient. The original's distractors stay sorted, so the label may stand out by its place."""
-    made = []
+    """One question for each patient, as in the original.
+
+    Its distractors are sorted, and the label is put in between, so the position of the label may reveal it.
+    """
+    questions = []
     for row in rows:
         shown = {name: row[name] for name in outcome_columns(list(row), target)}
         label, options = value_choices(row[target], stats, draws, num_choices=num_choices, difficulty=difficulty)
@@ -79,5 +82,5 @@ def outcome_questions(
         listed = "".join(f"\n{'ABCDEFGHIJ'[i]}. {option}" for i, option in enumerate(options))
         record = show("lines", shown, places, masked=(), hidden=())
         message = f"{record}\n{OUTCOME_QUESTIONS[target]}{listed}"
-        made.append(Predicted(row.get(ID), message, tuple(options), right))
-    return made
+        questions.append(Predicted(row.get(ID), message, tuple(options), right))
+    return questions

@@ -1,4 +1,4 @@
-"""The original's question sets as this project's questions: what `--compat=paper` writes."""
+"""Turns the question sets of the original into questions of this project, for `--compat=paper`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def questions(
     all_victims: bool,
     progress: Progress = None,
 ) -> tuple[list[Question], int]:
-    """Up to `count` questions of a split, and how many were left out because they have more options than letters.
+    """Up to `count` questions of a split, and how many were left out because they have more options than there are letters.
 
-    Denoising: one pass over the patients, or whole passes until there are twice as many as wanted; then shuffled as the
-    original's data library does. Each set starts from its own seed.
+    For denoising, messages come from one pass over the patients, or from complete passes until there are enough (see
+    `denoising.oversample`); then they are shuffled as the original's data library does. Each set begins with the same seed.
     """
     rows = artefacts.rows(cohort.tables[split])
     draws = Draws(SEED)
@@ -46,12 +46,14 @@ def questions(
         messages = _messages(rows, material, draws, count, masked, all_victims, progress)
         order = np.random.default_rng(SEED).permutation(len(messages))[:count]
         asked = [(messages[i], question) for i in order for question in messages[i].asked]
-        made = [_question(registry, *pair, number) for number, pair in enumerate(asked)]
+        questions_or_none = [_question(registry, *pair, number) for number, pair in enumerate(asked)]
     else:
-        found = _predictions(rows, cohort, material, draws, task, count)
-        made = [_predicted(registry, cohort, task, each, number) for number, each in enumerate(found)]
-    kept = [question for question in made if question is not None]
-    return kept[:count], len(made) - len(kept)
+        predictions = _predictions(rows, cohort, material, draws, task, count)
+        questions_or_none = [
+            _predicted(registry, cohort, task, prediction, number) for number, prediction in enumerate(predictions)
+        ]
+    complete = [question for question in questions_or_none if question is not None]
+    return complete[:count], len(questions_or_none) - len(complete)
 
 
 def _messages(
@@ -74,15 +76,15 @@ def _predictions(
     rows: Sequence[dict[str, Any]], cohort: PaperCohort, material: Material, draws: Draws, task: str, count: int
 ) -> list[Predicted]:
     if task == "aki":
-        found = [
+        candidates = [
             question
             for row in rows
             for question in prediction.aki_questions(row, cohort.flags[row["Unique ID"]], material.places, draws)
         ]
-        patients = len({question.patient for question in found})
-        return prediction.one_for_each(found, min(count, patients), Draws(SEED))
+        patients = len({question.patient for question in candidates})
+        return prediction.one_for_each(candidates, min(count, patients), Draws(SEED))
     target = OUTCOMES[task]
-    if task == "mace_1y":  # the original made this set after the other, with the same generators
+    if task == "mace_1y":  # the original made this set after the other one, and did not reset the generators
         prediction.outcome_questions(rows, MRS, material.places, cohort.choices[MRS], draws)
     return prediction.outcome_questions(rows, target, material.places, cohort.choices[target], draws)
 
@@ -90,7 +92,7 @@ def _predictions(
 def _question(registry: Registry, message: Message, asked: Asked, number: int) -> Question | None:
     if len(asked.choices) > len(LETTERS):
         return None
-    feature = next((f for f in registry.features if f.name == asked.victim), None)
+    feature = next((feature for feature in registry.features if feature.name == asked.victim), None)
     section = "" if feature is None else feature.section
     stats = registry.statistics.get(asked.victim)
     majority = max(
@@ -116,21 +118,23 @@ def _frequency(stats: Any, text: str) -> float:
         return 0.0
 
 
-def _predicted(registry: Registry, cohort: PaperCohort, task: str, found: Predicted, number: int) -> Question | None:
-    if len(found.choices) > len(LETTERS):
+def _predicted(
+    registry: Registry, cohort: PaperCohort, task: str, predicted: Predicted, number: int
+) -> Question | None:
+    if len(predicted.choices) > len(LETTERS):
         return None
     aki = task == "aki"
     line = f"\n{AKI_QUESTION}" if aki else OUTCOME_QUESTIONS[OUTCOMES[task]]
     stats = None if aki else cohort.choices[OUTCOMES[task]]
     shares = {"no": 1.0} if stats is None else dict(zip(stats.vocab, stats.weights, strict=True))
-    majority = max(range(len(found.choices)), key=lambda place: shares.get(found.choices[place], 0.0))
+    majority = max(range(len(predicted.choices)), key=lambda place: shares.get(predicted.choices[place], 0.0))
     return Question(
-        **_about(registry, found.patient, task, "aki_48h" if aki else OUTCOMES[task], number),
+        **_about(registry, predicted.patient, task, "aki_48h" if aki else OUTCOMES[task], number),
         section="",
-        context=found.message[: found.message.rindex(f"\n{line}")],
+        context=predicted.message[: predicted.message.rindex(f"\n{line}")],
         question=line,
-        choices=found.choices,
-        answer=LETTERS[found.right],
+        choices=predicted.choices,
+        answer=LETTERS[predicted.right],
         majority=LETTERS[majority],
     )
 

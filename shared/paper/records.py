@@ -1,4 +1,4 @@
-"""A patient's record as text, in each of the original's three forms (spec: registry, c)."""
+"""A patient's record as text, in the three forms of the original (spec: registry, c)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Row = Mapping[str, Any]
 
 
 class CannotShow(ValueError):
-    """Where the original's program stopped: a record with two hospital sections."""
+    """The original's program stopped here: the record has two hospital sections."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """How a column is shown: its display name and the header of its section ("" where there are none)."""
+    """How a column is shown: its display name, and the header of its section ("" if it has none)."""
 
     name: str
     section: str = ""
@@ -31,12 +31,16 @@ Places = Mapping[str, Place]
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is blank or not a number."""
+    """Whether a cell is missing: None, NaN or ""."""
     return value is None or value != value or (isinstance(value, str) and value == "")
 
 
 def show(style: Style, row: Row, places: Places, *, masked: Collection[str], hidden: Collection[str]) -> str:
-    """The record's text; "" where the victims are not in it (`days` only). `lines` shows hidden columns too."""
+    """The text of a record, with the values in `masked` replaced by a mask, and without the columns in `hidden`.
+
+    As in the original, the style `lines` shows hidden columns too, and `days` gives "" if the record ends before a masked value.
+    Raises CannotShow for a record with two hospital sections.
+    """
     if style == "lines":
         return _lines(row, places, masked)
     return _sections(row, places, masked, hidden) if style == "sections" else _days(row, places, masked, hidden)
@@ -87,7 +91,10 @@ def _days(row: Row, places: Places, masked: Collection[str], hidden: Collection[
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One section's header and lines. `empty`: nothing is shown below the header, and another section follows."""
+    """A section of a record: `header`, and `whole`, the header and its lines.
+
+    `empty`: nothing is shown below the header, and another section follows.
+    """
 
     header: str
     whole: str
@@ -97,7 +104,7 @@ class Section:
 def sections_until_empty(
     row: Row, places: Places, *, masked: Collection[str], hidden: Collection[str]
 ) -> Iterator[Section]:
-    """The sections in order, up to the first that shows nothing; an empty last one counts as not empty."""
+    """The sections in order, up to and with the first empty one. The last section of a record never counts as empty."""
     header, lines = None, list[str]()
     for name, value in row.items():
         if name not in places or name in hidden:

@@ -1,4 +1,4 @@
-"""Answer options as the original drew them (spec: registry, b): fewer than N are common, more than N possible."""
+"""Draws answer options as the original did (spec: registry, b). There are often fewer options than asked for, rarely more."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ import numpy as np
 
 from shared.paper.draws import Draws
 
-MIN_STD = 0.1  # a component narrower than this gives no ladder; values are sampled instead
-POSITIVE_SHARE, WHOLE_SHARE = 0.95, 0.9  # of the numbers; above it, options must not be negative, or are whole
+MIN_STD = 0.1  # if the drawn component has a smaller standard deviation, options are sampled from the values
+POSITIVE_SHARE, WHOLE_SHARE = (
+    0.95,
+    0.9,
+)  # above these shares of the numbers, options must be 0 or more, or are whole numbers
 
 _POINT_ZERO = re.compile(r"(\d)\.0+$")
 _LAST_ZEROS = re.compile(r"(\.\d*[1-9])0+$")
 
 
 class CannotDraw(ValueError):
-    """Where the original's program stopped: this value has no options."""
+    """The original's program stopped here: there are no options for this value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """The distribution of one feature as the original kept it; `all_vocab` also holds the numbers as text."""
+    """The distribution of one feature as the original stored it. The fields are those of `ValueStatistics`.
+
+    `all_vocab` also has the numbers, as texts.
+    """
 
     vocab: tuple[str, ...]
     weights: tuple[float, ...]
@@ -43,17 +49,17 @@ class Choices:
 
     @functools.cached_property
     def never_negative(self) -> bool:
-        """Whether options below 0 are left out."""
+        """Whether negative options are left out."""
         return bool(len(self.numbers)) and float((self.numbers >= 0).mean()) > POSITIVE_SHARE
 
     @functools.cached_property
     def whole(self) -> bool:
-        """Whether options are rounded to whole numbers, else to one decimal."""
+        """Whether options are rounded to whole numbers; otherwise they have one decimal."""
         return bool(len(self.numbers)) and float((self.numbers % 1 == 0).mean()) > WHOLE_SHARE
 
 
 def from_json(value: Mapping[str, Any]) -> Choices:
-    """From the original's dictionary of one feature (VOCAB, WEIGHTS, FLOAT_RATIO, ALL_VOCAB, GM)."""
+    """The distribution from the original's dictionary of one feature (VOCAB, WEIGHTS, FLOAT_RATIO, ALL_VOCAB, GM)."""
     mixture = value["GM"]
     return Choices(
         vocab=tuple(value["VOCAB"]),
@@ -69,7 +75,7 @@ def from_json(value: Mapping[str, Any]) -> Choices:
 def value_choices(
     label: Any, stats: Choices, draws: Draws, *, num_choices: int = 5, difficulty: float = 2.0
 ) -> tuple[str, list[str]]:
-    """The label's text and its distractors, sorted as texts. Raises CannotDraw where the original stopped."""
+    """The text of the label, and its distractors, sorted as texts. Raises CannotDraw if the original's program stopped."""
     text, number = _label(label)
     if stats.float_ratio == 0 and len(stats.vocab) <= num_choices:
         options = [entry for entry in stats.vocab if entry != text]
@@ -84,7 +90,7 @@ def value_choices(
 
 
 def plain(text: str) -> str:
-    """Without zeros that end its decimals: `3.0` is `3`, `1.50` is `1.5`; also at the end of other texts."""
+    """The text without zeros at the end of decimals: `3.0` becomes `3`, `1.50` becomes `1.5`, also in longer texts."""
     return _LAST_ZEROS.sub(r"\1", _POINT_ZERO.sub(r"\1", text))
 
 
@@ -124,9 +130,11 @@ def _numbers(
     draws: Draws,
     difficulty: float,
 ) -> list[str]:
-    # A label is a Python float and a drawn mean a NumPy one; they round ties to one decimal differently.
+    # A label is a Python float, but a drawn mean is a NumPy float; the two round halves differently.
     centre: Any = draws.np.choice(stats.means, p=stats.mixture) if number is None else number
-    scores = np.array([w * _density(centre, m, s) for m, s, w in zip(stats.means, stats.stds, stats.mixture)])
+    scores = np.array(
+        [weight * _density(centre, mean, std) for mean, std, weight in zip(stats.means, stats.stds, stats.mixture)]
+    )
     if (scores == 0).all():
         return _sample(text, chosen, count, stats, draws)
     std = stats.stds[int(draws.np.choice(len(scores), p=scores / scores.sum()))]

@@ -1,1 +1,1 @@
-"""What a language model is made of before a backend loads it: tokenizer, weight files and their names, initial weights."""
+"""The parts of a language model that need no backend: tokenizer, weight files, names of weights, random initial weights."""

@@ -1,7 +1,8 @@
-"""The families of dense decoders that both backends compute, one row each: what differs from the plain decoder.
+"""The families of dense decoders that both backends support. Each says how it differs from the plain decoder.
 
-The plain decoder has a norm before attention and one before the MLP, no biases, no norm of q and k, a matrix on disk for each
-projection, and no sliding window. Keys are Hugging Face's `model_type`. Plain data: nothing here imports anything of ours.
+The plain decoder has one norm before attention and one before the MLP, no biases, no norms of q and k, one matrix on disk for
+each projection, and no sliding window. The keys of the table are Hugging Face's `model_type`. This file holds only data, and
+imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -18,41 +19,40 @@ EVERY_ROPE = ("default", "linear", "llama3", "yarn", "longrope")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A row. A bias is there (True), is not (False), or is named: the field of `config.json` that says whether it is."""
+    """One family. A bias is True (always there), False (never), or the name of the field in `config.json` that decides it."""
 
-    architecture: str  # Hugging Face's class
-    defaults: Mapping[str, Any]  # what Hugging Face assumes where config.json is silent, beside COMMON
+    architecture: str  # the name of Hugging Face's class
+    defaults: Mapping[str, Any]  # Hugging Face's defaults for fields that config.json lacks, in addition to COMMON
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     mlp_bias: bool | str = False
-    fused: bool = False  # on disk q, k and v are one matrix, gate and up another
-    qk_norm: Literal["none", "head", "whole"] = (
-        "none"  # norms of q and k before rotation: over each head, over all of them
-    )
+    fused: bool = False  # on disk, q, k and v are one matrix, and gate and up are another
+    # Norms of q and k before the rotary embedding: none, over each head, or over all heads together.
+    qk_norm: Literal["none", "head", "whole"] = "none"
     norms: Mapping[str, str] = dataclasses.field(default_factory=lambda: NORMS_BEFORE)
-    # Norms and rotation are rounded to the compute dtype at their end only, not before the scale and the tables are applied.
+    # Norms and rotary embedding are rounded to the compute dtype only once, after the scale or the rotation is applied.
     late_rounding: bool = False
-    # Layers with a sliding window: none; all (`sliding_window`); those that `layer_types` or `max_window_layers` say, where
-    # `use_sliding_window` is true.
+    # Layers with a sliding window: none; all of them, if `sliding_window` is set; or, if `use_sliding_window` is true, those that
+    # `layer_types` or `max_window_layers` name.
     window: Literal["none", "all", "some"] = "none"
-    ropes: tuple[str, ...] = EVERY_ROPE  # kinds of rotary position embedding
-    rope_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # older names of kinds
-    partial_rotary: bool = False  # whether `partial_rotary_factor` may leave a part of each head unrotated
-    original_positions: int | None = None  # original_max_position_embeddings by default; None: max_position_embeddings
-    # vLLM has code of its own for it. Without, it runs Transformers' class, and changes that class for the whole process.
+    ropes: tuple[str, ...] = EVERY_ROPE  # the kinds of rotary position embedding that the family has
+    rope_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # older names of these kinds -> the kind
+    partial_rotary: bool = False  # whether `partial_rotary_factor` may leave a part of each head without rotation
+    original_positions: int | None = None  # default of original_max_position_embeddings; None: max_position_embeddings
+    # Whether vLLM has code of its own for it. If not, vLLM runs Transformers' class, and changes that class for the whole process.
     vllm_has_own_code: bool = True
-    # Further fields that the config.json of a model made here needs; a number of positions is given as POSITIONS.
-    made: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # More fields for the config.json of a model that is created here; POSITIONS stands for the number of positions.
+    new_model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def norms_after(self) -> bool:
-        """Whether norms follow attention and MLP instead of preceding them."""
+        """Whether the norms come after attention and MLP, and not before."""
         return "input_norm" not in self.norms
 
 
 COMMON: dict[str, Any] = {"hidden_act": "silu", "tie_word_embeddings": False, "initializer_range": 0.02}
 POSITIONS = "positions"
-# Without a default for num_key_value_heads a silent config.json means num_attention_heads.
+# If a family has no default for num_key_value_heads, and config.json lacks it, num_attention_heads is used.
 QWEN: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 32_768,
@@ -71,7 +71,7 @@ FAMILIES: dict[str, Family] = {
         rope_aliases={"su": "longrope", "yarn": "longrope"},
         partial_rotary=True,
         original_positions=4_096,
-        made={
+        new_model_fields={
             "partial_rotary_factor": 1.0,
             "original_max_position_embeddings": POSITIONS,
             "embd_pdrop": 0.0,

@@ -1,4 +1,4 @@
-"""A small policy with random weights as a Hugging Face directory: the same bits whichever backend trains it."""
+"""Creates a small policy with random weights as a Hugging Face directory. Both backends start from exactly the same weights."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from shared.policy.families import FAMILIES, POSITIONS
 from shared.randomness import generator
 from shared.storage import files
 
-if TYPE_CHECKING:  # the config reads the table of families, which is of this room
+if TYPE_CHECKING:  # shared.config imports the table of families from this room, so an import here would be a circle
     from shared.config import ModelConfig
 
 MAX_POSITIONS = 4_096
 
 
 def write_model(model: ModelConfig, out: Path, *, vocab_size: int, bos: int, eos: int, pad: int, seed: int) -> None:
-    """Write `config.json` and `model.safetensors` of a decoder into the folder `out`.
+    """Write `config.json` and `model.safetensors` of a new decoder into the folder `out`.
 
-    Weights are float32, normal with `model.initializer_range`, norm scales 1, biases 0; each is keyed by (seed, its name).
+    `bos`, `eos` and `pad` are token ids. The weights are those of `random_weights`.
     """
     save_file(random_weights(model, vocab_size, seed), out / "model.safetensors", metadata={"format": "pt"})
     files.write_json(out / "config.json", hugging_face_config(model, vocab_size, bos=bos, eos=eos, pad=pad))
 
 
 def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: int, pad: int) -> dict[str, Any]:
-    """A `config.json` that Transformers loads; the last arguments are token ids."""
+    """The content of a `config.json` that Transformers can load. `bos`, `eos` and `pad` are token ids."""
     family = FAMILIES[model.family]
     config = {
         "architectures": [family.architecture],
@@ -55,14 +55,18 @@ def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: i
         "eos_token_id": eos,
         "pad_token_id": pad,
     }
-    config |= {name: MAX_POSITIONS if value == POSITIONS else value for name, value in family.made.items()}
+    config |= {name: MAX_POSITIONS if value == POSITIONS else value for name, value in family.new_model_fields.items()}
     if "head_dim" in family.defaults:
         config["head_dim"] = model.hidden_size // model.num_attention_heads
     return config
 
 
 def random_weights(model: ModelConfig, vocab_size: int, seed: int) -> dict[str, np.ndarray]:
-    """Every tensor of the model by its Hugging Face name."""
+    """All tensors of the model, float32, by their Hugging Face names.
+
+    Matrices are normal with mean 0 and standard deviation `model.initializer_range`, norm scales are 1, biases 0. Each tensor
+    is drawn from a generator keyed by the seed and its name.
+    """
     width = model.hidden_size
     size = width // model.num_attention_heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, width)}

@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer trained on the training split, for policies that start from random weights."""
+"""The tokenizer of a policy: trains one for policies with random weights, loads it, and checks its special tokens."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from shared.storage import files
 
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 CONFIG_FILE = "config.json"
-TEXT_CONFIG = "text_config"  # the section of a language model inside a larger one
-# Where a run keeps its models, below its work directory.
+TEXT_CONFIG = "text_config"  # the part of config.json for the language model inside a larger model
+# The folders of models in the work directory of a run.
 WORKDIR_MODELS = (("trained", "after training"), ("policy", "before training"), ("initial", "before training"))
-REASON_LENGTH = 200  # characters of a library's message that are shown
-VOCAB_MULTIPLE = 64  # so that the vocabulary splits evenly over devices
+REASON_LENGTH = 200  # at most so many characters of a library's message are shown
+VOCAB_MULTIPLE = 64  # the vocabulary size is rounded up to a multiple, so that it can be divided over devices
 
-# Where a text may be cut. Merges may join whole phrases, so that a name, a header and a category are a token each, the same
-# one in the record, in an option and in an answer; an option's letter is the token before its value. Numbers are digits.
+# Regular expressions for the pieces into which a text is split before merges; merges never join two pieces. A piece may be a
+# whole phrase, so a feature's name, a section header or a category becomes one token, the same in records, options and
+# answers. The letter of an option is a piece before its value. Numbers are split into digits.
 NUMBER = r"[-+]?[\d.:, -]*\d"
 PIECES = (
     r"\n[A-E]\. ",  # an option's letter
-    rf"(?:(?<=: )|(?<=\n[A-E]\. ))(?!{NUMBER}(?:\n|\. |$))[^\n]+?(?=\n|\. \\|$)",  # a category
+    rf"(?:(?<=: )|(?<=\n[A-E]\. ))(?!{NUMBER}(?:\n|\. |$))[^\n]+?(?=\n|\. \\|$)",  # the value of a category
     r"\. \\boxed\{",
     r"\n+",
     r"\[[^\]\n]*\]",  # a section's header, the mask
@@ -48,17 +49,20 @@ CHAT_TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids that the model configuration and the engine need; `stop` ends a completion."""
+    """Token ids that the model configuration and the engine need. A completion ends at any token of `stop`."""
 
     bos: int
     eos: int
     pad: int
     stop: tuple[int, ...]
-    vocab_size: int  # of the model's tables: the tokenizer's, rounded up
+    vocab_size: int  # rows of the model's embedding: the tokenizer's size, rounded up to VOCAB_MULTIPLE
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train byte-pair merges on `texts` and write a Hugging Face tokenizer directory. Any text can be encoded."""
+    """Train a byte-pair tokenizer with `vocab_size` tokens on `texts`, and write it to `folder` as Hugging Face does.
+
+    The tokenizer can encode any text, because every byte is a token.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -88,9 +92,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a Hugging Face directory; no code of the directory is ever run.
+    """Load the tokenizer of a Hugging Face directory. No code in the directory is run.
 
-    Raises InputError where it is missing, broken, or has no chat template.
+    Raises InputError if the tokenizer is missing or damaged, or has no chat template.
     """
     path = folder / "tokenizer.json"
     check_model_folder(folder)
@@ -102,7 +106,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:
-        # A bare Exception is how the library reports a file that it does not understand.
+        # The library raises a plain Exception for a file that it cannot read.
         if type(error) is not Exception and not isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
             raise
         reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
@@ -115,7 +119,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise InputError where a model's folder is not there, or is a run's work directory, which holds models."""
+    """Raise InputError if the folder of a model does not exist, or is the work directory of a run, which contains models."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise InputError(
@@ -129,32 +133,31 @@ def check_model_folder(folder: Path) -> None:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path) -> SpecialTokens:
-    """Ids read from the tokenizer. A completion stops at whatever it, `config.json` or `generation_config.json` calls an end.
+    """The special tokens of a model. `stop` has all end tokens of the tokenizer, `config.json` and `generation_config.json`.
 
-    Raises InputError where none of them does, for an end that is no token id, and for an id that the model's embedding
-    does not have.
+    Raises InputError if there is no end token, if one is not a token id, or if the model's embedding does not have it.
     """
-    named = end_tokens(folder)
+    source_of_end = end_tokens(folder)
     if tokenizer.eos_token_id is not None:
-        named.setdefault(int(tokenizer.eos_token_id), "the tokenizer's eos_token")
-    if not named:
+        source_of_end.setdefault(int(tokenizer.eos_token_id), "the tokenizer's eos_token")
+    if not source_of_end:
         raise InputError(f"{folder}: the tokenizer names no eos_token, so completions could not end")
-    eos = int(next(iter(named)) if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
+    eos = int(next(iter(source_of_end)) if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
     rows = embedding_rows(folder)
-    for token, source in named.items():
+    for token, source in source_of_end.items():
         check_in_embedding(tokenizer, [np.array([token])], rows, f"{source} of {folder}")
     size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    return SpecialTokens(bos=int(bos), eos=eos, pad=int(pad), stop=tuple(sorted(named)), vocab_size=size)
+    return SpecialTokens(bos=int(bos), eos=eos, pad=int(pad), stop=tuple(sorted(source_of_end)), vocab_size=size)
 
 
 def end_tokens(folder: Path) -> dict[int, str]:
-    """Every end of a text that a model directory's JSON files name, with the field that names it.
+    """The end tokens that the JSON files of a model directory name: for each token id, the field that names it.
 
-    Raises InputError for a file or a field that holds something else.
+    Raises InputError if a file or a field holds something else.
     """
-    found: dict[int, str] = {}
+    field_of_token: dict[int, str] = {}
     for name in ("generation_config.json", CONFIG_FILE):
         if not (folder / name).is_file():
             continue
@@ -162,27 +165,29 @@ def end_tokens(folder: Path) -> dict[int, str]:
         for section, fields in (("", values), (f"{TEXT_CONFIG}.", values.get(TEXT_CONFIG))):
             if not isinstance(fields, dict):
                 continue
-            given = fields.get("eos_token_id")
-            ids = given if isinstance(given, list) else [] if given is None else [given]
+            end = fields.get("eos_token_id")
+            ids = end if isinstance(end, list) else [] if end is None else [end]
             if any(type(token) is not int or token < 0 for token in ids):
                 raise InputError(
-                    f"{folder / name}: {section}eos_token_id is {given!r}; a token id, a list of them or null is needed"
+                    f"{folder / name}: {section}eos_token_id is {end!r}; a token id, a list of them or null is needed"
                 )
-            found |= {token: f"{section}eos_token_id in {name}" for token in ids if token not in found}
-    return found
+            field_of_token |= {
+                token: f"{section}eos_token_id in {name}" for token in ids if token not in field_of_token
+            }
+    return field_of_token
 
 
 def embedding_rows(folder: Path) -> int | None:
-    """How many token ids the model's embedding has, by its `config.json`; None where that does not say.
+    """The number of rows of the model's embedding, from its `config.json`; None if that does not state it.
 
-    Raises InputError for a pad token beyond them, which PyTorch's embedding refuses and nothing here needs.
+    Raises InputError if pad_token_id is not below this number: PyTorch's embedding refuses it, and it is not needed here.
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
     values = files.read_json_object(folder / CONFIG_FILE)
     nested = values.get(TEXT_CONFIG)
-    given = {name: value for name, value in values.items() if value is not None}
-    fields = (nested if isinstance(nested, dict) else {}) | given
+    stated = {name: value for name, value in values.items() if value is not None}
+    fields = (nested if isinstance(nested, dict) else {}) | stated
     rows, pad = fields.get("vocab_size"), fields.get("pad_token_id")
     if type(rows) is not int:
         return None
@@ -197,9 +202,10 @@ def embedding_rows(folder: Path) -> int | None:
 def check_in_embedding(
     tokenizer: PreTrainedTokenizerFast, texts: Iterable[np.ndarray], rows: int | None, what: str
 ) -> None:
-    """Raise InputError, naming the first of them, where token ids of `texts` are not among the embedding's `rows`.
+    """Raise InputError for the first token id in `texts` (each `[tokens]`) that is not below `rows` of the embedding.
 
-    An added token is named by its text too; another one may be a patient's words in a tokenizer that learned from them.
+    If `rows` is None, nothing is checked. `what` says what the texts are. The message shows the text of an added token, but
+    never of another one: a tokenizer that was trained on records may have a patient's words as a token.
     """
     for tokens in texts:
         beyond = tokens[(tokens < 0) | (tokens >= rows)] if rows is not None else tokens[:0]
@@ -207,8 +213,8 @@ def check_in_embedding(
             continue
         token = int(beyond[0])
         added = tokenizer.added_tokens_decoder.get(token)
-        named = f"token id {token}" if added is None else f"token {str(added)!r} (id {token})"
+        shown_token = f"token id {token}" if added is None else f"token {str(added)!r} (id {token})"
         raise InputError(
-            f"{what}: {named} is beyond the model's embedding, which has {rows} rows; give the tokenizer that belongs to "
+            f"{what}: {shown_token} is beyond the model's embedding, which has {rows} rows; give the tokenizer that belongs to "
             "these weights, or a model whose embedding was enlarged for it"
         )

@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face model: one, or several and an index beside them."""
+"""Reads and writes the safetensors files of a Hugging Face model: a single file, or several files with an index."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from safetensors import SafetensorError, safe_open
 from shared.errors import InputError
 from shared.storage import files
 
-SHARD_BYTES = 4 * 2**30  # of one file
-COMPARED_BYTES = 2**26  # of a tensor at once
-NOT_WEIGHTS = "rotary_emb.inv_freq"  # some older model directories store this table, which is computed
+SHARD_BYTES = 4 * 2**30  # the largest size of a file
+COMPARED_BYTES = 2**26  # tensors are compared in parts of at most so many bytes
+NOT_WEIGHTS = (
+    "rotary_emb.inv_freq"  # older model directories may store this table; it is ignored, since it can be computed
+)
 EMBEDDING = "model.embed_tokens.weight"
-TIED = "lm_head.weight"  # in some it is stored though it is the embedding
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # that are read; the widest first
+TIED = "lm_head.weight"  # some model directories store it even if the head is the embedding
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # the dtypes that can be read, the widest first
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write(
     folder: Path, tensors: Iterable[tuple[str, Any]], save_file: Callable[..., Any], *, limit: int | None = None
 ) -> None:
-    """Write a stream of (name, tensor), tensors of NumPy or of PyTorch, with the `save_file` of safetensors that goes with it.
+    """Write the weights of a model from an iterator of (name, tensor), with NumPy or PyTorch tensors.
 
-    A file is written when the next tensor would make it larger than `limit` bytes (SHARD_BYTES), so no more than that is
-    held at once. Where one file holds all it has no index.
+    `save_file` is the function of safetensors for these tensors. A file is written when the next tensor would make it larger
+    than `limit` bytes (by default SHARD_BYTES), so only so many bytes are in memory at once. A single file has no index.
     """
     limit = limit or SHARD_BYTES
     part: dict[str, Any] = {}
     size = total = count = 0
-    places: dict[str, int] = {}
+    file_of: dict[str, int] = {}
 
     def close() -> None:
         nonlocal count
@@ -47,23 +49,24 @@ def write(
         if part and size + tensor.nbytes > limit:
             close()
             size = 0
-        part[name], places[name] = tensor, count
+        part[name], file_of[name] = tensor, count
         size, total = size + tensor.nbytes, total + tensor.nbytes
     close()
     if count == 1:
         (folder / _part(0)).rename(folder / SINGLE)
         return
-    named = [f"model-{place + 1:05d}-of-{count:05d}.safetensors" for place in range(count)]
-    for place, name in enumerate(named):
-        (folder / _part(place)).rename(folder / name)
-    weight_map = {name: named[place] for name, place in places.items()}
+    file_names = [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+    for number, file_name in enumerate(file_names):
+        (folder / _part(number)).rename(folder / file_name)
+    weight_map = {name: file_names[number] for name, number in file_of.items()}
     files.write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def describe(source: Path, target: Path) -> None:
-    """Copy configuration and tokenizer from `source` to `target`, and state the dtype of the weights in `target`.
+def copy_config_and_tokenizer(source: Path, target: Path) -> None:
+    """Copy the configuration and the tokenizer of the model in `source` to `target`, which already holds weights.
 
-    Transformers loads a model in the dtype that config.json states. If that were not the stored one, it would round the weights.
+    The dtype in `config.json` becomes that of the weights in `target`. Transformers loads a model in the dtype that config.json
+    states; with another dtype it would round the weights.
     """
     files.copy_companions(source, target)
     config = files.read_json(target / "config.json")
@@ -73,70 +76,71 @@ def describe(source: Path, target: Path) -> None:
 
 
 def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The same with `name` wherever it, or a part of it (a text_config), states a dtype in either of the two spellings."""
+    """The configuration with the dtype `name`, in all places that state a dtype, also in parts such as text_config."""
 
-    def one(key: str, value: Any) -> Any:
+    def changed(key: str, value: Any) -> Any:
         if isinstance(value, dict):
             return _with_dtype(value, name)
         stated = key in ("torch_dtype", "dtype") and isinstance(value, str) and value.endswith(("float16", "float32"))
         return name if stated else value
 
-    return {key: one(key, value) for key, value in config.items()}
+    return {key: changed(key, value) for key, value in config.items()}
 
 
 def places(folder: Path) -> dict[str, Path]:
-    """Tensor -> its file, for all tensors of a model directory that are not computed.
+    """The file of each tensor in a model directory, by tensor name, without tables that are computed (NOT_WEIGHTS).
 
-    Raises InputError where a file is missing, truncated or superfluous, or lacks what the index says; where a tensor is there
-    twice with different values, or is a head of its own though config.json says that the embedding is the head.
+    Raises InputError if a file is missing or truncated, or does not belong to the model; if a tensor that the index names is
+    missing; if a tensor is stored twice with different values; or if there is a separate head although config.json says that
+    the embedding is the head.
     """
     indexed = _index(folder)
-    found: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path, name, _ in _headers(folder):
         if name.endswith(NOT_WEIGHTS):
             continue
-        if name in found and not _same((found[name], name), (path, name)):
+        if name in file_of and not _same((file_of[name], name), (path, name)):
             raise InputError(
-                f"{folder}: tensor {name} is in {found[name].name} and in {path.name} with other values; remove the file that "
+                f"{folder}: tensor {name} is in {file_of[name].name} and in {path.name} with other values; remove the file that "
                 "is not of this model"
             )
-        if name not in found or indexed.get(name) == path:
-            found[name] = path
+        if name not in file_of or indexed.get(name) == path:
+            file_of[name] = path
     for name, path in indexed.items():
-        if found.get(name) != path and not name.endswith(NOT_WEIGHTS):
+        if file_of.get(name) != path and not name.endswith(NOT_WEIGHTS):
             raise InputError(f"{path}: tensor {name} is missing, though the index names it")
-    _check_tied(folder, found)
-    return found
+    _check_tied(folder, file_of)
+    return file_of
 
 
-def _check_tied(folder: Path, found: dict[str, Path]) -> None:
+def _check_tied(folder: Path, file_of: dict[str, Path]) -> None:
     config = folder / "config.json"
-    if TIED not in found or EMBEDDING not in found or not config.is_file():
+    if TIED not in file_of or EMBEDDING not in file_of or not config.is_file():
         return
-    described = files.read_json(config)
-    tied = isinstance(described, dict) and described.get("tie_word_embeddings")
-    if tied and not _same((found[EMBEDDING], EMBEDDING), (found[TIED], TIED)):
+    fields = files.read_json(config)
+    tied = isinstance(fields, dict) and fields.get("tie_word_embeddings")
+    if tied and not _same((file_of[EMBEDDING], EMBEDDING), (file_of[TIED], TIED)):
         raise InputError(
-            f"{folder}: config.json says tie_word_embeddings = true, but {TIED} in {found[TIED].name} is not {EMBEDDING}; set "
+            f"{folder}: config.json says tie_word_embeddings = true, but {TIED} in {file_of[TIED].name} is not {EMBEDDING}; set "
             "tie_word_embeddings to false to use it (as Transformers does), or remove that tensor"
         )
 
 
 def parts(folder: Path) -> list[Path]:
-    """The files that hold the weights. Raises InputError where there are none."""
+    """The files that hold the weights, sorted by name. Raises InputError if there are none."""
     indexed = _index(folder)
     return sorted(set(indexed.values())) if indexed else [folder / SINGLE]
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Tensor -> its file, as the index says; empty for a model in one file."""
+    """The file of each tensor as the index states it; empty for a model in a single file. Raises InputError if it is wrong."""
     index = folder / INDEX
     if not index.is_file():
         if not (folder / SINGLE).is_file():
             raise InputError(f"{folder}: no {SINGLE} and no {INDEX}; give a Hugging Face model directory")
         return {}
-    found = files.read_json(index)
-    names = found.get("weight_map") if isinstance(found, dict) else None
+    content = files.read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{index}: no weight_map from tensors to files")
     if (folder / SINGLE).is_file() and SINGLE not in names.values():
@@ -145,7 +149,7 @@ def _index(folder: Path) -> dict[str, Path]:
 
 
 def _headers(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """File, name and dtype of every tensor."""
+    """The file, the name and the dtype of each tensor."""
     for path in parts(folder):
         with opened(path) as stored:
             for name in stored.keys():
@@ -154,7 +158,7 @@ def _headers(folder: Path) -> Iterator[tuple[Path, str, str]]:
 
 @contextlib.contextmanager
 def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
-    """A safetensors file. Raises InputError where it is missing or truncated."""
+    """Open a safetensors file. Raises InputError if it is missing or truncated."""
     try:
         stored = safe_open(path, framework=framework)
     except FileNotFoundError:
@@ -166,7 +170,7 @@ def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
 
 
 def _same(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
-    """Whether two stored tensors (file, name) have the same values, in whatever dtype."""
+    """Whether two stored tensors, each a file and a name, have the same values; their dtypes may differ."""
     with opened(one[0]) as first, opened(other[0]) as second:
         left, right = first.get_slice(one[1]), second.get_slice(other[1])
         shape = left.get_shape()
@@ -183,24 +187,24 @@ def _same(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
 
 
 def check_dtype(folder: Path, name: str, kind: str) -> None:
-    """Raise InputError for a tensor that is stored as what is not read."""
+    """Raise InputError if a tensor is stored in a dtype that cannot be read."""
     if kind not in DTYPES:
         raise InputError(f"{folder}: tensor {name} is stored as {kind}; only {', '.join(DTYPES)} are read")
 
 
 def missing(folder: Path, name: str) -> InputError:
-    """What to say of a tensor that is not there."""
+    """The error for a tensor that is missing."""
     hint = "; if the embedding is the head, set tie_word_embeddings to true in config.json" if name == TIED else ""
     return InputError(f"{folder}: tensor {name} is missing{hint}")
 
 
 def not_finite(path: Path, name: str) -> InputError:
-    """What to say of a tensor with values that are no numbers."""
+    """The error for a tensor with values that are infinite or not a number."""
     return InputError(f"{path}: tensor {name} holds values that are not finite; the file is damaged, copy it again")
 
 
 def check_known(folder: Path, stored: Iterable[str], expected: Collection[str]) -> None:
-    """Raise InputError for a stored tensor that is none of the model's: another model's weights would go unnoticed."""
+    """Raise InputError if a stored tensor does not belong to the model. Otherwise weights of another model could go unnoticed."""
     others = [name for name in stored if name not in expected and name != TIED and not name.endswith(NOT_WEIGHTS)]
     if others:
         raise InputError(f"{folder}: tensor {min(others)} is not of the model that config.json describes")

@@ -1,4 +1,4 @@
-"""Where each kernel of the Flax decoder is in a Hugging Face model: what lets one backend read the other's checkpoints."""
+"""Where each parameter of the Flax decoder is stored in a Hugging Face model, so that each backend can read the other's files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from shared.policy.families import FAMILIES
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a kernel is in a Hugging Face model: a tensor, the first of its rows, and how many dimensions are inputs.
+    """Where a parameter of the Flax decoder is stored in a Hugging Face model.
 
-    `inputs` leading dimensions of our kernel are the columns of the matrix, the others its rows; 0: the tensor is a vector
-    (norms, biases); None: a table in our own orientation. `rows` counts those of a fused matrix; 0: it is not fused.
+    `name` is the tensor, `row` the first of its rows that belongs to the parameter, and `rows` the number of all rows of a
+    fused matrix (0: not fused). `inputs`: the first so many dimensions of our kernel are the columns of the Hugging Face matrix,
+    and the others its rows; 0 for a vector (norms, biases); None for a table with the same orientation on both sides.
     """
 
     name: str
@@ -25,9 +26,9 @@ class Source:
 
 
 def sources(family: str, *, heads: int, kv_heads: int, head_dim: int, intermediate_size: int) -> dict[str, Source]:
-    """Path of a parameter -> its source; `{}` in the name stands for the layer.
+    """The source of each parameter, by its path in the Flax decoder; `{}` in a name stands for the number of the layer.
 
-    `family` is a row of `shared/policy/families.py`. Biases and the norms of q and k are named whether or not the model has them.
+    `family` is a key of `FAMILIES`. Biases and the norms of q and k are listed even if the model does not have them.
     """
     q_rows, kv_rows = heads * head_dim, kv_heads * head_dim
     qkv_rows, ffn = q_rows + 2 * kv_rows, intermediate_size
@@ -60,7 +61,11 @@ def sources(family: str, *, heads: int, kv_heads: int, head_dim: int, intermedia
 
 
 def to_rows(value: np.ndarray, inputs: int | None) -> np.ndarray:
-    """A kernel with `inputs` leading input dimensions as the rows of a Hugging Face matrix, or as its vector."""
+    """A parameter of the Flax decoder in the shape of its Hugging Face tensor; `inputs` as in `Source`.
+
+    With `inputs` of 1 or more, `[inputs..., outputs...]` becomes the matrix `[outputs, inputs]`; with 0 a vector; with None it
+    is not changed.
+    """
     if inputs is None:
         return value
     if inputs == 0:

@@ -106,7 +106,7 @@ def _registry(
     try:
         registry, maker = _made(data, source, seed, wanted["salt"], wanted, stage)
     except problems.Problems as error:
-        problems.write_report(out / problems.REPORT, error.found)
+        problems.write_report(out / problems.REPORT, error.problems)
         raise
     stage("saving the registry")
     store.save(registry, staged / "registry")
@@ -175,7 +175,7 @@ def question_maker(registry: Registry, data: DataConfig, seed: int) -> Maker:
             difficulty=data.difficulty,
             mi_cutoff=data.mi_cutoff,
             masked=data.masked,
-            causal=data.causal,
+            hide_later_sections=data.causal,
             core_features=data.core_features,
             core_kind=data.core_kind,
             context_features=data.context_features,

@@ -1,1 +1,1 @@
-"""A question, how a model reads it, how its answer is rewarded, and whether it can be answered by a shortcut."""
+"""Questions: how they are stored, how prompts are made of them, how answers are rewarded, and whether shortcuts answer them."""

@@ -1,13 +1,14 @@
-r"""The letter that a completion gives as its answer, by the rule of the paper or by a lenient one. This file imports nothing of
-the project: `shared.evaluation.lm_eval` exports it as it stands, so that both programs read alike.
+r"""The letter that a completion gives as its answer, by the rule of the paper or by a lenient rule. This file imports nothing
+of the project: `shared.evaluation.lm_eval` exports a copy of it, so that both programs read answers in the same way.
 
-    strict_first  the first `\boxed{X}` with X from A to E, anywhere in the completion; nothing else is a box (the paper)
-    lenient_last  the last box that holds a single letter, in what stands behind the reasoning
+    strict_first  the first `\boxed{X}` with X from A to E, anywhere in the completion; no other form counts (the paper)
+    lenient_last  the last box that holds a single letter, after the reasoning
 
-The lenient rule takes `\boxed` and `\fbox`, either case, and blanks, `$`, `*`, quotes, brackets, full stops and commands for a
-typeface around the letter: `\boxed{\text{B}}`, `{ B }`, `{B.}`, `{(B)}`, `{b}`; without braces a capital: `\boxed B`. It takes
-no letter with a text behind it: `\boxed{E. coli}` is an option's text, not the letter E. A box that holds anything else than
-one letter is passed over. The letter of the last one counts: where it is none of the options shown, there is no answer.
+The lenient rule accepts `\boxed` and `\fbox`, capital and small letters, and around the letter blanks, `$`, `*`, quotes,
+brackets, full stops and commands for a typeface: `\boxed{\text{B}}`, `{ B }`, `{B.}`, `{(B)}`, `{b}`. Without braces the letter
+must be a capital: `\boxed B`. A letter that is followed by more text does not count: `\boxed{E. coli}` is the text of an option,
+not the letter E. A box that does not hold exactly one letter is ignored. The letter of the last remaining box is the answer; if
+it is not the letter of an option, there is no answer.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ _TYPEFACE = re.compile(
 )
 _LETTER = re.compile(r"[\s~$*_`'\".,:;(){}\[\]]*([A-Za-z])[\s~$*_`'\".,:;(){}\[\]]*")
 _BARE = re.compile(r"\s*([A-Z])(?![A-Za-z0-9])")
-LONGEST = 80  # characters of a box that may hold a letter; so a text of any kind is read in time linear in its length
+LONGEST = 80  # characters of a box that are read at most, so that the time to read a text is linear in its length
 THINK, THOUGHT = "<think>", "</think>"
 
 
 def strict_first(text: str) -> str:
-    r"""The letter of the first `\boxed{X}` with X in A-E, or "" where there is none.
+    r"""The letter of the first `\boxed{X}` with X in A-E, or "" if there is none.
 
-    Later boxes, lower case, blanks within the braces and `\text{}` do not count. Source: the original's reward
-    (docs/spec/registry.md, section e).
+    Small letters, blanks within the braces and `\text{}` do not count. Source: the original's reward (docs/spec/registry.md,
+    section e).
     """
     match = _STRICT.search(text)
     return match.group(1) if match else ""
 
 
 def lenient_last(text: str, options: int = 5, *, thinking: bool = False) -> str:
-    """The letter of the last box with a letter (top of this file), or "" where there is none or it is not among the `options`.
+    """The letter of the last box with a letter (see the top of this file), or "" if there is none.
 
-    Only what stands behind the last `</think>` is read, and of that nothing behind a `<think>`, which was never closed: a box
-    in reasoning is no answer. `thinking`: the prompt has opened the reasoning, and the text begins inside it.
+    It is "" too if the letter is not among the first `options` letters. Only the text after the reasoning is read (see
+    `answer_part`): a box in the reasoning is not an answer.
     """
     answer = answer_part(text, thinking=thinking)
     for box in reversed(list(_BOX.finditer(answer))):
@@ -54,26 +55,30 @@ def lenient_last(text: str, options: int = 5, *, thinking: bool = False) -> str:
 
 
 def answer_part(text: str, *, thinking: bool = False) -> str:
-    """What stands behind the reasoning: all of a text without any, nothing of one that never ends it."""
+    """The text after the reasoning: after the last `</think>`, and before a `<think>` that is not closed.
+
+    A text without reasoning is returned completely. `thinking` says that the prompt has opened the reasoning, so that the text
+    begins inside it; if it never ends, the result is "".
+    """
     opened = THINK + text if thinking else text
     return opened.rpartition(THOUGHT)[2].partition(THINK)[0]
 
 
 def answer_letter(text: str, rule: str = "strict_first", *, options: int = 5, thinking: bool = False) -> str:
-    """The letter by one of `RULES`, or "". The strict rule looks neither at the `options` nor at reasoning."""
+    """The letter of the answer by one of `RULES`, or "". The strict rule ignores `options` and `thinking`."""
     return strict_first(text) if rule == "strict_first" else lenient_last(text, options, thinking=thinking)
 
 
-def _letter_in(behind: str) -> str:
-    """The letter, a capital, in the box whose content begins `behind` the command; "" where it holds anything else."""
-    content = behind.lstrip()
+def _letter_in(text: str) -> str:
+    """The letter in a box, as a capital; "" if the box holds anything else. `text` begins after the command of the box."""
+    content = text.lstrip()
     if not content.startswith("{"):
-        bare = _BARE.match(behind)
+        bare = _BARE.match(text)
         return bare.group(1) if bare else ""
     depth = 0
     for end, character in enumerate(content):
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            found = _LETTER.fullmatch(_TYPEFACE.sub("", content[1:end]))
-            return found.group(1).upper() if found else ""
+            match = _LETTER.fullmatch(_TYPEFACE.sub("", content[1:end]))
+            return match.group(1).upper() if match else ""
     return ""

@@ -1,8 +1,8 @@
-"""How prompts begin an answer, whether the model thinks, and which day its template takes for today: chosen once, kept.
+"""Chooses the style of prompts once for a run: how an answer begins, whether the model thinks, and the date in its template.
 
-The choice is made from what a model is: its chat template and the config, never the name of its folder. A run keeps it in
-`prompts.json`, and puts the same file into each model directory that it writes, so that whoever uses that directory later
-renders the same prompts to the byte.
+The choice depends on the chat template of the model and on the config, never on the name of a folder. A run stores it in
+`prompts.json`, and writes the same file into each model directory that it exports. So prompts for that model are later rendered
+exactly as in the run.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from shared.questions.prompts import PREFILL, SWITCHES, SYSTEM_PROMPT, PromptSty
 from shared.storage import buckets, files
 
 PROMPTS_FILE = "prompts.json"
-EVALUATION_FILE = "evaluation_prompts.json"  # beside answers: their folder may be a run's
+EVALUATION_FILE = "evaluation_prompts.json"  # in a folder of answers; another name, since that folder may be a run's
 AUTO = "auto"
 THINK, THOUGHT = "<think>", "</think>"
-# A dialogue whose texts no template has a reason to change.
+# Texts of a trial dialogue, which templates do not change.
 ASKED, REASONED, ANSWERED, AGAIN = "First question.", "Some reasoning.", "Some answer.", "Second question."
-MOMENTS = ("2001-01-01T00:00:00", "2002-03-05T13:45:59")  # two that no format writes alike
-DAY_BITS = 22  # of the number of a day
+MOMENTS = ("2001-01-01T00:00:00", "2002-03-05T13:45:59")  # two moments that differ in every date and time format
+DAY_BITS = 22  # the ordinal number of any day has at most so many bits
 
 
 def choose(
     model: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, *, earlier: PromptStyle | None = None
 ) -> PromptStyle:
-    """The style for the model in `folder`: what the config says, else what the folder's `prompts.json` does, else its kind.
+    """Choose the style for the model in `folder`.
 
-    A date comes from `earlier` too, where an earlier start on the same work used one. Raises InputError where the template
-    cannot do what is asked for.
+    A setting of the config comes first, then the `prompts.json` of the folder, then what the chat template suggests. The date may
+    also come from `earlier`, the style of an earlier start of the same work. Raises InputError if the template cannot do what
+    the config asks for.
     """
-    held = read(folder)
-    thinking = model.thinking if model.thinking != AUTO or held is None else held.thinking
+    stored = read(folder)
+    thinking = model.thinking if model.thinking != AUTO or stored is None else stored.thinking
     switch = has_switch(tokenizer)
     if not switch and thinking == ("off" if reasons(tokenizer) else "on"):
         raise InputError(
@@ -50,10 +51,12 @@ def choose(
         )
     prefill = model.prefill
     if prefill == AUTO:
-        opens = (
+        model_begins = (
             thinking == "on" or (thinking == AUTO and opens_reasoning(tokenizer)) or (not switch and reasons(tokenizer))
         )
-        prefill = held.prefill if held is not None and thinking == held.thinking else "" if opens else PREFILL
+        prefill = (
+            stored.prefill if stored is not None and thinking == stored.thinking else "" if model_begins else PREFILL
+        )
     if prefill and thinking == "on":
         raise InputError(
             f"model.prefill = {prefill!r}: a model that thinks begins its answer itself; set model.prefill or "
@@ -61,57 +64,61 @@ def choose(
         )
     date = ""
     if shows_date(tokenizer, PromptStyle(prefill=prefill, thinking=thinking)):
-        known = [style.date for style in (held, earlier) if style is not None and style.date]
-        date = model.template_date or next(iter(known), today())
+        earlier_dates = [style.date for style in (stored, earlier) if style is not None and style.date]
+        date = model.template_date or next(iter(earlier_dates), today())
     return PromptStyle(prefill=prefill, thinking=thinking, date=date)
 
 
 def of_run(config: RunConfig, backend: Backend, workdir: Path, policy: Path) -> PromptStyle:
-    """The style of a run, chosen and written by process 0 where it begins, and read where it goes on. Every process calls it.
+    """The style of a run. When a run begins, process 0 chooses and writes it; later it is read. Every process must call this.
 
-    Where checkpoints have a folder of their own, the file is there too: a run may go on from that folder alone, and
-    processes that each have their own work directory read it there. Raises InputError where the two files differ.
+    If checkpoints have a separate folder, the file is written there too. Then a run can be resumed from that folder alone, and
+    processes with different work directories can read it there. Raises InputError if the two files differ, or if a process
+    cannot see the file.
     """
     places: list[Path | str] = [workdir, *([config.checkpoint.folder] if config.checkpoint.folder else [])]
     if backend.process == 0:
-        kept = {place: style for place in places if (style := read(place)) is not None}
-        if len(set(kept.values())) > 1:
+        stored = {place: style for place in places if (style := read(place)) is not None}
+        if len(set(stored.values())) > 1:
             raise InputError(
-                f"{PROMPTS_FILE} in {' and in '.join(map(str, kept))} say different things; remove the one that "
+                f"{PROMPTS_FILE} in {' and in '.join(map(str, stored))} say different things; remove the one that "
                 "belongs to another run"
             )
-        style = next(iter(kept.values()), None) or choose(config.model, policy, load_tokenizer(policy))
-        for place in reversed(places):  # the work directory last: a bucket may refuse
-            if place not in kept:
+        style = next(iter(stored.values()), None) or choose(config.model, policy, load_tokenizer(policy))
+        for place in reversed(places):  # the work directory comes last, since writing to a bucket may fail
+            if place not in stored:
                 write(place, style)
     backend.barrier()
-    found = read(places[-1])
-    if found is None:
+    shared_style = read(places[-1])
+    if shared_style is None:
         raise InputError(
             f"{places[-1]}: process {backend.process} does not see the {PROMPTS_FILE} that process 0 wrote there"
         )
-    return found
+    return shared_style
 
 
 def recorded(config: RunConfig, workdir: Path) -> PromptStyle | None:
-    """The style that a run has kept; None of one that is older than this file, or renders no prompts."""
+    """The style that a run has stored; None for a run of an earlier version, or one that renders no prompts."""
     return read(workdir) or (read(config.checkpoint.folder) if config.checkpoint.folder else None)
 
 
 def export(learner: Learner, folder: Path, style: PromptStyle | None, *, first: bool) -> None:
-    """Write the policy and its style as a model directory, whole or not at all. Every process calls it; the `first` writes."""
+    """Write the policy and its style as a model directory, completely or not at all.
+
+    Every process must call this; only the one with `first` writes.
+    """
     if not first:
         learner.export(folder)
         return
     with files.replacing(folder) as temporary:
         learner.export(temporary)
-        (temporary / PROMPTS_FILE).unlink(missing_ok=True)  # of the model that was trained
+        (temporary / PROMPTS_FILE).unlink(missing_ok=True)  # a copy of the file of the model before training
         if style is not None:
             write(temporary, style)
 
 
 def read(place: Path | str, name: str = PROMPTS_FILE) -> PromptStyle | None:
-    """What such a file of a folder says; None where there is none. Raises InputError for one that is not ours."""
+    """Read the style in the file `name` of a folder; None if the file does not exist. Raises InputError if it is invalid."""
     path = buckets.join(place, name)
     if not buckets.is_file(path):
         return None
@@ -125,28 +132,31 @@ def read(place: Path | str, name: str = PROMPTS_FILE) -> PromptStyle | None:
 
 
 def write(place: Path | str, style: PromptStyle, name: str = PROMPTS_FILE) -> None:
-    """Write such a file into a folder."""
+    """Write a style to the file `name` in a folder. Raises InputError if it cannot be written."""
     buckets.write_json(buckets.join(place, name), dataclasses.asdict(style))
 
 
 def today() -> str:
-    """The day that it is here."""
+    """Today's date on this machine, as YYYY-MM-DD."""
     return datetime.date.today().isoformat()
 
 
 def has_switch(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the template lets its model think or not, as it is told."""
+    """Whether the template has a switch that turns the model's thinking on and off."""
     off, on = (_asked(tokenizer, thinking=state) for state in ("off", "on"))
     return off != on
 
 
 def opens_reasoning(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the template's own generation prompt begins a reasoning."""
+    """Whether the template's generation prompt ends with the beginning of a reasoning."""
     return _asked(tokenizer).rstrip().endswith(THINK)
 
 
 def reasons(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the template is a reasoning model's: it begins a reasoning, asks for one, or leaves out that of earlier turns."""
+    """Whether the template belongs to a reasoning model.
+
+    It does if it begins or mentions a reasoning, or leaves out the reasoning of earlier turns.
+    """
     if THINK in _asked(tokenizer):
         return True
     turns = [
@@ -156,24 +166,24 @@ def reasons(tokenizer: PreTrainedTokenizerFast) -> bool:
     ]
     try:
         text = render(tokenizer, turns, answer=True)
-    except TemplateError:  # of a single turn only
+    except TemplateError:  # the template allows a single turn only
         return False
     return ANSWERED in text and REASONED not in text
 
 
 def shows_date(tokenizer: PreTrainedTokenizerFast, style: PromptStyle) -> bool:
-    """Whether the template writes the day on which it is rendered into prompts of this style."""
+    """Whether the template writes today's date into prompts of this style."""
     try:
         return any(
             len({dataclasses.replace(style, date=day).text(tokenizer, ASKED, system=system) for day in MOMENTS}) > 1
             for system in (SYSTEM_PROMPT, "")
         )
-    except InputError:  # it cannot render them: the first prompt says so
+    except InputError:  # it cannot render the trial prompt; the first real prompt will raise the error
         return False
 
 
-def describe(style: PromptStyle, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A style in one line, for whoever starts a run or an evaluation."""
+def style_line(style: PromptStyle, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> str:
+    """One line about a style, which is printed when a run or an evaluation starts."""
     begins = f"answers begin with {style.prefill!r}" if style.prefill else "answers begin as the model likes"
     parts = [begins, _thinking(style, tokenizer)]
     if style.date:
@@ -197,12 +207,12 @@ def _thinking(style: PromptStyle, tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def check_same_day(style: PromptStyle, backend: Backend) -> None:
-    """Raise InputError where the processes of an evaluation chose different days; each one calls it."""
+    """Raise InputError if the processes of an evaluation have different dates in their style. Every process must call this."""
     if not style.date or backend.processes == 1:
         return
     day = datetime.date.fromisoformat(style.date).toordinal()
-    apart = [backend.agreed(bool(day >> bit & 1)) != bool(day >> bit & 1) for bit in range(DAY_BITS)]
-    if backend.agreed(any(apart)):
+    bit_differs = [backend.agreed(bool(day >> bit & 1)) != bool(day >> bit & 1) for bit in range(DAY_BITS)]
+    if backend.agreed(any(bit_differs)):
         raise InputError(
             "the processes began on different days, and the chat template shows the date; give --template_date"
         )

@@ -1,8 +1,9 @@
-"""Guessers that read the record as a calculator would: they subtract dates, compute, and look for the answer itself.
+"""Guessers that answer from the record without medical knowledge: they subtract dates, compute, and search for the answer.
 
-Each feature's clues (two dates, two numbers, one line) are judged on patients that they were not fitted on. A clue solves a
-feature where it closes `SOLVED` of the distance between the best blind guess and all right, more often than chance would
-among all clues that were tried. What medicine tells stays far below that: such clues are hidden when questions are made.
+A clue is a pair of dates, a set of numbers, or one line of the record. For each feature, all clues are tested on patients that
+they were not fitted on. A clue solves a feature if its accuracy covers at least the share `SOLVED` of the way from the best
+blind guess to 100 %, and if this is not due to chance, given the number of clues that were tried. Medical knowledge is far less
+exact. When questions are made, such clues should have been hidden.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ from shared.registry.features import as_number
 from shared.registry.relations import arithmetic
 from shared.registry.sums import of_several
 
-READ_QUESTIONS = 5_000  # the first so many are read
-MOST_ROWS = 400  # of a feature
-LEAST_ROWS = 8
-MOST_DATES = 30  # dates of a record; of more, those that most records have
+READ_QUESTIONS = 5_000  # only the first so many questions are read
+MOST_ROWS = 400  # questions of a feature that are used
+LEAST_ROWS = 8  # with fewer questions nothing is decided
+MOST_DATES = 30  # columns of dates that are paired; of more, those that most records have
 SOLVED = 0.6
 NEIGHBOURS = 3
 MASK = "[MASK]"
 
-Line = tuple[str, str]  # a line's section and name
+Line = tuple[str, str]  # the section and the name of a line of a record
 Record = dict[Line, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Clue:
-    """What a clue answers: `right` `[rows]` is whether, NaN where the record does not have it."""
+    """A clue: the `names` of its lines, and `right` `[rows]`, 1 where its answer is right, 0 where wrong, NaN where unknown.
+
+    A value between 0 and 1 is the probability that it is right, if several options are equally good.
+    """
 
     names: tuple[str, ...]
     right: np.ndarray
@@ -48,7 +52,7 @@ class Clue:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """The questions about one feature, one a patient: their places in the set, records, options and answers."""
+    """The questions about one feature, one for each patient. `places` are their positions in the question set."""
 
     feature: str
     places: list[int]
@@ -56,7 +60,7 @@ class Asked:
     records: list[Record]
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """`[rows, options]` options as numbers, NaN beyond the last, and `[rows]` answers; None where they are texts."""
+        """The options as numbers `[rows, options]` (NaN after the last), and the right numbers `[rows]`; None for texts."""
         table = np.full((len(self.questions), len(LETTERS)), np.nan)
         for row, question in enumerate(self.questions):
             table[row, : len(question.choices)] = [as_number(text) for text in question.choices]
@@ -65,13 +69,13 @@ class Asked:
         return table, table[np.arange(len(table)), self.answers()]
 
     def answers(self) -> np.ndarray:
-        """`[rows]` places of the right options."""
+        """The position of the right option: `[rows]`."""
         return np.array([LETTERS.index(question.answer) for question in self.questions])
 
 
 def read_record(context: str) -> Record:
-    """The lines `name: value` of a record, by section and name; what is masked is left out."""
-    found: Record = {}
+    """The lines `name: value` of a record: values by section and name, without masked values."""
+    value_of: Record = {}
     section = ""
     for line in context.split("\n"):
         if line.startswith("[") and line.endswith("]"):
@@ -79,30 +83,32 @@ def read_record(context: str) -> Record:
             continue
         name, mark, value = line.partition(": ")
         if mark and value != MASK:
-            found[section, name] = value
-    return found
+            value_of[section, name] = value
+    return value_of
 
 
 @threadpool_limits.wrap(limits=1)
 def read_records(questions: Sequence[Question], false_alarm: float) -> Iterator[tuple[str, np.ndarray, list[Any]]]:
-    """Of each guesser its name, its credit `[questions]` (chance where it knows nothing), and what it solves.
+    """For each guesser: its name, its expected accuracy on each question `[questions]`, and the features that it solves.
 
-    An entry of the last: the `feature`, the lines it is answered `from`, and how many are `right` `of` how many.
+    The accuracy is that of chance where the guesser knows nothing. Each feature is a dictionary: the `feature`, the lines `from`
+    which it is answered, and how many questions are `right` `of` how many. `false_alarm` is the probability that any guesser
+    reports a feature by chance.
     """
-    asked = _by_feature(questions)
+    by_feature = _by_feature(questions)
     chance = np.array([question.chance for question in questions])
     for name, clues_of in GUESSERS.items():
-        found = [(each, clues_of(each)) for each in asked]
-        tried = max(sum(len(clues) for _, clues in found), 1)
-        credit, solves = chance.copy(), []
-        for each, clues in found:
+        clues_of_features = [(asked, clues_of(asked)) for asked in by_feature]
+        tried = max(sum(len(clues) for _, clues in clues_of_features), 1)
+        credit, solved = chance.copy(), []
+        for asked, clues in clues_of_features:
             best = max(clues, key=lambda clue: np.nansum(clue.right), default=None)
-            if best is not None and _solves(each, best, false_alarm / (len(GUESSERS) * tried)):
+            if best is not None and _solves(asked, best, false_alarm / (len(GUESSERS) * tried)):
                 known = ~np.isnan(best.right)
-                credit[np.array(each.places)[known]] = best.right[known]
+                credit[np.array(asked.places)[known]] = best.right[known]
                 right, of = int(np.nansum(best.right)), int(known.sum())
-                solves.append({"feature": each.feature, "from": list(best.names), "right": right, "of": of})
-        yield name, credit, solves
+                solved.append({"feature": asked.feature, "from": list(best.names), "right": right, "of": of})
+        yield name, credit, solved
 
 
 def _by_feature(questions: Sequence[Question]) -> list[Asked]:
@@ -110,28 +116,33 @@ def _by_feature(questions: Sequence[Question]) -> list[Asked]:
     for place, question in enumerate(questions[:READ_QUESTIONS]):
         places[question.feature].setdefault(question.patient, place)
     records: dict[str, Record] = {}
-    found = []
+    features = []
     for feature, by_patient in places.items():
         chosen = list(by_patient.values())[:MOST_ROWS]
         if len(chosen) < LEAST_ROWS:
             continue
-        members = [questions[place] for place in chosen]
-        for question in members:
+        first_questions = [questions[place] for place in chosen]
+        for question in first_questions:
             if question.context not in records:
                 records[question.context] = read_record(question.context)
-        found.append(Asked(feature, chosen, members, [records[question.context] for question in members]))
-    return found
+        features.append(
+            Asked(feature, chosen, first_questions, [records[question.context] for question in first_questions])
+        )
+    return features
 
 
 def _solves(asked: Asked, clue: Clue, false_alarm: float) -> bool:
+    """Whether a clue solves the questions about a feature, as the top of this file defines it."""
     known = ~np.isnan(clue.right)
     count, right = int(known.sum()), float(np.nansum(clue.right))
     if count < LEAST_ROWS:
         return False
-    members = [question for question, kept in zip(asked.questions, known, strict=True) if kept]
-    frequent = sum(question.majority == question.answer for question in members)
-    common = Counter(question.choices[LETTERS.index(question.answer)] for question in members).most_common(1)[0][1]
-    blind = max(sum(question.chance for question in members), frequent, common if count > 2 * LEAST_ROWS else 0) / count
+    answered = [question for question, is_known in zip(asked.questions, known, strict=True) if is_known]
+    frequent = sum(question.majority == question.answer for question in answered)
+    common = Counter(question.choices[LETTERS.index(question.answer)] for question in answered).most_common(1)[0][1]
+    blind = (
+        max(sum(question.chance for question in answered), frequent, common if count > 2 * LEAST_ROWS else 0) / count
+    )
     gained = (right / count - blind) / max(1 - blind, 1e-9)
     return bool(gained >= SOLVED and binom.sf(math.ceil(right) - 1, count, min(blind, 1.0)) < false_alarm)
 
@@ -141,18 +152,18 @@ def _title(line: Line) -> str:
 
 
 def _columns(asked: Asked, read: Callable[[Sequence[str]], Sequence[float] | np.ndarray]) -> dict[Line, np.ndarray]:
-    """The lines that at least `LEAST_ROWS` records have as what `read` understands: `[rows]`, NaN where it does not."""
+    """The lines whose value `read` can read in at least `LEAST_ROWS` records: `[rows]`, NaN where it cannot."""
     texts: dict[Line, dict[int, str]] = defaultdict(dict)
     for row, record in enumerate(asked.records):
         for line, text in record.items():
             texts[line][row] = text
-    found: dict[Line, np.ndarray] = {}
+    columns: dict[Line, np.ndarray] = {}
     for line, by_row in texts.items():
         values = np.full(len(asked.records), np.nan)
         values[list(by_row)] = read(list(by_row.values()))
         if (~np.isnan(values)).sum() >= LEAST_ROWS:
-            found[line] = values
-    return found
+            columns[line] = values
+    return columns
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
@@ -160,10 +171,10 @@ def _numbers(texts: Sequence[str]) -> list[float]:
 
 
 def dates_apart(asked: Asked) -> list[Clue]:
-    """The time between two dates of the record, to the second and by calendar days; also a single date's distance."""
+    """Clues from dates: each date alone, and the time between two dates, exactly and in calendar days."""
     dates = _columns(asked, days)
-    kept = sorted(dates, key=lambda line: -np.count_nonzero(~np.isnan(dates[line])))[:MOST_DATES]
-    pairs = [(first, second) for first, second in itertools.combinations([line for line in dates if line in kept], 2)]
+    frequent = sorted(dates, key=lambda line: -np.count_nonzero(~np.isnan(dates[line])))[:MOST_DATES]
+    pairs = list(itertools.combinations([line for line in dates if line in frequent], 2))
     times: list[tuple[tuple[Line, ...], np.ndarray]] = [((line,), dates[line]) for line in dates]
     times += [(pair, dates[pair[1]] - dates[pair[0]]) for pair in pairs]
     times += [(pair, np.floor(dates[pair[1]]) - np.floor(dates[pair[0]])) for pair in pairs]
@@ -171,7 +182,10 @@ def dates_apart(asked: Asked) -> list[Clue]:
 
 
 def computed(asked: Asked) -> list[Clue]:
-    """Two numbers (or dates) of the record whose sum, difference, product or ratio is the value asked for, or a sum of more."""
+    """Clues from arithmetic: numbers or dates of the record from which the value can be computed.
+
+    Two of them may give it as a sum, difference, product or ratio, more of them as a sum.
+    """
     numbers = asked.numbers()
     if numbers is None:
         return []
@@ -182,19 +196,20 @@ def computed(asked: Asked) -> list[Clue]:
     table["asked"] = numbers[1]
     lines = list(columns)
     clues = []
-    for each in arithmetic(table, ["asked"]):
-        inputs = table[[each.first, each.second]].to_numpy()
-        names = tuple(_title(lines[int(name)]) for name in (each.first, each.second))
-        clues.append(Clue(names, _judged(asked, inputs, logarithms=each.logarithms)))
-    for _, several, _ in of_several(table, ["asked"]):
-        names = tuple(_title(lines[int(name)]) for name in several)
-        clues.append(Clue(names, _judged(asked, table[list(several)].to_numpy())))
+    for formula in arithmetic(table, ["asked"]):
+        inputs = table[[formula.first, formula.second]].to_numpy()
+        names = tuple(_title(lines[int(name)]) for name in (formula.first, formula.second))
+        clues.append(Clue(names, _judged(asked, inputs, logarithms=formula.logarithms)))
+    for _, summands, _ in of_several(table, ["asked"]):
+        names = tuple(_title(lines[int(name)]) for name in summands)
+        clues.append(Clue(names, _judged(asked, table[list(summands)].to_numpy())))
+    # Without a result, as many empty clues as pairs that were tried, since the number of clues decides what is due to chance.
     return clues or [Clue((), np.full(len(asked.questions), np.nan))] * (len(lines) * (len(lines) - 1) // 2)
 
 
 def repeated(asked: Asked) -> list[Clue]:
-    """A line of the record that says one of the options, as its whole value or as words of a longer text."""
-    found: dict[Line, np.ndarray] = {}
+    """Clues from repetition: lines whose value is one of the options, or contains one of them as words."""
+    right_of_line: dict[Line, np.ndarray] = {}
     for row, (question, record) in enumerate(zip(asked.questions, asked.records, strict=True)):
         options = {_plain(text): place for place, text in enumerate(question.choices)}
         right = LETTERS.index(question.answer)
@@ -203,8 +218,8 @@ def repeated(asked: Asked) -> list[Clue]:
             if place is None and " " in text:
                 place = _said(text, question.choices)
             if place is not None:
-                found.setdefault(line, np.full(len(asked.records), np.nan))[row] = float(place == right)
-    return [Clue((_title(line),), values) for line, values in found.items()]
+                right_of_line.setdefault(line, np.full(len(asked.records), np.nan))[row] = float(place == right)
+    return [Clue((_title(line),), values) for line, values in right_of_line.items()]
 
 
 def _plain(text: str) -> str:
@@ -213,20 +228,21 @@ def _plain(text: str) -> str:
 
 
 def _said(text: str, options: Sequence[str]) -> int | None:
-    """The only option whose words a text says."""
-    said = [
+    """The position of the only option that a text contains; None if it contains none, or several."""
+    contained = [
         place
         for place, option in enumerate(options)
         if option in text and re.search(rf"(?<![\w.]){re.escape(option)}(?![\w]|\.\d)", text)
     ]
-    return said[0] if len(said) == 1 else None
+    return contained[0] if len(contained) == 1 else None
 
 
 def _judged(asked: Asked, inputs: np.ndarray, *, logarithms: bool = False) -> np.ndarray:
-    """`[rows]` 1 where the answer predicted from `inputs` `[rows, inputs]` is right, 0 where wrong, NaN where unknown.
+    """How often the prediction from `inputs` `[rows, inputs]` is right: `[rows]`, 1 right, 0 wrong, NaN unknown.
 
-    Half of the patients are fitted on the other half. Numbers: a linear fit (of logarithms), then the nearest option; else
-    the option that the nearest neighbours have most often.
+    Each half of the patients is predicted from the other half. For a number, a linear fit (with `logarithms`, of logarithms) is
+    made, and the option nearest to it is the prediction. For other features it is the option that the nearest neighbours have
+    most often; equally frequent options share the credit.
     """
     right = np.full(len(asked.questions), np.nan)
     known = ~np.isnan(inputs).any(axis=1)
@@ -237,38 +253,40 @@ def _judged(asked: Asked, inputs: np.ndarray, *, logarithms: bool = False) -> np
         if len(train) < LEAST_ROWS // 2 or not len(test):
             continue
         if numbers is not None:
-            taken = _nearest_options(*numbers, inputs, train, test, logarithms)
-            right[test] = taken == asked.answers()[test]
+            predicted = _nearest_options(*numbers, inputs, train, test, logarithms)
+            right[test] = predicted == asked.answers()[test]
         else:
-            right[test] = _as_neighbours(asked, inputs, train, test)
+            right[test] = _credit_of_neighbours(asked, inputs, train, test)
     return right
 
 
 def _nearest_options(
     options: np.ndarray, answers: np.ndarray, inputs: np.ndarray, train: np.ndarray, test: np.ndarray, logarithms: bool
 ) -> np.ndarray:
-    change = np.log if logarithms else np.asarray
-    table, wanted = change(inputs), change(answers)
+    """The position of the option nearest to a linear prediction, for the rows `test`: `[test]`."""
+    transform = np.log if logarithms else np.asarray
+    table, targets = transform(inputs), transform(answers)
     centre = table[train].mean(axis=0)
-    weights = np.linalg.lstsq(np.column_stack([table[train] - centre, np.ones(len(train))]), wanted[train], rcond=None)[
-        0
-    ]
+    design = np.column_stack([table[train] - centre, np.ones(len(train))])
+    weights = np.linalg.lstsq(design, targets[train], rcond=None)[0]
     predicted = np.column_stack([table[test] - centre, np.ones(len(test))]) @ weights
-    with np.errstate(divide="ignore", invalid="ignore"):  # an option of 0 or below has no logarithm and is far from all
-        return np.nanargmin(np.abs(change(options[test]) - predicted[:, None]), axis=1)
+    # Options of 0 or less have no logarithm, and are never the nearest.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nanargmin(np.abs(transform(options[test]) - predicted[:, None]), axis=1)
 
 
-def _as_neighbours(asked: Asked, inputs: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def _credit_of_neighbours(asked: Asked, inputs: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Expected accuracy of the options that the nearest neighbours have most often, for the rows `test`: `[test]`."""
     texts = [question.choices[LETTERS.index(question.answer)] for question in asked.questions]
-    found = np.zeros(len(test))
+    credit = np.zeros(len(test))
     for place, row in enumerate(test):
         near = train[np.argsort(np.abs(inputs[train] - inputs[row]).sum(axis=1), kind="stable")[:NEIGHBOURS]]
         votes = Counter(texts[other] for other in near)
         choices = asked.questions[row].choices
         most = max(votes[text] for text in choices)
         best = [text for text in choices if votes[text] == most]
-        found[place] = (texts[row] in best) / len(best) if most else asked.questions[row].chance
-    return found
+        credit[place] = (texts[row] in best) / len(best) if most else asked.questions[row].chance
+    return credit
 
 
 GUESSERS: dict[str, Callable[[Asked], list[Clue]]] = {

@@ -1,4 +1,4 @@
-"""From a completion's text to its reward: the answer it boxed, and the terms that a config weighs."""
+"""The reward of a completion: the letter of its answer, and the weighted terms of the reward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.questions.record import Question
 
 
 def letter_of(question: Question, text: str, config: GrpoConfig, *, thinking: bool = False) -> str:
-    """The letter that a completion answers by `config.answer_rule`, "" where there is none; see `score`."""
+    """The letter of the answer in a completion, by `config.answer_rule`; "" if there is none. For `thinking` see `score`."""
     return answer_letter(text, config.answer_rule, options=len(question.choices), thinking=thinking)
 
 
@@ -24,15 +24,15 @@ def score(
     max_new_tokens: int,
     thinking: bool = False,
 ) -> dict[str, float]:
-    """The reward terms of a completion, weighted; `total` adds them up and each is logged apart.
+    """The weighted terms of the reward of a completion `text`. `total` adds them; each is also logged separately.
 
-        answer    reward_answer where the boxed letter is the right one
-        format    reward_format where there is an answer: any letter A-E, or with lenient_last any of the options shown
-        length    reward_length where the completion ended by itself (not `truncated`)
-        overlong  0 up to `overlong_soft` tokens, from there linearly to -1 at `max_new_tokens`; 0 where it is off
+        answer    reward_answer if the letter of the answer is right
+        format    reward_format if there is an answer: any letter A-E; with lenient_last, the letter of an option
+        length    reward_length if the completion ended by itself, so that it is not `truncated`
+        overlong  0 up to `overlong_soft` tokens, then linear down to -1 at `max_new_tokens`; 0 if it is off
 
-    Which box is read, and how, says `config.answer_rule` (`shared.questions.boxes`); `thinking`: the prompt ends inside the
-    model's reasoning. `tokens` counts the completion's tokens, its end-of-sequence token included.
+    `config.answer_rule` says how the answer is read (`shared.questions.boxes`). `tokens` is the number of tokens of the
+    completion, with its end-of-sequence token. `thinking` says that the prompt ends inside the model's reasoning.
     """
     letter = letter_of(question, text, config, thinking=thinking)
     return {
@@ -49,7 +49,10 @@ def total(terms: Mapping[str, float]) -> float:
 
 
 def overlong_penalty(tokens: int, soft: int, limit: int) -> float:
-    """0 up to `soft` tokens, then linearly down to -1 at `limit` tokens; 0 everywhere where `soft` is 0 (off)."""
+    """The penalty of a long completion: 0 up to `soft` tokens, then linear down to -1 at `limit` tokens.
+
+    It is always 0 if `soft` is 0 (off). Source: DAPO (arXiv 2503.14476), soft overlong punishment.
+    """
     if soft == 0 or tokens <= soft:
         return 0.0
     return -min(1.0, (tokens - soft) / (limit - soft))

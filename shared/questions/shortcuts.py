@@ -1,13 +1,13 @@
-"""What a guesser scores who does not know medicine: the audit of a question set.
+"""The audit of a question set: how accurate are guessers that know no medicine?
 
-A policy trained by reinforcement finds whatever gives the answer away before it learns medicine. The guessers here see the
-options only; those of `record_guessers` also read the record, as a calculator would. `excess` is the accuracy less chance
-(one over the number of options, question by question) with a 95 % interval in which patients, not questions, are the
-observations; a guesser that cannot choose among some options is given its expected accuracy.
+A policy that is trained with reinforcement learning uses any shortcut to the answer before it learns medicine. The guessers in
+this file see only the options; those in `record_guessers` also read the record. `excess` is the accuracy of a guesser minus
+that of chance (one divided by the number of options of each question). Its 95 % interval is clustered by patient. A guesser that
+finds several options equally good gets its expected accuracy.
 
-A set passes if no guesser's excess is so far above 0 that it comes by chance less often than `FALSE_ALARM`, for all guessers
-and all sets that are judged together (Bonferroni, Student's t with one degree of freedom less than there are patients). With
-the usual 2.5 % for each set, one in twenty honest preparations failed: a small registry's figures scatter by points.
+A set passes if no guesser is significantly better than chance. The test is Student's t over patients. The probability that any
+honest set fails is `FALSE_ALARM`, over all guessers and all sets that are judged together (Bonferroni). With the usual 2.5 %
+for each set, one in twenty honest preparations failed, since figures of a small registry vary by several points.
 """
 
 from __future__ import annotations
@@ -28,69 +28,73 @@ from shared.questions.record import LETTERS, Question
 from shared.questions.record_guessers import read_records
 from shared.registry.features import as_number
 
-CONFIDENCE = 0.95  # of the interval shown of each guesser by itself
-FALSE_ALARM = 0.01  # how often sets without any shortcut fail, all that are judged together
-BOOSTED_QUESTIONS = 5_000  # the boosted guesser reads at most so many
-FOLDS = 5
+CONFIDENCE = 0.95  # of the interval that is shown for each guesser
+FALSE_ALARM = 0.01  # the probability that any of the sets that are judged together fails although it has no shortcut
+BOOSTED_QUESTIONS = 5_000  # the guesser with boosted trees reads at most so many questions
+FOLDS = 5  # of the cross-validation of boosted trees
 
-Choice = Callable[[Question], list[int]]  # the options that a guesser would take, one as good as the other
+Choice = Callable[[Question], list[int]]  # a guesser: the positions of the options that it finds equally good
 
 
 def audit(questions: Sequence[Question], *, sets: int = 1) -> dict[str, Any]:
-    """`passed`, `chance`, `questions`, `judged_together`, and for each guesser `accuracy`, `excess`, its `interval`, `passed`.
+    """Audit a question set: `passed`, `chance`, `questions`, `judged_together`, and the figures of all `guessers` by name.
 
-    `sets`: how many sets are judged together, among which a false alarm is as rare as `FALSE_ALARM`. A guesser that reads
-    the record also names in `solves` the features that it answers, and from what.
+    Each guesser has `accuracy`, `excess`, the `interval` of the excess, and `passed`. A guesser that reads the record also has
+    `solves`, the features that it can answer, and from which lines. `sets` is the number of sets that are judged together (see
+    `FALSE_ALARM`).
     """
     if not questions:
         return {"questions": 0, "passed": True, "chance": None, "guessers": {}}
     chance = np.array([question.chance for question in questions])
     patients = np.unique([question.patient for question in questions], return_inverse=True)[1]
     credits = {name: np.array([_credit(q, choose(q)) for q in questions]) for name, choose in GUESSERS.items()}
-    boosted, rows = _boosted(questions, patients)
-    found = {name: (credit, chance, patients) for name, credit in credits.items()}
-    if rows is not None:
-        found["boosted trees on the options"] = (boosted, chance[rows], patients[rows])
-    guessers = {name: _figures(*parts, FALSE_ALARM / (2 * sets * len(found))) for name, parts in found.items()}
+    boosted, boosted_rows = _boosted(questions, patients)
+    credit_of = {name: (credit, chance, patients) for name, credit in credits.items()}
+    if boosted_rows is not None:
+        credit_of["boosted trees on the options"] = (boosted, chance[boosted_rows], patients[boosted_rows])
+    false_alarm = FALSE_ALARM / (
+        2 * sets * len(credit_of)
+    )  # half for these guessers, half for those that read the record
+    guessers = {name: _figures(*parts, false_alarm) for name, parts in credit_of.items()}
     for name, credit, solves in read_records(questions, FALSE_ALARM / (2 * sets)):
         guessers[name] = _figures(credit, chance, patients, 0.0) | {"passed": not solves, "solves": solves}
     return {
         "questions": len(questions),
         "chance": float(chance.mean()),
         "passed": all(figures["passed"] for figures in guessers.values()),
-        "judged_together": sets * len(found),
+        "judged_together": sets * len(credit_of),
         "guessers": guessers,
     }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The audit for a terminal: the guessers that beat chance, else the best of them."""
-    if not found["questions"]:
+def lines(result: dict[str, Any]) -> list[str]:
+    """The result of `audit` as lines for a terminal: all guessers that failed the set, or else the best guesser."""
+    if not result["questions"]:
         return []
-    ranked = sorted(found["guessers"].items(), key=lambda item: -item[1]["excess"])
+    ranked = sorted(result["guessers"].items(), key=lambda item: -item[1]["excess"])
     failed = [item for item in ranked if not item[1]["passed"]]
     shown = "; ".join(_line(name, figures) for name, figures in failed or ranked[:1])
     return [
         f"shortcuts      {f'FOUND: {shown}' if failed else f'none; the best guesser is {shown}'}",
-        *_by_luck(found, failed),
+        *_explanations(result, failed),
     ]
 
 
-def _by_luck(found: dict[str, Any], failed: Sequence[Any]) -> list[str]:
-    """Why a guesser whose own interval lies above chance is no shortcut; and what a table reaches."""
-    told = []
-    tries = found.get("judged_together")
-    if tries and not failed and any(figures["interval"][0] > 0 for figures in found["guessers"].values()):
-        told.append(
+def _explanations(result: dict[str, Any], failed: Sequence[Any]) -> list[str]:
+    """Lines that explain figures which are no shortcut: an interval above chance by luck, and what boosted trees reach."""
+    explanations = []
+    tries = result.get("judged_together")
+    if tries and not failed and any(figures["interval"][0] > 0 for figures in result["guessers"].values()):
+        explanations.append(
             f"               {tries} guessers are judged together, so that one of them is above chance by luck now and then"
         )
-    ceiling = found.get("ceiling")
+    ceiling = result.get("ceiling")
     if ceiling:
-        told.append(
+        explanations.append(
             f"from a table   boosted trees that read the records answer {ceiling['accuracy']:.3f} of {ceiling['questions']:,} "
             f"questions about {ceiling['features']} features rightly (chance {ceiling['chance']:.3f}); this is no shortcut"
         )
-    return told
+    return explanations
 
 
 def _line(name: str, figures: dict[str, Any]) -> str:
@@ -106,13 +110,14 @@ def _line(name: str, figures: dict[str, Any]) -> str:
 
 
 def _figures(credit: np.ndarray, chance: np.ndarray, patients: np.ndarray, false_alarm: float) -> dict[str, Any]:
+    """The figures of a guesser from its expected accuracy `credit`, `chance` and `patients` (codes from 0), all `[questions]`."""
     excess = credit - chance
     mean = float(excess.mean())
     by_patient = np.bincount(patients, weights=excess - mean)
     count = len(by_patient)
     error = float(np.sqrt((by_patient**2).sum() * count / max(count - 1, 1)) / len(excess))
     single = float(norm.ppf((1 + CONFIDENCE) / 2))
-    # One patient alone shows nothing, and figures without any scatter are judged by their sign.
+    # One patient alone decides nothing. If all patients have the same excess, only its sign is tested.
     bound = float(student.isf(false_alarm, count - 1)) if count > 1 and false_alarm else math.inf
     return {
         "accuracy": float(credit.mean()),
@@ -123,14 +128,14 @@ def _figures(credit: np.ndarray, chance: np.ndarray, patients: np.ndarray, false
 
 
 def _credit(question: Question, taken: Sequence[int]) -> float:
-    """Expected accuracy of a guesser that takes any of `taken`, or any option where there is none."""
+    """Expected accuracy of a random choice among the options `taken`, or among all options if `taken` is empty."""
     if not taken:
         return question.chance
     return (LETTERS.index(question.answer) in taken) / len(taken)
 
 
 def decimals(text: str) -> int:
-    """How many decimals a number is written with; -1 for other texts."""
+    """The number of decimals with which a number is written; -1 for a text that is not a number."""
     return -1 if math.isnan(as_number(text)) else len(text.partition(".")[2])
 
 
@@ -141,7 +146,7 @@ def most_decimals(question: Question) -> list[int]:
 
 
 def out_of_order(question: Question) -> list[int]:
-    """The options without which the others are sorted, as texts or as numbers."""
+    """The options without which the others are in order, as texts or as numbers; empty if all are in order."""
     return sorted({*_odd(list(question.choices)), *_odd([as_number(text) for text in question.choices])})
 
 
@@ -156,7 +161,7 @@ def _is_sorted(keys: list[Any]) -> bool:
 
 
 def middle(question: Question) -> list[int]:
-    """The middle number, or the two of them."""
+    """The option in the middle of the sorted numbers, or the two in the middle; empty if not all options are numbers."""
     numbers = [as_number(text) for text in question.choices]
     if any(math.isnan(number) for number in numbers):
         return []
@@ -166,13 +171,13 @@ def middle(question: Question) -> list[int]:
 
 
 def longest(question: Question) -> list[int]:
-    """The longest texts."""
+    """The options with the longest text."""
     lengths = [len(text) for text in question.choices]
     return [place for place, length in enumerate(lengths) if length == max(lengths)]
 
 
 def most_frequent(question: Question) -> list[int]:
-    """The value that training makes most frequent."""
+    """The option that is most frequent in the training split."""
     return [LETTERS.index(question.majority)]
 
 
@@ -192,7 +197,10 @@ GUESSERS: dict[str, Choice] = {
 
 @threadpool_limits.wrap(limits=1)
 def _boosted(questions: Sequence[Question], patients: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Credit of boosted trees that score each option by its looks, judged on patients they were not fitted on."""
+    """Expected accuracy of boosted trees that see only the features of options (`_looks`), by cross-validation over patients.
+
+    Returns `[rows]`, and which questions these rows are; None for the latter if there are too few patients.
+    """
     rows = np.arange(len(questions))[:BOOSTED_QUESTIONS]
     groups = patients[rows]
     if len(np.unique(groups)) < 2 * FOLDS:
@@ -215,7 +223,11 @@ def _boosted(questions: Sequence[Question], patients: np.ndarray) -> tuple[np.nd
 
 
 def _looks(question: Question) -> np.ndarray:
-    """`[options, looks]`: place, length, decimals, roundness, rank and spacing as a number, rank as a text, frequency."""
+    """What can be seen of the options without medical knowledge: `[options, 12]`.
+
+    Number of options and position; length; decimals and final zeros; rank and spacing as a number; rank as a text; whether it is
+    out of order; whether it is the most frequent value.
+    """
     texts = list(question.choices)
     count = len(texts)
     numbers = np.array([as_number(text) for text in texts])

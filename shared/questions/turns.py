@@ -1,4 +1,4 @@
-"""How a chat template ends a turn, and whether a completion stops there."""
+"""Finds out how a chat template ends the assistant's turn, and whether completions stop there."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ DIALOGUES = (
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[str, int | None] | None:
-    """What the template writes behind the assistant's turn: that text, and the first added token in it, if there is one.
+    """What the template writes after the assistant's turn: the text, and the first added token in it (None if there is none).
 
-    None where the template renders no such dialogue.
+    The result is None if the template cannot render a dialogue with an answer.
     """
-    for turns in DIALOGUES:  # some templates refuse a second question
+    for turns in DIALOGUES:  # some templates refuse the longer dialogue, with a second question
         try:
             text = render(tokenizer, turns)
         except TemplateError:
             continue
         if ANSWERED in text:
-            behind = text.rpartition(ANSWERED)[2].partition("Second question.")[0]
-            marks = tokenizer.added_tokens_decoder.keys() | {tokenizer.eos_token_id}
-            return behind, next((int(token) for token in encode(tokenizer, behind) if int(token) in marks), None)
+            after_answer = text.rpartition(ANSWERED)[2].partition("Second question.")[0]
+            special_tokens = tokenizer.added_tokens_decoder.keys() | {tokenizer.eos_token_id}
+            return after_answer, next(
+                (int(token) for token in encode(tokenizer, after_answer) if int(token) in special_tokens), None
+            )
     return None
 
 
 def end_of_turn_warning(tokenizer: PreTrainedTokenizerFast, stop: Sequence[int]) -> str:
-    """One line where no token of `stop` ends a turn as the template does; "" where one does, or where nobody can tell."""
-    found = end_of_turn(tokenizer)
-    if found is None or found[1] in stop:
+    """A warning in one line if the template ends a turn with a token that is not in `stop`; "" if not, or if unknown."""
+    end = end_of_turn(tokenizer)
+    if end is None or end[1] in stop:
         return ""
-    behind, token = found
-    ends = f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token})" if token is not None else repr(behind[:40])
-    stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(other)!r} (id {other})" for other in stop)
+    after_answer, token = end
+    ends = f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token})" if token is not None else repr(after_answer[:40])
+    stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(stop_id)!r} (id {stop_id})" for stop_id in stop)
     return (
         f"warning: the chat template ends a turn with {ends}, and completions stop at {stops} only: they may run on into a turn "
         "of the user; name its token in eos_token_id of the model's generation_config.json"

@@ -1,1 +1,1 @@
-"""A registry: its features, their statistics and relations, its split by patients, its files."""
+"""A registry: its features, their statistics, which features reveal others, the split by patients, and the files."""

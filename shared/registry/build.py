@@ -39,10 +39,11 @@ LIBRARIES = ("numpy", "pandas", "scikit-learn", "pyarrow")
 
 @dataclasses.dataclass(frozen=True)
 class RawColumn:
-    """A column before its type is known: `values` are `[patients]`, None where missing; or float64 with NaN.
+    """A column before its type is known.
 
-    `coded` are the texts that its code table can give, or None where cells stand for themselves. `kind` is None where it
-    is to be found from the values. A column that is not `visible` is kept for splits, labels and subgroups only.
+    `values` are `[patients]`: any values with None where one is missing, or a float64 array with NaN. `coded` are all labels
+    of the column's code table, or None if the column has no codes. If `kind` is None, it is derived from the values. A column
+    that is not `visible` never appears in a record or a question; it is kept for splits, labels and subgroups.
     """
 
     name: str
@@ -58,13 +59,13 @@ class RawColumn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawRegistry:
-    """A registry as its cohort's reader leaves it.
+    """A registry as the reader of its cohort returns it.
 
-    `ordered` are categories that count as numbers in mutual information, `reference` the datetime that others are
-    counted from, `unknown` the categories that count as missing there. `roles` names the columns that hold a patient's
-    `site`, `time`, `sex` and `age`, where there are such.
-    `digests` are those of the raw files, `notes` what the reader left out or changed. `left_out` is how many patients of the raw
-    files are not here because they were asked to be left out.
+    Three fields are for the mutual information: `ordered` gives the levels of categories that count as numbers, by column;
+    `reference` names the datetime column from which other datetimes are counted; `unknown` are categories that count as
+    missing. `roles` names the columns that hold a patient's `site`, `time`, `sex` and `age`, if the registry has them.
+    `digests` are checksums of the raw files by file name. `notes` say what the reader left out or changed. `left_out` is the
+    number of patients who were excluded on request.
     """
 
     cohort: str
@@ -91,10 +92,12 @@ def build(
     salt: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Registry:
-    """Make the registry. `fit="all"` describes the values of held-out patients too, as the original did.
+    """Make a registry from its raw columns: types, split, distributions, mutual information and relations.
 
-    Raises InputError if no training patients would remain, a split asks for what the registry does not have, or a
-    number is misspelt or too large to be shown.
+    Statistics and mutual information describe the training patients, or with `fit="all"` also those held out, as in the
+    original. `mi_cutoff` is in nats. `salt` is mixed into the patients' pseudonyms. `progress` is called with the name of each
+    long step. Raises InputError if no training patient would remain, if the registry lacks the column that `split` needs, or
+    if a number is misspelt or too large to be shown.
     """
     index = pd.Index(list(raw.ids), dtype=object, name=PATIENT)
     kinds = {column.name: column.kind or _kind(column) for column in raw.columns}
@@ -103,17 +106,19 @@ def build(
     typed = {column.name: _typed(column.values, kinds[column.name], index) for column in raw.columns}
     table = pd.DataFrame(typed, index=index)
     _refuse_huge(table, kinds, {patient: place for place, patient in enumerate(index, start=1)})
-    out = held_out_patients(table, split, valid_patients=valid_patients, held_out=held_out, roles=raw.roles, seed=seed)
-    train, valid = table[~out], table[out]
-    fitted = train if fit == "train" else table
-    features = [_feature(column, kinds[column.name], fitted[column.name]) for column in raw.columns]
+    is_valid = held_out_patients(
+        table, split, valid_patients=valid_patients, held_out=held_out, roles=raw.roles, seed=seed
+    )
+    train, valid = table[~is_valid], table[is_valid]
+    described = train if fit == "train" else table
+    features = [_feature(column, kinds[column.name], described[column.name]) for column in raw.columns]
     if progress:
         progress("fitting distributions")
-    statistics = statistics_files.fit(fitted, features)
+    statistics = statistics_files.value_statistics(described, features)
     if progress:
         progress("measuring mutual information")
     leakage = mutual_information(
-        fitted,
+        described,
         features,
         statistics,
         ordered=raw.ordered,
@@ -121,7 +126,7 @@ def build(
         cutoff=mi_cutoff,
         unknown=raw.unknown,
     )
-    relations = relation_files.find(fitted, features, statistics)
+    relations = relation_files.find(described, features, statistics)
     return Registry(
         cohort=raw.cohort,
         features=features,
@@ -133,7 +138,7 @@ def build(
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
-            "notes": [*raw.notes, *_shown_as_zero(table, features), *_never_asked(fitted, features, statistics)],
+            "notes": [*raw.notes, *_shown_as_zero(table, features), *_never_asked(described, features, statistics)],
             "roles": dict(raw.roles),
             "options": {
                 "valid_patients": valid_patients,
@@ -154,11 +159,13 @@ def _refuse_misspelt(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) ->
     for column in columns:
         if kinds[column.name] != "number" or isinstance(column.values, np.ndarray):
             continue
-        wrong = next((place for place, value in enumerate(column.values, start=1) if is_misspelt_number(value)), None)
-        if wrong:
+        misspelt = next(
+            (place for place, value in enumerate(column.values, start=1) if is_misspelt_number(value)), None
+        )
+        if misspelt:
             raise InputError(
-                f"column {column.name}, patient {wrong} of {len(column.values)}: not written as numbers are (12_3, nan, inf, or "
-                f"digits of another script); correct it, or empty the cell"
+                f"column {column.name}, patient {misspelt} of {len(column.values)}: not written as numbers are (12_3, nan, inf, "
+                f"or digits of another script); correct it, or empty the cell"
             )
 
 
@@ -170,10 +177,10 @@ def _refuse_far_dates(columns: Sequence[RawColumn], kinds: Mapping[str, Kind]) -
         dated = (
             (place, value) for place, value in enumerate(column.values, start=1) if isinstance(value, datetime.date)
         )
-        far = next((place for place, value in dated if not first < value.year < last), None)
-        if far:
+        patient = next((place for place, value in dated if not first < value.year < last), None)
+        if patient:
             raise InputError(
-                f"column {column.name}, patient {far} of {len(column.values)}: a date outside the years {first + 1} to "
+                f"column {column.name}, patient {patient} of {len(column.values)}: a date outside the years {first + 1} to "
                 f"{last - 1}; correct it, or empty the cell where it means missing"
             )
 
@@ -190,39 +197,42 @@ def _refuse_huge(table: pd.DataFrame, kinds: Mapping[str, Kind], place: Mapping[
 
 
 def _shown_as_zero(table: pd.DataFrame, features: Sequence[Feature]) -> list[str]:
-    """What is rounded away: values that are not 0 and are shown as 0."""
+    """One note for each column with values that are not 0 but are shown as 0 after rounding."""
     notes = []
     for feature in (feature for feature in features if feature.kind == "number" and feature.visible):
         numbers = numbers_of(table[feature.name]).dropna().to_numpy()
-        lost = sum(number != 0 and to_units(number, feature.decimals) == 0 for number in numbers.tolist())
-        if lost:
-            notes.append(f"column {feature.name}: {lost} of {len(numbers)} values are not 0 and are shown as 0, with "
+        zeros = sum(number != 0 and to_units(number, feature.decimals) == 0 for number in numbers.tolist())
+        if zeros:
+            notes.append(f"column {feature.name}: {zeros} of {len(numbers)} values are not 0 and are shown as 0, with "
                          f"{max(feature.decimals, 0)} decimals; give the column a smaller unit where they matter")  # fmt: skip
     return notes
 
 
 def _never_asked(
-    fitted: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[str, ValueStatistics]
+    described: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[str, ValueStatistics]
 ) -> list[str]:
-    """Which numbers and categories drop out of the questions because the patients learned from say too little of them."""
-    none, same = list[str](), list[str]()
+    """Notes on visible numbers and categories that no question can ask for: they have no value, or only one."""
+    without_values, with_one_value = list[str](), list[str]()
     for feature in features:
         if feature.visible and feature.kind in ("number", "category") and feature.name not in statistics:
-            texts = {value_text(feature, value) for value in fitted[feature.name].dropna()}
+            texts = {value_text(feature, value) for value in described[feature.name].dropna()}
             if len(texts) < 2:
-                (same if texts else none).append(feature.name)
+                (with_one_value if texts else without_values).append(feature.name)
     return [
         f"never asked for, as {reason}: {', '.join(names[:NAMED])}" + (", ..." if len(names) > NAMED else "")
         for names, reason in (
-            (none, f"no training patient has a value ({len(none)} columns)"),
-            (same, f"all training patients who have a value have the same ({len(same)} columns)"),
+            (without_values, f"no training patient has a value ({len(without_values)} columns)"),
+            (
+                with_one_value,
+                f"all training patients who have a value have the same ({len(with_one_value)} columns)",
+            ),
         )
         if names
     ]
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the result."""
+    """Versions of Python and of the libraries on which the prepared registry depends."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
 
 
@@ -238,8 +248,8 @@ def _kind(column: RawColumn) -> Kind:
     texts = {str(value) for value in present if np.isnan(as_number(value))}
     if not texts or len(numbers) > FEW_VALUES:
         return "number"
-    named = statistics_files.is_free_text(column.name, pd.Series(list(column.values), dtype=object))
-    return "text" if named else "category"
+    is_free_text = statistics_files.is_free_text(column.name, pd.Series(list(column.values), dtype=object))
+    return "text" if is_free_text else "category"
 
 
 def _typed(values: Sequence[Any] | np.ndarray, kind: str, index: pd.Index) -> pd.Series:
@@ -256,7 +266,7 @@ def _typed(values: Sequence[Any] | np.ndarray, kind: str, index: pd.Index) -> pd
 
 
 def _plain_text(value: Any) -> str:
-    """`3.0` and `3` are one category."""
+    """The text of a category, the same for `3.0` and for `3`."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)

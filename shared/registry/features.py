@@ -18,24 +18,25 @@ from shared.storage import files
 Kind = Literal["number", "category", "datetime", "text"]
 KINDS = ("number", "category", "datetime", "text")
 PLAIN_DECIMALS = 3  # enough for all but very small numbers
-FEW_TEXTS = 20  # up to so many different values must stay different
+FEW_TEXTS = 20  # rounding must leave at least so many distinct values distinct
 MIN_DECIMALS, MAX_DECIMALS = -16, 24
-DIGITS = 15  # that a float64 holds whatever its size
-BEYOND = 1e30  # a number as large as this is refused
+DIGITS = 15  # a float64 of any size holds this many decimal digits
+BEYOND = 1e30  # a number of this size or more is refused
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One column. `name` is the key, `display_name` (unit included) and `section` are what a reader sees.
+    """One column of a registry.
 
-    `section` is a header such as `[Outcome/Hospital outcome]`, or "" in a registry without sections.
-    `decimals` is how many decimals numbers are shown with (see `fewest_decimals`). `categories` are the texts that a
-    category may take, in the order of its coding, then of first appearance; `labels` are those that its code table spells.
-    Features of one `leak_group` give each other away. A number column may hold a few texts such as `<0.3`; it is then stored
-    as texts (see `numbers_of`). `days` are datetimes that are all at midnight, shown without a time. A feature that is not
-    `visible` is never shown nor asked for: it is kept for splits, labels and subgroups.
+    `name` is its key. Records show `display_name` (with the unit) and `section`, a header such as
+    `[Outcome/Hospital outcome]`, or "" in a registry without sections. `decimals` is the number of decimals that are shown (see
+    `fewest_decimals`). `categories` are all values of a category: those of its coding in their order, then others in order of
+    first appearance; `labels` are those of the coding alone. Features of the same `leak_group` reveal each other, so none is
+    shown when another is asked for. A number column may hold a few texts such as `<0.3`; it is then stored as texts (see
+    `numbers_of`). `days`: all datetimes of the column are at midnight, and are shown without a time. A feature that is not
+    `visible` is never shown nor asked for; it is kept for splits, labels and subgroups.
     """
 
     name: str
@@ -59,14 +60,14 @@ class Feature:
             )
 
     def rank(self, text: str) -> tuple[float, str]:
-        """What to sort shown values by: numbers by size, categories in the order of their coding."""
+        """The sort key of a shown value: numbers are sorted by size, categories in the order of `categories`."""
         if self.kind == "number":
             return (as_number(text), text)
         return (self.categories.index(text) if text in self.categories else len(self.categories), text)
 
 
 def to_json(features: Iterable[Feature]) -> list[dict[str, Any]]:
-    """Features as JSON values, in order."""
+    """Features as JSON values, in the same order."""
     return [
         dataclasses.asdict(feature) | {"categories": list(feature.categories), "labels": list(feature.labels)}
         for feature in features
@@ -74,7 +75,7 @@ def to_json(features: Iterable[Feature]) -> list[dict[str, Any]]:
 
 
 def from_json(values: Any, where: str) -> list[Feature]:
-    """Features from what `to_json` made. Raises InputError, naming `where`, if it is anything else."""
+    """Features from the output of `to_json`. Raises InputError, with `where` in the message, for anything else."""
     if not isinstance(values, list):
         raise InputError(f"{where}: not a list of features")
     try:
@@ -85,17 +86,18 @@ def from_json(values: Any, where: str) -> list[Feature]:
 
 
 def display_names(folder: Path) -> dict[str, str]:
-    """What a reader sees for each feature of the registry prepared in `folder`; none where there is no registry."""
+    """The display name of each feature of the registry in `folder`, by name; empty if `folder` holds no registry."""
     path = folder / "features.json"
-    return (
-        {item.name: item.display_name for item in from_json(files.read_json(path), str(path))} if path.is_file() else {}
-    )
+    if not path.is_file():
+        return {}
+    return {feature.name: feature.display_name for feature in from_json(files.read_json(path), str(path))}
 
 
 def value_text(feature: Feature, value: Any) -> str:
-    """How a present value is shown: numbers with `feature.decimals`, datetimes as YYYY-MM-DD HH:MM:SS, texts as is.
+    """The text that shows a value that is not missing.
 
-    A day is YYYY-MM-DD, where all values that the feature was made from are at midnight, and so is this.
+    Numbers have `feature.decimals` decimals, datetimes are YYYY-MM-DD HH:MM:SS, texts stay as they are. A datetime is shown as
+    YYYY-MM-DD if it is at midnight and `feature.days` says the same of the whole column.
     """
     if feature.kind == "number":
         number = as_number(value)
@@ -107,15 +109,15 @@ def value_text(feature: Feature, value: Any) -> str:
 
 
 def is_days(column: pd.Series) -> bool:
-    """Whether a column of moments has some, all at midnight."""
+    """Whether a datetime column has values, and all of them are at midnight."""
     present = column.dropna()
     return bool(len(present)) and bool((present == present.dt.normalize()).all())
 
 
 def as_number(value: Any) -> float:
-    """The finite number that a cell holds or spells, else NaN (None, blank and `<0.3` included).
+    """The finite number that a cell holds, as a number or as a text; NaN for any other cell, such as None, "" or `<0.3`.
 
-    A text must be written as in `-1.5` or `2e-3`: `12_3`, `1,000` and digits of other scripts are no numbers.
+    A text must look like `-1.5` or `2e-3`. `12_3`, `1,000` and digits of other scripts are not numbers.
     """
     if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
         return math.nan
@@ -127,7 +129,7 @@ def as_number(value: Any) -> float:
 
 
 def is_misspelt_number(value: Any) -> bool:
-    """Whether a text is a number to Python only: `12_3`, `nan`, `inf`, digits of another script."""
+    """Whether Python's `float` accepts a text that `as_number` does not: `12_3`, `nan`, `inf`, digits of another script."""
     if not isinstance(value, str) or not math.isnan(as_number(value)):
         return False
     try:
@@ -138,24 +140,24 @@ def is_misspelt_number(value: Any) -> bool:
 
 
 def to_units(number: float, decimals: int) -> int:
-    """`number` as a whole count of its last shown place: 1.35 is 135 with two decimals, 1200 is 12 with minus two."""
+    """`number` counted in units of its last shown digit: 1.35 is 135 with 2 decimals, 1200 is 12 with -2 decimals."""
     return round(number * 10**decimals) if decimals >= 0 else round(number / 10**-decimals)
 
 
 def units_text(units: int, decimals: int) -> str:
-    """The text of a count of last places; zero never carries a sign."""
+    """The text of the number that `to_units` gave as `units`. Zero never has a sign."""
     if decimals <= 0:
         return str(units * 10**-decimals)
-    whole, rest = divmod(abs(units), 10**decimals)
-    return f"{'-' if units < 0 else ''}{whole}.{rest:0{decimals}d}"
+    whole, fraction = divmod(abs(units), 10**decimals)
+    return f"{'-' if units < 0 else ''}{whole}.{fraction:0{decimals}d}"
 
 
 def fewest_decimals(numbers: Iterable[float]) -> int:
-    """The fewest decimals that show every one of `numbers` as it is, and 3 where more would be needed.
+    """The fewest decimals that show all `numbers` exactly, but usually at most 3.
 
-    More than 3 only where with 3 more than one in twenty would be shown as 0, or fewer than 20 different texts would
-    remain: then as many as keep different numbers different, with three to six significant digits. Below 0 where the
-    numbers have more than 15 digits: -6 shows multiples of a million.
+    More than 3 are used only if 3 would show over 5 % of the numbers as 0, or would leave fewer than 20 distinct texts. Then
+    there are as many decimals as keep distinct numbers distinct, with three to six significant digits. The result is below 0
+    if the numbers have more than 15 digits: with -6, multiples of a million are shown.
     """
     values = np.array(sorted(set(numbers)), dtype=np.float64)
     sizes = np.abs(values[values != 0])
@@ -171,15 +173,15 @@ def fewest_decimals(numbers: Iterable[float]) -> int:
         return PLAIN_DECIMALS
     low, high = np.quantile(values, (0.05, 0.95))
     for decimals in range(PLAIN_DECIMALS, most):
-        short = _close(sizes, decimals, error=0.005) and _texts(values, decimals) == len(values)
-        long = _close(sizes, decimals, error=5e-6) and high - low >= 1e5 * 10.0**-decimals
-        if short or long or _exact(values, sizes, decimals):
+        three_digits = _close(sizes, decimals, error=0.005) and _texts(values, decimals) == len(values)
+        six_digits = _close(sizes, decimals, error=5e-6) and high - low >= 1e5 * 10.0**-decimals
+        if three_digits or six_digits or _exact(values, sizes, decimals):
             return decimals
     return most
 
 
 def too_wide(numbers: Iterable[float]) -> bool:
-    """Whether the largest of `numbers` leaves no digits for most of the others: 1e20 among values near 1."""
+    """Whether the largest of `numbers` is so large that most others could not be shown with it, such as 1e20 beside 1.5."""
     values = np.array(sorted(set(numbers)), dtype=np.float64)
     sizes = np.abs(values[values != 0])
     if not len(sizes):
@@ -193,21 +195,21 @@ def _most_decimals(sizes: np.ndarray) -> int:
 
 
 def _exact(values: np.ndarray, sizes: np.ndarray, decimals: int) -> bool:
-    """Whether every value is shown as it is; `sizes` are those of the values that are not 0."""
+    """Whether `decimals` show every value exactly. `sizes` are the absolute values of those that are not 0."""
     scaled = values * 10.0**decimals
-    noise = min(1.0, float(np.median(sizes)) * 10.0**decimals)  # what is this much smaller than the others is no value
+    noise = min(1.0, float(np.median(sizes)) * 10.0**decimals)  # the scale for judging what is only a rounding error
     rounding = np.maximum(1e-3, 4 * np.finfo(np.float64).eps * np.abs(scaled))
     allowed = np.minimum(1e-9 * np.maximum(noise, np.abs(scaled)), rounding)
     return bool((np.abs(np.round(scaled) - scaled) <= allowed).all())
 
 
 def _close(sizes: np.ndarray, decimals: int, *, error: float) -> bool:
-    """Whether 19 of 20 values are shown within `error` of their size; within 1: not as 0."""
+    """Whether at least 95 % of values are shown with a relative error of at most `error`; 1 means that they are not 0."""
     return bool((0.5 * 10.0**-decimals <= error * sizes).mean() >= 0.95)
 
 
 def _texts(values: np.ndarray, decimals: int) -> int:
-    """How many different texts the values are shown as."""
+    """How many distinct texts the values are shown as."""
     return len(np.unique(np.round(values * 10.0**decimals)))
 
 

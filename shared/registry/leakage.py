@@ -1,9 +1,9 @@
-"""Which features give another one away: mutual information between columns (spec: registry, a.2), and what to hide.
+"""Which features reveal another one: mutual information between columns (spec: registry, a.2), and what to hide.
 
-The estimate is the original's: for each target the rows where it is present, a missing feature value counts as -1,
-the scikit-learn estimators with three neighbours, nats. Mended: training patients only, a fixed random state, and a
-column of free text counts by its presence (the original left it out, so `Other procedure: ...` answered whether there
-was one).
+The estimate is the original's: for each target it uses the rows where the target is present; a missing feature value counts
+as -1; scikit-learn's estimators use three neighbours; the unit is nats. Corrected here: only training patients are used, the
+random state is fixed, and a column of free text counts by whether it is present. (The original left free text out, so a shown
+`Other procedure: ...` revealed that there was another procedure.)
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from shared.registry.statistics import ValueStatistics
 
 NEIGHBOURS = 3
 RANDOM_STATE = 42
-MAX_ROWS = 2_000  # more training patients are sampled down to this: the cost grows faster than the estimate improves
-MAX_CATEGORIES = 30  # a text column with more distinct values counts by its presence only
-MAX_BINS, MIN_BINS, ROWS_IN_CELL = 8, 3, 5  # quantiles of a number: as many as keep 5 rows in a cell of two numbers
+MAX_ROWS = 2_000  # of more training patients a sample is used: the cost grows faster than the estimate improves
+MAX_CATEGORIES = 30  # of a text column with more distinct values only its presence counts
+MAX_BINS, MIN_BINS, ROWS_IN_CELL = 8, 3, 5  # bins of a number: so many that two numbers have about 5 rows in each cell
 RELATIVE_CUTOFF = 0.5  # of the entropy of a target with a known set of values
 
-# A pair is estimated with scikit-learn where its binned value reaches this share of the lowest cutoff that could hide
-# it; pairs below keep the binned value. Binning into at most 8 quantiles loses some information. Among the 13,600 pairs
-# of the original's matrix for 1,600 patients, the lowest share of any pair that is hidden was 0.76 (a target present in
-# 266), the next 0.88: half the cutoff is a wide margin (a test compares with the full computation).
+# First every pair is estimated cheaply, with binned values. scikit-learn estimates a pair only if its binned value reaches
+# this share of the cutoff above which it is hidden; other pairs keep the binned value. Binning loses some information. In the
+# original's matrix (13,600 pairs, 1,600 patients), the binned value of a hidden pair was at least 0.76 of the cutoff, so 0.5
+# leaves a wide margin. A test compares with the full computation.
 SCREEN = 0.5
 
 
@@ -40,10 +40,10 @@ class _Column:
     values: np.ndarray  # [patients] float64: codes, or numbers; -1 where missing
     present: np.ndarray  # [patients] bool
     discrete: bool
-    target: bool  # free text has no column of its own in the matrix
+    target: bool  # whether it can be a target; free text cannot
 
 
-# Thousands of small computations: on a machine that others use, threads made them ten times slower, not faster.
+# The work is thousands of small computations. On a busy machine, threads made them ten times slower.
 @threadpool_limits.wrap(limits=1)
 def mutual_information(
     train: pd.DataFrame,
@@ -57,19 +57,20 @@ def mutual_information(
     unknown: Collection[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
-    """Mutual information in nats: column = target, row = feature, NaN on the diagonal and where not defined.
+    """Mutual information of all pairs of features in nats: column = target, row = feature.
 
-    `ordered` are categories that have an order and so count as numbers; `reference` is the datetime that all others are
-    counted from, in minutes, and is itself left out; categories in `unknown` count as missing. Values matter up to
-    `cutoff`: pairs that cannot reach it are screened out by a cheaper estimate (0 for `screen` estimates every pair with
-    scikit-learn). An ordered category that takes a value outside its levels counts as unordered.
+    It is NaN on the diagonal and where it is not defined. `ordered` gives the levels of categories that have an order and
+    count as numbers; one with a value outside its levels counts as unordered. `reference` names the datetime from which others
+    are counted in minutes; it is not in the matrix. Categories in `unknown` count as missing. Only values around `cutoff`
+    matter, so pairs far below it keep a cheaper estimate (see `SCREEN`; `screen=0` estimates every pair with scikit-learn).
+    `progress` is called with the name of each target.
     """
     if len(train) > MAX_ROWS:
         rows = np.sort(generator(RANDOM_STATE, "leakage rows").choice(len(train), MAX_ROWS, replace=False))
         train = train.iloc[rows]
     columns = _columns(train, features, ordered or {}, reference, unknown)
     names = list(columns)
-    rough = binned(columns)
+    binned_nats = binned(columns)
     result = np.full((len(names), len(names)), np.nan)
     for t, target in enumerate(names):
         column = columns[target]
@@ -77,12 +78,12 @@ def mutual_information(
             continue
         if progress:
             progress(target)
-        result[:, t] = rough[:, t]
+        result[:, t] = binned_nats[:, t]
         threshold = screen * lowest_cutoff(statistics.get(target), cutoff)
         chosen = [
             f
             for f in range(len(names))
-            if f != t and rough[f, t] >= threshold and _can_be_estimated(column, columns[names[f]])
+            if f != t and binned_nats[f, t] >= threshold and _can_be_estimated(column, columns[names[f]])
         ]
         if chosen and column.present.sum() > NEIGHBOURS:
             result[chosen, t] = _estimate(column, [columns[names[f]] for f in chosen])
@@ -91,7 +92,10 @@ def mutual_information(
 
 
 def lowest_cutoff(statistics: ValueStatistics | None, cutoff: float) -> float:
-    """The mutual information in nats above which a feature is hidden when the target with `statistics` is asked for."""
+    """The mutual information in nats above which a feature is hidden when a target with these statistics is asked for.
+
+    It is `cutoff`, or less for a target with a known set of values: `RELATIVE_CUTOFF` times its entropy.
+    """
     if statistics is not None and statistics.finite:
         return min(cutoff, RELATIVE_CUTOFF * statistics.entropy)
     return cutoff
@@ -106,12 +110,13 @@ def hidden_with(
     statistics: Mapping[str, ValueStatistics],
     relations: pd.DataFrame | None = None,
 ) -> frozenset[str]:
-    """The features that must not be shown when `target` is asked for.
+    """The names of the features that must not be shown when `target` is asked for.
 
-    Those with more than `cutoff` nats about it (strict, as in the original), those of its leak group, and, where the
-    target takes one of a known set of values, those with more than half of its entropy: a binary target cannot exceed
-    0.69 nats, so the absolute cutoff of 0.5 would rarely protect it (spec: registry, quirk 14). Of `relations` (see
-    `shared.registry.relations`) that tell as much, both features, unless one of them is hidden anyway.
+    These are the features whose mutual information with it is above `cutoff` nats (not equal to it, as in the original), and
+    the features of its leak group. If the target has a known set of values, half of its entropy is a second limit: a binary
+    target has at most 0.69 nats, so the absolute cutoff of 0.5 would rarely protect it (spec: registry, quirk 14). From each
+    pair in `relations` (see `shared.registry.relations`) that tells more than the limit, both features are hidden, unless one
+    of them is hidden already.
     """
     hidden = set()
     if target in leakage.columns:
@@ -123,8 +128,8 @@ def hidden_with(
         hidden |= {name for name, other in groups.items() if other == group}
     if relations is not None and len(relations):
         lowest = lowest_cutoff(statistics.get(target), cutoff)
-        telling = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
-        pairs = list(zip(telling["first"], telling["second"], strict=True))
+        above = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
+        pairs = list(zip(above["first"], above["second"], strict=True))
         hidden |= {first for first, second in pairs if not second}
         hidden |= {name for pair in pairs if not hidden.intersection(pair) for name in pair}
     return frozenset(hidden - {target})
@@ -139,11 +144,12 @@ def leak_audit(
     relations: pd.DataFrame | None = None,
     later: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
-    """What is hidden with each feature that can be asked for, and why: one row for each pair.
+    """What is hidden when a feature is asked for, and why: one row for each pair of features.
 
-    Columns: `asked`, `hidden`, `nats` between the two (NaN where unknown; of a relation what its two tell together), the
-    `cutoff` that holds for the one asked for, and `reason`: "nats", "half of its entropy", "leak group", "date",
-    "difference in time with ..." or "arithmetic with ...", and "later section" for those of `later` (see `causal`).
+    Columns: `asked` (the feature that is asked for) and `hidden` (the feature that is not shown); `nats`, the mutual
+    information of the two (NaN if unknown; of a relation, what its two features tell together); `cutoff`, the limit for the
+    feature that is asked for; and `reason`: "nats", "half of its entropy", "leak group", "date", "difference in time with ...",
+    "arithmetic with ..." or "later section". `later` gives, for each feature, those of later sections, if these are hidden too.
     """
     groups = {feature.name: feature.leak_group for feature in features}
     rows: list[tuple[str, str, float, float, str]] = []
@@ -151,13 +157,13 @@ def leak_audit(
         hidden = hidden_with(
             target, cutoff, leakage=leakage, features=features, statistics=statistics, relations=relations
         )
-        after = frozenset() if later is None else frozenset(later.get(target, ())) - hidden
+        only_later = frozenset() if later is None else frozenset(later.get(target, ())) - hidden
         lowest = lowest_cutoff(statistics[target], cutoff)
         related = {} if relations is None else _related(relations, target, lowest)
-        for name in (feature.name for feature in features if feature.name in hidden | after):
+        for name in (feature.name for feature in features if feature.name in hidden | only_later):
             known = target in leakage.columns and name in leakage.index
             nats = float(leakage.loc[name, target]) if known else np.nan  # type: ignore[arg-type]
-            reasons = ["later section"] if name in after else []
+            reasons = ["later section"] if name in only_later else []
             if name in hidden and nats > lowest:
                 reasons = ["nats" if nats > cutoff else "half of its entropy"]
             if name in hidden and groups[target] is not None and groups[target] == groups[name]:
@@ -170,25 +176,27 @@ def leak_audit(
 
 
 def _related(relations: pd.DataFrame, target: str, lowest: float) -> dict[str, tuple[float, str]]:
-    """For each feature of a relation that hides it from `target`: the nats of the strongest, and what it is."""
-    found: dict[str, tuple[float, str]] = {}
-    telling = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
-    telling = telling.assign(alone=telling["second"] == "")  # what tells by itself is hidden for that
-    for row in telling.sort_values(["alone", "nats"], ascending=False, kind="stable").to_dict("records"):
+    """For each feature in a relation that reveals `target`: the nats of its strongest relation, and the reason as a text."""
+    strongest: dict[str, tuple[float, str]] = {}
+    above = relations[(relations["target"] == target) & (relations["nats"] > lowest)]
+    above = above.assign(
+        alone=above["second"] == ""
+    )  # a feature that reveals the target alone is listed with that reason
+    for row in above.sort_values(["alone", "nats"], ascending=False, kind="stable").to_dict("records"):
         first, second, reason = str(row["first"]), str(row["second"]), str(row["reason"])
         for name, other in ((first, second), (second, first)):
             if name:
-                found.setdefault(name, (float(row["nats"]), f"{reason} with {other}" if other else reason))
-    return found
+                strongest.setdefault(name, (float(row["nats"]), f"{reason} with {other}" if other else reason))
+    return strongest
 
 
 def most_informative(
     names: Sequence[str], count: int, *, leakage: pd.DataFrame, hidden: Mapping[str, frozenset[str]]
 ) -> list[str]:
-    """The `count` of `names` that share most mutual information with the others, in the order of `names`.
+    """The `count` features of `names` that have the most mutual information with all others, in the order of `names`.
 
-    Pairs that hide each other (`hidden`, as `hidden_with` gives it) count nothing: of a group that says the same thing over
-    and over, each is judged by what it tells about the rest.
+    `hidden` is the result of `hidden_with` for each feature. Pairs in which one hides the other are not counted. So features
+    that repeat each other, such as a value and its category, gain nothing from one another.
     """
     known = [name for name in names if name in leakage.columns]
     scores = leakage.loc[known, known].to_numpy(dtype=np.float64, copy=True)
@@ -237,10 +245,10 @@ def _continuous(values: np.ndarray) -> _Column:
 
 
 def binned(columns: Mapping[str, _Column]) -> np.ndarray:
-    """Mutual information of all pairs on codes: `[feature, target]`, over the rows where the target is present.
+    """Mutual information in nats of all pairs of binned columns: `[feature, target]`, over rows where the target is present.
 
-    Numbers are coded by their quantiles, missing values have a code of their own. Counts of all pairs at once come from
-    one product of one-hot matrices. The plug-in estimate less its first-order bias (Miller and Madow, 1955).
+    Numbers are binned by quantiles; missing values have a bin of their own. One product of one-hot matrices counts all pairs
+    at once. It is the plug-in estimate minus its first-order bias (Miller and Madow, 1955).
     """
     codes = [_codes(column) for column in columns.values()]
     sizes = [int(code.max(initial=0)) + 1 for code in codes]
@@ -252,20 +260,20 @@ def binned(columns: Mapping[str, _Column]) -> np.ndarray:
         features[rows, start + code] = 1
         targets[rows, start + code] = column.present
     counts = (features.T @ targets).astype(np.float64)  # [feature codes, target codes]
-    information = _entropy_terms(counts)
+    terms = _entropy_terms(counts)
     result = np.full((len(codes), len(codes)), np.nan)
     for t, column in enumerate(columns.values()):
         total = column.present.sum()
         if total == 0:
             continue
         block = slice(starts[t], starts[t + 1])
-        margin, own = counts[:, block].sum(axis=1), targets[:, block].sum(axis=0).astype(np.float64)
-        joint = np.add.reduceat(information[:, block].sum(axis=1), starts[:-1])
-        by_feature = np.add.reduceat(_entropy_terms(margin), starts[:-1])
-        plug_in = (joint - by_feature - _entropy_terms(own).sum()) / total + np.log(total)
+        feature_counts, target_counts = counts[:, block].sum(axis=1), targets[:, block].sum(axis=0).astype(np.float64)
+        joint = np.add.reduceat(terms[:, block].sum(axis=1), starts[:-1])
+        by_feature = np.add.reduceat(_entropy_terms(feature_counts), starts[:-1])
+        plug_in = (joint - by_feature - _entropy_terms(target_counts).sum()) / total + np.log(total)
         cells = np.add.reduceat((counts[:, block] > 0).sum(axis=1), starts[:-1])
-        levels = np.add.reduceat(margin > 0, starts[:-1], dtype=np.int64)
-        bias = (cells - levels - (own > 0).sum() + 1) / (2 * total)
+        levels = np.add.reduceat(feature_counts > 0, starts[:-1], dtype=np.int64)
+        bias = (cells - levels - (target_counts > 0).sum() + 1) / (2 * total)
         result[:, t] = np.maximum(plug_in - bias, 0.0)
     return result
 
@@ -287,7 +295,7 @@ def _codes(column: _Column) -> np.ndarray:
 
 
 def _can_be_estimated(target: _Column, feature: _Column) -> bool:
-    """scikit-learn compares numbers within a category: it fails where no category has two of the target's rows."""
+    """Whether scikit-learn can estimate this pair. With one number and one category it fails if no category has two rows."""
     if target.discrete == feature.discrete:
         return True
     codes = (target if target.discrete else feature).values[target.present]
@@ -300,7 +308,7 @@ def _estimate(target: _Column, features: Sequence[_Column]) -> np.ndarray:
     discrete = np.array([feature.discrete for feature in features])
     estimator = mutual_info_classif if target.discrete else mutual_info_regression
     with warnings.catch_warnings():
-        # scikit-learn wonders about numeric class codes with many classes; they are codes here.
+        # scikit-learn warns if classes are numbers and there are many; here the numbers are codes of classes.
         warnings.simplefilter("ignore", UserWarning)
         return estimator(
             table,

@@ -1,4 +1,4 @@
-"""Who the patients of a question set are, for subgroups: their split, age band, sex and site under their pseudonyms."""
+"""The patients of a question set, for results by subgroup: pseudonym, split, age band, sex and site of each."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ UNKNOWN = "unknown"
 
 
 def pseudonym(salt: str, patient: str) -> str:
-    """A patient's name in questions: a salted hash, 16 hexadecimal digits."""
+    """The name of a patient in questions: a salted hash of the id, 16 hexadecimal digits."""
     return hashlib.blake2b((salt + patient).encode(), digest_size=8).hexdigest()
 
 
 def age_band(age: object) -> str:
-    """The band of an age in years; "unknown" where it is missing."""
+    """The age band of an age in years; "unknown" if the age is missing or negative."""
     number = as_number(age)
     return UNKNOWN if number != number or number < 0 else [name for start, name in AGE_BANDS if number >= start][-1]
 
 
 def patients_table(registry: Registry) -> pd.DataFrame:
-    """One row for each patient of both splits; what the registry does not say is "unknown"."""
+    """One row for each patient of both splits, with the columns `COLUMNS`; a value that the registry lacks is "unknown"."""
     roles = registry.provenance.get("roles", {})
     salt = str(registry.provenance.get("salt", ""))
     parts = []
@@ -47,17 +47,20 @@ def patients_table(registry: Registry) -> pd.DataFrame:
 def _texts(registry: Registry, table: pd.DataFrame, name: str) -> list[str]:
     feature = registry.feature(name)
     column = table[name]
-    return [value_text(feature, v) if known else UNKNOWN for v, known in zip(column, column.notna(), strict=True)]
+    return [
+        value_text(feature, value) if present else UNKNOWN
+        for value, present in zip(column, column.notna(), strict=True)
+    ]
 
 
 def write_patients(path: Path, registry: Registry) -> None:
-    """Write the table as Parquet, readable by its owner only."""
+    """Write `patients_table` as Parquet, readable by its owner only."""
     with files.replacing(path) as temporary:
         patients_table(registry).to_parquet(temporary, index=False)
 
 
 def read_patients(path: Path) -> pd.DataFrame:
-    """Read what `write_patients` wrote. Raises InputError if the file is missing or is not such a file."""
+    """Read the table that `write_patients` wrote. Raises InputError if the file is missing or is another kind of file."""
     table = read_parquet(path)
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:

@@ -1,8 +1,9 @@
-"""Two shown values that together give away a third: two dates a length of stay, a weight and a height a body-mass index.
+"""Finds pairs of shown values that together reveal a third: two dates reveal a length of stay, weight and height a BMI.
 
-`leakage` judges one feature at a time and counts dates from one reference. Here every date and every difference of two
-dates counts as a column of its own, and every two numbers are tried for a sum, a difference, a product or a ratio, with
-any factors: t = A a + B b + C, or ln t = A ln a + B ln b + C; sums of more are in `sums`. Training patients only.
+`leakage` looks at one feature at a time, and counts all dates from one reference. Here every date, and every difference of two
+dates, is compared with every target. Every pair of numbers a, b is tried as a formula of a target t, with any constants A, B
+and C: t = A a + B b + C (sums, differences), or ln t = A ln a + B ln b + C (products, ratios). Sums of three or more are in
+`sums`.
 """
 
 from __future__ import annotations
@@ -24,19 +25,24 @@ from shared.registry.sums import of_several
 
 COLUMNS = ("target", "first", "second", "nats", "reason")
 DATE, DIFFERENCE, ARITHMETIC, SEVERAL = "date", "difference in time", "arithmetic", "arithmetic with several others"
-FALSE_ALARM = 1e-3  # of one registry: the chance that a pair which tells nothing passes for one that does
-EXACT = 0.95  # share of a number's variance that two others explain where it is computed from them
-GAIN = 0.25  # and what they leave unexplained, against what the better of them leaves alone
-LEAST_ROWS = 12
+FALSE_ALARM = 1e-3  # the probability that any unrelated pair of one registry is reported
+EXACT = 0.95  # two numbers compute a third if they explain at least this share of its variance
+GAIN = 0.25  # and if they leave at most this share of the variance that the better of the two alone leaves unexplained
+LEAST_ROWS = 12  # fewer rows with all values decide nothing
 MAX_ROWS = 2_000
 MAX_BINS, MIN_BINS, ROWS_IN_CELL = 8, 3, 5  # as in `leakage`
-WORK = 4e11  # multiplications of the search over all pairs of numbers: rows are sampled down to it, then all confirm
-FEWEST_SAMPLED = 100
-EARLIEST, LATEST = 1900_01_01, 2199_12_31  # whole numbers that may be dates
+WORK = (
+    4e11  # the search over all pairs samples rows to need at most so many multiplications; then all rows confirm a pair
+)
+FEWEST_SAMPLED = 100  # rows
+EARLIEST, LATEST = 1900_01_01, 2199_12_31  # whole numbers in this range may be dates
 
 
 def moments(feature: Feature, column: pd.Series) -> np.ndarray | None:
-    """`[patients]` days since 1970 of a column of dates, or of texts or numbers (20240131) that read as such; else None."""
+    """A column of dates as days since 1970: `[patients]` float64, NaN where missing; None for any other column.
+
+    Texts and numbers that can be read as dates, such as 20240131, count as dates too.
+    """
     if feature.kind == "datetime":
         return ((column - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(dtype=np.float64)
     known = column.dropna()
@@ -45,37 +51,42 @@ def moments(feature: Feature, column: pd.Series) -> np.ndarray | None:
         if not len(known) or not ((numbers % 1 == 0) & numbers.between(EARLIEST, LATEST)).all():
             return None
         known = numbers.astype("int64").astype(str)
-    read = days([str(value) for value in known])
-    if not len(known) or np.isnan(read).all():
+    days_of_known = days([str(value) for value in known])
+    if not len(known) or np.isnan(days_of_known).all():
         return None
-    found = np.full(len(column), np.nan)
-    found[column.notna().to_numpy()] = read
-    return found
+    days_of_all = np.full(len(column), np.nan)
+    days_of_all[column.notna().to_numpy()] = days_of_known
+    return days_of_all
 
 
 @threadpool_limits.wrap(limits=1)
 def find(train: pd.DataFrame, features: Sequence[Feature], statistics: Mapping[str, ValueStatistics]) -> pd.DataFrame:
-    """Who gives whom away, one row each: `target`, `first`, `second` ("" for a single date), `nats`, `reason`.
+    """All relations among the visible features: one row for each, with the columns `COLUMNS`.
 
-    `nats` is what the two tell about the target: mutual information, for arithmetic that of a Gaussian with the same
-    share of explained variance. Whether that is too much is for `leakage.hidden_with` to say.
+    `first` and `second` together tell something about `target`; `second` is "" for a single date, and for each member of a
+    sum of several. `nats` is their mutual information with the target; for arithmetic it is that of Gaussian variables with
+    the same share of explained variance. `reason` says what kind of relation it is. `leakage.hidden_with` decides which
+    relations tell too much.
     """
     visible = [feature for feature in features if feature.visible]
-    dates = {feature.name: found for feature in visible if (found := moments(feature, train[feature.name])) is not None}
+    dates = {feature.name: date for feature in visible if (date := moments(feature, train[feature.name])) is not None}
     numbers = {
         feature.name: numbers_of(train[feature.name]).to_numpy() for feature in visible if feature.kind == "number"
     }
     rows = _of_dates(train, visible, dates, statistics)
     table = pd.DataFrame({**numbers, **dates}, index=range(len(train)), dtype=np.float64)
     targets = [name for name in numbers if name in statistics]
-    rows += [(each.target, each.first, each.second, each.nats, ARITHMETIC) for each in arithmetic(table, targets)]
+    rows += [
+        (formula.target, formula.first, formula.second, formula.nats, ARITHMETIC)
+        for formula in arithmetic(table, targets)
+    ]
     for target, names, explained in of_several(table.iloc[_sampled(len(table), MAX_ROWS)], targets):
         rows += [(target, name, "", gaussian_nats(explained), SEVERAL) for name in names]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def nothing() -> pd.DataFrame:
-    """A table without relations."""
+    """An empty table of relations."""
     return pd.DataFrame({name: pd.Series(dtype=float if name == "nats" else object) for name in COLUMNS})
 
 
@@ -108,7 +119,7 @@ def _sampled(size: int, most: int) -> np.ndarray:
 
 
 def _quantiles(values: np.ndarray) -> np.ndarray:
-    """Codes from 1 on by quantiles; 0 where missing."""
+    """The quantile bin of each value: `[rows]` from 1 on; 0 where it is missing."""
     present = ~np.isnan(values)
     codes = np.zeros(len(values), dtype=np.int64)
     if present.any():
@@ -126,28 +137,33 @@ def _target_codes(feature: Feature, column: pd.Series) -> np.ndarray:
 
 
 def _information(left: Sequence[np.ndarray], right: Sequence[np.ndarray], chance: float) -> np.ndarray:
-    """`[left, right]` nats over the rows where both are present; 0 where as much comes by `chance` or less seldom."""
+    """Mutual information in nats `[left, right]` of coded columns, over the rows where both are present.
+
+    It is 0 for a pair that is not significant: independent columns would tell as much with a probability above `chance`.
+    """
     joint = _one_hot(left).T @ _one_hot(right)
     rows, columns = _starts(left), _starts(right)
     counts = joint.astype(np.float64)
     terms = counts * np.log(np.where(counts > 0, counts, 1.0))
-    blocks = lambda values: np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)  # noqa: E731
+    sum_of_blocks = lambda values: np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)  # noqa: E731
     by_row, by_column = np.add.reduceat(counts, columns, axis=1), np.add.reduceat(counts, rows, axis=0)
-    total = blocks(counts)
-    own = lambda values: values * np.log(np.where(values > 0, values, 1.0))  # noqa: E731
-    some = np.maximum(total, 1)
+    total = sum_of_blocks(counts)
+    entropy_terms = lambda values: values * np.log(np.where(values > 0, values, 1.0))  # noqa: E731
+    rows_or_1 = np.maximum(total, 1)
     plug_in = (
-        blocks(terms) - np.add.reduceat(own(by_row), rows, axis=0) - np.add.reduceat(own(by_column), columns, axis=1)
-    ) / some + np.log(some)
+        sum_of_blocks(terms)
+        - np.add.reduceat(entropy_terms(by_row), rows, axis=0)
+        - np.add.reduceat(entropy_terms(by_column), columns, axis=1)
+    ) / rows_or_1 + np.log(rows_or_1)
     levels = np.add.reduceat(by_row > 0, rows, axis=0, dtype=np.int64)
-    others = np.add.reduceat(by_column > 0, columns, axis=1, dtype=np.int64)
-    freedom = np.maximum((levels - 1) * (others - 1), 1)
-    nats = plug_in - freedom / (2 * some)  # less its first-order bias
+    other_levels = np.add.reduceat(by_column > 0, columns, axis=1, dtype=np.int64)
+    freedom = np.maximum((levels - 1) * (other_levels - 1), 1)
+    nats = plug_in - freedom / (2 * rows_or_1)  # minus the first-order bias of the plug-in estimate
     return np.where((2 * total * plug_in > chi2.isf(chance, freedom)) & (total >= LEAST_ROWS), nats, 0.0)
 
 
 def _one_hot(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """`[rows, codes of all columns]`; a missing value, code 0, has no code of its own."""
+    """One-hot matrix of all columns side by side: `[rows, codes of all columns]`. A missing value, code 0, is all 0."""
     starts = _starts(columns)
     table = np.zeros((len(columns[0]), starts[-1] + max(columns[-1].max(initial=0), 1)), dtype=np.float32)
     for start, codes in zip(starts, columns, strict=True):
@@ -163,7 +179,10 @@ def _starts(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """`target` is computed from `first` and `second`; `explained` is the share of its variance (of its logarithm's)."""
+    """`target` can be computed from `first` and `second`, or its logarithm from theirs if `logarithms`.
+
+    `explained` is the share of its variance that the formula explains.
+    """
 
     target: str
     first: str
@@ -173,21 +192,22 @@ class Computed:
 
     @property
     def nats(self) -> float:
-        """What the two tell about the target, were all three Gaussian."""
+        """Mutual information in nats of the two with the target, if all three were Gaussian."""
         return gaussian_nats(self.explained)
 
 
 def gaussian_nats(explained: float) -> float:
-    """Mutual information of Gaussians of which one explains this share of the other's variance."""
+    """Mutual information in nats of Gaussian variables, if one side explains the share `explained` of the other's variance."""
     return float(-0.5 * np.log(max(1 - explained, 1e-12)))
 
 
 def arithmetic(table: pd.DataFrame, targets: Sequence[str]) -> list[Computed]:
-    """The targets that two other columns of `table` (float64, NaN where missing) compute, and from which.
+    """Which targets can be computed from two other columns of `table` (float64, NaN where missing).
 
-    Not listed are two of which one does it alone. Above a size the search reads a sample of rows, and all rows confirm.
+    A pair is not listed if one of the two is enough. The search over a large table uses a sample of rows; each pair that it
+    finds is then confirmed with all rows.
     """
-    found: dict[tuple[str, str, str], Computed] = {}
+    formulas: dict[tuple[str, str, str], Computed] = {}
     width = max(table.shape[1], 1)
     sample = _sampled(len(table), int(min(MAX_ROWS, max(FEWEST_SAMPLED, WORK / (20 * width**3)))))
     for logarithms in (False, True):
@@ -198,36 +218,39 @@ def arithmetic(table: pd.DataFrame, targets: Sequence[str]) -> list[Computed]:
         values = pd.DataFrame(np.log(usable)) if logarithms else usable
         part = values.iloc[sample]
         for first, second, target in _search(part, asked):
-            explained = _fit(values[target], values[first], values[second])
+            explained = _explained_by_two(values[target], values[first], values[second])
             if explained >= EXACT:
-                found.setdefault((target, first, second), Computed(target, first, second, logarithms, explained))
-    return list(found.values())
+                formulas.setdefault((target, first, second), Computed(target, first, second, logarithms, explained))
+    return list(formulas.values())
 
 
 def _search(table: pd.DataFrame, targets: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Candidates: (first, second, target) for each target that two other columns may compute."""
     present = table.notna().to_numpy()
-    kept = [i for i in range(table.shape[1]) if present[:, i].sum() >= LEAST_ROWS and table.iloc[:, i].std() > 0]
-    names = [str(table.columns[i]) for i in kept]
-    part = table.iloc[:, kept]
+    usable = [i for i in range(table.shape[1]) if present[:, i].sum() >= LEAST_ROWS and table.iloc[:, i].std() > 0]
+    names = [str(table.columns[i]) for i in usable]
+    part = table.iloc[:, usable]
     masks = part.notna().to_numpy(dtype=np.float64)
     scaled = ((part - part.mean()) / part.std()).fillna(0.0).to_numpy(dtype=np.float64)
     places = [place for place, name in enumerate(names) if name in set(targets)]
     if len(names) < 3 or not places:
         return []
     tries = len(names) ** 2 / 2 * len(places)
-    found: list[tuple[str, str, str]] = []
+    candidates: list[tuple[str, str, str]] = []
     for place in places:
         rows = masks[:, place] > 0
-        computed = _explained(scaled[rows], masks[rows], scaled[rows, place], tries)
-        computed[place] = computed[:, place] = False
-        found += [(names[a], names[b], names[place]) for a, b in np.argwhere(np.triu(computed, 1))]
-    return found
+        computes = _pairs_that_compute(scaled[rows], masks[rows], scaled[rows, place], tries)
+        computes[place] = computes[:, place] = False
+        candidates += [(names[a], names[b], names[place]) for a, b in np.argwhere(np.triu(computes, 1))]
+    return candidates
 
 
-def _explained(values: np.ndarray, masks: np.ndarray, target: np.ndarray, tries: float) -> np.ndarray:
-    """`[columns, columns]` bool: which two together compute the target, over the rows with all three.
+def _pairs_that_compute(values: np.ndarray, masks: np.ndarray, target: np.ndarray, tries: float) -> np.ndarray:
+    """Which pairs of columns compute the target: `[columns, columns]` bool, over the rows where all three are present.
 
-    `values` and `masks` (1 where present) are `[rows, columns]`, missing values 0; `target` `[rows]` is never missing.
+    `values` and `masks` (1 where a value is present) are `[rows, columns]`; missing values are 0. `target` is `[rows]`, none
+    missing. `tries` is the number of pairs that are tried in all, for the probability of a false alarm. The names below: a and
+    b are the two columns, t is the target; `ab` is the covariance of a and b.
     """
     with_target = masks * target[:, None]
     count = np.maximum(masks.T @ masks, 1.0)
@@ -242,12 +265,12 @@ def _explained(values: np.ndarray, masks: np.ndarray, target: np.ndarray, tries:
         both = (at**2 * bb - 2 * at * bt * ab + bt**2 * aa) / ((aa * bb - ab**2) * tt)
         chance = tries * np.maximum(1 - both, 1e-15) ** ((count - 3) / 2)
     sound = (count >= LEAST_ROWS) & (tt > 1e-9) & (aa > 1e-9) & (bb > 1e-9) & (aa * bb - ab**2 > 1e-11 * aa * bb)
-    gained = (1 - both <= GAIN * (1 - alone)) & (1 - alone > 1e-9)  # what tells all alone needs nothing beside it
+    gained = (1 - both <= GAIN * (1 - alone)) & (1 - alone > 1e-9)  # not if one column alone explains everything
     return sound & (both >= EXACT) & gained & (chance < FALSE_ALARM)
 
 
-def _fit(target: pd.Series, first: pd.Series, second: pd.Series) -> float:
-    """The share of variance of `target` that a linear fit on the two explains."""
+def _explained_by_two(target: pd.Series, first: pd.Series, second: pd.Series) -> float:
+    """The share of the variance of `target` that a linear fit on `first` and `second` explains."""
     rows = pd.concat([target, first, second], axis=1).dropna().to_numpy()
     centred = rows - rows.mean(axis=0)
     scale = centred.std(axis=0)

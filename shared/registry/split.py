@@ -1,4 +1,4 @@
-"""Who is held out: patients at random, whole sites, or the latest admissions. Always whole patients."""
+"""Which patients are held out for validation: drawn at random, whole sites, or the latest admissions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2}([ T]\d{2}:\d{2}(:\d{2})?)?)?)?", re.ASC
 def held_out_patients(
     table: pd.DataFrame, split: Split, *, valid_patients: int, held_out: str, roles: Mapping[str, str], seed: int
 ) -> np.ndarray:
-    """`[patients]` bool: who is held out.
+    """Which patients of `table` are held out: `[patients]` bool.
 
-        random  `valid_patients`, drawn over sorted ids, so that the order of rows in a file does not decide
-        site    the sites that `held_out` lists (separated by commas); without it, sites in a drawn order until they have
-                `valid_patients`
-        time    everybody from the date or year `held_out` on; without it, the latest `valid_patients` and who shares the
-                earliest of their times. A patient without a time is a training patient.
-        paper   the original's `valid_patients`, by the order of rows
+        random  `valid_patients` patients, drawn from the sorted ids, so that the order of rows in the file does not matter
+        site    all patients of the sites in `held_out` (separated by commas); if it is empty, of sites in a drawn order until
+                there are `valid_patients` patients
+        time    all patients from the date or year `held_out` on; if it is empty, the latest `valid_patients` patients, and any
+                others with the same time as the earliest of them. Patients without a time are training patients.
+        paper   the `valid_patients` patients that the original drew, which depend on the order of rows
 
-    `roles` names the columns `site` and `time`. Raises InputError where nobody would remain on either side.
+    `roles` names the columns that hold `site` and `time`. Raises InputError if there is no such column, or if one of the two
+    groups would be empty.
     """
     if split in ("random", "paper"):
         return _random(table.index, valid_patients, None if split == "paper" else seed)
@@ -54,7 +55,7 @@ def _random(ids: pd.Index, valid_patients: int, seed: int | None) -> np.ndarray:
             f"lower it to at most {max(len(ids) - 1, 0)}"
         )
     chosen = np.zeros(len(ids), dtype=bool)
-    if seed is None:
+    if seed is None:  # the original's draw
         chosen[np.random.RandomState(PAPER_SEED).permutation(len(ids))[:valid_patients]] = True
         return chosen
     chosen[np.argsort(np.array(ids))[generator(seed, "split").permutation(len(ids))[:valid_patients]]] = True
@@ -84,7 +85,10 @@ def _site(value: object) -> str:
 
 
 def _date(text: str) -> Any:
-    """A day, its month or year alone, or a time; NaT for other texts: whether 01/02/2023 is in January nobody can know."""
+    """The moment of a text such as 2023, 2023-01, 2023-01-31 or 2023-01-31 08:30; NaT for any other.
+
+    A text such as 01/02/2023 is not accepted: it may be in January or in February.
+    """
     try:
         return pd.Timestamp(text.strip()) if _DATE.fullmatch(text.strip()) else pd.NaT
     except ValueError:

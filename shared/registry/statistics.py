@@ -1,7 +1,7 @@
-"""How the values of each feature are distributed among the training patients (spec: registry, a.3).
+"""The distribution of each feature's values among the training patients (spec: registry, a.3).
 
-Definitions are the original's; these are mended: only training patients count, a missing value is no value (the
-original offered `nan` as an option), and a number is the same value however it was written (`3` and `3.0`).
+The definitions are the original's, with three corrections: only training patients count; a missing value is not a value (the
+original offered `nan` as an option); `3` and `3.0` are the same number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from threadpoolctl import threadpool_limits
 from shared.errors import InputError
 from shared.registry.features import Feature, as_number, numbers_of, value_text
 
-SMALL_SPREAD = 0.02  # a standard deviation below which numbers are fitted on a scale of their own
-FEW_VALUES = 20  # up to this many distinct numbers count as categories; more texts than this are a large category
+SMALL_SPREAD = 0.02  # numbers with a smaller standard deviation are scaled up before the mixture is fitted
+FEW_VALUES = 20  # a column with at most so many distinct numbers is treated as a category
 COMPONENTS = 3
 MIXTURE_SEED = 42
 
-# Free text that must not become a category of the sepsis registry, however often a text repeats.
+# Names of free-text columns of the sepsis registry. They must not become categories, even if texts repeat.
 _DATE_LIKE = re.compile(r"date|time|dat_ou|^tzdt$")
 _FREE_TEXT = {
     "sepsisinkcd",
@@ -44,10 +44,10 @@ _FREE_TEXT = {
 class ValueStatistics:
     """The distribution of one feature.
 
-    `vocab` holds the categories (numbers with at most 20 distinct values included) in order of first appearance, and
-    `weights` their share of rows among them. `float_ratio` is distinct numbers / distinct values: 0 for a category, 1
-    for a number, and between for numbers mixed with texts. `all_vocab` holds every distinct value as text. The mixture
-    describes the numbers; its three arrays are `[3]` and zero where there are none.
+    `vocab` are the categories in order of first appearance, and `weights` `[categories]` the share of rows of each; a number
+    with at most 20 distinct values is a category too. `float_ratio` is distinct numbers / distinct values: 0 for a category, 1
+    for a number, between the two for numbers mixed with texts. `all_vocab` are all distinct values as texts. `means`, `stds`
+    and `mixture` (the weights), each `[3]`, are a Gaussian mixture of the numbers; they are 0 if there are no numbers.
     """
 
     vocab: tuple[str, ...]
@@ -60,7 +60,7 @@ class ValueStatistics:
 
     @property
     def finite(self) -> bool:
-        """Whether the feature takes one of a known set of values."""
+        """Whether the feature has a known set of values: a category, or a number with few distinct values."""
         return self.float_ratio == 0
 
     @property
@@ -70,36 +70,37 @@ class ValueStatistics:
         return float(-(shares * np.log(shares)).sum())
 
     def density(self, number: float) -> float:
-        """The mixture's density at `number`."""
+        """The probability density of the Gaussian mixture at `number`."""
         spread = np.maximum(self.stds, 1e-12 * min(1.0, float(self.stds.max()) or 1.0))
         height = self.mixture / (spread * math.sqrt(2 * math.pi))
         return float((height * np.exp(-0.5 * ((number - self.means) / spread) ** 2)).sum())
 
 
-@threadpool_limits.wrap(limits=1)  # many small fits: waiting for threads costs more than they save
-def fit(train: pd.DataFrame, features: Sequence[Feature]) -> dict[str, ValueStatistics]:
-    """Statistics of every feature that can be asked for: a number or category with at least two distinct values."""
-    fitted = {}
+@threadpool_limits.wrap(limits=1)  # the fits are many and small, so threads would cost more time than they save
+def value_statistics(train: pd.DataFrame, features: Sequence[Feature]) -> dict[str, ValueStatistics]:
+    """Statistics of each feature that can be asked for: a visible number or category with at least two distinct values."""
+    by_name = {}
     for feature in features:
-        asked = feature.visible and feature.kind in ("number", "category")
-        if asked and not is_free_text(feature.name, train[feature.name]):
-            statistics = _describe(feature, train[feature.name].dropna())
+        can_be_asked = feature.visible and feature.kind in ("number", "category")
+        if can_be_asked and not is_free_text(feature.name, train[feature.name]):
+            statistics = _statistics_of(feature, train[feature.name].dropna())
             if statistics is not None:
-                fitted[feature.name] = statistics
-    return fitted
+                by_name[feature.name] = statistics
+    return by_name
 
 
 def is_free_text(name: str, column: pd.Series) -> bool:
-    """Whether a text column is left out by its name; only a column with more than 20 distinct texts is."""
+    """Whether a column is left out as free text: its name says so, and it has more than 20 distinct texts."""
     return free_text_name(name) and len({value for value in column.dropna() if np.isnan(as_number(value))}) > FEW_VALUES
 
 
 def free_text_name(name: str) -> bool:
-    """Whether a name is that of a date, a time or a free text of the sepsis registry."""
+    """Whether a column name is one of a date, a time or a free text in the sepsis registry."""
     return bool(_DATE_LIKE.search(name)) or name.endswith("desc") or name in _FREE_TEXT
 
 
-def _describe(feature: Feature, present: pd.Series) -> ValueStatistics | None:
+def _statistics_of(feature: Feature, present: pd.Series) -> ValueStatistics | None:
+    """The statistics of the values that are not missing; None if there are fewer than two distinct ones."""
     texts = Counter[str]()
     numbers: list[float] = []
     for value in present:
@@ -110,7 +111,7 @@ def _describe(feature: Feature, present: pd.Series) -> ValueStatistics | None:
             numbers.append(number)
     distinct = dict.fromkeys(numbers)
     if len(distinct) <= FEW_VALUES:
-        # One pass in row order, so that the vocabulary keeps the order of first appearance.
+        # Counted again in row order, so that the vocabulary is in order of first appearance.
         texts = Counter(value_text(feature, value) for value in present)
         numbers, distinct = [], {}
     total = len(distinct) + len(texts)
@@ -130,32 +131,37 @@ def _describe(feature: Feature, present: pd.Series) -> ValueStatistics | None:
 
 
 def fit_mixture(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means, standard deviations and weights `[3]` of a Gaussian mixture of `numbers` `[values]`; zeros where there are none."""
+    """Fit a Gaussian mixture to `numbers` `[values]`: its means, standard deviations and weights, each `[3]`.
+
+    All are 0 if there are no numbers.
+    """
     if not len(numbers):
         return np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.zeros(COMPONENTS)
     spread = float(np.std(numbers))
-    # The fit adds 1e-6 to every variance, which would drown numbers of this size.
+    # scikit-learn adds 1e-6 to every variance, which is too much for numbers with a very small spread.
     scale = 10.0 ** math.floor(math.log10(spread)) if 0 < spread < SMALL_SPREAD else 1.0
     model = GaussianMixture(COMPONENTS, random_state=MIXTURE_SEED)
     with warnings.catch_warnings():
-        # 100 rounds are the original's limit, and the last estimate serves as well.
+        # The original stops after 100 iterations too, and uses the last estimate.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(numbers[:, None] / scale)
     return model.means_.ravel() * scale, np.sqrt(model.covariances_.ravel()) * scale, model.weights_
 
 
 def to_table(statistics: Mapping[str, ValueStatistics]) -> pd.DataFrame:
-    """One row for each feature; the inverse of `from_table`."""
+    """The statistics as a table with one row for each feature; `from_table` reads it."""
     rows = []
     for name, value in statistics.items():
         row = dataclasses.asdict(value)
-        rows.append({"feature": name} | {key: list(v) if key != "float_ratio" else v for key, v in row.items()})
+        rows.append(
+            {"feature": name} | {field: list(item) if field != "float_ratio" else item for field, item in row.items()}
+        )
     columns = ["feature", *(field.name for field in dataclasses.fields(ValueStatistics))]
     return pd.DataFrame(rows, columns=columns)
 
 
 def from_table(table: pd.DataFrame, where: str) -> dict[str, ValueStatistics]:
-    """Statistics from what `to_table` made. Raises InputError, naming `where`, if a column is missing."""
+    """Statistics from the output of `to_table`. Raises InputError, with `where` in the message, if a column is missing."""
     fields = [field.name for field in dataclasses.fields(ValueStatistics)]
     missing = [name for name in ["feature", *fields] if name not in table.columns]
     if missing:
@@ -173,5 +179,5 @@ def from_table(table: pd.DataFrame, where: str) -> dict[str, ValueStatistics]:
 
 
 def training_numbers(train: pd.DataFrame, name: str) -> np.ndarray:
-    """The numbers that training patients have for `name`, without missing values: `[values]` float64."""
+    """The numbers of column `name` without missing values: `[values]` float64."""
     return numbers_of(train[name]).dropna().to_numpy()

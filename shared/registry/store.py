@@ -1,4 +1,7 @@
-"""A prepared registry: the tables of two groups of patients and what the first tells, as files without pickle."""
+"""A prepared registry in memory and on disk: training and validation tables, statistics, and what reveals what.
+
+The files are Parquet and JSON, never pickle.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,14 @@ PATIENT = "patient"  # name of the index
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Registry:
-    """Everything that questions are made from.
+    """A prepared registry: everything that questions are made from.
 
-    `train` and `valid` have one row for each patient (index: patient id, str) and one column for each feature, in the
-    order of `features`: float64 for numbers, str or None for texts (and for numbers mixed with texts), datetime64 for
-    datetimes. `statistics` and `leakage` (mutual information in nats; column = target, row = feature, NaN where not
-    defined) come from the training patients alone, and so do `relations`: which two give a third away.
-    `provenance` says where it came from: source digests, options, versions, salt.
+    `train` and `valid` have one row for each patient (index: patient id, str) and one column for each feature, in the order of
+    `features`: float64 for numbers, str or None for texts (and for numbers mixed with texts), datetime64 for datetimes.
+    `statistics`, `leakage` and `relations` come from the training patients alone, unless the registry was made with
+    `fit="all"`. `leakage` is the mutual information in nats (column = target, row = feature, NaN where it is not defined).
+    `relations` lists dates, pairs and sums of features that reveal another one. `provenance` says how the registry was made:
+    digests of the raw files, options, versions, salt.
     """
 
     cohort: str
@@ -43,17 +47,20 @@ class Registry:
     relations: pd.DataFrame = dataclasses.field(default_factory=relation_files.nothing)
 
     def split(self, name: str) -> pd.DataFrame:
-        """The table of `train` or `valid`. Raises InputError for another name."""
+        """The table of the split `train` or `valid`. Raises InputError for any other name."""
         if name not in ("train", "valid"):
             raise InputError(f"split {name!r}: must be train or valid")
         return self.train if name == "train" else self.valid
 
     def feature(self, name: str) -> Feature:
-        """The feature called `name`."""
+        """The feature called `name`. Raises StopIteration if there is none."""
         return next(feature for feature in self.features if feature.name == name)
 
     def shown(self, split: str) -> dict[str, dict[str, str]]:
-        """For each patient of a split, the texts of the values of visible features present, by name, in column order."""
+        """What can be shown of each patient of a split: the text of each visible value that is not missing.
+
+        The result is keyed by patient id, then by feature name, in the order of `features`.
+        """
         table = self.split(split)
         shown: dict[str, dict[str, str]] = {str(patient): {} for patient in table.index}
         for feature in (feature for feature in self.features if feature.visible):
@@ -65,7 +72,7 @@ class Registry:
 
 
 def save(registry: Registry, folder: Path) -> None:
-    """Write a prepared registry to `folder`, which is replaced as a whole; readable by its owner only."""
+    """Write a prepared registry to `folder`, readable by its owner only. An existing folder is replaced completely."""
     with files.replacing(folder) as temporary:
         temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
         registry.train.rename_axis(PATIENT).to_parquet(temporary / "train.parquet")
@@ -80,7 +87,7 @@ def save(registry: Registry, folder: Path) -> None:
 
 
 def load(folder: Path) -> Registry:
-    """Read a prepared registry. Raises InputError if a file of it is missing, truncated or not what it should be."""
+    """Read the prepared registry in `folder`. Raises InputError if one of its files is missing, damaged or of another kind."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no prepared registry there; make one with `creason prepare`")
     provenance = files.read_json(folder / "provenance.json")

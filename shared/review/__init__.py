@@ -1,1 +1,1 @@
-"""The blinded review by raters: cases, the raters' pages, agreement."""
+"""The blinded review of answers by raters: cases, the web page for raters, ratings, agreement."""

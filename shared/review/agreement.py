@@ -1,4 +1,4 @@
-"""Krippendorff's alpha: how far raters agree beyond what chance would give, whoever rated how many of the items."""
+"""Agreement of raters: Krippendorff's alpha, which corrects for chance and allows missing ratings, and the share of pairs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Scale = Literal["nominal", "ordinal", "interval"]
 
 
 def alpha(ratings: np.ndarray, scale: Scale) -> float | None:
-    """Alpha of `[raters, items]` numbers, NaN where a rater gave none; 1 is agreement, 0 what chance gives.
+    """Krippendorff's alpha of ratings `[raters, items]`, NaN where a rater gave none.
 
-    Items with fewer than two ratings are left out; None where none is left or all ratings are one value. (Krippendorff,
-    Computing Krippendorff's alpha-reliability, 2011, section D.)
+    1 is perfect agreement, 0 is the agreement expected by chance. Items with fewer than two ratings are left out. The result is
+    None if no item is left, or all ratings have the same value. Source: Krippendorff, Computing Krippendorff's
+    alpha-reliability, 2011, section D.
     """
     values = np.unique(ratings[~np.isnan(ratings)])
     if not len(values):
@@ -38,15 +39,18 @@ def _distances(values: np.ndarray, totals: np.ndarray, scale: Scale) -> np.ndarr
         return 1.0 - np.eye(len(values))
     if scale == "interval":
         return (values[:, None] - values) ** 2
-    middle = np.cumsum(totals) - totals / 2  # an ordinal step is as wide as the ratings that lie in it
+    middle = np.cumsum(totals) - totals / 2  # the ordinal distance of two values is the number of ratings between them
     return (middle[:, None] - middle) ** 2
 
 
 def agreed(ratings: Sequence[Sequence[object]]) -> float | None:
-    """The share of equal ratings among all pairs of raters on the same item; None ratings take no part."""
+    """The share of pairs of ratings on the same item that are equal; None if there is no pair.
+
+    `ratings` has one sequence for each rater, with one rating for each item; a rating that is None is not counted.
+    """
     equal = [
-        one == other
+        first == second
         for item in zip(*ratings, strict=True)
-        for one, other in combinations([rating for rating in item if rating is not None], 2)
+        for first, second in combinations([rating for rating in item if rating is not None], 2)
     ]
     return sum(equal) / len(equal) if equal else None

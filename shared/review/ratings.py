@@ -1,8 +1,8 @@
-"""What raters made of a blinded review: their sheets, or the review's file, read back to the models.
+"""Reads the ratings of a blinded review, from the raters' sheets or from the file of the web page, and summarises them.
 
-A sheet is a workbook or a CSV with one row a case. Each row says of which review, rater and case it is, as the answers 1 and 2
-are others for each rater: in another rater's name a sheet would give wrong figures. Sheets of earlier versions do not say it,
-and the oldest call the answers A and B; they are read too.
+A sheet is a workbook or a CSV file with one row for each case. Each row names its review, rater and case, because the answers 1
+and 2 are different models for each rater: a sheet read in the name of another rater would give wrong figures. Sheets of earlier
+versions do not name them, and the oldest call the answers A and B; these can be read too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shared.storage import files
 from shared.training.metrics_log import plain
 
 COLUMNS = ("case", "better", "grade_1", "grade_2", "comment")
-MARK = "sheet"  # the column that says whose row it is
+MARK = "sheet"  # the column that names the review, the rater and the case of a row
 IS_MARK = re.compile(r"review (?P<review>\w+) rater (?P<rater>[\w-]+) case (?P<case>\d+)")
 EARLIER_COLUMNS = ("case", "better", "grade_a", "grade_b", "comment")
 EARLIER_WORDS = {"A": "1", "B": "2", "equal": "equal"}
@@ -41,10 +41,11 @@ Ratings = Mapping[str, Mapping[int, Said]]  # by rater and number of the case
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Which answer is whose: by rater, each case's id and whether the second model's answer is shown as 1.
+    """The key of a review: which answer is from which model.
 
-    `review` is the id of the review's file, `identical` the pairs left out; "" and None in keys of earlier versions. `marked`:
-    the review's sheets say whose they are.
+    `names` are the two models. `drawn` has, for each rater, the id of each case, and whether the second model's answer is shown
+    as 1. `review` is the id of the review ("" in keys of earlier versions). `identical` is the number of pairs left out (None in
+    such keys). `marked`: the sheets of this review name review, rater and case.
     """
 
     names: tuple[str, str]
@@ -55,7 +56,7 @@ class Key:
 
 
 def read_key(path: Path) -> Key:
-    """The key of a review. Raises InputError where the file holds something else."""
+    """Read the key of a review. Raises InputError if the file holds something else."""
     known = files.read_json(path)
     if not _is_key(known):
         raise InputError(f"{path}: not the key of a review; it is the file that --key named when cases were written")
@@ -84,7 +85,10 @@ def _is_key(known: Any) -> bool:
 
 
 def read_store(folder: Path, key: Key) -> dict[str, dict[int, Said]]:
-    """What each rater said on the page of the review in `folder`. Raises InputError where the key is another review's."""
+    """The ratings from the web page of the review in `folder`, by rater and number of the case.
+
+    Raises InputError if the key belongs to another review, or there is no review in `folder`.
+    """
     store = Store(folder / STORE_FILE)
     try:
         if store.review != key.review:
@@ -95,15 +99,15 @@ def read_store(folder: Path, key: Key) -> dict[str, dict[int, Said]]:
 
 
 def says_whose(path: Path) -> bool:
-    """Whether a sheet says of which review and rater it is. Raises InputError where it cannot be read."""
+    """Whether a sheet names its review and rater. Raises InputError if it cannot be read."""
     return MARK in _read(path).columns
 
 
 def read_sheet(path: Path, key: Key, rater: str) -> dict[int, Said]:
-    """What `rater` wrote into a sheet of the key's review; rows that are not there were left open.
+    """Read the sheet of `rater`: the ratings by number of the case. A case without a row is not rated.
 
-    Rows may be sorted. Raises InputError for a rater whom the key does not know, for a sheet of another review or rater, and
-    naming the row and the column that is wrong.
+    Rows may be in any order. Raises InputError for a rater who is not in the key, for a sheet of another review or rater, and
+    for a wrong cell, with its row and column.
     """
     _check_raters([rater], key)
     cases = len(key.drawn[rater])
@@ -119,25 +123,25 @@ def read_sheet(path: Path, key: Key, rater: str) -> dict[int, Said]:
             f"{path}: the column {MARK} is missing, so nothing says that these are the ratings of {rater}; copy it back from "
             "the workbook that was written for this rater"
         )
-    spelled = {word.lower(): meaning for word, meaning in words.items()}
+    meaning_of = {word.lower(): meaning for word, meaning in words.items()}
     comments = sheet.columns.get("comment", [""] * sheet.rows)
-    found: dict[int, Said] = {}
+    ratings: dict[int, Said] = {}
     for row in range(sheet.rows):
         case, better, *grades = (_text(sheet.columns[name][row]) for name in columns[:-1])
         where = f"{path}, row {sheet.number(row)}"
         if not (case.isascii() and case.isdecimal()) or not 1 <= int(case) <= cases:
             raise InputError(f"{where}: case must be a number from 1 to {cases}")
-        if int(case) in found:
+        if int(case) in ratings:
             raise InputError(f"{where}: case {case} comes twice")
         if MARK in sheet.columns:
             _check_mark(where, _text(sheet.columns[MARK][row]), key.review, rater, int(case))
-        if better and better.lower() not in spelled:
+        if better and better.lower() not in meaning_of:
             raise InputError(f"{where}: better must be {', '.join(list(words)[:-1])} or {list(words)[-1]}")
         for name, grade in zip(columns[2:4], grades, strict=True):
             if grade and grade not in GRADES:
                 raise InputError(f"{where}: {name} must be a whole number from 1 to 5")
-        found[int(case)] = Said(spelled.get(better.lower(), ""), grades[0], grades[1], _text(comments[row]))
-    return found
+        ratings[int(case)] = Said(meaning_of.get(better.lower(), ""), grades[0], grades[1], _text(comments[row]))
+    return ratings
 
 
 def _read(path: Path) -> RawTable:
@@ -147,37 +151,37 @@ def _read(path: Path) -> RawTable:
 
 
 def _mark(review: str, rater: str, case: int) -> str:
-    """What a row says of whose it is; "unknown" where the key is of a version that gave a review no id."""
+    """The text of the column MARK. The review is "unknown" if the key is of an earlier version, which has no id of the review."""
     return f"review {review or 'unknown'} rater {rater} case {case}"
 
 
 def _check_mark(where: str, mark: str, review: str, rater: str, case: int) -> None:
-    """Raise InputError, in words for whoever gave the sheet, where a row is of another review, rater or case."""
+    """Raise InputError if the mark of a row is missing, or names another review, rater or case. The message gives the fix."""
     if mark == _mark(review, rater, case):
         return
-    found = IS_MARK.fullmatch(mark)
-    if found is None:
+    named = IS_MARK.fullmatch(mark)
+    if named is None:
         raise InputError(
             f"{where}: {MARK} was changed or is blank; copy this column back from the workbook as it was written"
         )
-    if found["review"] != (review or "unknown"):
+    if named["review"] != (review or "unknown"):
         raise InputError(
             f"{where}: this sheet is of another review; give the key that was written with it, or the right sheet"
         )
-    if found["rater"] != rater:
+    if named["rater"] != rater:
         raise InputError(
-            f"{where}: this sheet is of the rater {found['rater']}, and --ratings gives it as that of {rater}"
+            f"{where}: this sheet is of the rater {named['rater']}, and --ratings gives it as that of {rater}"
         )
     raise InputError(
-        f"{where}: this row is of case {found['case']}, and case says {case}; sort whole rows, all columns together, and take "
+        f"{where}: this row is of case {named['case']}, and case says {case}; sort whole rows, all columns together, and take "
         f"the column case back from the workbook as it was written"
     )
 
 
 def write_sheet(path: Path, cases: int, said: Mapping[int, Said], *, review: str, rater: str) -> None:
-    """Write the workbook that `rater` fills in, with what was said already; a row for each of the cases of `review`, an id.
+    """Write the workbook that `rater` fills in: a row for each of the `cases` cases, with the ratings in `said` filled in.
 
-    Raises InputError where it cannot be written.
+    `review` is the id of the review. Raises InputError if the file cannot be written.
     """
     book = openpyxl.Workbook()
     sheet = book.active
@@ -188,7 +192,7 @@ def write_sheet(path: Path, cases: int, said: Mapping[int, Said], *, review: str
         sheet.append([number, *(int(mark) if mark.isdecimal() else mark or None for mark in marks)])
         if rating.comment:
             cell = sheet.cell(row=number + 1, column=len(COLUMNS), value=rating.comment)
-            cell.data_type = "s"  # one that begins with = is no formula
+            cell.data_type = "s"  # a comment that begins with "=" must not become a formula
         mark = sheet.cell(row=number + 1, column=len(COLUMNS) + 1, value=_mark(review, rater, number))
         mark.font = Font(color="808080")
     for letters, allowed in (("B", BETTER), ("CD", GRADES)):
@@ -205,7 +209,7 @@ def write_sheet(path: Path, cases: int, said: Mapping[int, Said], *, review: str
 
 
 def write_sheets(folder: Path, ratings: Ratings, key: Key) -> None:
-    """Write `folder/RATER.xlsx`, filled in, for each rater. Raises InputError where the folder is there already."""
+    """Write `folder/RATER.xlsx` with the ratings of each rater. Raises InputError if the folder exists already."""
     if folder.exists():
         raise InputError(f"{folder}: is there already; give a new folder, so that no sheet is lost")
     _check_raters(list(ratings), key)
@@ -216,20 +220,25 @@ def write_sheets(folder: Path, ratings: Ratings, key: Key) -> None:
 
 
 def summarise(ratings: Ratings, key: Key, *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """What the raters found, ready for JSON; the same whether they filled in sheets or used the page.
+    """The results of a review as JSON values. They are the same for ratings from sheets and from the web page.
 
-    `better`: counts of the ratings; `preference`: mean of -1 (first), 0 (equal), +1 (second) over ratings, with a 95 %
-    `ci` that resamples cases; `p`: two-sided sign test of the cases, each counted once by its mean; `grades`: mean grade
-    of each model and their difference with `ci`; `said_1`: share of "1" among the ratings that are not equal, one half
-    where the place does not sway the raters; `agreement`: Krippendorff's alpha of preferences (nominal) and of grades
-    (ordinal), and the share of equal preferences. `identical`: pairs that nobody was shown because both answers are the
-    same, None where the key does not say. `open`: cases that a rater left out; `possible`: ratings, had nobody
-    left out any. Raises InputError for a rater whom the key does not know.
+        better      how many ratings prefer each model, or neither
+        preference  the mean of -1 (first is better), 0 (equal) and +1 (second is better) over ratings
+        ci          a 95 % bootstrap interval of it; cases are resampled `bootstrap` times
+        p           a two-sided sign test over cases; each case counts once, with the mean of its ratings
+        grades      the mean grade of each model, and the difference with its `ci`
+        said_1      the share of "1" among ratings that are not equal; one half if the position of an answer has no effect
+        agreement   Krippendorff's alpha of preferences (nominal) and grades (ordinal), and the share of equal preferences
+        identical   how many pairs were not shown because both answers are the same; None if the key does not say
+        possible    the number of ratings if every rater had rated every case
+        raters      for each rater, `open` (the number of cases not rated) and `better`
+
+    Raises InputError for a rater who is not in the key, and if no case is rated.
     """
     _check_raters(list(ratings), key)
     rows = [row for rater, said in ratings.items() for row in _unblinded(rater, said, key.drawn[rater])]
     table = pd.DataFrame(rows, columns=["rater", "id", "said", "better", "first", "second"])
-    rated = table[table["better"].notna()].assign(sign=lambda found: found["better"].map(SIGNS).astype(float))
+    rated = table[table["better"].notna()].assign(sign=lambda rows: rows["better"].map(SIGNS).astype(float))
     if rated.empty:
         raise InputError("no case has been rated yet: nobody has said which answer is better")
     graded = table[table["first"].notna() & table["second"].notna()]
@@ -274,7 +283,7 @@ def _check_raters(raters: Sequence[str], key: Key) -> None:
 
 
 def _unblinded(rater: str, said: Mapping[int, Said], drawn: list[tuple[str, bool]]) -> list[tuple[Any, ...]]:
-    """(rater, id, what was said, which model is better, grade of the first, of the second) for each case."""
+    """For each case: rater, id, what the rater said, which model is better, the grade of the first and of the second model."""
     rows = []
     for number, (name, second_is_1) in enumerate(drawn, start=1):
         rating = said.get(number, Said())

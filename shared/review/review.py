@@ -1,9 +1,9 @@
-"""Blinded review by clinicians: two models' answers side by side, neither named.
+"""Blinded review by clinicians: the answers of two models side by side, without the models' names.
 
-A case holds what both models were given and their answers, called 1 and 2: letters would be taken for the options of a
-question. Which is which is drawn for each rater and case and stands in the key alone, a file kept apart from what raters
-get. A rater says which answer is better and gives a grade to each, in a sheet (`ratings.py`) or on a page
-(`review_site.py`). (The original showed such pairs to its raters and had no place for their ratings; spec: registry, f.)
+A case holds the question and the two answers. The answers are called 1 and 2, since letters could be confused with the options
+of a question. Which model is 1 is drawn for each rater and case, and is stored only in the key, a file that raters do not get.
+A rater says which answer is better, and grades each, in a sheet (`ratings.py`) or on a web page (`site.py`). (The original
+showed such pairs to its raters, but could not record their ratings; spec: registry, f.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RATER = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a model was given and what it answered; `answer` is the right one where there is such, else ""."""
+    """A question, a model's answer to it (`completion`), and the right answer (`answer`; "" if there is none)."""
 
     id: str
     question: str
@@ -39,15 +39,15 @@ class Reply:
 
 
 def read_replies(path: Path) -> dict[str, Reply]:
-    """Replies by id from a file with one JSON object a line, as `launch.evaluate --completions` writes it.
+    """Read replies, by id, from a file with one JSON object per line, as `launch.evaluate --completions` writes.
 
-    Raises InputError naming the line that is wrong, never with what it holds.
+    Raises InputError that names the wrong line, but never shows its content.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # texts may hold other ends of lines
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may contain other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable file of answers ({type(error).__name__})") from None
-    found: dict[str, Reply] = {}
+    replies: dict[str, Reply] = {}
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -56,15 +56,15 @@ def read_replies(path: Path) -> dict[str, Reply]:
             raise InputError(f"{path}, line {number}: must be a JSON object with id, question, completion") from None
         if not all(isinstance(text, str) for text in dataclasses.astuple(reply)):
             raise InputError(f"{path}, line {number}: id, question, completion and answer must be texts")
-        if reply.id in found:
+        if reply.id in replies:
             raise InputError(f"{path}, line {number}: its id comes twice")
-        found[reply.id] = reply
-    return found
+        replies[reply.id] = reply
+    return replies
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What `export` wrote: cases for each rater; pairs left out because both answers are the same, of all pairs."""
+    """What `export` wrote: the number of cases of each rater, of pairs left out since both answers are the same, of all pairs."""
 
     cases: int
     identical: int
@@ -82,20 +82,21 @@ def export(
     key: Path,
     seed: int,
 ) -> Written:
-    """Write `out/RATER/cases.html` and `out/RATER/ratings.xlsx` for each rater, `out/review.sqlite` and `key`.
+    """Write a review: `out/RATER/cases.html` and `out/RATER/ratings.xlsx` for each rater, `out/review.sqlite`, and `key`.
 
-    `count` cases (0: all) are drawn, the same for every rater, each rater's in an order of their own. Pairs of the same
-    answer, but for white space around it, are left out before that. Raises InputError where too few other pairs are there, the
-    models were not asked the same, a rater's name cannot be a folder's, or files would be replaced.
+    `first` and `second` are the files of replies of the two models. `count` cases (0: all) are drawn, the same for all raters,
+    but in a different order for each. Pairs of equal answers (white space at the ends is ignored) are left out before. Raises
+    InputError if too few pairs remain, the models had different questions, the name of a rater is not allowed, or a file or
+    folder exists already.
     """
-    one, other = read_replies(first), read_replies(second)
-    ids = sorted(set(one) & set(other))
+    of_first, of_second = read_replies(first), read_replies(second)
+    ids = sorted(set(of_first) & set(of_second))
     if not ids:
         raise InputError(f"{first} and {second}: no id is in both; ask both models the same")
-    if any(one[name].question != other[name].question for name in ids):
+    if any(of_first[name].question != of_second[name].question for name in ids):
         raise InputError(f"{first} and {second}: a question of the same id differs; ask both models the same")
     _check_places(names, raters, out, key)
-    different = [name for name in ids if one[name].completion.strip() != other[name].completion.strip()]
+    different = [name for name in ids if of_first[name].completion.strip() != of_second[name].completion.strip()]
     if not different:
         raise InputError(f"{first} and {second}: all {len(ids)} pairs of answers are the same; nobody can prefer one")
     if count > len(different):
@@ -111,9 +112,9 @@ def export(
     for rater in raters:
         random = generator(seed, "review", rater)
         order = random.permutation(chosen).tolist()
-        turned = random.permutation(np.arange(len(order)) % 2 == 1).tolist()  # each model is 1 in half of the cases
-        drawn[rater] = [{"id": name, "second_is_1": turn} for name, turn in zip(order, turned, strict=True)]
-        cases[rater] = [_case(one[name], other[name], turn) for name, turn in zip(order, turned, strict=True)]
+        swaps = random.permutation(np.arange(len(order)) % 2 == 1).tolist()  # each model is 1 in half of the cases
+        drawn[rater] = [{"id": name, "second_is_1": swap} for name, swap in zip(order, swaps, strict=True)]
+        cases[rater] = [_case(of_first[name], of_second[name], swap) for name, swap in zip(order, swaps, strict=True)]
     written = Written(len(chosen), len(ids) - len(different), len(ids))
     review = secrets.token_hex(8)
     with files.replacing(out) as temporary:
@@ -127,9 +128,9 @@ def export(
     return written
 
 
-def _case(one: Reply, other: Reply, turn: bool) -> Case:
-    answers = (one.completion, other.completion)
-    return Case(one.question, (other if turn else one).answer, *(answers[::-1] if turn else answers))
+def _case(first: Reply, second: Reply, swap: bool) -> Case:
+    answers = (first.completion, second.completion)
+    return Case(first.question, (second if swap else first).answer, *(answers[::-1] if swap else answers))
 
 
 def _check_places(names: tuple[str, str], raters: Sequence[str], out: Path, key: Path) -> None:

@@ -1,8 +1,8 @@
-"""The page for raters: one case a screen, each choice saved when it is made.
+"""The web page for raters: it shows one case at a time, and saves each choice at once.
 
-A rater's link holds a token that nobody can guess, and is all that opens their cases. No cookie is set. Pages know neither
-the models' names nor the key; they are kept by no cache, load nothing from elsewhere, and take no choice that another
-site's page sends.
+The link of a rater contains a secret token, and nothing else is needed to open the rater's cases. No cookies are used. Pages
+contain neither the models' names nor the key. Browsers and proxies must not cache them, they load nothing from other servers,
+and the server refuses choices that a page of another site sends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from shared.review.store import BETTER, GRADES, MAX_COMMENT, Said, Store, proble
 TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
 ASSETS = {"style.css": "text/css", "review.js": "text/javascript"}
 NUMBER = re.compile(r"[1-9][0-9]{0,5}")
-MAX_BODY = 16 * MAX_COMMENT  # bytes; more than any choice or comment takes, however it is spelled
+MAX_BODY = 16 * MAX_COMMENT  # bytes; more than any choice or comment needs, in any encoding
 PROTECTION = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
@@ -49,18 +49,21 @@ PROTECTION = {
 
 
 def site(store: Store, hosts: Collection[str], address: str = "") -> ASGIApp:
-    """The application. `hosts` are the names by which browsers may call it ("*": any); `address` that of a proxy before it."""
+    """The ASGI application of a review.
+
+    `hosts` are the host names that browsers may use for it ("*": any). `address` is the address of a proxy in front of it, or "".
+    """
     return Protected(_Site(store, address).application(hosts))
 
 
 class Protected:
-    """Every answer of the application, errors included, with the headers of PROTECTION."""
+    """Adds the headers of PROTECTION to every response of an application, also to errors."""
 
     def __init__(self, application: ASGIApp) -> None:
         self.application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle one request."""
 
         async def protected(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -83,7 +86,7 @@ class _Site:
         self.assets = {name: (TEMPLATES / name).read_bytes() for name in ASSETS}
 
     def application(self, hosts: Collection[str]) -> Starlette:
-        """The routes, and what a request must be before it comes to one."""
+        """The routes, the check of host names, and the handlers of errors."""
         application = Starlette(
             routes=[
                 Route("/assets/{name}", self.asset),
@@ -96,36 +99,36 @@ class _Site:
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
             exception_handlers={HTTPException: self.refused, sqlite3.Error: self.not_kept},
         )
-        application.router.redirect_slashes = False  # it would name this server where a proxy stands before it
+        application.router.redirect_slashes = False  # behind a proxy, a redirect would give the address of this server
         return application
 
     def refused(self, request: Request, error: Exception) -> Response:
-        """One line to a script; to a person a page that says nothing of what is here."""
+        """The response to a refused request: a page without any details for an unknown link, else one line as JSON."""
         assert isinstance(error, HTTPException)
         if error.status_code == 404 and request.method != "POST":
             return self.page("review_none.html", 404)
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     def not_kept(self, request: Request, error: Exception) -> Response:
-        """The file cannot be read or written: said to the rater, and to whoever started the server."""
+        """The response if the file cannot be read or written. The error is logged too."""
         logging.error("the review's file: %s", error)
         return JSONResponse({"error": "the server cannot reach its file of ratings"}, 503)
 
     def asset(self, request: Request) -> Response:
-        """The style sheet, or the script."""
+        """The style sheet or the script."""
         name = request.path_params["name"]
         if name not in self.assets:
             raise HTTPException(404)
         return Response(self.assets[name], media_type=ASSETS[name])
 
     def begin(self, request: Request) -> Response:
-        """To the first case without a preference; to the list of all where nothing, or everything, was rated."""
+        """Redirect to the first case without a preference, or to the list of cases if nothing or everything is rated."""
         rater = self.rater(request)
         place = (self.first_open(rater) if self.store.said(rater) else None) or "all"
         return RedirectResponse(f"/r/{request.path_params['token']}/{place}", 303)
 
     def overview(self, request: Request) -> Response:
-        """All cases of a rater, by number, and which are open."""
+        """The page with the list of all cases of a rater, and which of them are not rated yet."""
         rater = self.rater(request)
         said = self.store.said(rater)
         marks = [said.get(number, Said()) for number in range(1, self.store.counts[rater] + 1)]
@@ -138,7 +141,7 @@ class _Site:
         )
 
     def show(self, request: Request) -> Response:
-        """One case."""
+        """The page of one case."""
         rater = self.rater(request)
         number = self.number(request, rater)
         said = self.store.said(rater)
@@ -155,7 +158,7 @@ class _Site:
         )
 
     async def save(self, request: Request) -> Response:
-        """Keep one choice; the answer comes when it is on the disk."""
+        """Save one choice. The response is sent when the choice is on the disk."""
         rater = self.rater(request)
         number = self.number(request, rater)
         if self.is_foreign(request.headers):
@@ -170,38 +173,38 @@ class _Site:
         return JSONResponse({"said": dataclasses.asdict(said), "rated": rated})
 
     def rater(self, request: Request) -> str:
-        """Whose link was opened."""
-        found = self.store.rater_of(request.path_params["token"])
-        if found is None:
+        """The rater whose link was opened. Raises HTTPException for an unknown link."""
+        rater = self.store.rater_of(request.path_params["token"])
+        if rater is None:
             raise HTTPException(404)
-        return found
+        return rater
 
     def first_open(self, rater: str) -> int | None:
-        """The first case without a preference."""
+        """The number of the first case without a preference; None if there is none."""
         said = self.store.said(rater)
         numbers = range(1, self.store.counts[rater] + 1)
         return next((number for number in numbers if not said.get(number, Said()).better), None)
 
     def number(self, request: Request, rater: str) -> int:
-        """Which of the rater's cases was asked for."""
+        """The number of the case that was requested. Raises HTTPException if the rater has no such case."""
         word = request.path_params["number"]
         if not NUMBER.fullmatch(word) or int(word) > self.store.counts[rater]:
             raise HTTPException(404)
         return int(word)
 
     def is_foreign(self, headers: Headers) -> bool:
-        """Whether a browser says that a page of another origin sent this. Programs that are no browsers say nothing."""
+        """Whether the browser says that a page of another site sent the request. Other programs send no such headers."""
         origin = headers.get("origin")
         ours = origin is None or origin == self.address or urlsplit(origin).netloc == headers.get("host")
         return not ours or headers.get("sec-fetch-site", "same-origin") != "same-origin"
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
-        """A filled-in template."""
+        """A page made from a template."""
         return HTMLResponse(self.templates.get_template(template).render(values), status)
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    """The JSON object that was sent. Raises HTTPException where it is too long or something else."""
+    """The JSON object in the body of a request. Raises HTTPException if it is too long, or is something else."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(400, "must be JSON, and say so; nothing was kept")
     body = bytearray()
@@ -210,9 +213,9 @@ async def _read_object(request: Request) -> dict[str, Any]:
             body += part
             if len(body) > MAX_BODY:
                 raise HTTPException(413, "too long; nothing was kept")
-        found = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError, ClientDisconnect):
         raise HTTPException(400, "not JSON; nothing was kept") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise HTTPException(400, "must be a JSON object; nothing was kept")
-    return found
+    return content

@@ -1,7 +1,7 @@
-"""What raters see and what they said, in one SQLite file of a review's folder. No model is named in it.
+"""The cases and the ratings of a review, in one SQLite file. It does not contain the names of the models.
 
-A rating is on the disk before `save` returns: SQLite's write-ahead log, synchronised at every commit, so that neither a
-killed process nor a loss of power takes it away. The folder must lie on a local disk: such a log needs shared memory.
+A rating is on the disk before `save` returns: SQLite's write-ahead log is synchronised at every commit, so neither a killed
+process nor a power failure can lose it. The file must be on a local disk, because such a log needs shared memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ GRADES = ("1", "2", "3", "4", "5")  # 5 is best
 ALLOWED = {"better": ("", *BETTER), "grade_1": ("", *GRADES), "grade_2": ("", *GRADES)}
 FIELDS = (*ALLOWED, "comment")
 MAX_COMMENT = 5_000  # characters
-# What XML, and so a workbook, cannot hold, and halves of characters.
+# Characters that XML, and so a workbook, cannot hold, and single surrogates.
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-FORMAT = 1  # of the file, as its user_version
+FORMAT = 1  # the version of the file format, stored as SQLite's user_version
 
 SCHEMA = f"""
 PRAGMA journal_mode = WAL;
@@ -51,7 +51,7 @@ SAVING = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What a rater sees of a case: the question, the reference answer ("" where there is none), answers 1 and 2."""
+    """What a rater sees of a case: the question, the reference answer ("" if there is none), and the answers 1 and 2."""
 
     question: str
     reference: str
@@ -61,7 +61,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What a rater said of a case, in the words of the sheet; "" where nothing was said."""
+    """The rating of a case, in the words of the sheet; "" for what is not rated."""
 
     better: str = ""
     grade_1: str = ""
@@ -70,7 +70,7 @@ class Said:
 
 
 def problem(field: object, value: object) -> str | None:
-    """What is wrong with a value that should be saved as `field`, in one line; None where it may be saved."""
+    """What is wrong with a value that should be saved as `field`, in one line; None if it can be saved."""
     if not isinstance(field, str) or field not in FIELDS:
         return f"field must be one of {', '.join(FIELDS)}"
     if not isinstance(value, str):
@@ -83,9 +83,9 @@ def problem(field: object, value: object) -> str | None:
 
 
 def create(path: Path, review: str, cases: Mapping[str, Sequence[Case]]) -> None:
-    """Write a new file with each rater's cases, in order; `review` is the id that the key has too.
+    """Write a new file with the cases of each rater, in order. `review` is the id of the review, which the key has too.
 
-    Every rater gets a token that nobody can guess. Raises OSError or sqlite3.Error where it cannot be written.
+    Each rater gets a secret token that cannot be guessed. Raises OSError or sqlite3.Error if the file cannot be written.
     """
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.executescript(SCHEMA)
@@ -98,13 +98,13 @@ def create(path: Path, review: str, cases: Mapping[str, Sequence[Case]]) -> None
 
 
 class Store:
-    """An open file of a review. Its methods may be called from several threads.
+    """An open file of a review. Several threads may call its methods.
 
-    All raise sqlite3.Error where the file can no longer be read or written.
+    All methods raise sqlite3.Error if the file can no longer be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open it. Raises InputError where it is not there, or is something else."""
+        """Open the file at `path`. Raises InputError if it does not exist, or is something else."""
         if not path.is_file():
             raise InputError(f"{path}: no such file; a review's folder is what --out named when its cases were written")
         self._lock = threading.Lock()
@@ -128,18 +128,18 @@ class Store:
         self.counts: dict[str, int] = {rater: count for rater, _, count in rows}
 
     def close(self) -> None:
-        """Close the file; what was saved stays."""
+        """Close the file."""
         with self._lock:
             self._connection.close()
 
     def rater_of(self, token: str) -> str | None:
-        """Whose token this is; the time that it takes does not tell how much of it is right."""
-        given = token.encode("utf-8", "replace")
-        found = [rater for rater, known in self.tokens.items() if secrets.compare_digest(known.encode(), given)]
-        return found[0] if found else None
+        """The rater with this token, or None. The comparison takes the same time however much of a token is right."""
+        encoded = token.encode("utf-8", "replace")
+        raters = [rater for rater, known in self.tokens.items() if secrets.compare_digest(known.encode(), encoded)]
+        return raters[0] if raters else None
 
     def case(self, rater: str, number: int) -> Case:
-        """A case, from 1 to `counts[rater]`. Raises KeyError where the rater has no such case."""
+        """A case of a rater; `number` is from 1 to `counts[rater]`. Raises KeyError if there is no such case."""
         with self._alone() as connection:
             row = connection.execute(
                 "SELECT question, reference, answer_1, answer_2 FROM cases WHERE rater = ? AND number = ?",
@@ -150,7 +150,7 @@ class Store:
         return Case(*row)
 
     def said(self, rater: str) -> dict[int, Said]:
-        """What a rater said so far, by the number of the case."""
+        """The ratings of a rater so far, by number of the case."""
         with self._alone() as connection:
             rows = connection.execute(
                 "SELECT number, better, grade_1, grade_2, comment FROM ratings WHERE rater = ? ORDER BY number",
@@ -159,9 +159,9 @@ class Store:
         return {number: Said(*fields) for number, *fields in rows}
 
     def save(self, rater: str, number: int, field: str, value: str) -> tuple[Said, int]:
-        """Keep a value; returns what is now kept of the case, and how many cases have a preference.
+        """Save one value of a rating. Returns the whole rating of the case, and how many cases have a preference.
 
-        When this returns, it is on the disk. Raises ValueError for a value that `problem` refuses, KeyError where the
+        The value is on the disk when this returns. Raises ValueError for a value that `problem` refuses, and KeyError if the
         rater has no such case.
         """
         wrong = problem(field, value)

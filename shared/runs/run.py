@@ -153,7 +153,7 @@ def _run(
     train_questions, train_prompts, cut = _prompts(config, tokenizer, policy, style, train_questions)
     valid_questions, valid_prompts, cut_valid = _prompts(config, tokenizer, policy, style, valid_questions)
     if first:
-        told = prompt_style.describe(style, config.model, tokenizer), end_of_turn_warning(tokenizer, stop)
+        told = prompt_style.style_line(style, config.model, tokenizer), end_of_turn_warning(tokenizer, stop)
         tqdm.write("\n".join(filter(None, told)))
     if first and (cut or cut_valid):
         what = "lost their beginning" if config.grpo.overlong_prompts == "truncate_left" else "were left out"

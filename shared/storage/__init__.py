@@ -1,1 +1,1 @@
-"""Files and buckets: whole or not at all, readable by their owner only."""
+"""Files and buckets. A file is written completely or not at all, and only its owner may read it."""

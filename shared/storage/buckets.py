@@ -1,7 +1,7 @@
-"""Files that may be in a bucket: `gs://`, `s3://` or whatever else fsspec knows, beside those that have a path.
+"""Reading and writing files that may be in a bucket: `gs://`, `s3://`, or another file system that fsspec knows.
 
-A name with `://` in it is an address. What cannot be read or written there ends in one line that names the address and what
-to do; the clients of buckets know many exceptions for it.
+A name that contains `://` is an address in a bucket; any other name is a path on this machine. The libraries that access
+buckets raise many kinds of exceptions. Here all of them become an InputError of one line, with the address and the fix.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from tqdm import tqdm
 from shared.errors import InputError
 from shared.storage import files
 
-REASON_LENGTH = 200  # characters of a client's message that are shown
-MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # what is read of a model; not its other formats
+REASON_LENGTH = 200  # at most so many characters of a library's message are shown
+MODEL_FILES = (
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+)  # the files of a model that are read; no other formats
 REMOTE_CHECKSUMS = (
     "md5Hash",
     "crc32c",
     "ETag",
     "etag",
     "content_md5",
-)  # as Google's, Amazon's and Azure's file systems name them
-# Errors of clients that are no OSError, each to be looked up only where its client is loaded.
+)  # the names that the file systems of Google, Amazon and Azure use
+# Errors of the bucket libraries that are not an OSError: (module, name). Each is looked up only if its module is loaded.
 CLIENT_ERRORS = (
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
@@ -42,19 +48,19 @@ CLIENT_ERRORS = (
 
 
 def is_address(name: Path | str) -> bool:
-    """Whether this names something in a bucket, and not a path."""
+    """Whether a name is an address in a bucket, and not a path."""
     return isinstance(name, str) and "://" in name
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the clients in use raise where a bucket refuses, or does not answer."""
+    """The exceptions that the loaded bucket libraries raise when a bucket refuses a request or does not answer."""
     clients = [getattr(sys.modules[module], name) for module, name in CLIENT_ERRORS if module in sys.modules]
     return OSError, ValueError, *clients
 
 
 @contextlib.contextmanager
 def understood(address: Path | str) -> Iterator[None]:
-    """Turn what goes wrong with an address in this block into an InputError; a path is left alone."""
+    """Turn every error of a bucket in this block into an InputError that names `address`. A path changes nothing."""
     if not is_address(address):
         yield
         return
@@ -76,23 +82,23 @@ def understood(address: Path | str) -> Iterator[None]:
 
 
 def join(folder: Path | str, name: str) -> Path | str:
-    """The file `name` in a folder."""
+    """The path or address of the file `name` in a folder."""
     return f"{folder.rstrip('/')}/{name}" if isinstance(folder, str) and is_address(folder) else Path(folder) / name
 
 
 def is_file(name: Path | str) -> bool:
-    """Whether this file is there. Raises InputError where its bucket cannot be asked."""
+    """Whether this file exists. Raises InputError if its bucket cannot be accessed."""
     if not is_address(name):
         return Path(name).is_file()
     with understood(name):
         filesystem, path = _opened(name)
         with contextlib.suppress(FileNotFoundError):
-            return filesystem.info(path)["type"] == "file"  # fsspec's isfile answers False to whatever goes wrong
+            return filesystem.info(path)["type"] == "file"  # fsspec's isfile returns False after any error
     return False
 
 
 def read_bytes(address: str) -> bytes:
-    """The whole object at an address. Raises InputError where it cannot be had."""
+    """The bytes of the object at an address. Raises InputError if it cannot be read."""
     with understood(address):
         filesystem, path = _opened(address)
         return filesystem.cat_file(path)
@@ -100,7 +106,10 @@ def read_bytes(address: str) -> bytes:
 
 @contextlib.contextmanager
 def reading(name: Path | str) -> Iterator[BinaryIO]:
-    """A file, or the object at an address, to be read from its beginning; wrap it in `understood`."""
+    """Open a file, or the object at an address, for reading bytes. Call it inside `understood`.
+
+    Raises InputError if a file cannot be opened.
+    """
     if not is_address(name):
         try:
             stream: Any = Path(name).open("rb")
@@ -114,7 +123,7 @@ def reading(name: Path | str) -> Iterator[BinaryIO]:
 
 
 def size(name: Path | str) -> int:
-    """Bytes of a file or of an object. Raises InputError where it is not there."""
+    """The size of a file or of an object in bytes. Raises InputError if it does not exist."""
     if not is_address(name):
         try:
             return Path(name).stat().st_size
@@ -126,19 +135,19 @@ def size(name: Path | str) -> int:
 
 
 def checksums(address: str) -> dict[str, str | None]:
-    """What the bucket says of the content of each file of the model directory at an address; None where it says nothing."""
+    """The bucket's checksum of each file in the model directory at an address, by file name; None if it has none."""
     with understood(address):
         filesystem, path = _opened(address)
-        found = {}
+        checksum_of = {}
         for item in filesystem.ls(path, detail=True):
             if item["name"].endswith(MODEL_FILES):
-                mark = next((f"{key} {item[key]}" for key in REMOTE_CHECKSUMS if item.get(key)), None)
-                found[item["name"].rsplit("/", 1)[-1]] = mark
-        return found
+                checksum = next((f"{key} {item[key]}" for key in REMOTE_CHECKSUMS if item.get(key)), None)
+                checksum_of[item["name"].rsplit("/", 1)[-1]] = checksum
+        return checksum_of
 
 
 def read_json(name: Path | str) -> Any:
-    """Read JSON. Raises InputError where the file cannot be had, or is not JSON."""
+    """Read a JSON file. Raises InputError if the file cannot be read or is not JSON."""
     if not is_address(name):
         return files.read_json(Path(name))
     try:
@@ -148,7 +157,7 @@ def read_json(name: Path | str) -> Any:
 
 
 def write_json(name: Path | str, value: Any) -> None:
-    """Write JSON; whole or not at all. Raises InputError where that is not allowed."""
+    """Write a JSON file, completely or not at all. Raises InputError if it cannot be written."""
     if not is_address(name):
         files.write_json(Path(name), value)
         return
@@ -158,7 +167,7 @@ def write_json(name: Path | str, value: Any) -> None:
 
 
 def remove(name: Path | str) -> None:
-    """Remove a file. Raises InputError where that is not allowed."""
+    """Remove a file. Raises InputError if it cannot be removed."""
     if not is_address(name):
         files.remove(Path(name))
         return
@@ -168,9 +177,10 @@ def remove(name: Path | str) -> None:
 
 
 def fetch_model(address: str, folder: Path, *, progress: bool) -> None:
-    """Copy a Hugging Face model directory to `folder`, unless it is there; whole or not at all.
+    """Copy the Hugging Face model directory at an address to `folder`, completely or not at all.
 
-    Several processes may ask at once: one copies. Raises InputError where the directory is not there or cannot be read.
+    Does nothing if `folder` exists. If several processes call it at once, one copies and the others wait. Raises InputError
+    if the directory does not exist or cannot be read.
     """
     if folder.is_dir():
         return
@@ -179,31 +189,35 @@ def fetch_model(address: str, folder: Path, *, progress: bool) -> None:
         if folder.is_dir():
             return
         filesystem, path = _opened(address)
-        found = [item for item in filesystem.ls(path, detail=True) if item["name"].endswith(MODEL_FILES)]
+        model_files = [item for item in filesystem.ls(path, detail=True) if item["name"].endswith(MODEL_FILES)]
         bar = tqdm(
-            total=sum(item["size"] for item in found), desc="model", unit="B", unit_scale=True, disable=not progress
+            total=sum(item["size"] for item in model_files),
+            desc="model",
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
         )
         with files.replacing(folder) as temporary, bar:
             temporary.mkdir(mode=files.OWNER_ONLY_FOLDER)
-            names = [item["name"] for item in found]
+            names = [item["name"] for item in model_files]
             targets = [str(temporary / name.rsplit("/", 1)[-1]) for name in names]
             filesystem.get(names, targets, callback=_Files(bar))
 
 
 def _opened(address: Path | str) -> tuple[Any, str]:
-    """The file system of an address, and the path there. No listing is remembered: other processes write too."""
+    """The file system of an address, and the path in it. Listings are not cached, since other processes write too."""
     return fsspec.core.url_to_fs(str(address), use_listings_cache=False)
 
 
 class _Files(Callback):
-    """Of a copy of several files: the bytes of each move the bar."""
+    """Moves a progress bar by the bytes of each file while several files are copied."""
 
     def __init__(self, bar: Any):
         super().__init__()
         self._bar = bar
 
     def branched(self, path_1: Any, path_2: Any, **kwargs: Any) -> Callback:
-        """The callback of one file."""
+        """The callback for the copy of one file."""
         return _Bytes(self._bar)
 
 
@@ -213,5 +227,5 @@ class _Bytes(Callback):
         self._bar = bar
 
     def relative_update(self, inc: int = 1) -> None:
-        """So many further bytes are here."""
+        """Move the bar by `inc` bytes."""
         self._bar.update(inc)

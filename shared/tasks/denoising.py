@@ -51,7 +51,7 @@ def section_ranks(features: Sequence[Feature]) -> dict[str, int]:
 
 
 def later_features(features: Sequence[Feature]) -> dict[str, frozenset[str]]:
-    """For each visible feature those of later sections: what `causal` does not show when it is asked for."""
+    """The features of later sections, for each visible feature: `hide_later_sections` does not show them with it."""
     ranks = section_ranks(features)
     return {name: frozenset(other for other in ranks if ranks[other] > rank) for name, rank in ranks.items()}
 
@@ -83,10 +83,10 @@ class Rules:
     """How questions are made.
 
     `balance`: each option is the right one equally often, given the options (`shared.tasks.balanced`). `masked`: so many
-    values of a record are masked together, and each is asked for. `causal`: nothing is shown from sections that a record
-    shows after that of the masked value. `core_features` keeps only so many features, the most informative (0: all), of
-    `core_kind`; `context_features` shows only so many of a record, at random (0: all). `option_order`: "shuffled" or
-    "sorted".
+    values of a record are masked together, and each is asked for. `hide_later_sections` (data.causal): nothing is shown from
+    sections that a record shows after that of the masked value. `core_features` keeps only so many features, the most
+    informative (0: all), of `core_kind`; `context_features` shows only so many of a record, at random (0: all).
+    `option_order`: "shuffled" or "sorted".
     """
 
     num_choices: int = 5
@@ -94,7 +94,7 @@ class Rules:
     mi_cutoff: float = 0.5
     balance: bool = True
     masked: int = 1
-    causal: bool = False
+    hide_later_sections: bool = False
     core_features: int = 0
     core_kind: str = "any"
     context_features: int = 0
@@ -120,7 +120,7 @@ class Denoising:
         self.records = registry.shown(split)
         self._by_name = {feature.name: feature for feature in registry.features}
         self._section = section_ranks(registry.features)
-        if self.rules.causal and len(set(self._section.values())) < 2:
+        if self.rules.hide_later_sections and len(set(self._section.values())) < 2:
             raise InputError("causal = True: this registry's features stand in one section, so nothing comes later")
         sizes: dict[str, Any] = {"num_choices": self.rules.num_choices, "difficulty": self.rules.difficulty}
         self._training = choices.option_laws(registry, **sizes)
@@ -237,7 +237,7 @@ class Denoising:
     ) -> dict[str, str]:
         hidden = self._hidden[victim].union(masked, *(self._hidden[name] for name in masked))
         names = [name for name in texts if name != victim and name not in hidden]
-        if self.rules.causal:
+        if self.rules.hide_later_sections:
             names = [name for name in names if self._section[name] <= self._section[victim]]
         keep = self.rules.context_features - 1 - len(masked)
         if self.rules.context_features and keep < len(names):

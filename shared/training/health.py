@@ -111,10 +111,10 @@ class Watch:
         """What a checkpoint keeps; nothing while all is well."""
         return {COUNT + name: count for name, count in self._rows.items() if count}
 
-    def check_update(self, step: int, line: Line, gap_means: str) -> None:
+    def check_update(self, step: int, line: Line, gap_explanation: str) -> None:
         """Raise TrainingError for an update that is no number, SyncError for one on an engine's completions of other weights.
 
-        `gap_means`: what the gap says of this run.
+        `gap_explanation` is `Source.gap_explanation`, the words for the message of a SyncError.
         """
         if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
             raise TrainingError(
@@ -125,7 +125,7 @@ class Watch:
         if apart.is_beyond(line[apart.metric]):
             raise SyncError(
                 f"step {step}: engine and learner differ by {line[apart.metric]:.3g} nats a token, more than "
-                f"grpo.max_logprob_gap = {apart.bound}; {gap_means}"
+                f"grpo.max_logprob_gap = {apart.bound}; {gap_explanation}"
             )
 
     def see(self, step: int, line: Line) -> list[str]:

@@ -110,7 +110,7 @@ class Round:
 class Source(Protocol):
     """Where the rounds of a run come from."""
 
-    gap_means: str  # what it says of a run if the learner's log-probabilities and the rollouts' part
+    gap_explanation: str  # why the log-probabilities of learner and rollouts may differ too much, for an error message
 
     def publish(self, learner: Learner) -> None:
         """Later rounds are those of the learner's weights."""
@@ -128,7 +128,7 @@ class Source(Protocol):
 class Sampled:
     """Rounds sampled from the engine, each with the newest weights."""
 
-    gap_means = "the engine's weights or caches are stale"
+    gap_explanation = "the engine's weights or caches are stale"
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ def train(
             for inner in range(config.grpo.inner_steps):
                 with phases("update"):
                     metrics = learner.update(batch)
-                watch.check_update(step, metrics, source.gap_means)
+                watch.check_update(step, metrics, source.gap_explanation)
                 step += 1
                 if config.grpo.ref_sync_steps and step % config.grpo.ref_sync_steps == 0:
                     learner.sync_reference()

@@ -297,7 +297,7 @@ def test_lists_that_are_asked_for_are_named(table, column, kind):
     )
     with pytest.raises(Problems, match="row 2, column .*: a list, a structure or bytes in place of") as caught:
         custom.read(folder)
-    assert len(caught.value.found) == len(frame)
+    assert len(caught.value.problems) == len(frame)
 
 
 def damages(content: bytes):

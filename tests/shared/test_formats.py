@@ -163,7 +163,7 @@ def test_decimal_commas_and_semicolons_are_found_said_and_read(tmp_path):
     assert kinds == {"id": "id", "temp": "number", "dose": "number", "n": "category", "codes": "ignore"}
     with pytest.raises(Problems) as caught:
         custom.read(tmp_path, decimal=".")
-    assert {(p.row, p.column, p.problem) for p in caught.value.found} >= {
+    assert {(p.row, p.column, p.problem) for p in caught.value.problems} >= {
         (2, "temp", "a decimal comma, where decimal points are read (--decimal)"),
         (3, "dose", "a number with marks of thousands; write it without them"),
     }
@@ -223,7 +223,9 @@ def test_what_separates_cells_is_found(tmp_path, text, columns):
 
 def test_a_separator_that_cannot_be_told_is_refused(tmp_path):
     path = write_text(tmp_path, "id;a,b\n1;2,3\n4;5,6\n")
-    with pytest.raises(InputError, match=r"separated by commas or semicolons: say by which, such as --delimiter=comma"):
+    with pytest.raises(
+        InputError, match=r"separated by commas or semicolons: give the right separator, such as --delimiter=comma"
+    ):
         read_data(path)
     assert read_data(path, delimiter=";").columns == {"id": ["1", "4"], "a,b": ["2,3", "5,6"]}
     path = write_text(tmp_path, "id age\nP1 30\nP2 40\n", "data.txt")
@@ -239,7 +241,7 @@ def test_a_separator_that_cannot_be_told_is_refused(tmp_path):
         with pytest.raises(InputError, match=words):
             read_data(path, **given)
     old_workbook(tmp_path / "data.xls", {"Data": [["id"], ["P1"]]})
-    with pytest.raises(InputError, match=r"delimiter = ';': a xls file has its own cells; leave it out"):
+    with pytest.raises(InputError, match=r"delimiter = ';': a xls file needs no separator; leave it out"):
         read_data(tmp_path / "data.xls", delimiter=";")
 
 

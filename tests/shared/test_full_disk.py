@@ -29,7 +29,7 @@ from tests.support.exam import exam
 from tests.support.full_disk import full_disk
 from tests.support.groups import random_batch
 
-REASON = r"cannot be written \(File too large\); see that there is room"
+REASON = r"cannot be written \(File too large\); check that the disk has free space"
 QUESTIONS = exam(30)
 
 

@@ -14,7 +14,7 @@ from shared.registry.leakage import (
     mutual_information,
 )
 from shared.registry.leakage import _columns as columns_of
-from shared.registry.statistics import fit
+from shared.registry.statistics import value_statistics
 from tests.support.golden_registry import matrix, needs_golden
 from tests.support.golden_sepsis import everybody as all_patients
 from tests.support.golden_sepsis import registry
@@ -58,7 +58,7 @@ def small():
     )
     kinds = dict.fromkeys(("x", "twin", "sparse", "noise"), "number") | {"note": "text"}
     features = [feature(name, kinds.get(name, "category")) for name in table]
-    return table, features, fit(table, features)
+    return table, features, value_statistics(table, features)
 
 
 def test_discrete_pairs_follow_the_definition(small):
@@ -128,21 +128,21 @@ def test_datetimes_count_from_the_reference():
     delay = rng.integers(0, 300, 300)
     table = pd.DataFrame({"zero": start, "later": start + pd.to_timedelta(delay, unit="min"), "delay": delay * 1.0})
     features = [feature("zero", "datetime"), feature("later", "datetime"), feature("delay", "number")]
-    found = mutual_information(table, features, fit(table, features), reference="zero")
+    found = mutual_information(table, features, value_statistics(table, features), reference="zero")
     assert list(found.columns) == ["later", "delay"] and found.loc["later", "delay"] > 2
 
 
 def test_too_few_rows_give_an_empty_column():
     table = pd.DataFrame({"x": [1.0, 2.0] + [np.nan] * 30, "y": np.arange(32.0)})
     features = [feature("x", "number"), feature("y", "number")]
-    found = mutual_information(table, features, fit(table, features))
+    found = mutual_information(table, features, value_statistics(table, features))
     assert found["x"].isna().all() and found["y"].notna().sum() == 1
 
 
 @pytest.fixture(scope="module")
 def everybody():
     features = registry().features
-    return all_patients(), features, fit(all_patients(), features)
+    return all_patients(), features, value_statistics(all_patients(), features)
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_a_category_that_never_repeats_is_judged_by_the_binned_estimate(target):
     wards = pd.Series([*"abcde", None, None, None], dtype=object)
     table = pd.DataFrame({"ward": wards, "number": [1.0, 2, 3, 4, 5, np.nan, np.nan, np.nan]})
     features = [feature("ward", "category"), feature("number", "number")]
-    found = mutual_information(table, features, fit(table, features), screen=0.0)
+    found = mutual_information(table, features, value_statistics(table, features), screen=0.0)
     rough = pd.DataFrame(binned(columns_of(table, features, {}, None)), index=list(table), columns=list(table))
     other = {"ward": "number", "number": "ward"}[target]
     assert found.loc[other, target] == rough.loc[other, target]

@@ -163,7 +163,7 @@ def test_rows_that_are_visits(tmp_path):
 
 def test_mixed_ways_to_write_yes_and_no(tmp_path):
     cells = ["Yes", "yes", "1", "Y", "no", "0", "NA"]
-    words = "yes or no is written in several ways: 1, Y, Yes, yes and 0, no; say which are one in its coding: `1=Yes;"
+    words = "yes or no is written in several ways: 1, Y, Yes, yes and 0, no; give a coding that says which mean the same: `1=Yes;"
     refused(registry(tmp_path, *column(cells)), f"column x: {words}")
     coding = "Yes=Yes; yes=Yes; 1=Yes; Y=Yes; no=No; 0=No; NA="
     raw = custom.read(registry(tmp_path, *column(cells, coding=coding)))

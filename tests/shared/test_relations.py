@@ -13,7 +13,7 @@ from shared.registry.dates import days
 from shared.registry.features import Feature
 from shared.registry.leakage import hidden_with, leak_audit
 from shared.registry.relations import ARITHMETIC, DATE, DIFFERENCE, SEVERAL, find
-from shared.registry.statistics import fit
+from shared.registry.statistics import value_statistics
 from shared.tasks.denoising import Denoising, questions
 
 KINDS = {"admitted": "datetime", "discharged": "datetime", "seen": "datetime", "born": "text", "stay": "category"}
@@ -62,7 +62,7 @@ def features_of(values):
 def test_what_two_give_away_is_found(size):
     values = table(size, 1)
     features = features_of(values)
-    statistics = fit(values, features)
+    statistics = value_statistics(values, features)
     found = find(values, features, statistics)
     triples = {(row.target, frozenset((row.first, row.second)) - {""}, row.reason) for row in found.itertuples()}
     pair = frozenset
@@ -84,7 +84,7 @@ def test_what_two_give_away_is_found(size):
 def test_what_is_hidden_with_what_and_why():
     values = table(300, 2)
     features = features_of(values)
-    statistics = fit(values, features)
+    statistics = value_statistics(values, features)
     relations = find(values, features, statistics)
     nothing = pd.DataFrame(index=[], columns=[], dtype=float)
     hide = lambda name: hidden_with(  # noqa: E731
@@ -120,7 +120,7 @@ def test_nothing_is_found_where_nothing_is(seed):
                 kind="datetime" if name.startswith("date") else "number" if name.startswith("number") else "category")
         for name in frame
     ]  # fmt: skip
-    assert find(frame, features, fit(frame, features)).empty
+    assert find(frame, features, value_statistics(frame, features)).empty
 
 
 def registry(size=300):
@@ -211,7 +211,7 @@ def test_dates_of_other_forms_hide_what_their_difference_gives(form):
         Feature(name=name, display_name=name, section="", decimals=2, kind=kind if "ed" in name else "number")
         for name in values
     ]
-    found = find(values, features, fit(values, features))
+    found = find(values, features, value_statistics(values, features))
     assert ("los", {"admitted", "discharged"}) in [(row.target, {row.first, row.second}) for row in found.itertuples()]
 
 
@@ -224,7 +224,7 @@ def test_a_sum_of_several_is_hidden_with_its_parts():
     values["again"] = values["score"]
     values.loc[rng.random(200) < 0.1, "eyes"] = np.nan
     features = features_of(values)
-    statistics = fit(values, features)
+    statistics = value_statistics(values, features)
     relations = find(values, features, statistics)
     nothing = pd.DataFrame(index=[], columns=[], dtype=float)
     hide = lambda name: hidden_with(  # noqa: E731

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from shared.registry.features import Feature, fewest_decimals, to_units, units_text, value_text
-from shared.registry.statistics import fit, from_table, to_table
+from shared.registry.statistics import from_table, to_table, value_statistics
 from tests.support.golden_registry import needs_golden, read
 from tests.support.golden_sepsis import everybody, registry
 
@@ -20,7 +20,7 @@ def objects(values):
 
 def test_few_numbers_are_categories_in_order_of_first_appearance():
     numbers = pd.Series([3.0, np.nan, 1.0, 3.0, 2.0, 3.0])
-    found = fit(pd.DataFrame({"x": numbers}), [feature("x")])["x"]
+    found = value_statistics(pd.DataFrame({"x": numbers}), [feature("x")])["x"]
     assert found.vocab == ("3", "1", "2") and found.finite
     assert found.weights.tolist() == [0.6, 0.2, 0.2]  # a missing value is no value
     assert found.all_vocab == ("1", "2", "3") and not found.means.any()
@@ -30,7 +30,7 @@ def test_few_numbers_are_categories_in_order_of_first_appearance():
 def test_many_numbers_get_a_mixture():
     rng = np.random.default_rng(0)
     numbers = np.concatenate([rng.normal(0, 1, 400), rng.normal(50, 2, 400), rng.normal(100, 1, 200)]).round(1)
-    found = fit(pd.DataFrame({"x": numbers}), [feature("x", decimals=1)])["x"]
+    found = value_statistics(pd.DataFrame({"x": numbers}), [feature("x", decimals=1)])["x"]
     assert found.float_ratio == 1 and found.vocab == ()
     order = np.argsort(found.means)
     assert found.means[order] == pytest.approx([0, 50, 100], abs=0.5)
@@ -41,7 +41,9 @@ def test_many_numbers_get_a_mixture():
 
 
 def test_numbers_mixed_with_texts_have_a_ratio_of_distinct_values():
-    found = fit(pd.DataFrame({"x": objects([str(i) for i in range(29)] + ["<1"] * 9)}), [feature("x")])["x"]
+    found = value_statistics(pd.DataFrame({"x": objects([str(i) for i in range(29)] + ["<1"] * 9)}), [feature("x")])[
+        "x"
+    ]
     assert found.float_ratio == 29 / 30 and found.vocab == ("<1",) and found.weights.tolist() == [1.0]
     assert len(found.all_vocab) == 30
 
@@ -58,13 +60,13 @@ def test_what_cannot_be_asked_has_no_statistics():
         }
     )
     features = [feature("one"), feature("none"), *(feature(n, "category") for n in table.columns[2:])]
-    assert set(fit(table, features)) == {"notes", "fewdesc"}
+    assert set(value_statistics(table, features)) == {"notes", "fewdesc"}
 
 
 def test_tables_keep_everything():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"x": rng.normal(size=60), "c": objects(["a", "b", None] * 20)})
-    found = fit(table, [feature("x", decimals=3), feature("c", "category")])
+    found = value_statistics(table, [feature("x", decimals=3), feature("c", "category")])
     again = from_table(to_table(found), "here")
     for name in found:
         assert again[name].vocab == found[name].vocab and again[name].all_vocab == found[name].all_vocab
@@ -100,7 +102,7 @@ def test_other_texts():
 @needs_golden
 def test_figures_are_the_originals():
     """On the rows that the original used: all of them, in the order of its raw file."""
-    found = fit(everybody(), registry().features)
+    found = value_statistics(everybody(), registry().features)
     expected = read("sepsis/choices.json.gz")
     # Only `yes` or missing: the original counts missing as a value, so it had a question without a distractor.
     constant = {name for name in expected if len(set(expected[name]["VOCAB"]) - {"nan"}) == 1 and name not in found}

@@ -193,7 +193,7 @@ def test_error_values_and_dates_in_categories_are_problems_of_a_custom_registry(
     edit(source / "data.csv", 8, "age", "1e30")
     with pytest.raises(Problems) as caught:
         custom.read(source)
-    assert [(found.row, found.column, found.problem) for found in caught.value.found] == [
+    assert [(found.row, found.column, found.problem) for found in caught.value.problems] == [
         (4, "hospital", "an error value of a spreadsheet"),
         (6, "age", "an error value of a spreadsheet"),
         (7, "age", "not a number"),
@@ -202,11 +202,11 @@ def test_error_values_and_dates_in_categories_are_problems_of_a_custom_registry(
     edit(source / "data.csv", 8, "age", "1e20")
     with pytest.raises(Problems) as caught:
         custom.read(source)
-    assert caught.value.found[-1].problem == "too large a number beside the others of its column"
+    assert caught.value.problems[-1].problem == "too large a number beside the others of its column"
     edit(source / "codebook.csv", 3, "coding", "#N/A=; A=A; B=B; C=C")  # a codebook may say what it means
     with pytest.raises(Problems) as caught:
         custom.read(source)
-    assert [found.row for found in caught.value.found] == [6, 7, 8]
+    assert [found.row for found in caught.value.problems] == [6, 7, 8]
 
 
 def test_cells_of_a_workbook_keep_their_kinds(source):
@@ -225,7 +225,7 @@ def test_cells_of_a_workbook_keep_their_kinds(source):
     workbook(source / "data.xlsx", {"Data": rows})
     with pytest.raises(Problems) as caught:
         custom.read(source)
-    assert [(found.row, found.column, found.problem) for found in caught.value.found] == [
+    assert [(found.row, found.column, found.problem) for found in caught.value.problems] == [
         (5, "hospital", "a date, where the codebook says category")
     ]
     rows[4][place["hospital"]] = table["hospital"][3]
@@ -241,7 +241,7 @@ def test_rows_are_counted_as_in_the_file(source):
     edit(source / "data.csv", 7, "age", "old")
     with pytest.raises(Problems) as caught:
         custom.read(source)
-    assert [(found.row, found.column) for found in caught.value.found] == [(7, "age")]
+    assert [(found.row, found.column) for found in caught.value.problems] == [(7, "age")]
 
 
 @pytest.mark.parametrize(

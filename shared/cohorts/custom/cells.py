@@ -1,4 +1,4 @@
-"""Cells of a custom registry against their lines in the codebook."""
+"""Checks the cells of a custom registry against the codebook, and turns them into values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from shared.errors import InputError
 from shared.registry.build import RawColumn
 from shared.registry.features import BEYOND, Kind, as_number, too_wide
 
-FIRST_YEAR, LAST_YEAR = 1700, 2250  # of dates; beyond them pandas cannot count, and such a date marks a missing one
-MANY_REPEATS = 0.1  # of the rows: beyond this a repeated id is no slip, the rows are not patients
+FIRST_YEAR, LAST_YEAR = (
+    1700,
+    2250,
+)  # of dates; pandas cannot hold much earlier or later ones, and they often mean missing
+MANY_REPEATS = 0.1  # if more than this share of ids are repeats, the rows are visits and not patients
 
 
 def read_ids(name: str, data: RawTable, problems: list[Problem]) -> list[str]:
-    """The id of each row; what is wrong with single cells is added to `problems`.
+    """The id of each row: `[rows]`. Cells that cannot be an id are added to `problems`.
 
-    Raises InputError where rows are not patients, or ids were rounded.
+    Raises InputError if the rows are not patients, or if a spreadsheet has rounded the ids.
     """
     ids = [tables.id_text(cell) if tables.is_single(cell) else "" for cell in data.columns[name]]
     _check_repeats(name, data, ids)
@@ -47,27 +50,27 @@ def read_ids(name: str, data: RawTable, problems: list[Problem]) -> list[str]:
 
 def _check_repeats(name: str, data: RawTable, ids: list[str]) -> None:
     present = [identifier for identifier in ids if identifier]
-    different = len(set(present))
-    if different == 1 and len(present) > 1:
+    distinct = len(set(present))
+    if distinct == 1 and len(present) > 1:
         raise InputError(f"{data.path}: column {name} holds one id in all of its {len(present):,} rows: one patient only, or not "
                          f"the column that names patients; one row is one patient")  # fmt: skip
-    if len(present) - different > max(2, MANY_REPEATS * len(present)):
-        raise InputError(f"{data.path}: {different:,} ids of column {name} in {len(present):,} rows: rows look like visits, and "
+    if len(present) - distinct > max(2, MANY_REPEATS * len(present)):
+        raise InputError(f"{data.path}: {distinct:,} ids of column {name} in {len(present):,} rows: rows look like visits, and "
                          f"one row must be one patient; keep one of each, or choose another id")  # fmt: skip
 
 
 def _check_rounded(name: str, data: RawTable, ids: list[str]) -> None:
-    """Ids of 16 digits that a workbook has held, and that a text file now spells."""
+    """Raise InputError if all long ids of a text file end in zeros: a workbook has rounded them before."""
     long = [identifier for identifier in ids if identifier.isdigit() and len(identifier) > WORKBOOK_DIGITS]
-    different = set(long)
-    spelled = [cell for cell in data.columns[name] if isinstance(cell, str) and tables.id_text(cell) in different]
+    distinct_long = set(long)
+    spelled = [cell for cell in data.columns[name] if isinstance(cell, str) and tables.id_text(cell) in distinct_long]
     if len(long) > 1 and len(long) == len(spelled) and all(not text[WORKBOOK_DIGITS:].strip("0") for text in long):
         raise InputError(f"{data.path}: column {name}: all ids of more than {WORKBOOK_DIGITS} digits end in 0, as where Excel "
                          f"rounded them: it keeps {WORKBOOK_DIGITS} digits of a number; export them again, as texts")  # fmt: skip
 
 
 def read_column(line: Line, data: RawTable, problems: list[Problem]) -> tuple[RawColumn, list[str]]:
-    """A column's values, and notes on how codes were read; cells that do not fit are added to `problems`."""
+    """The values of a column, and notes on how its codes were read. Cells that do not match are added to `problems`."""
     single = all(map(tables.is_single, data.columns[line.column]))
     codes = codes_of(line, data) if single and line.kind != "datetime" else Codes(data.columns[line.column])
     values = []
@@ -100,7 +103,7 @@ def read_column(line: Line, data: RawTable, problems: list[Problem]) -> tuple[Ra
 
 
 def _value(line: Line, cell: Any, codes: Codes, decimal: str) -> tuple[Any, str]:
-    """A cell's value, None where it is missing, and what is wrong with it."""
+    """The value of a cell (None if it is missing), and what is wrong with the cell ("" if nothing)."""
     if not tables.is_single(cell):
         return None, "a list, a structure or bytes in place of one value"
     if is_blank(cell):
@@ -130,22 +133,22 @@ def _number(cell: Any, code: str, decimal: str) -> tuple[Any, str]:
 
 def _datetime(cell: Any, code: str) -> tuple[Any, str]:
     if isinstance(cell, datetime.datetime):
-        found = cell.replace(tzinfo=None)
+        moment = cell.replace(tzinfo=None)
     elif isinstance(cell, datetime.date):
-        found = datetime.datetime(cell.year, cell.month, cell.day)
+        moment = datetime.datetime(cell.year, cell.month, cell.day)
     else:
         try:
-            found = datetime.datetime.fromisoformat(code)
+            moment = datetime.datetime.fromisoformat(code)
         except ValueError:
             return None, _error(code) or "not a date such as 2024-01-31 or 2024-01-31 08:30"
-    if found.tzinfo is not None:
+    if moment.tzinfo is not None:
         return None, "a time with a time zone; write the time of the hospital's own clock, without a zone"
-    if not FIRST_YEAR <= found.year <= LAST_YEAR:
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
         return (
             None,
             f"a date outside the years {FIRST_YEAR} to {LAST_YEAR}; if it means missing, give it as a code, such as {code}=",
         )
-    return found, ""
+    return moment, ""
 
 
 def _text(line: Line, cell: Any, code: str, decimal: str) -> tuple[Any, str]:

@@ -22,9 +22,10 @@ ROLES = ("", "site", "time", "sex", "age")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One column. `coding` maps codes, as texts, to labels; an empty label means missing. A site is never shown.
+    """One line of a codebook: what it says of one column.
 
-    `look_at` is what a draft asks a person to look at; nothing reads it.
+    `coding` maps codes, as texts, to labels; an empty label means that the value is missing. A column with the role `site` is
+    never shown. `look_at` is a remark that asks a person to check a drafted line; the program does not use it.
     """
 
     column: str
@@ -39,30 +40,33 @@ class Line:
 
     @property
     def labels(self) -> list[str]:
-        """The texts that the codes stand for, in their order."""
+        """The distinct labels of the codes, in order, without the empty one."""
         return [label for label in dict.fromkeys(self.coding.values()) if label]
 
     @property
     def visible(self) -> bool:
-        """Whether the column is part of a record."""
+        """Whether the column may be shown in a record."""
         return self.role != "site"
 
 
 def codebook_table(path: Path, *, encoding: str = "") -> RawTable:
-    """A codebook as it stands: a text file in UTF-8, else in `encoding`, or a workbook. Raises InputError."""
-    own = encoding if suffix(path) not in WORKBOOKS and not is_utf8(path) else ""
-    return read_data(path, encoding=own, decimal=".")
+    """The cells of a codebook, which is a workbook or a text file in UTF-8 or in `encoding`.
+
+    Raises InputError if the file cannot be read.
+    """
+    of_codebook = encoding if suffix(path) not in WORKBOOKS and not is_utf8(path) else ""
+    return read_data(path, encoding=of_codebook, decimal=".")
 
 
 def read_codebook(path: Path, labels: Mapping[str, str] | None = None, *, encoding: str = "") -> list[Line]:
-    """`lines_of` of a codebook that is read from a file."""
+    """Read a codebook from a file; see `lines_of`. Raises InputError if it cannot be read or is wrong."""
     return lines_of(codebook_table(path, encoding=encoding), labels)
 
 
 def lines_of(table: RawTable, labels: Mapping[str, str] | None = None) -> list[Line]:
-    """The lines of a codebook. `labels` are the display names of columns that it gives none.
+    """The lines of a codebook. `labels` gives display names for columns that have none in the codebook.
 
-    Raises InputError naming the line and the column that is wrong.
+    Raises InputError that names the wrong line and column.
     """
     path = table.path
     missing = [name for name in COLUMNS if name not in table.columns and name not in OPTIONAL]
@@ -87,7 +91,7 @@ def lines_of(table: RawTable, labels: Mapping[str, str] | None = None) -> list[L
 
 
 def _plain(cell: Any) -> str:
-    """A cell of a codebook, also one that a spreadsheet has made a number of."""
+    """A cell of a codebook as a text, even if a spreadsheet has turned it into a number."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
@@ -113,7 +117,7 @@ def _line(path: Path, number: int, table: RawTable, labels: Mapping[str, str]) -
 
 
 def _coding(text: str, where: str) -> dict[str, str]:
-    """`0=No; 1=Yes; 9=` as a table; without an empty label it is a text, with one it is missing."""
+    """A coding such as `0=No; 1=Yes; 9=` as a dictionary from code to label. Raises InputError if it has another form."""
     coding: dict[str, str] = {}
     for part in (part.strip() for part in text.split(";")):
         if not part:
@@ -128,11 +132,11 @@ def _coding(text: str, where: str) -> dict[str, str]:
 
 
 def write_codebook(path: Path, lines: Sequence[Line]) -> None:
-    """Write a codebook as CSV. Raises InputError rather than replace one that is there."""
+    """Write a codebook as CSV. Raises InputError if the file exists already; it is never replaced."""
     if path.exists():
         raise InputError(f"{path}: is there already; remove it to have a new draft")
     rows = [[(dataclasses.asdict(line) | {"coding": coding_text(line)})[name] for name in COLUMNS] for line in lines]
-    # Excel takes a file for UTF-8 only where it begins with a byte order mark.
+    # Excel recognises UTF-8 only if the file begins with a byte order mark.
     encoding = "utf-8" if all(cell.isascii() for row in rows for cell in row) else "utf-8-sig"
     with files.replacing(path) as temporary, temporary.open("w", encoding=encoding, newline="") as stream:
         writer = csv.writer(stream)
@@ -141,5 +145,5 @@ def write_codebook(path: Path, lines: Sequence[Line]) -> None:
 
 
 def coding_text(line: Line) -> str:
-    """A line's coding as a codebook has it: `0=No; 1=Yes`; a semicolon within a label becomes a comma."""
+    """The coding of a line as the text of a codebook, such as `0=No; 1=Yes`. A semicolon within a label becomes a comma."""
     return "; ".join(f"{code}={label.replace(';', ',')}" for code, label in line.coding.items())

@@ -1,4 +1,4 @@
-"""Codes of a column against those of its line in the codebook: the same code written in another way, and mixed ways."""
+"""Compares the codes in a column with the codebook: the same code in another spelling, and inconsistent spellings."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """How a column is read: its cells, the code that each other spelling stands for, whether cells are labels, and notes.
+    """How a column of codes is read.
 
-    `named` are labels that a file gives to numbers.
+    `same` maps another spelling of a code, such as 1.0, to the code in the codebook. `labels`: the cells are labels of the
+    codebook in place of codes. `named` are labels that the file gives to numbers. `notes` say how codes were read.
     """
 
     cells: Sequence[Any]
@@ -37,7 +38,7 @@ class Codes:
 
 
 def code_text(coding: Mapping[str, str], cell: Any) -> str:
-    """A cell as a codebook writes it; TRUE in any of the ways in which it is written."""
+    """The text of a cell as a codebook would write it. TRUE and FALSE take the spelling that `coding` has."""
     if isinstance(cell, bool):
         spellings = (str(cell).upper(), str(cell), str(cell).lower(), str(int(cell)))
         return next((text for text in spellings if text in coding), spellings[0])
@@ -47,36 +48,43 @@ def code_text(coding: Mapping[str, str], cell: Any) -> str:
 
 
 def is_blank(cell: Any) -> bool:
-    """Whether a cell holds nothing."""
+    """Whether a cell is missing, or a text of blanks."""
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def codes_of(line: Line, table: RawTable) -> Codes:
-    """How a column of codes is read. Raises InputError where one answer is written in several ways and no coding says so."""
+    """Decide how a column of codes is read.
+
+    Raises InputError if an answer such as yes has several spellings and the codebook has no coding for them, or if the codes of
+    the codebook are both codes and labels of the file, with different meanings.
+    """
     cells, raw = table.columns[line.column], table.codes.get(line.column)
     if line.kind == "number":
         return _of_numbers(line, cells, raw, table.decimal)
     if not line.coding:
         return _without_coding(line, table, cells) if line.kind == "category" else Codes(cells)
-    own = _read_as(line, cells, table.decimal)
-    other = _read_as(line, raw, table.decimal) if raw is not None else None
-    if other is not None and not _unknown(line, other):
-        if not _unknown(line, own) and _meaning(line, own) != _meaning(line, other):
+    by_cells = _read_as(line, cells, table.decimal)
+    by_raw = _read_as(line, raw, table.decimal) if raw is not None else None
+    if by_raw is not None and not _unknown(line, by_raw):
+        if not _unknown(line, by_cells) and _meaning(line, by_cells) != _meaning(line, by_raw):
             raise InputError(f"{table.path}: column {line.column}: the codes of its coding are both codes and labels of the "
                              f"file, with other meanings; use the labels of the file as codes")  # fmt: skip
-        if _unknown(line, own):
+        if _unknown(line, by_cells):
             note = f"column {line.column}: shown by the labels of the codebook, not by those of the file"
-            return dataclasses.replace(other, notes=[*other.notes, note])
+            return dataclasses.replace(by_raw, notes=[*by_raw.notes, note])
     texts = _texts(line, cells)
-    if _unknown(line, own) == texts and texts <= set(line.labels):
+    if _unknown(line, by_cells) == texts and texts <= set(line.labels):
         return Codes(
             cells, labels=True, notes=[f"column {line.column}: holds the labels of its codes in place of these"]
         )
-    return own
+    return by_cells
 
 
 def _of_numbers(line: Line, cells: Sequence[Any], raw: Sequence[Any] | None, decimal: str) -> Codes:
-    """Where a label of the file stands in place of a number and the codebook knows the number as a code, that one."""
+    """How a column of numbers is read, some of which the file shows as labels.
+
+    A label is replaced by its number again if the codebook has that number as a code.
+    """
     if raw is not None:
         cells = [
             code
@@ -93,7 +101,7 @@ def _texts(line: Line, cells: Iterable[Any]) -> set[str]:
 
 
 def _read_as(line: Line, cells: Sequence[Any], decimal: str) -> Codes:
-    """Texts that are no code but the same number as exactly one, such as 1.0 for 1, are that code."""
+    """How cells are read with the coding: a text that equals exactly one code as a number, such as 1.0, is that code."""
     same = {}
     for text in _texts(line, cells) - set(line.coding):
         equal = equal_codes(line.coding, text, decimal)
@@ -103,7 +111,7 @@ def _read_as(line: Line, cells: Sequence[Any], decimal: str) -> Codes:
 
 
 def equal_codes(coding: Mapping[str, str], text: str, decimal: str = ".") -> list[str]:
-    """The codes that are the same number as a text."""
+    """The codes of `coding` that are equal to `text` as numbers."""
     number = as_number(with_point(text, decimal))
     return [code for code in coding if number == number and as_number(code) == number]
 
@@ -131,7 +139,7 @@ def _without_coding(line: Line, table: RawTable, cells: Sequence[Any]) -> Codes:
     mixed = mixed_answers(same.get(text, text) for text in texts)
     if mixed:
         raise InputError(f"{table.path}: column {line.column}: yes or no is written in several ways: {_listed(mixed)}; "
-                         f"say which are one in its coding: `{answers_coding(mixed)}`")  # fmt: skip
+                         f"give a coding that says which mean the same: `{answers_coding(mixed)}`")  # fmt: skip
     notes = (
         [f"column {line.column}: whole numbers written with decimals, such as 1.0, are read without"] if same else []
     )
@@ -140,17 +148,17 @@ def _without_coding(line: Line, table: RawTable, cells: Sequence[Any]) -> Codes:
         by_letters[text.casefold()].add(text)
     differing = sum(len(written) > 1 for written in by_letters.values())
     if differing:
-        notes.append(f"column {line.column}: {differing} of its values also occur with other upper and lower case letters; they "
-                     f"count as different, give a coding where they are one")  # fmt: skip
+        notes.append(f"column {line.column}: {differing} of its values also occur with other upper and lower case letters; "
+                     f"these count as different values; give a coding if they are the same")  # fmt: skip
     return Codes(cells, same, notes=notes)
 
 
 def mixed_answers(texts: Iterable[str]) -> list[str]:
-    """The texts of a yes/no column, yes before no, where one of the two is written in several ways; else none."""
-    found = sorted({text for text in texts if text.lower() not in MISSING_MARKS})
-    yes = [text for text in found if text.casefold() in YES]
-    no = [text for text in found if text.casefold() in NO]
-    if not yes or len(yes) + len(no) < len(found) or max(len(yes), len(no)) < 2:
+    """The texts of a yes/no column in which yes or no has several spellings, yes first; empty for any other column."""
+    distinct = sorted({text for text in texts if text.lower() not in MISSING_MARKS})
+    yes = [text for text in distinct if text.casefold() in YES]
+    no = [text for text in distinct if text.casefold() in NO]
+    if not yes or len(yes) + len(no) < len(distinct) or max(len(yes), len(no)) < 2:
         return []
     return [*yes, *no]
 
@@ -162,12 +170,12 @@ def _listed(answers: Sequence[str]) -> str:
 
 
 def answers_coding(answers: Iterable[str]) -> str:
-    """A coding in which every way to write yes is Yes, and every way to write no is No."""
+    """A coding that maps every spelling of yes to Yes, and every spelling of no to No."""
     return "; ".join(f"{text}={'Yes' if text.casefold() in YES else 'No'}" for text in answers)
 
 
 def unknown_code(line: Line, text: str, decimal: str) -> str:
-    """Why a text is no code of a column's coding."""
+    """Why a text is not a code of a column: the words for a message."""
     if len(equal_codes(line.coding, text, decimal)) > 1:
         return f"may be any of the codes {', '.join(equal_codes(line.coding, text, decimal))} of the codebook"
     if text in line.labels:

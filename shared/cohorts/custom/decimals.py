@@ -1,4 +1,4 @@
-"""Decimal points and decimal commas: which of the two the numbers of a text file have."""
+"""Finds out whether the numbers of a text file have decimal points or decimal commas."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 from shared.registry.features import as_number
 
-FEW_MARKS = 3  # so many other texts, such as <0,3 or NA, may stand among a column's numbers
-NAMED = 3  # columns that a note names
+FEW_MARKS = 3  # a column of numbers may have at most so many other distinct texts, such as <0,3 or NA
+NAMED = 3  # at most so many columns are named in a note
 
 _WHOLE = re.compile(r"[+-]?\d+([eE][+-]?\d+)?")
 _COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-_EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,234: a decimal comma, or a thousand
+_EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 1,234: the comma is a decimal comma or separates thousands
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}((,\d{3}){2,}(\.\d+)?|(,\d{3})+\.\d+)")  # 1,234,567 or 1,234.5
 _DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}((\.\d{3}){2,}(,\d+)?|(\.\d{3})+,\d+)")  # 1.234.567 or 1.234,5
 _LIST = re.compile(r"\s*\d+(\s*,\s*\d+){2,}\s*")  # 1,2,3: several answers
 
 
 def with_point(cell: Any, decimal: str) -> Any:
-    """A cell of a column of numbers, spelled with a decimal point; any other as it is, and so is a text with a point where
-    commas are read: it is then no number."""
+    """A cell of a column of numbers, with a decimal point in place of a decimal comma. Any other cell is not changed.
+
+    If the decimal mark is a comma, a text with a point is not changed either; `misread` reports it.
+    """
     if decimal != "," or not isinstance(cell, str):
         return cell
     text = cell.strip()
@@ -31,12 +33,12 @@ def with_point(cell: Any, decimal: str) -> Any:
 
 
 def is_list(cell: Any) -> bool:
-    """Whether a text lists several answers by their codes, such as 1,2,3."""
+    """Whether a text is a list of codes of several answers, such as 1,2,3."""
     return isinstance(cell, str) and _LIST.fullmatch(cell) is not None and not _THOUSANDS.fullmatch(cell.strip())
 
 
 def misread(cell: Any, decimal: str) -> str:
-    """Why a text that looks like a number is none, "" where it does not."""
+    """Why a text that looks like a number cannot be read as one; "" for any other cell."""
     text = cell.strip() if isinstance(cell, str) else ""
     if _THOUSANDS.fullmatch(text) or _DOTTED.fullmatch(text) or (decimal == "." and _EITHER.fullmatch(text)):
         return "a number with marks of thousands; write it without them"
@@ -48,10 +50,10 @@ def misread(cell: Any, decimal: str) -> str:
 
 
 def decimal_mark(columns: Mapping[str, Sequence[Any]]) -> tuple[str, list[str], dict[str, int]]:
-    """The mark of decimals, the columns that show that it is a comma, and those in which nothing shows what a comma is.
+    """The decimal mark of a file, the columns that show that it is a comma, and the columns that are ambiguous.
 
-    The last are columns of numbers such as 1,234, each with the place of one (from 0). Only columns of numbers count: texts,
-    and lists such as 1,2,3, say nothing.
+    In an ambiguous column a number such as 1,234 may have a decimal comma or a separator of thousands; the value is the row of
+    one such number, from 0. Only columns of numbers are examined, not texts and not lists such as 1,2,3.
     """
     if not any(isinstance(cell, str) and "," in cell for cells in columns.values() for cell in cells):
         return ".", [], {}
@@ -76,9 +78,9 @@ def _has_point(text: str) -> bool:
 
 
 def _is_of_numbers(texts: Sequence[str]) -> bool:
-    present = {text for text in texts if text}
-    others = {text for text in present if not _looks_like_number(text)}
-    return len(others) <= FEW_MARKS and len(present) > len(others) and not any(map(is_list, others))
+    distinct = {text for text in texts if text}
+    others = {text for text in distinct if not _looks_like_number(text)}
+    return len(others) <= FEW_MARKS and len(distinct) > len(others) and not any(map(is_list, others))
 
 
 def _looks_like_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Text files of cells (.csv, .tsv, .txt): what separates the cells and how letters are encoded, found or given."""
+"""Reads text files of cells (.csv, .tsv, .txt), and recognises their separator and encoding if these are not given."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from shared.cohorts.tables import check_cells, csv_rows, suffix
 from shared.errors import InputError
 
 ENDINGS = (".csv", ".tsv", ".txt")
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # those that are recognised
-NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}  # as a flag may call them
-EXPECTED = {".csv": ",", ".tsv": "\t"}  # said only where a file has another
-LOOKED_AT = 1_000  # rows
-SAMPLE = 4_000_000  # characters
-MARKS = {"": "", ".": ".", ",": ",", "point": ".", "comma": ","}  # of decimals, as a flag may call them
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # the separators that are recognised
+NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}  # the names that --delimiter accepts
+EXPECTED = {".csv": ",", ".tsv": "\t"}  # the usual separator by file ending; a note is given only for another
+LOOKED_AT = 1_000  # rows from which the separator is found
+SAMPLE = 4_000_000  # characters from which the separator is found
+MARKS = {"": "", ".": ".", ",": ",", "point": ".", "comma": ","}  # the decimal marks that --decimal accepts
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_HINT = re.compile(r"sep=(.)\r?\n")  # a first line for Excel
+_HINT = re.compile(r"sep=(.)\r?\n")  # a first line that tells Excel the separator
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a file is written; "" is found from the file itself.
+    """How a text file is written. What is "" is recognised from the file itself.
 
-    `delimiter` separates cells (a character, or one of `NAMES`), `decimal` is the mark of decimals (a point or a comma).
-    Raises InputError for another.
+    `delimiter` separates cells: a character, or one of `NAMES`. `decimal` is the decimal mark: one of `MARKS`. Raises InputError
+    for any other value.
     """
 
     encoding: str = ""
@@ -50,20 +50,20 @@ class Form:
 
     @property
     def separator(self) -> str:
-        """The character that separates cells, or ""."""
+        """The character that separates cells, or "" if it is not given."""
         return NAMES.get(self.delimiter, self.delimiter)
 
     @property
     def mark(self) -> str:
-        """The mark of decimals, or ""."""
+        """The decimal mark, or "" if it is not given."""
         return MARKS[self.decimal]
 
 
 def read_delimited(path: Path, form: Form, *, errors: bool = True) -> tuple[list[list[Any]], int, list[str]]:
-    """The rows of a text file, the place of the first in the file (from 1), and notes on how it was read.
+    """Read a text file: its rows, the line number of the first row, and notes on how it was read.
 
-    `errors` takes a spreadsheet's error values as texts. Raises InputError, naming the file and the flag that helps, where it
-    cannot be told how it is written.
+    If `errors` is true, error values of a spreadsheet are read as texts. Raises InputError, which names the file and the flag
+    that helps, if the encoding or the separator cannot be recognised.
     """
     text, notes = _text(path, form.encoding)
     hint = _HINT.match(text)
@@ -82,14 +82,14 @@ def read_delimited(path: Path, form: Form, *, errors: bool = True) -> tuple[list
 
 
 def _text(path: Path, encoding: str) -> tuple[str, list[str]]:
-    """What a file says, without a byte order mark, and a note where the encoding was found."""
+    """The text of a file without its byte order mark, and a note if the encoding was recognised and is not UTF-8."""
     kind = suffix(path)[1:].upper()
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable {kind} file ({error})") from None
-    sixteen = content.startswith(_UTF_16)
-    if encoding or sixteen:
+    is_utf_16 = content.startswith(_UTF_16)
+    if encoding or is_utf_16:
         name = encoding or "utf-16"
         try:
             text = content.decode(name).removeprefix("\ufeff")
@@ -105,39 +105,42 @@ def _text(path: Path, encoding: str) -> tuple[str, list[str]]:
     try:
         decode, notes = decoder(path, raw.split("\n"), "")
     except InputError:
-        raise InputError(f"{path}: not a readable {kind} file in UTF-8, and in which other encoding cannot be told; name its "
+        raise InputError(f"{path}: not a readable {kind} file in UTF-8, and its encoding is not recognised; name its "
                          f"encoding, such as --encoding=cp949, or save it in UTF-8") from None  # fmt: skip
     return decode(raw), notes
 
 
 def _separator(path: Path, text: str) -> str:
-    """What separates the cells. Raises InputError where two would do, or none."""
+    """Recognise the separator of the cells. Raises InputError if several separators are possible, or blanks are."""
     sample = (
         text if len(text) <= SAMPLE else text[: text.rindex("\n", 0, SAMPLE) + 1] if "\n" in text[:SAMPLE] else text
     )
-    fits = {mark: fit for mark in SEPARATORS if (fit := _fit(sample, mark))}
-    if not fits:
+    scores = {mark: score for mark in SEPARATORS if (score := _separator_score(sample, mark))}
+    if not scores:
         if _has_blanks_between(sample):
             raise InputError(f"{path}: one column only; where blanks separate its cells, give --delimiter=space")
         return EXPECTED.get(suffix(path), ",")
-    fitting = [mark for mark, fit in fits.items() if fit == max(fits.values())]
-    if len(fitting) > 1:
-        found = " or ".join(SEPARATORS[mark] for mark in fitting)
+    best = [mark for mark, score in scores.items() if score == max(scores.values())]
+    if len(best) > 1:
+        separators = " or ".join(SEPARATORS[mark] for mark in best)
         names = {mark: name for name, mark in NAMES.items()}
         raise InputError(
-            f"{path}: cells may be separated by {found}: say by which, such as --delimiter={names[fitting[0]]}"
+            f"{path}: cells may be separated by {separators}: give the right separator, such as --delimiter={names[best[0]]}"
         )
-    return fitting[0]
+    return best[0]
 
 
 def _has_blanks_between(text: str) -> bool:
-    """Whether blanks cut every row into as many parts as the first, which has several."""
+    """Whether blanks divide all rows into the same number of parts, which is more than one."""
     parts = {len(line.split()) for line in text.splitlines()[:LOOKED_AT] if line.strip()}
     return len(parts) == 1 and min(parts) > 1
 
 
-def _fit(text: str, mark: str) -> tuple[float, int] | None:
-    """The share of rows that a separator cuts into as many cells as the first, and how many; None where it does not cut that."""
+def _separator_score(text: str, mark: str) -> tuple[float, int] | None:
+    """How well a separator fits: the share of rows with as many cells as the first row, and that number.
+
+    None if it does not divide the first row.
+    """
     try:
         rows = list(itertools.islice(csv_rows(io.StringIO(text, newline=""), mark), LOOKED_AT))
     except csv.Error:

@@ -1,4 +1,4 @@
-"""A first codebook for a table, to be edited; and what of it a person should look at."""
+"""Drafts a first codebook for a table, which a person then edits, and says what the person should check."""
 
 from __future__ import annotations
 
@@ -18,87 +18,95 @@ from shared.cohorts.tables import WORKBOOK_DIGITS, RawTable, id_text, is_single,
 from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
 
-FEW_CODES = 10  # a column of so few whole numbers is drafted as codes
-FEW_MARKS = 3  # a column of numbers is drafted as such although so many other texts stand in it, such as <0.3
-NAMED = 10  # columns that a line names
-LONGEST_LABEL = 40  # characters: longer texts are remarks
-PROSE_WORDS = 4  # and so are texts of which half have so many words
-KEYS = frozenset("subject patient case record pid mrn serial index".split())  # of values that all differ
+FEW_CODES = 10  # a column with at most so many distinct whole numbers is drafted as codes
+FEW_MARKS = 3  # a column of numbers may have at most so many other distinct texts, such as <0.3
+NAMED = 10  # at most so many columns are named in a message
+LONGEST_LABEL = 40  # characters: a column with a longer text is free text
+PROSE_WORDS = 4  # a column is free text too if half of its texts have at least so many words
+KEYS = frozenset("subject patient case record pid mrn serial index".split())  # words in the names of columns of ids
 SECTION, LATER = "Record", "Outcome"
 
-BETWEEN = " | "  # remarks of one column
+BETWEEN = " | "  # separates the remarks on one column
 OUTCOME = "looks like an outcome or comes after it: ignore it, or keep it in a last section and prepare with --causal"
-NO_LABELS = "codes without labels: write them, such as 1=Yes; 0=No; and number, where it counts something"
+NO_LABELS = (
+    "codes without labels: write labels such as 1=Yes; 0=No, or give the kind number if the values count something"
+)
 SOME_LABELS = (
-    "labels of a few of its numbers: see in the coding which mean missing, as in 999=, and which are numbers, as in 0=0"
+    "only some of its numbers have labels: check in the coding which of these mean missing, as in 999=, "
+    "and which are numbers, as in 0=0"
 )
 UNSURE = "a label that may mean missing: then leave it empty, as in 9="
-TO_ASK = "more different texts than can be asked for; category or text shows them"
+TO_ASK = "too many different texts to be asked for: give the kind category or text to show them"
 PROSE = "free text, which may name a patient"
 DATE_FORM = "looks like dates: write them as 2024-01-31 and give the kind datetime"
-ANOTHER_KEY = "names rows as the id does"
-ANSWERS = "several answers in a cell: text shows them, a column for each answer lets them be asked for"
-FROM_VALUES = (TO_ASK, NO_LABELS)  # remarks of columns that may be meant as numbers
+ANOTHER_KEY = "identifies rows, as the id does"
+ANSWERS = "several answers in one cell: give the kind text to show them; to ask for them, make a column for each answer"
+FROM_VALUES = (TO_ASK, NO_LABELS)  # remarks on columns that may be numbers
 LISTS = "holds lists, structures or bytes"
 
 _DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./]\d{1,2}[./]\d{1,2}|\d{1,2}[ -][A-Za-z]{3}[ -]\d{2,4}")
 
 
 def draft(table: RawTable, described: Mapping[str, Line] | None = None) -> list[Line]:
-    """A first codebook for a table: kinds, roles and sections from names and values, labels as the file has them.
+    """Draft the lines of a codebook: kinds, roles and sections from the names and values of columns, labels from the file.
 
-    What could name a patient is drafted as `ignore`, so that no prompt shows it unasked: free text, columns that are called
-    names, initials, phone and such or hold such, and keys beside the id; and so are lists and structures. What looks like an
-    outcome comes last. `look_at` says what is uncertain. `described` are lines that a data dictionary gives, of which an empty
-    kind is found from the values. Raises InputError where it cannot be told what a comma in numbers is.
+    Columns that may identify a patient are drafted as `ignore`, so that no prompt shows them by accident: free text, columns
+    whose names or values look like names, initials or phone numbers, and further columns of ids. Lists and structures are
+    `ignore` too. Columns that look like outcomes come last. `look_at` says what a person should check. `described` are lines
+    from a data dictionary; if the kind of one is empty, it is found from the values. Raises InputError if commas in numbers
+    may be decimal marks or separators of thousands.
     """
     described = described or {}
     single = {name: cells for name, cells in table.columns.items() if all(map(is_single, cells))}
-    columns = {name: [with_point(c, table.decimal) for c in cells if c != ""] for name, cells in single.items()}
-    own = next((name for name, line in described.items() if line.kind == "id" and name in columns), None)
+    columns = {
+        name: [with_point(cell, table.decimal) for cell in cells if cell != ""] for name, cells in single.items()
+    }
+    id_column = next((name for name, line in described.items() if line.kind == "id" and name in columns), None)
     unique = [name for name, present in columns.items() if _is_unique(present, table.rows)]
     keys = [name for name in unique if _is_key(name, columns[name])]
     codes = [name for name in unique if not _all_numbers(columns[name]) and not _has_blanks(columns[name])]
     plain = [name for name in codes if not guesses.identifies(name, "", columns[name])]
-    own = own or next(iter([*keys, *plain]), None) or _repeated_key(table, columns)
+    id_column = id_column or next(iter([*keys, *plain]), None) or _repeated_key(table, columns)
     lines = {}
     for name in table.columns:
-        given, label = described.get(name), table.labels.get(name, "")
+        from_dictionary, label = described.get(name), table.labels.get(name, "")
         if name not in columns:
             line = Line(column=name, display_name=name, section=SECTION, kind="ignore", look_at=LISTS)
-        elif name == own:
+        elif name == id_column:
             line = _id_line(name, table, guessed=name not in described and name in plain and name not in keys)
-        elif given and given.kind:
-            line = given
+        elif from_dictionary and from_dictionary.kind:
+            line = from_dictionary
         elif reason := guesses.identifies(name, label, columns[name]) or (ANOTHER_KEY if name in keys else ""):
             line = Line(column=name, display_name=name, section=SECTION, kind="ignore", look_at=reason)
         else:
             line = _drafted(name, columns[name], table)
-        if given:
+        if from_dictionary:
             line = dataclasses.replace(
-                line, display_name=given.display_name, section=given.section if name != own else ""
+                line,
+                display_name=from_dictionary.display_name,
+                section=from_dictionary.section if name != id_column else "",
             )
         else:
             line = dataclasses.replace(line, display_name=label or name)
         lines[name] = line
-    check_decided(table, [name for name in columns if name != own and lines[name].look_at in ("", *FROM_VALUES)])
+    check_decided(table, [name for name in columns if name != id_column and lines[name].look_at in ("", *FROM_VALUES)])
     return _arranged(lines, table, columns, described)
 
 
 def _arranged(
     lines: Mapping[str, Line], table: RawTable, columns: Mapping[str, Sequence[Any]], described: Mapping[str, Line]
 ) -> list[Line]:
-    """Lines with their roles and sections, outcomes last."""
+    """The lines with roles and sections filled in; those that look like outcomes come last."""
     shown = {name: line for name, line in lines.items() if line.kind not in ("id", "ignore")}
     later = {
         name
         for name in shown
         if guesses.is_later(name, shown[name].display_name, shown[name].kind) or _says_later(shown[name], columns[name])
     }
-    now = {name: line.kind for name, line in shown.items() if name not in later}
-    role_of = {name: role for role, name in guesses.roles(now, columns).items()}
-    section_of = guesses.prefixes(name for name in now if name not in described)
-    made = []
+    kind_of_others = {name: line.kind for name, line in shown.items() if name not in later}
+    role_of = {name: role for role, name in guesses.roles(kind_of_others, columns).items()}
+    section_of = guesses.prefixes(name for name in kind_of_others if name not in described)
+    arranged = []
     for name, line in lines.items():
         if name in later:
             line = dataclasses.replace(
@@ -109,8 +117,8 @@ def _arranged(
             line = dataclasses.replace(line, role=role_of[name], look_at=_joined(line.look_at, guess))
         if name in section_of:
             line = dataclasses.replace(line, section=section_of[name])
-        made.append(line)
-    return sorted(made, key=lambda line: line.column in later)  # a stable sort
+        arranged.append(line)
+    return sorted(arranged, key=lambda line: line.column in later)  # a stable sort
 
 
 def _says_later(line: Line, present: Sequence[Any]) -> bool:
@@ -139,7 +147,7 @@ def _id_line(name: str, table: RawTable, *, guessed: bool) -> Line:
 
 
 def _repeated_key(table: RawTable, columns: Mapping[str, Sequence[Any]]) -> str | None:
-    """The column that is called an id, in a table of which no column differs in every row."""
+    """The first column that is called an id, for a table in which no column has a different value in every row."""
     called = [name for name in columns if guesses.words(name)[-1:] == ["id"] or name.lower().endswith("id")]
     return next(
         (name for name in called if len(columns[name]) == table.rows and len(set(columns[name])) > FEW_VALUES), None
@@ -153,7 +161,7 @@ def _is_unique(present: Sequence[Any], rows: int) -> bool:
 
 
 def _is_key(name: str, present: Sequence[Any]) -> bool:
-    """Whether a column of values that all differ is called a key, or counts the rows."""
+    """Whether a column of distinct values holds ids: by its name, or because it numbers the rows."""
     if name.lower().endswith(("id", "no", "number", "key", "번호")) or not KEYS.isdisjoint(guesses.words(name)):
         return True
     numbers = sorted(as_number(cell) for cell in present)
@@ -161,7 +169,7 @@ def _is_key(name: str, present: Sequence[Any]) -> bool:
 
 
 def _is_prose(texts: Sequence[str]) -> bool:
-    """Whether texts read like remarks, however often they repeat."""
+    """Whether texts look like sentences and not like labels."""
     lengths = sorted(len(text.split()) for text in texts)
     return max(map(len, texts)) > LONGEST_LABEL or lengths[len(lengths) // 2] >= PROSE_WORDS
 
@@ -175,7 +183,7 @@ def _all_numbers(cells: Sequence[Any]) -> bool:
 
 
 def _drafted(name: str, present: Sequence[Any], table: RawTable) -> Line:
-    """A line with kind and coding from the values."""
+    """A line whose kind and coding are found from the values."""
     lists = any(map(is_list, table.columns[name]))
     kind, coding, look_at = kind_of(present) if not lists else ("ignore", {}, ANSWERS)
     labels = table.value_labels.get(name)
@@ -193,14 +201,14 @@ def _drafted(name: str, present: Sequence[Any], table: RawTable) -> Line:
 
 
 def _is_measured(name: str, table: RawTable) -> bool:
-    """Whether a column of numbers has labels for a few of them only."""
+    """Whether a column holds measured numbers: only a few of its distinct values have labels."""
     present = {cell for cell in table.codes[name] if cell != ""}
     plain = present - set(table.value_labels[name])
     return _all_numbers(list(present)) and len(plain) > max(FEW_MARKS, len(present) - len(plain))
 
 
 def kind_of(present: Sequence[Any]) -> tuple[str, dict[str, str], str]:
-    """The kind, the coding and a remark that the values of a column suggest; `ignore` for what nobody has read yet."""
+    """The kind, the coding and a remark for a column, guessed from its values. The kind is `ignore` if a person must decide."""
     texts = list(dict.fromkeys(id_text(cell) for cell in present))
     marks = [text for text in texts if as_number(text) != as_number(text)]
     answers = mixed_answers(texts)
@@ -209,14 +217,18 @@ def kind_of(present: Sequence[Any]) -> tuple[str, dict[str, str], str]:
     if answers:
         coding = {text: "Yes" if text.casefold() in YES else "No" for text in answers}
         others = {text: "" for text in texts if text not in coding}
-        return "category", coding | others, "yes and no in several ways: see that the coding joins the right ones"
+        return (
+            "category",
+            coding | others,
+            "yes or no has several spellings: check that the coding gives each the right label",
+        )
     if all(hasattr(cell, "year") or _is_date(cell) for cell in present):
         return "datetime", {}, ""
     if _all_numbers(present):
         return _of_numbers(present, texts)
     if len(marks) <= FEW_MARKS and len(texts) - len(marks) > len(marks):
         coding = {mark: "" if mark.lower() in MISSING_MARKS else mark for mark in marks}
-        return "number", _writable(coding), "texts among its numbers: see that the coding says what they mean"
+        return "number", _writable(coding), "texts among its numbers: check that the coding says what they mean"
     if all(_DATE.match(text) for text in texts):
         return "ignore", {}, DATE_FORM
     if _is_prose(texts):
@@ -235,7 +247,7 @@ def _of_numbers(present: Sequence[Any], texts: Sequence[str]) -> tuple[str, dict
 
 
 def _writable(coding: Mapping[str, str]) -> dict[str, str]:
-    """A coding without codes that it cannot hold: a semicolon ends one, a sign of equality comes after one."""
+    """The coding without codes that contain `=` or `;`, which the text of a coding cannot hold."""
     return {code: label for code, label in coding.items() if "=" not in code and ";" not in code}
 
 
@@ -245,7 +257,7 @@ def _is_date(cell: Any) -> bool:
 
 
 def open_remarks(lines: Sequence[Line]) -> str:
-    """What a codebook still asks a person to look at, in one line; "" where nothing."""
+    """One line that says how many remarks a codebook still has; "" if it has none."""
     shown = [line for line in lines if line.look_at and line.kind != "ignore"]
     if not shown:
         return ""
@@ -258,8 +270,11 @@ def open_remarks(lines: Sequence[Line]) -> str:
 
 
 def screen(lines: Sequence[Line]) -> list[str]:
-    """What to look at in a drafted codebook: what is not shown, then each remark with its columns."""
-    told = []
+    """What a person should check in a drafted codebook, as lines: columns that are not shown, then remarks on the others.
+
+    Each remark is followed by the names of its columns.
+    """
+    report = []
     for ignored in (True, False):
         remarks: dict[str, list[str]] = {}
         for line in lines:
@@ -267,6 +282,6 @@ def screen(lines: Sequence[Line]) -> list[str]:
                 for remark in line.look_at.split(BETWEEN):
                     remarks.setdefault(remark, []).append(line.column)
         if remarks:
-            told.append("not shown, drafted as ignore:" if ignored else "to look at before you prepare:")
-            told += [f"  {remark}: {', '.join(columns)}" for remark, columns in remarks.items()]
-    return told
+            report.append("not shown, drafted as ignore:" if ignored else "to look at before you prepare:")
+            report += [f"  {remark}: {', '.join(columns)}" for remark, columns in remarks.items()]
+    return report

@@ -1,4 +1,4 @@
-"""What the names and values of a column suggest: who a patient is, what comes after, which role a column has."""
+"""Guesses from the name and the values of a column: does it identify a patient, is it known only later, what is its role."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-SECTION_COLUMNS = 3  # so many columns with one prefix make a section
-FEW_INITIALS = 10  # more different texts of two or three capital letters look like initials
-SHARE = 0.5  # of a column's texts that look like an address or a number of a person
+SECTION_COLUMNS = 3  # at least so many columns with the same prefix make a section
+FEW_INITIALS = 10  # more distinct texts than this, all of two or three capital letters, look like initials
+SHARE = 0.5  # a column identifies patients if more than this share of its texts look like addresses or personal numbers
 
-# Columns with one of these words in their names are never shown by a draft, whatever they hold.
+# A draft never shows a column with one of these words in its name, whatever its values are.
 IDENTIFYING = frozenset(
     "name names surname firstname lastname forename givenname familyname initial initials phone telephone mobile fax email "
     "mail address street zip zipcode postcode postal ssn mrn passport insurance nric aadhaar nhs nino cpf cnp rrn licence "
@@ -27,15 +27,14 @@ PATTERNS = {
 }
 _INITIALS = re.compile(r"[A-Z]{2,3}|([A-Z]\.){2,3}")
 
-# What happens to a patient, or is known only later.
+# Words in the names of columns that are outcomes, or are known only later.
 LATER = frozenset(
     "death dead died deceased dth dod dodt mortality expire expired alive survival survive survived surv outcome outcomes event "
     "readmission readmitted relapse recurrence censor censored censoring los discharge discharged disch lenfol fstat fu followup "
     "os pfs dfs efs tte endpoint cod autopsy charge charges cost costs".split()
 )
-LATER_NAMES = frozenset(
-    "status time years days months futime".split()
-)  # of numbers and codes, where nothing else is in the name
+# Names of columns of numbers or codes that are known only later, if the name has no other word.
+LATER_NAMES = frozenset("status time years days months futime".split())
 LATER_PARTS = (
     "death", "dead", "mortal", "surviv", "discharg", "follow_up", "follow.up", "followup", "follow up", "follow-up", "readmi",
     "relaps", "recurr", "censor", "deceas", "outcome", "lenfol", "vital_status", "time_to", "timeto", "days_to", "fstat",
@@ -46,7 +45,7 @@ _LATER = re.compile(
     r"(hosp|icu|s|h|total)?los|time(dth|to|ap|mi|chd|strk|cvd|hyp)\w*|d[._]?time|surv\d+[dmy]?|\w+_(fu|los)"
 )
 
-# What the texts of a column say where it is known only later.
+# Words in the values of a column that is known only later.
 _LATER_TEXT = re.compile(
     r"\b(follow[- ]?up|f/u|died|dead|death|deceased|alive|expired|survived|survivor|discharged|readmitted|relapsed?|censored)\b",
     re.IGNORECASE,
@@ -79,12 +78,12 @@ MISSING_NUMBERS = (-1, -9, -99, -999, 99, 999, 9999, 99999)
 
 
 def words(name: str) -> list[str]:
-    """The words of a name, in lower case: `patientName` has two, and so has `patient_name`."""
+    """The words of a column name in lower case: `patientName` and `patient_name` both give patient, name."""
     return [word for word in re.split(r"[\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()) if word]
 
 
 def identifies(name: str, label: str, present: Sequence[Any]) -> str:
-    """Why a column may name a patient, "" where nothing looks like it; `label` is what the file says of the column."""
+    """Why a column may identify patients; "" if nothing suggests it. `label` is the file's description of the column."""
     for text in (name, label):
         if not IDENTIFYING.isdisjoint(words(text)) or any(part in text.lower() for part in IDENTIFYING_PARTS):
             return "may name a patient"
@@ -98,7 +97,7 @@ def identifies(name: str, label: str, present: Sequence[Any]) -> str:
 
 
 def is_later(name: str, label: str, kind: str) -> bool:
-    """Whether a column is called like an outcome, or like what comes after it."""
+    """Whether the name or the label of a column suggests an outcome, or something known only after it."""
     if kind in ("number", "category") and "".join(words(name)) in LATER_NAMES:
         return True
     return any(
@@ -110,44 +109,52 @@ def is_later(name: str, label: str, kind: str) -> bool:
 
 
 def says_later(texts: Iterable[str]) -> bool:
-    """Whether one of the few texts of a column speaks of what comes after: `<2 mo. follow-up`, `died in hospital`."""
+    """Whether one of the values suggests that the column is known only later: `<2 mo. follow-up`, `died in hospital`."""
     return any(_LATER_TEXT.search(text) for text in texts)
 
 
 def roles(kinds: Mapping[str, str], values: Mapping[str, Sequence[Any]], fewest_sites: int = 2) -> dict[str, str]:
-    """The column of each role that exactly one column, or one called exactly so, looks like. `kinds` are those of the columns."""
-    fits = {
+    """The column of each role, for roles with exactly one candidate. `kinds` gives the kind of each column.
+
+    A candidate has a word of the role in its name, and suitable values. If exactly one candidate has the word as its whole
+    name, it is taken.
+    """
+    is_suitable = {
         "age": lambda name: kinds[name] == "number",
         "sex": lambda name: kinds[name] == "category" and len(set(map(str, values[name]))) <= 4,
         "site": lambda name: kinds[name] == "category" and len(set(map(str, values[name]))) >= fewest_sites,
         "time": lambda name: kinds[name] == "datetime",
     }
-    found = {}
-    for role, wanted in ROLE_WORDS.items():
-        called = [name for name in kinds if not wanted.isdisjoint((*words(name), name.lower())) and fits[role](name)]
-        exact = [name for name in called if name.lower() in wanted]
-        chosen = exact or called
-        if len(chosen) == 1:
-            found[role] = chosen[0]
+    column_of_role = {}
+    for role, role_words in ROLE_WORDS.items():
+        candidates = [
+            name
+            for name in kinds
+            if not role_words.isdisjoint((*words(name), name.lower())) and is_suitable[role](name)
+        ]
+        exact = [name for name in candidates if name.lower() in role_words]
+        best = exact or candidates
+        if len(best) == 1:
+            column_of_role[role] = best[0]
     dates = [name for name, kind in kinds.items() if kind == "datetime"]
-    if "time" not in found and len(dates) == 1:
-        found["time"] = dates[0]
-    return found
+    if "time" not in column_of_role and len(dates) == 1:
+        column_of_role["time"] = dates[0]
+    return column_of_role
 
 
 def prefixes(names: Iterable[str]) -> dict[str, str]:
-    """The prefix of each name that shares it with two others at least, such as `lab` for `lab_sodium`."""
-    cut = {name: match[1] for name in names if (match := re.match(r"([^\W\d_]{2,})[_.]\w", name))}
-    count = Counter(prefix.lower() for prefix in cut.values())
-    return {name: prefix for name, prefix in cut.items() if count[prefix.lower()] >= SECTION_COLUMNS}
+    """The prefix of each name whose prefix occurs at least `SECTION_COLUMNS` times, such as `lab` for `lab_sodium`."""
+    prefix_of = {name: match[1] for name in names if (match := re.match(r"([^\W\d_]{2,})[_.]\w", name))}
+    count = Counter(prefix.lower() for prefix in prefix_of.values())
+    return {name: prefix for name, prefix in prefix_of.items() if count[prefix.lower()] >= SECTION_COLUMNS}
 
 
 def missing_number(numbers: Sequence[float]) -> str:
-    """A number such as 999 that stands apart from all others and so may mean missing; "" where there is none."""
-    different = sorted(set(numbers))
+    """A number such as 999 that is far from all others and so may mean missing, as a text; "" if there is none."""
+    distinct = sorted(set(numbers))
     for code in MISSING_NUMBERS:
-        others = [number for number in different if number != code]
-        if code in different and len(others) > 1 and numbers.count(code) > 1:
+        others = [number for number in distinct if number != code]
+        if code in distinct and len(others) > 1 and numbers.count(code) > 1:
             spread = max(others) - min(others)
             if (code < 0 <= min(others)) or code > max(others) + 2 * spread:
                 return str(code)

@@ -1,4 +1,4 @@
-"""Files of Stata (.dta) and SAS (.sas7bdat, .xpt), with what they say about columns and values."""
+"""Reads files of Stata (.dta) and SAS (.sas7bdat, .xpt), with their labels of columns and of values."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from shared.cohorts.custom.value_labels import with_labels
 from shared.cohorts.tables import RawTable, table_of
 from shared.errors import InputError
 
-# What pandas raises for files that are damaged, or not what their name says.
+# The exceptions that pandas raises for a file that is damaged, or of another kind than its name says.
 UNREADABLE = (
     OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
-EPOCH = datetime.datetime(1960, 1, 1)  # of both packages
+EPOCH = datetime.datetime(1960, 1, 1)  # Stata and SAS both count dates from here
 DAY = 86_400  # seconds
-SMALLEST = 1e-70  # SAS transport files hold nothing between 0 and 5.4e-79, as which pandas reads their 0
+SMALLEST = (
+    1e-70  # smaller numbers are 0: pandas reads a 0 of a SAS transport file as 5.4e-79, which no such file can hold
+)
 RECORD = 80  # bytes of a record of a transport file
 MEMBER = b"HEADER RECORD*******MEMBER  HEADER RECORD!!!!!!!"
 VERSION_8 = b"HEADER RECORD*******LIBV8   HEADER RECORD!!!!!!!"
@@ -32,16 +34,16 @@ PERIODS = {"tw": "weeks", "tm": "months", "tq": "quarters", "th": "half-years", 
 
 
 def read_package(path: Path, encoding: str, catalogue: Path | None = None) -> RawTable:
-    """The table of a Stata or SAS file, with labels of values where there are some.
+    """Read a Stata or SAS file: its table, with the labels of values in place of the values, if the file has labels.
 
-    `catalogue` is the file in which SAS keeps those (.sas7bcat). Raises InputError naming the file, and the column where one
-    cannot be read rightly.
+    `catalogue` is the file (.sas7bcat) with the labels of a SAS file. Raises InputError that names the file, and the column if a
+    column cannot be read correctly.
     """
     kind = path.suffix.lower()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UnicodeWarning)
-            warnings.filterwarnings("ignore", "xport file may be corrupted")  # it is refused
+            warnings.filterwarnings("ignore", "xport file may be corrupted")  # _transport raises InputError for it
             if kind == ".dta":
                 return _stata(path, encoding)
             return (_transport if kind == ".xpt" else _sas)(path, encoding, catalogue)
@@ -57,10 +59,10 @@ def read_package(path: Path, encoding: str, catalogue: Path | None = None) -> Ra
 
 def _stata(path: Path, encoding: str) -> RawTable:
     with pd.read_stata(path, iterator=True) as opened:
-        reader: Any = opened  # which value labels and which format a column has, pandas does not offer otherwise
+        reader: Any = opened  # only private fields of pandas hold the format and the value labels of a column
         about = dict(reader.variable_labels())
         columns, kinds = list(reader._varlist), [fmt.replace("%-", "%") for fmt in reader._fmtlist]
-        reader._fmtlist = kinds  # pandas takes left-aligned dates for numbers
+        reader._fmtlist = kinds  # without the "-" of left-aligned formats, which make pandas read dates as numbers
         for name, kind in zip(columns, kinds, strict=True):
             if kind.startswith(("%tC", "%tb")):
                 raise InputError(
@@ -118,7 +120,7 @@ def _transport(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
 
 
 def _transport_rows(content: bytes, reader: Any) -> int:
-    """How many rows there are: the last record is filled with blanks, which pandas mistakes blank texts for."""
+    """The number of rows of a transport file. The last record is filled up with blanks, which are not rows."""
     rows = content[reader.record_start :]
     count, length = len(rows) // reader.record_length, reader.record_length
     while count and not rows[(count - 1) * length : count * length].strip(b" "):
@@ -132,7 +134,7 @@ def _sas(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
         known = not reader.inferred_encoding.startswith("unknown")
         if encoding or not known:
             reader.encoding = RAW
-        reader.convert_dates = False  # so that both kinds of files are treated alike
+        reader.convert_dates = False  # _convert does it for both kinds of SAS files
         about = {str(column.name): str(column.label) for column in reader.columns}
         formats = [str(column.format) for column in reader.columns]
         frame = reader.read()
@@ -145,7 +147,7 @@ def _sas(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
 
 
 def _convert(path: Path, frame: Any, formats: Sequence[str]) -> list[str]:
-    """Turn the numbers of date and time columns into such, by their formats; returns what to say about it."""
+    """Turn numbers into dates and times in the columns whose SAS format says so. Returns notes."""
     notes = []
     for place, form in enumerate(formats):
         name, values = frame.columns[place], frame.iloc[:, place]
@@ -155,11 +157,13 @@ def _convert(path: Path, frame: Any, formats: Sequence[str]) -> list[str]:
         if kind in TIMES and not values.dropna().between(0, DAY, inclusive="left").all():
             notes.append(f"{path.name}: column {name} holds times beyond a day; they are left as seconds")
         elif kind in TIMES:
-            frame.isetitem(place, _each(path, name, values, lambda value: (EPOCH + _seconds(value)).time()))
+            frame.isetitem(place, _converted(path, name, values, lambda value: (EPOCH + _seconds(value)).time()))
         elif kind in DATES:
-            frame.isetitem(place, _each(path, name, values, lambda value: EPOCH + datetime.timedelta(days=value // 1)))
+            frame.isetitem(
+                place, _converted(path, name, values, lambda value: EPOCH + datetime.timedelta(days=value // 1))
+            )
         elif kind in MOMENTS:
-            frame.isetitem(place, _each(path, name, values, lambda value: EPOCH + _seconds(value)))
+            frame.isetitem(place, _converted(path, name, values, lambda value: EPOCH + _seconds(value)))
     return notes
 
 
@@ -167,14 +171,14 @@ def _seconds(value: float) -> datetime.timedelta:
     return datetime.timedelta(microseconds=round(value * 1e6))
 
 
-def _each(path: Path, name: Any, values: pd.Series, convert: Callable[[float], Any]) -> pd.Series:
-    made = []
+def _converted(path: Path, name: Any, values: pd.Series, convert: Callable[[float], Any]) -> pd.Series:
+    converted = []
     for row, value in enumerate(values.tolist(), start=1):
         try:
-            made.append(None if value != value else convert(value))
+            converted.append(None if value != value else convert(value))
         except OverflowError:
             raise InputError(f"{path}: column {name}, row {row} of the table: a date beyond the year 9999") from None
-    return pd.Series(made, index=values.index, dtype=object)
+    return pd.Series(converted, index=values.index, dtype=object)
 
 
 def _decoded(
@@ -187,20 +191,26 @@ def _decoded(
     *,
     labels_are_raw: bool = True,
 ) -> RawTable:
-    """The table, its names, texts and labels decoded from how they were read: a byte for each letter."""
+    """The table with its names, texts and labels decoded; they were read as `RAW`, one letter for each byte.
+
+    `labels_are_raw` says whether the labels of values in `meanings` need decoding too.
+    """
     names = [str(name) for name in frame.columns]
     texts = {place: frame.iloc[:, place].tolist() for place in range(len(names)) if not _is_plain(frame.iloc[:, place])}
     cells = (cell for values in texts.values() for cell in values if isinstance(cell, str))
-    labels = [label for given in meanings.values() for label in given.values()] if labels_are_raw else []
-    decode, found = decoder(path, [*names, *about.values(), *labels, *cells], encoding)
-    clear = decode if labels_are_raw else str
-    named = {decode(name): {code: clear(label) for code, label in given.items()} for name, given in meanings.items()}
+    labels = [label for by_code in meanings.values() for label in by_code.values()] if labels_are_raw else []
+    decode, encoding_notes = decoder(path, [*names, *about.values(), *labels, *cells], encoding)
+    decode_label = decode if labels_are_raw else str
+    decoded_meanings = {
+        decode(name): {code: decode_label(label) for code, label in by_code.items()}
+        for name, by_code in meanings.items()
+    }
     for place, values in texts.items():
         decoded = [decode(cell) if isinstance(cell, str) else cell for cell in values]
         frame.isetitem(place, pd.Series(decoded, index=frame.index, dtype=object))
     frame.columns = pd.Index([decode(name) for name in names])
     table = table_of(path, frame, labels={decode(name): decode(label) for name, label in about.items()})
-    return with_labels(table, named, [*notes, *found])
+    return with_labels(table, decoded_meanings, [*notes, *encoding_notes])
 
 
 def _is_plain(values: pd.Series) -> bool:

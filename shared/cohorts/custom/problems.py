@@ -1,4 +1,4 @@
-"""Cells that do not fit the codebook: all of them, with row and column, and never with what they hold."""
+"""The list of all cells that do not match the codebook: row, column and reason, but never the content of the cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPORT = "problems.csv"
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong with a cell. `row` counts the first row of the file, with the names, as 1."""
+    """What is wrong with one cell. `row` is the line number in the file, where the header has 1."""
 
     row: int
     column: str
@@ -23,20 +23,20 @@ class Problem:
 
 
 class Problems(InputError):
-    """Cells that do not fit; `found` lists every one."""
+    """Cells do not match the codebook. `problems` lists all of them."""
 
-    def __init__(self, path: Path, found: Sequence[Problem]) -> None:
-        first = found[0]
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        first = problems[0]
         super().__init__(
-            f"{path}: {len(found):,} cells do not fit the codebook; the first is row {first.row}, column {first.column}: "
+            f"{path}: {len(problems):,} cells do not fit the codebook; the first is row {first.row}, column {first.column}: "
             f"{first.problem}; {REPORT} in the --out folder lists all"
         )
-        self.found = list(found)
+        self.problems = list(problems)
 
 
-def write_report(path: Path, found: Sequence[Problem]) -> None:
-    """Write a CSV of row, column and problem, readable by its owner only."""
+def write_report(path: Path, problems: Sequence[Problem]) -> None:
+    """Write the problems as a CSV file with row, column and problem, readable by its owner only."""
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["row", "column", "problem"])
-        writer.writerows(dataclasses.astuple(problem) for problem in found)
+        writer.writerows(dataclasses.astuple(problem) for problem in problems)

@@ -1,4 +1,4 @@
-"""A data dictionary of REDCap: what it says of the columns of its project's export, as lines of a codebook."""
+"""Turns a REDCap data dictionary into codebook lines for the columns of the project's data export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.cohorts.custom.table import read_data
 from shared.cohorts.tables import RawTable, id_text
 from shared.errors import InputError
 
-# A dictionary's columns by what is read of them: as REDCap's pages write them, and as its interface for programs does.
+# The columns of a dictionary that are read, each with its two possible names: from REDCap's web pages and from its API.
 HEADERS = {
     "name": ("Variable / Field Name", "field_name"),
     "form": ("Form Name", "form_name"),
@@ -33,7 +33,7 @@ TICKED = {"0": "No", "1": "Yes"}
 TICKED_LABELS = {"Unchecked": "No", "Checked": "Yes"}
 NAMING = frozenset("email phone phone_australia zipcode postalcode_australia postalcode_canada postalcode_french "
                    "postalcode_germany ssn mrn_10d mrn_generic vmrn".split())  # fmt: skip
-# Columns that REDCap adds to an export by itself.
+# Columns that REDCap itself adds to an export, and why they are not shown.
 ADDED = {
     "redcap_event_name": "an event of the project: one row must be one patient",
     "redcap_repeat_instrument": "a repeated form: one row must be one patient",
@@ -48,7 +48,7 @@ _TAG = re.compile(r"<[^<>]+>")
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of the dictionary; `choices` are its codes with their labels, in order."""
+    """A field of the dictionary. `choices` maps its codes to their labels, in order."""
 
     name: str
     form: str
@@ -61,7 +61,10 @@ class Field:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns of an export that it fills, each with the label of its box where there are several."""
+        """The columns of an export that belong to the field, each with its label.
+
+        Only check boxes have labels: one column for each box. All other labels are "".
+        """
         if self.type == "descriptive":
             return {}
         if self.type != "checkbox":
@@ -72,27 +75,30 @@ class Field:
 
 
 def is_dictionary(path: Path) -> bool:
-    """Whether a text file begins like a data dictionary."""
+    """Whether the beginning of a text file has the column names of a data dictionary."""
     with path.open("rb") as stream:
         start = stream.read(4096).decode("utf-8", "replace")
     return all(any(name in start for name in HEADERS[key]) for key in NEEDED)
 
 
 def find_dictionary(source: Path, others: Sequence[Path]) -> Path | None:
-    """The data dictionary in a folder, found by its header, if there is one. Raises InputError where there are two."""
-    found = [
+    """The data dictionary in a folder, recognised by its header; None if there is none.
+
+    Files in `others` are not examined. Raises InputError if there are several dictionaries.
+    """
+    dictionaries = [
         path
         for path in sorted(source.iterdir())
         if path.suffix.lower() in (".csv", ".tsv", ".txt") and path not in others and is_dictionary(path)
     ]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
+    if len(dictionaries) > 1:
+        names = " and ".join(path.name for path in dictionaries)
         raise InputError(f"{source}: {names} are data dictionaries; name the one that is meant by --dictionary")
-    return found[0] if found else None
+    return dictionaries[0] if dictionaries else None
 
 
 def read_fields(path: Path) -> list[Field]:
-    """The fields of a data dictionary. Raises InputError naming the file, and the row that is wrong."""
+    """Read the fields of a data dictionary. Raises InputError that names the file and the wrong row."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; it should hold a data dictionary of REDCap")
     table = read_data(path, decimal=".")
@@ -122,7 +128,7 @@ def _clear(text: str) -> str:
 
 
 def _choices(path: Path, table: RawTable, row: int, text: str) -> dict[str, str]:
-    """`1, Male | 2, Female` as a table."""
+    """Choices such as `1, Male | 2, Female` as a dictionary from code to label. Raises InputError for another form."""
     choices: dict[str, str] = {}
     for part in (part.strip() for part in text.split("|")):
         code, comma, label = part.partition(",")
@@ -134,9 +140,10 @@ def _choices(path: Path, table: RawTable, row: int, text: str) -> dict[str, str]
 
 
 def described(fields: Sequence[Field], table: RawTable) -> tuple[dict[str, Line], list[str]]:
-    """A line for each column of the table that the dictionary describes, and notes on what fits only one of the two.
+    """A codebook line for each column of the table that the dictionary describes.
 
-    The kind is "" where only the values can tell it. Labels that an export has in place of codes are taken as codes.
+    The second result are notes on columns that only the dictionary or only the table has. The kind of a line is "" if only the
+    values can tell it. If an export holds labels in place of codes, the coding has these labels as codes.
     """
     lines: dict[str, Line] = {}
     forms = {field.form for field in fields}
@@ -189,9 +196,9 @@ def _line(field: Field, column: str, box: str, table: RawTable, *, is_first: boo
         )
     choices = ANSWERS.get(field.type, field.choices)
     if choices:
-        named = {text: text for text in choices.values()}
-        unsure = any(text.lower() in guesses.UNSURE_LABELS for text in named)
-        coding = _as_exported(choices, named, table.columns[column])
+        label_of_itself = {text: text for text in choices.values()}
+        unsure = any(text.lower() in guesses.UNSURE_LABELS for text in label_of_itself)
+        coding = _as_exported(choices, label_of_itself, table.columns[column])
         about = "a label that may mean missing: then leave it empty, as in 9=" if unsure else ""
         return dataclasses.replace(line, kind="category", coding=coding, look_at=about)
     if field.type in ("calc", "slider") or field.validation.startswith(("integer", "number")):
@@ -200,7 +207,7 @@ def _line(field: Field, column: str, box: str, table: RawTable, *, is_first: boo
 
 
 def _as_exported(codes: Mapping[str, str], labels: Mapping[str, str], cells: Sequence[Any]) -> dict[str, str]:
-    """A coding by the codes, or by the labels where the table was exported with these."""
+    """The coding of a column: `codes`, or `labels` if the table was exported with labels in place of codes."""
     texts = {id_text(cell) for cell in cells if cell != ""}
     with_labels = bool(texts) and texts <= set(labels) and not texts <= set(codes)
     return dict(labels if with_labels else codes)

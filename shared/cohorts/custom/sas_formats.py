@@ -1,4 +1,4 @@
-"""SAS formats: what they make of a column's numbers, and the labels that a catalogue (.sas7bcat) gives to values."""
+"""SAS formats: which columns hold dates and times, and the labels of values in a catalogue file (.sas7bcat)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyreadstat
 
 from shared.errors import InputError
 
-# What pyreadstat raises for files that are damaged, or not what their name says.
+# The exceptions that pyreadstat raises for a file that is damaged, or of another kind than its name says.
 UNREADABLE = (
     pyreadstat.ReadstatError,
     pyreadstat.PyreadstatError,
@@ -21,7 +21,7 @@ UNREADABLE = (
     OverflowError,
 )
 
-# SAS formats by what their column holds: days or seconds since 1960, seconds since midnight. Widths are not part of a name.
+# Names of SAS formats, without widths. DATES: days since 1960; MOMENTS: seconds since 1960; TIMES: seconds since midnight.
 DATES = {
     "DATE", "DAY", "DDMMYY", "DOWNAME", "E8601DA", "B8601DA", "IS8601DA", "JULDAY", "JULIAN", "MMDDYY", "MMYY", "MONNAME",
     "MONTH", "MONYY", "NENGO", "MINGUO", "NLDATE", "QTR", "QTRR", "WEEKDATE", "WEEKDATX", "WEEKDAY", "WEEKU", "WEEKV", "WEEKW",
@@ -32,7 +32,7 @@ MOMENTS = {
     "E8601LX", "B8601DT", "B8601DN", "B8601DX", "B8601DZ", "B8601LX", "IS8601DT", "MDYAMPM", "NLDATM",
 }  # fmt: skip
 TIMES = {"TIME", "TIMEAMPM", "HHMM", "HOUR", "MMSS", "E8601TM", "B8601TM", "IS8601TM", "NLTIME", "TOD"}
-# Formats that show a value as it is, or write the same number in another way.
+# Formats that only change how a value is written, and do not give it a label.
 PLAIN = {
     "", "$", "$CHAR", "$F", "$VARYING", "$ASCII", "$UPCASE", "$QUOTE", "BEST", "BESTD", "BESTX", "COMMA", "COMMAX", "D", "DOLLAR",
     "DOLLARX", "E", "EURO", "EUROX", "F", "FRACT", "NEGPAREN", "NLNUM", "NUMX", "PERCENT", "PERCENTN", "PVALUE", "SSN", "Z",
@@ -40,7 +40,7 @@ PLAIN = {
 
 
 def base_of(form: str) -> str:
-    """A format without its width: DATE for DATE9., but E8601DA as it is."""
+    """The name of a format without its width: DATE for DATE9., but E8601DA stays E8601DA."""
     name = form.strip().upper()
     base = name.rstrip("0123456789.")
     return base if base in DATES | MOMENTS | TIMES | PLAIN else name.rstrip(".")
@@ -49,28 +49,35 @@ def base_of(form: str) -> str:
 def meanings_of(
     path: Path, formats: Mapping[str, str], catalogue: Path | None, encoding: str
 ) -> tuple[dict[str, Mapping[Any, str]], list[str]]:
-    """The labels of the values of each column that a catalogue's format describes, and a note on formats that none does.
+    """The labels of values by column, from the formats in a catalogue, and a note on formats that have no labels there.
 
-    `formats` are those of the columns of the table in `path`. Raises InputError where the catalogue cannot be read.
+    `formats` gives the format of each column of the table in `path`. Raises InputError if the catalogue cannot be read.
     """
-    known = _labels(catalogue, encoding) if catalogue else {}
-    own = {name: base_of(form) for name, form in formats.items()}
-    own = {name: form for name, form in own.items() if form not in DATES | MOMENTS | TIMES | PLAIN}
-    found = {name: label for name, form in own.items() if (label := known.get(form) or known.get(_narrow(form)))}
-    unknown = [f"{name} ({form})" for name, form in own.items() if name not in found]
+    labels_of_format = _labels(catalogue, encoding) if catalogue else {}
+    format_of = {name: base_of(form) for name, form in formats.items()}
+    format_of = {name: form for name, form in format_of.items() if form not in DATES | MOMENTS | TIMES | PLAIN}
+    labels_of_column = {
+        name: labels
+        for name, form in format_of.items()
+        if (labels := labels_of_format.get(form) or labels_of_format.get(_without_width(form)))
+    }
+    unknown = [f"{name} ({form})" for name, form in format_of.items() if name not in labels_of_column]
     if not unknown:
-        return found, []
+        return labels_of_column, []
     where = (
         f"{catalogue.name} has not"
         if catalogue
         else "are kept in another file (a catalogue, .sas7bcat: put it into the folder)"
     )
-    return found, [f"{path.name}: codes are shown as they are where the labels of a SAS format {where}: {', '.join(unknown)}; "
-                   f"the codebook may give labels too"]  # fmt: skip
+    note = (
+        f"{path.name}: codes are shown as they are where the labels of a SAS format {where}: {', '.join(unknown)}; "
+        "the codebook may give labels too"
+    )
+    return labels_of_column, [note]
 
 
-def _narrow(form: str) -> str:
-    """A format of one's own without its width; its name cannot end in a digit."""
+def _without_width(form: str) -> str:
+    """The name of a user-defined format without its width. Such a name cannot end in a digit."""
     return form.rstrip("0123456789.")
 
 

@@ -1,4 +1,4 @@
-"""Files of SPSS (.sav, .zsav), with what they say about columns, values and missing values."""
+"""Reads SPSS files (.sav, .zsav), with their labels of columns and values, and their declared missing values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.errors import InputError
 EPOCH = datetime.datetime(1582, 10, 14)
 DAY = 86_400  # seconds
 
-# Formats by what their column holds: seconds since the epoch, or since midnight. Widths are not part of a name.
+# Names of SPSS formats, without widths. DATES, PERIODS, MOMENTS: seconds since EPOCH; TIMES: seconds since midnight.
 DATES = {"DATE", "ADATE", "EDATE", "JDATE", "SDATE"}
 PERIODS = {"QYR": "quarters", "MOYR": "months", "WKYR": "weeks"}
 MOMENTS = {"DATETIME", "YMDHMS"}
@@ -26,13 +26,13 @@ TIMES = {"TIME", "DTIME", "MTIME"}
 
 
 def read_spss(path: Path, encoding: str) -> RawTable:
-    """The table of a file of SPSS: missing values that the file declares are blank, labels of values are the cells.
+    """Read an SPSS file: its table, with blanks for values that the file declares missing, and labels in place of values.
 
-    Raises InputError naming the file, and the column where one cannot be read rightly.
+    Raises InputError that names the file, and the column if a column cannot be read correctly.
     """
     name = encoding or None
     try:
-        # Dates are converted here: the library lets a duration of 30 hours begin again after 24.
+        # _convert converts dates, because the library makes 6 hours of a duration of 30 hours.
         frame, about = pyreadstat.read_sav(path, encoding=name, disable_datetime_conversion=True)
         _, declared = pyreadstat.read_sav(path, encoding=name, metadataonly=True, user_missing=True)
     except UNREADABLE as error:
@@ -49,7 +49,7 @@ def read_spss(path: Path, encoding: str) -> RawTable:
 
 
 def _convert(path: Path, frame: Any, formats: Mapping[str, Any]) -> list[str]:
-    """Turn the numbers of date and time columns into such, by their formats; returns what to say about it."""
+    """Turn numbers into dates and times in the columns whose SPSS format says so. Returns notes."""
     notes = []
     for place, name in enumerate(frame.columns):
         kind, values = formats[name].upper().rstrip("0123456789."), frame.iloc[:, place]
@@ -70,13 +70,13 @@ def _convert(path: Path, frame: Any, formats: Mapping[str, Any]) -> list[str]:
 
 
 def _moments(path: Path, name: str, values: Sequence[float], *, whole_days: bool) -> pd.Series:
-    made: list[datetime.datetime | None] = []
+    moments: list[datetime.datetime | None] = []
     for row, value in enumerate(values, start=1):
         try:
-            made.append(None if value != value else EPOCH + _seconds(value // DAY * DAY if whole_days else value))
+            moments.append(None if value != value else EPOCH + _seconds(value // DAY * DAY if whole_days else value))
         except OverflowError:
             raise InputError(f"{path}: column {name}, row {row} of the table: a date beyond the year 9999") from None
-    return _series(made)
+    return _series(moments)
 
 
 def _seconds(value: float) -> datetime.timedelta:

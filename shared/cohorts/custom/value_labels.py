@@ -1,4 +1,4 @@
-"""Labels that a statistics package's file gives to the values of a column."""
+"""Puts the labels of values, which files of statistics packages contain, into a table."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from shared.cohorts.tables import RawTable, plain_name
 
 
 def with_labels(table: RawTable, labels: Mapping[str, Mapping[Any, str]], notes: Sequence[str]) -> RawTable:
-    """A table with the labels of its values in place of these, by column; a value without a label stays as it is.
+    """The table with labels in place of values. A value without a label is not changed.
 
-    The values before are kept as `codes`. `notes` are added to the table's.
+    `labels` are, by column, the label of each value. The original values are kept as `codes`. `notes` are added to the table's.
     """
-    meanings = {plain_name(name): _plain(given) for name, given in labels.items()}
-    known = {name: given for name, given in meanings.items() if given and name in table.columns}
-    shown = {name: [given.get(cell, cell) for cell in table.columns[name]] for name, given in known.items()}
+    plain_labels = {plain_name(name): _plain(label_of) for name, label_of in labels.items()}
+    value_labels = {name: label_of for name, label_of in plain_labels.items() if label_of and name in table.columns}
+    labelled = {
+        name: [label_of.get(cell, cell) for cell in table.columns[name]] for name, label_of in value_labels.items()
+    }
     return dataclasses.replace(
         table,
-        columns={**table.columns, **shown},
-        codes={name: table.columns[name] for name in known},
-        value_labels=known,
+        columns={**table.columns, **labelled},
+        codes={name: table.columns[name] for name in value_labels},
+        value_labels=value_labels,
         notes=[*table.notes, *notes],
     )
 
 
 def _plain(labels: Mapping[Any, str]) -> dict[Any, str]:
-    """Labels without blanks around them; an empty label is none."""
+    """Labels with single blanks between words and none at the ends. Empty labels are left out."""
     return {value: " ".join(label.split()) for value, label in labels.items() if label.strip() and value != ""}

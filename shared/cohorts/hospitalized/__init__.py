@@ -1,7 +1,7 @@
 """The hospitalised cohort: days 1 to 7 of an intensive care stay, in slots of eight hours (spec: registry, a.4).
 
-Columns go by name: `layout.json` beside this file says which belongs where, and a file of that name among the raw files
-takes its place. Day 8 is kept for the labels of the AKI task only. A value that the mask marks is missing.
+The file `layout.json` beside this one says which column belongs to which section; a `layout.json` among the raw files replaces
+it. Day 8 is used only for the labels of the AKI task. A value is missing if the mask file has 0 for it.
 """
 
 from __future__ import annotations
@@ -39,74 +39,80 @@ _FIRST = re.compile(r"d1_(?![23]_)")
 
 
 def layout(source: Path) -> dict[str, Any]:
-    """Which column belongs where: `layout.json` in `source`, or this module's. Raises InputError where a key is missing."""
-    own = Path(__file__).parent / LAYOUT
-    path = source / LAYOUT if (source / LAYOUT).is_file() else own
-    found = files.read_json(path)
-    missing = [key for key in files.read_json(own) if not isinstance(found, dict) or key not in found]
+    """Which column belongs to which section: `layout.json` in `source`, or else the one of this module.
+
+    Raises InputError if a key is missing.
+    """
+    default = Path(__file__).parent / LAYOUT
+    path = source / LAYOUT if (source / LAYOUT).is_file() else default
+    plan = files.read_json(path)
+    missing = [key for key in files.read_json(default) if not isinstance(plan, dict) or key not in plan]
     if missing:
         raise InputError(f"{path}: these keys are missing: {', '.join(missing)}")
-    return found
+    return plan
 
 
 def digests(source: Path) -> dict[str, str]:
-    """Digest of each raw file in `source`, by its name."""
+    """The checksum of each raw file in `source`, by file name. Raises InputError that lists every missing file."""
     paths = [*find(source, FILES).values(), *([source / LAYOUT] if (source / LAYOUT).is_file() else [])]
     return {path.name: tables.digest(path) for path in paths}
 
 
 def placed(plan: Mapping[str, Any]) -> dict[str, str]:
-    """The section header of each column that is shown, in the order of the record."""
-    found = {name: part["header"] for part in plan["sections"] for name in part["columns"]}
+    """The section header of each column that is shown, by column name, in the order of the record."""
+    header_of = {name: part["header"] for part in plan["sections"] for name in part["columns"]}
     for day in DAYS:
         for slot in SLOTS:
-            found |= {f"d{day}_{slot}_{name}": f"[Day {day} {HOURS[slot]}]" for name in plan["eight_hourly"]}
-        found |= {f"d{day}_{name}": f"[Day {day}]" for name in plan["daily"]}
-    return found | dict.fromkeys(plan["outcomes"]["columns"], plan["outcomes"]["header"])
+            header_of |= {f"d{day}_{slot}_{name}": f"[Day {day} {HOURS[slot]}]" for name in plan["eight_hourly"]}
+        header_of |= {f"d{day}_{name}": f"[Day {day}]" for name in plan["daily"]}
+    return header_of | dict.fromkeys(plan["outcomes"]["columns"], plan["outcomes"]["header"])
 
 
 def read_frames(
     source: Path, *, in_parts: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str], list[str]]:
-    """Data and mask of the cohort's patients (index: row in the file), the display name of each column, and notes.
+    """Read the data and the mask of the patients in the cohort, the display name of each column, and notes.
 
-    `in_parts`: the data as the original read them, in parts with types of their own, so that a text anywhere in a column of
-    numbers leaves the numbers of its part as texts. Raises InputError naming the columns where data, mask, metadata and
-    layout do not agree.
+    Both tables are `[patients, columns]`, with the row in the file as index. With `in_parts`, pandas reads the file in parts
+    and finds the types of each part separately, as in the original: if a column of numbers has a text, the numbers in the same
+    part become texts too. Raises InputError that names the columns if data, mask, metadata and layout do not agree.
     """
-    found, plan = find(source, FILES), layout(source)
-    (data, left_out), (mask, also_left_out) = _frame(found["data"], in_parts=in_parts), _frame(found["mask"])
-    metadata = tables.read_table(found["metadata"], merged=True)
+    paths, plan = find(source, FILES), layout(source)
+    (data, left_out), (mask, also_left_out) = _frame(paths["data"], in_parts=in_parts), _frame(paths["mask"])
+    metadata = tables.read_table(paths["metadata"], merged=True)
     if COLUMN_NAMES not in metadata.columns:
         raise InputError(f"{metadata.path}: these columns are missing: {COLUMN_NAMES}")
     names = [tables.plain_name(name) for name in metadata.columns[COLUMN_NAMES]]
-    _same(found["data"], set(data.columns), metadata.path, set(names))
-    _same(found["mask"], set(mask.columns), found["data"], set(data.columns))
+    _same(paths["data"], set(data.columns), metadata.path, set(names))
+    _same(paths["mask"], set(mask.columns), paths["data"], set(data.columns))
     if len(mask) != len(data):
-        raise InputError(f"{found['mask']}: {len(mask)} rows, but {found['data'].name} has {len(data)}")
-    shown = _display_names(found["names"], [name for name in names if _FIRST.match(name) or not _DATED.match(name)])
+        raise InputError(f"{paths['mask']}: {len(mask)} rows, but {paths['data'].name} has {len(data)}")
+    shown = _display_names(paths["names"], [name for name in names if _FIRST.match(name) or not _DATED.match(name)])
     wanted = [*placed(plan), plan["identifier"], plan["excluded"], plan["icu"], plan["year"], *FLAGS]
     absent = [name for name in wanted if name not in data.columns]
     if absent:
-        raise InputError(f"{found['data']}: columns of the layout are missing: {', '.join(absent[:10])}; "
+        raise InputError(f"{paths['data']}: columns of the layout are missing: {', '.join(absent[:10])}; "
                          f"describe this export in a {LAYOUT} beside it")  # fmt: skip
     unplaced = [name for name in shown if name not in {*wanted, *plan["not_shown"], *_first_slot(plan)}]
     if unplaced:
-        raise InputError(f"{found['data']}: the layout does not place these columns: {', '.join(unplaced[:10])}; "
+        raise InputError(f"{paths['data']}: the layout does not place these columns: {', '.join(unplaced[:10])}; "
                          f"describe this export in a {LAYOUT} beside it")  # fmt: skip
-    icu, excluded = (_flag(found["data"], data[plan[name]]) for name in ("icu", "excluded"))
+    icu, excluded = (_flag(paths["data"], data[plan[name]]) for name in ("icu", "excluded"))
     rows = (icu == 1) & (excluded == 0)
     if not rows.any():
-        raise InputError(f"{found['data']}: no row has {plan['icu']} = 1 and {plan['excluded']} = 0")
+        raise InputError(f"{paths['data']}: no row has {plan['icu']} = 1 and {plan['excluded']} = 0")
     notes = [*left_out, *also_left_out, *metadata.notes]
     unknown = int((icu.isna() | excluded.isna()).sum())
     if unknown:
-        notes.append(f"{found['data'].name}: {unknown} rows without {plan['icu']} or {plan['excluded']} are left out")
+        notes.append(f"{paths['data'].name}: {unknown} rows without {plan['icu']} or {plan['excluded']} are left out")
     return data[rows], mask[rows], {name: _display(name, shown) for name in placed(plan)}, notes
 
 
 def _flag(path: Path, column: pd.Series) -> pd.Series:
-    """What decides who belongs to the cohort: 1, 0 or missing. Raises InputError for anything else: a patient would be lost."""
+    """A column of 1 and 0 (NaN where missing) that decides which patients belong to the cohort.
+
+    Raises InputError for any other value, since the patient would be left out silently.
+    """
     numbers = pd.to_numeric(column, errors="coerce").astype("float64")
     wrong = column.index[column.notna() & ~numbers.isin([0, 1])]
     if len(wrong):
@@ -117,7 +123,7 @@ def _flag(path: Path, column: pd.Series) -> pd.Series:
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:
-    """A column whose cells are texts because of a text elsewhere in it, as numbers where all that is left are numbers."""
+    """The column as numbers, if all its cells that are not missing are numbers or texts that spell numbers."""
     if pd.api.types.is_numeric_dtype(column):
         return column
     numbers = pd.to_numeric(column, errors="coerce")
@@ -129,7 +135,7 @@ def _first_slot(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _frame(path: Path, *, in_parts: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """The table as pandas types it, names as `plain_name` makes them, without a first column of row numbers; and notes."""
+    """Read a table with pandas: plain column names, no first column of row numbers; and notes on what is left out."""
     if path.suffix == ".parquet":
         frame = tables.read_parquet(path).reset_index(drop=True)
     else:
@@ -158,31 +164,32 @@ def _same(path: Path, here: set[str], other: Path, there: set[str]) -> None:
         )
 
 
-def _display_names(path: Path, kept: list[str]) -> dict[str, str]:
+def _display_names(path: Path, names: list[str]) -> dict[str, str]:
+    """The display name of each of `names`, from the file of names at `path`."""
     table = tables.read_table(path, merged=True)
     if SHOWN not in table.columns:
         raise InputError(f"{path}: these columns are missing: {SHOWN}")
     shown = [str(text) for text in table.columns[SHOWN]]
     if NAME in table.columns:
         by_name = dict(zip(map(tables.plain_name, table.columns[NAME]), shown, strict=True))
-        absent = [name for name in kept if name not in by_name]
+        absent = [name for name in names if name not in by_name]
         if absent:
             raise InputError(f"{path}: these columns have no line: {', '.join(absent[:10])}")
-        return {name: by_name[name] for name in kept}
-    if len(shown) != len(kept):
-        raise InputError(f"{path}: {len(shown)} lines for {len(kept)} columns; there must be one for each column that is not "
+        return {name: by_name[name] for name in names}
+    if len(shown) != len(names):
+        raise InputError(f"{path}: {len(shown)} lines for {len(names)} columns; there must be one for each column that is not "
                          f"of a later day or slot, or a column {NAME} that says whose each is")  # fmt: skip
-    return dict(zip(kept, shown, strict=True))
+    return dict(zip(names, shown, strict=True))
 
 
 def _display(name: str, shown: Mapping[str, str]) -> str:
-    """Later days and slots are called as the first."""
+    """The display name of a column. A column of a later day or slot has the name of the first."""
     first = re.sub(r"^d\d_(\d_)?", lambda match: "d1_1_" if match[1] else "d1_", name)
     return shown[name] if name in shown else shown[first]
 
 
 def words(plan: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """For each column that says yes or no in a record, what 1 and 0 are called."""
+    """The labels of 1 and 0 for each column whose values are shown as words, by column name."""
     numbers = set(plan["numbers"])
     vitals = {name for name in plan["eight_hourly"] if "aki" not in name}
     coded = {}
@@ -195,7 +202,7 @@ def words(plan: Mapping[str, Any]) -> dict[str, dict[int, str]]:
 
 
 def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
-    """Read the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
+    """Read the raw files in `source`. Raises InputError that names the wrong file or column."""
     data, mask, shown, notes = read_frames(source)
     plan = layout(source)
     coded = words(plan)
@@ -232,7 +239,7 @@ def _identifying(source: Path, ids: pd.Series) -> tables.RawTable:
 
 
 def paper_frame(source: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The original's table (its ids in `Unique ID`, blanks as `N/A`), and its AKI flags by slot, NaN where unknown."""
+    """The table of the original (ids in `Unique ID`, `N/A` where missing), and its AKI flags by slot (NaN where unknown)."""
     data, mask, shown, _ = read_frames(source, in_parts=True)
     plan = layout(source)
     coded = words(plan)
@@ -251,7 +258,10 @@ def _texts(name: str, values: pd.Series, coded: Mapping[int, str]) -> list[str |
 
 
 def _numbers(name: str, values: pd.Series) -> np.ndarray:
-    """Cells as float64, NaN where missing. pandas takes `inf` for a number, NumPy `12_3`."""
+    """Cells as float64 `[patients]`, NaN where missing. Raises InputError for other cells.
+
+    `inf` and `12_3` are refused, which pandas and NumPy accept as numbers.
+    """
     if pd.api.types.is_numeric_dtype(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
         wrong = np.isinf(numbers)

@@ -1,4 +1,4 @@
-"""One row for each charted time of a stay: 65 columns, filled from measurements, laboratory and ventilation."""
+"""One row of 65 columns for each charted time of a stay, from bedside measurements, laboratory values and ventilation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ VENTILATION = ("mechvent", "extubated")
 class Charted:
     """Charted times in ascending order of stay and time.
 
-    stay: `[rows]` int64, a position among the stays asked for; time: `[rows]` int64 epoch seconds; values: `[rows, 65]`
-    float64, NaN where missing, in the order of `COLUMNS`.
+    stay: `[rows]` int64, the position of the stay in its batch; time: `[rows]` int64, epoch seconds; values: `[rows, 65]`
+    float64, NaN where missing, columns in the order of `COLUMNS`.
     """
 
     stay: np.ndarray
@@ -29,16 +29,16 @@ class Charted:
     values: np.ndarray
 
     def column(self, name: str) -> np.ndarray:
-        """A view of one column, `[rows]`."""
+        """The values of one column, as a view that can be changed in place: `[rows]`."""
         return self.values[:, POSITION[name]]
 
 
 def chart(ce: pd.DataFrame, labs: pd.DataFrame, mechvent: pd.DataFrame) -> Charted:
-    """Rows for the union of all times in the three tables.
+    """One row for each time that occurs in one of the three tables.
 
-    Each table has integer `stay` and `time`; ce and labs also itemid and valuenum, mechvent its two flags. Rows later in
-    a table overwrite earlier ones in the same cell; a row whose item is no column, or without a number, still makes a
-    charted time. (Spec: mimic3, 5.)
+    Each table has integer columns `stay` and `time`; `ce` (bedside) and `labs` also have itemid and valuenum, `mechvent` its
+    two flags. If several rows of a table belong to the same cell, the last one counts. A row without a number, or whose item
+    is none of the columns, still makes a charted time. (Spec: mimic3, 5.)
     """
     tables = (ce, labs, mechvent)
     stay, time = (np.concatenate([table[name].to_numpy(np.int64) for table in tables]) for name in ("stay", "time"))
@@ -52,7 +52,7 @@ def chart(ce: pd.DataFrame, labs: pd.DataFrame, mechvent: pd.DataFrame) -> Chart
         place = known.index.get_indexer(pd.Index(table["itemid"]))
         listed = place >= 0
         column = known.to_numpy()[place[listed]]
-        # Of several values for one cell NumPy keeps the last.
+        # If several values belong to the same cell, NumPy keeps the last.
         values[rows[end - len(table) : end][listed], column] = table["valuenum"].to_numpy(float)[listed]
     for name in VENTILATION:
         values[rows[ends[1] :], POSITION[name]] = mechvent[name].to_numpy(float)
@@ -60,9 +60,10 @@ def chart(ce: pd.DataFrame, labs: pd.DataFrame, mechvent: pd.DataFrame) -> Chart
 
 
 def hold(charted: Charted, potassium_hours: float | None = None) -> np.ndarray:
-    """`charted.values` with missing cells filled by the stay's last measured value, if it is not too old.
+    """`charted.values` `[rows, 65]` with each missing cell filled by the last measured value of the stay, if it is still valid.
 
-    How old it may be is set for each column by the reference list; `potassium_hours` replaces its entry. (Spec: mimic3, 6.9.)
+    `reference.hold_hours` says how long a value is valid; `potassium_hours` replaces its entry for potassium. (Spec: mimic3,
+    6.9.)
     """
     hours = reference.hold_hours()
     if potassium_hours is not None:

@@ -1,4 +1,4 @@
-"""Values out of bounds removed, and what follows from other values derived (spec: mimic3, 6). All in place."""
+"""Removes impossible values, and fills values that can be computed from others (spec: mimic3, 6). All changes are in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.cohorts.mimic3.charting import Charted, hold
 
-# Removed below the first and above the second number.
+# Values below the first or above the second number are removed.
 BOUNDS: dict[str, tuple[float, float]] = {
     "Weight_kg": (-np.inf, 300), "HR": (-np.inf, 250), "SysBP": (-np.inf, 300), "MeanBP": (0, 200), "DiaBP": (0, 200),
     "RR": (-np.inf, 80), "SpO2": (-np.inf, 150), "Temp_C": (-np.inf, 90), "FiO2_100": (-np.inf, 100),
@@ -20,8 +20,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "INR": (-np.inf, 20), "Arterial_pH": (6.7, 8), "paO2": (-np.inf, 700), "paCO2": (-np.inf, 200),
     "Arterial_BE": (-50, np.inf), "Arterial_lactate": (-np.inf, 30),
 }  # fmt: skip
-GCS_OF_RASS = {-1: 14, -2: 12, -3: 11, -4: 6, -5: 3}
-# Oxygen devices, limits of the flow in L/min that each bracket includes, FiO2 in percent, and FiO2 of an unknown flow.
+GCS_OF_RASS = {-1: 14, -2: 12, -3: 11, -4: 6, -5: 3}  # the Glasgow coma scale that belongs to a RASS sedation level
+# For groups of oxygen devices: their codes, upper limits of the flow in L/min (included), the FiO2 in percent up to each
+# limit, and the FiO2 if the flow is unknown.
 DEVICES = (
     ((0, 2), (1, 2, 3, 4, 5, 6, 8, 10, 12, 15), (24, 28, 32, 36, 40, 44, 50, 55, 62, 70), 21.0),
     ((1, 3, 4, 5, 6, 9, 10), (4, 6, 8, 10, 12, 15), (36, 40, 58, 66, 69, 75), np.nan),
@@ -30,7 +31,10 @@ DEVICES = (
 
 
 def clean(charted: Charted, *, second: bool, fixes: Collection[str] = ()) -> Charted:
-    """The cleaned and held rows; `second` is the pass over the retained cohort, which differs in a few rules."""
+    """The cleaned rows, with valid earlier values held. `second` is the second pass, which has a few different rules.
+
+    `charted` is changed in place. `fixes` are corrections of the original, see `fixes.FIXES`.
+    """
     with np.errstate(invalid="ignore"):
         _bound(charted, second, fixes)
         _gcs(charted)
@@ -82,7 +86,9 @@ def _oxygen(charted: Charted, second: bool, fixes: Collection[str]) -> None:
         device = np.where(np.isnan(device), 0, device)
     estimate = np.full(len(device), np.nan)
     for devices, limits, values, unknown in DEVICES:
-        bracket = np.searchsorted(limits, flow)  # a flow beyond the last limit, or unknown, gets the index after it
+        bracket = np.searchsorted(
+            limits, flow
+        )  # a flow above the last limit, or an unknown one, gets the last index + 1
         percents = np.where(np.isnan(flow), unknown, np.array([*values, np.nan])[bracket])
         _copy(percents, estimate, np.isin(device, devices))
     _copy(estimate, percent, np.isnan(held.column("FiO2_100")) & ~np.isnan(estimate))

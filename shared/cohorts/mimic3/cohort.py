@@ -1,4 +1,4 @@
-"""From the extracts to the sepsis cohort: two passes over the charted data, the second on the stays that remain."""
+"""Makes the sepsis cohort from the extracts, in two passes; the second uses only the stays that the exclusions left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.cohorts.mimic3.onset import onsets
 from shared.cohorts.mimic3.reading import Extracts
 
 ADULT_DAYS = 6_574
-CONSTANTS = {  # of a stay: name in the window table -> name in demog
+CONSTANTS = {  # values that do not change during a stay: name in the window table -> name in demog
     "gender": "gender",
     "age": "age",
     "elixhauser": "elixhauser",
@@ -28,21 +28,21 @@ NEAR_DEATH = 48 * patients.HOUR
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What changes the cohort."""
+    """The options that change the cohort: how ties are resolved (see `neighbours.TIES`), and the corrections (see `fixes`)."""
 
     ties: str = "stable"
     fixes: frozenset[str] = frozenset()
 
     @property
     def as_csv(self) -> bool:
-        """Whether numbers are those that the original's CSV readers gave, as its results have them."""
+        """Whether numbers have the rounding errors of the original's CSV readers, for results equal to the original's."""
         return self.ties == "introsort"
 
 
 def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Adult stays with an onset of suspected infection, ascending by id, and how many were lost before.
+    """The stays of adults with suspected infection, in ascending order of id, and how many stays were left out and why.
 
-    Columns: icustay_id, onset, dischtime, outtime, dod and what `CONSTANTS` names.
+    Columns: icustay_id, onset, dischtime, outtime, dod, and those in `CONSTANTS`.
     """
     everything, stays = extracts.whole("demog"), extracts.whole("preadm_fluid")
     demog = patients.reduce_demog(everything)
@@ -52,7 +52,7 @@ def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
     demog = demog.set_index("icustay_id").assign(onset=onset)
     infected = demog[demog["onset"] > 0]
     adults = infected[infected["age"] > ADULT_DAYS].sort_index()
-    lost = {
+    left_out = {
         "patients": int(everything["subject_id"].nunique()),
         "ICU stays": len(stays),
         "without their admission or patient on file": len(stays) - len(everything),
@@ -63,13 +63,16 @@ def candidates(extracts: Extracts) -> tuple[pd.DataFrame, dict[str, int]]:
         "not adult": len(infected) - len(adults),
     }
     columns = ["onset", "dischtime", "outtime", "dod", *CONSTANTS.values()]
-    return adults[columns].reset_index(), lost
+    return adults[columns].reset_index(), left_out
 
 
 def window_table(
     extracts: Extracts, stays: pd.DataFrame, options: Options, *, second: bool, report: Callable[[int], object]
 ) -> pd.DataFrame:
-    """The windows of `stays` before imputation, ascending by stay and bloc; `report(n)` after every n stays."""
+    """The windows of `stays` before imputation, in ascending order of stay and bloc.
+
+    `second` says that it is the second pass. `report(n)` is called after each batch of n stays.
+    """
     tables = []
     for batch in extracts.batches(stays):
         tables.append(_windows_of(extracts, batch, options, second=second))
@@ -87,8 +90,8 @@ def _windows_of(extracts: Extracts, stays: pd.DataFrame, options: Options, *, se
         mv["norm_rate"] = mv["tev"] * mv["rate"] / mv["amount"]
     urine_before = pd.Series(0.0, index=range(len(stays)))
     if "preadmission_urine" in options.fixes:
-        noted = extracts.of_stays("preadm_uo", stays)
-        urine_before = urine_before.add(noted.groupby("stay")["value"].sum(), fill_value=0)
+        before_icu = extracts.of_stays("preadm_uo", stays)
+        urine_before = urine_before.add(before_icu.groupby("stay")["value"].sum(), fill_value=0)
     fluids_before = extracts.of_stays("preadm_fluid", stays).set_index("stay")["inputpreadm"]
     parts = (
         windows.vasopressors(table, extracts.of_stays("vaso_mv", stays), extracts.of_stays("vaso_cv", stays)),
@@ -101,11 +104,11 @@ def _windows_of(extracts: Extracts, stays: pd.DataFrame, options: Options, *, se
 
 
 def _constants(stays: pd.DataFrame, last: pd.Series) -> pd.DataFrame:
-    constants = stays[list(CONSTANTS.values())].rename(columns={v: k for k, v in CONSTANTS.items()})
-    near = (stays["dod"] - stays["outtime"]).abs() < NEAR_DEATH
+    constants = stays[list(CONSTANTS.values())].rename(columns={source: name for name, source in CONSTANTS.items()})
+    died_near_end = (stays["dod"] - stays["outtime"]).abs() < NEAR_DEATH
     return constants.astype(float).assign(
         icustayid=stays["icustay_id"],
         presumed_onset=stays["onset"],
-        died_within_48h_of_out_time=near.astype(float),
+        died_within_48h_of_out_time=died_near_end.astype(float),
         delay_end_of_record_and_discharge_or_death=(stays["dischtime"] - last) / patients.HOUR,
     )

@@ -1,7 +1,8 @@
-"""Numbers as the original's CSV readers gave them, which are off in their last digit here and there (spec: mimic3, 12).
+"""Reproduces the rounding errors of the CSV readers that the original used (spec: mimic3, 12).
 
-Its cohort script read the extracts with pandas 0.24, its question scripts the final table with pandas 2.2. Neither
-default parser gives back the number that was written. Results are equal to the last bit only with the same errors.
+Its cohort script read the extracts with pandas 0.24, and its question scripts read the final table with pandas 2.2. The default
+parser of both sometimes returns a number that differs in the last digit from the number in the file. Results are equal to the
+original's in every bit only with the same errors.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-LATE_DIGITS = 17  # pandas 2.2 takes no further digits, leading zeros included
+LATE_DIGITS = 17  # pandas 2.2 reads at most so many digits, leading zeros included
 
 Reader = Callable[[float], float]
 
 
 def reread(table: pd.DataFrame, reader: Reader) -> pd.DataFrame:
-    """The table with every float column as `reader` gives its numbers back; integers and missing values stay."""
+    """The table with every number of its float columns replaced by what `reader` returns for it.
+
+    Integers and missing values are not changed.
+    """
     result = table.copy()
     for name in table.columns[table.dtypes == np.float64]:
         codes, distinct = pd.factorize(table[name])
@@ -26,7 +30,7 @@ def reread(table: pd.DataFrame, reader: Reader) -> pd.DataFrame:
 
 
 def early(value: float) -> float:
-    """As pandas 0.24 read it: all digits as one number, then divided by 10, 100, 10,000 and so on in turn."""
+    """The number that pandas 0.24 reads: all digits as one number, then multiplied or divided by powers of ten in turn."""
     if not np.isfinite(value):
         return value
     digits, power = _written(value)
@@ -40,7 +44,7 @@ def early(value: float) -> float:
 
 
 def late(value: float) -> float:
-    """As pandas 2.2 read it: 17 digits at most, divided once by their power of ten."""
+    """The number that pandas 2.2 reads: at most 17 digits as one number, then multiplied or divided by one power of ten."""
     if not np.isfinite(value):
         return value
     digits, power = _written(value)
@@ -51,7 +55,7 @@ def late(value: float) -> float:
 
 
 def _written(value: float) -> tuple[str, int]:
-    """The digits of the shortest text of a number, and the power of ten of the last of them."""
+    """The digits of the shortest text of a number, and the power of ten of the last digit."""
     mantissa, _, exponent = repr(abs(value)).partition("e")
     whole, _, decimals = mantissa.partition(".")
     return whole + decimals, int(exponent or 0) - len(decimals)

@@ -1,16 +1,17 @@
-"""Stays that leave the cohort after the first pass, one rule after the other (spec: mimic3, 9)."""
+"""The rules that remove stays from the cohort after the first pass (spec: mimic3, 9)."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-MOST_URINE, MOST_INPUT, MOST_BILIRUBIN = 12_000, 10_000, 10_000  # beyond these an entry is wrong
+MOST_URINE, MOST_INPUT, MOST_BILIRUBIN = 12_000, 10_000, 10_000  # a larger entry must be wrong
 
 
 def retained(windows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The stays kept, and how many each rule took.
+    """The stays that remain, and how many stays each rule removed.
 
-    The stays, ascending: icustayid, morta_90d, max_sofa, max_sirs, sepsis_time. `windows` is the first pass's table.
+    `windows` is the table of the first pass. The stays are in ascending order, with the columns icustayid, morta_90d,
+    max_sofa, max_sirs and sepsis_time. The rules are applied one after the other.
     """
     stays = _summary(windows)
     rules = {
@@ -21,13 +22,13 @@ def retained(windows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
         "died at the end of the record": (stays["died_within_48h_of_out_time"] == 1) & (stays["delay"] < 24),
         "SOFA below 2": ~(stays["max_sofa"] >= 2),
     }
-    kept = pd.Series(True, index=stays.index)
-    lost = {}
+    remains = pd.Series(True, index=stays.index)
+    removed = {}
     for name, rule in rules.items():
-        lost[name] = int((kept & rule).sum())
-        kept &= ~rule
+        removed[name] = int((remains & rule).sum())
+        remains &= ~rule
     columns = ["morta_90d", "max_sofa", "max_sirs", "sepsis_time"]
-    return stays.loc[kept, columns].reset_index(names="icustayid"), lost
+    return stays.loc[remains, columns].reset_index(names="icustayid"), removed
 
 
 def _summary(windows: pd.DataFrame) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def _summary(windows: pd.DataFrame) -> pd.DataFrame:
         died_within_48h_of_out_time=("died_within_48h_of_out_time", "first"),
         delay=("delay_end_of_record_and_discharge_or_death", "first"),
     )
-    # The original takes the row whose bloc is the number of rows for the last one; after a gap it is another, or none.
+    # The original takes the row whose bloc equals the number of rows as the last one. If a window is absent, this is wrong.
     last = windows[windows["bloc"] == by_stay["bloc"].transform("size")].set_index("icustayid")
     return stays.assign(last_dose=last["max_dose_vaso"], last_sofa=last["SOFA"])
 

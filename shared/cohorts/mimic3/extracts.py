@@ -1,4 +1,4 @@
-"""The fifteen extracts: each is one SQL file over the CSV files, and one Parquet file in the end."""
+"""The extracts from the CSV files: each is made by one SQL query, and written as one Parquet file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.cohorts.mimic3 import reference, tables
 from shared.cohorts.mimic3.tables import Table
 from shared.storage import files
 
-# CHARTEVENTS is read once, into `charted`; the four extracts made from it read that.
+# CHARTEVENTS is very large, so it is read once, into `charted`. Four extracts are made from that.
 NAMES = (
     "charted", "culture", "microbio", "abx", "demog", "ce", "labs_ce", "labs_le", "uo", "preadm_uo", "fluid_mv",
     "fluid_cv", "preadm_fluid", "vaso_mv", "vaso_cv", "mechvent",
@@ -33,11 +33,11 @@ SOURCES = {
     "vaso_mv": ("inputevents_mv",),
     "vaso_cv": ("inputevents_cv",),
 } | dict.fromkeys(FROM_CHARTED, ("chartevents",))
-KNOWN_TEXTS = (  # every text that a rule of `ce` or `mechvent` names
+KNOWN_TEXTS = (  # all texts that the queries `ce` and `mechvent` compare with
     "", "None", "Ventilator", "Cannula", "Nasal Cannula", "Face Tent", "Aerosol-Cool", "Trach Mask", "Hi Flow Neb",
     "Non-Rebreather", "Venti Mask", "Medium Conc Mask", "Other/Remarks", "Extubated", "Self Extubation",
 )  # fmt: skip
-# Seconds in days as Postgres divides them: a decimal with 12 places, 16 below 900 million seconds, and then a double.
+# Converts seconds to days as Postgres does: a decimal number with 12 places (16 below 900 million seconds), then a double.
 POSTGRES_DAYS = (
     "CREATE MACRO places(s) AS CASE WHEN s < 900000000 THEN 16 ELSE 12 END",
     "CREATE MACRO one(s) AS CAST(CASE WHEN s < 900000000 THEN 10000000000000000 ELSE 1000000000000 END AS HUGEINT)",
@@ -50,7 +50,10 @@ POSTGRES_DAYS = (
 def connected(
     sources: Mapping[str, Table], folder: Path, *, memory: int, threads: int
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with a view for each table and the item lists, spilling into `folder` beyond `memory` bytes."""
+    """A DuckDB connection with a view for each table, and the item lists as tables.
+
+    If a query needs more than `memory` bytes, DuckDB uses files below `folder`, which are removed at the end.
+    """
     spill = folder / "spill"
     spill.mkdir(parents=True, exist_ok=True, mode=files.OWNER_ONLY_FOLDER)
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -62,7 +65,7 @@ def connected(
     try:
         connection.execute("CREATE MACRO seconds(x) AS CAST(epoch(x) AS BIGINT)")
         connection.execute(
-            # Postgres makes a decimal of a double's first 15 digits, and rounds it half away from zero.
+            # Postgres makes a decimal from the first 15 digits of a double, and rounds halves away from zero.
             "CREATE MACRO decimal3(x) AS CAST(round(CAST(printf('%.15g', x) AS DECIMAL(38, 17)), 3) AS DOUBLE)"
         )
         for macro in POSTGRES_DAYS:
@@ -85,15 +88,15 @@ def connected(
 
 
 def query(name: str) -> str:
-    """The SQL of an extract, from `sql/NAME.sql`."""
+    """The SQL query of an extract, from `sql/NAME.sql`."""
     return (resources.files(__package__) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def write(connection: duckdb.DuckDBPyConnection, name: str, sources: Mapping[str, Table], path: Path) -> int:
-    """Write an extract to `path` (Parquet, sorted as its query says); returns its rows.
+    """Write an extract to `path` as Parquet, in the order of its query. Returns the number of rows.
 
-    The extracts made from CHARTEVENTS read `charted.parquet` beside `path`. Raises InputError for a cell, a row or a
-    file that cannot be read.
+    The extracts from CHARTEVENTS read `charted.parquet` in the folder of `path`. Raises InputError if a file, a row or a cell
+    cannot be read.
     """
     if name in FROM_CHARTED:
         connection.execute(f"CREATE OR REPLACE VIEW charted AS FROM '{_sql(path.with_name('charted.parquet'))}'")
@@ -109,8 +112,8 @@ def _sql(path: Path) -> str:
 
 
 def missing(done: Callable[[str], bool]) -> list[str]:
-    """Extracts that are still to be written, in order; `charted` only where one that reads it is among them."""
-    left = [name for name in NAMES if name != "charted" and not done(name)]
-    if set(left) & set(FROM_CHARTED) and not done("charted"):
-        left.insert(0, "charted")
-    return left
+    """The extracts that must still be written, in order. `charted` is among them only if another extract needs it."""
+    not_done = [name for name in NAMES if name != "charted" and not done(name)]
+    if set(not_done) & set(FROM_CHARTED) and not done("charted"):
+        not_done.insert(0, "charted")
+    return not_done

@@ -1,4 +1,4 @@
-"""The final table: the columns and their order that the original's readers expect (spec: mimic3, 10)."""
+"""The final table, with the columns and the order that the original's programs expect (spec: mimic3, 10)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def final_table(windows: pd.DataFrame) -> pd.DataFrame:
-    """The second pass's windows as `COLUMNS`; rows ascending by stay and bloc."""
+    """The final table from the windows of the second pass: the columns `COLUMNS`, rows in ascending order of stay and bloc."""
     stay = windows["icustayid"]
     by_stay = stay.groupby(stay)
     last = by_stay.cumcount(ascending=False) == 0
@@ -39,22 +39,22 @@ def final_table(windows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _actions(windows: pd.DataFrame) -> pd.Series:
-    """0 to 24: five times the quartile of fluids given (0 for none) plus that of the vasopressor dose."""
+    """The action of each window, 0 to 24: five times the quartile of the fluid volume (0: none) plus that of the dose."""
     fluids, dose = windows["input_4hourly"], windows["max_dose_vaso"]
     fluid_bin = _quartiles(fluids, fluids > 0, 0.2499999999)
     dose_bin = _quartiles(dose, dose != 0, 0.249999999999)
     return (5 * fluid_bin + dose_bin.where(dose == 0, dose_bin.clip(lower=1))).astype("int64")
 
 
-def _quartiles(values: pd.Series, given: pd.Series, shift: float) -> pd.Series:
-    rank = values[given].rank() / given.sum()
+def _quartiles(values: pd.Series, was_given: pd.Series, shift: float) -> pd.Series:
+    rank = values[was_given].rank() / was_given.sum()
     return (4 * (rank + shift) // 1).reindex(values.index, fill_value=0)
 
 
 def reread(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as the original's question scripts had it, after writing it as CSV and reading it with pandas 2.2.
+    """The table as the original's question scripts read it: written as CSV, then read with pandas 2.2.
 
-    Numbers differ in their last digits, and some that differed become equal. Which options the scripts draw depends on how
-    many distinct numbers there are.
+    The last digits of some numbers change, and some distinct numbers become equal. This matters because the options that the
+    scripts draw depend on how many distinct numbers there are.
     """
     return csv_numbers.reread(table, csv_numbers.late)

@@ -1,4 +1,4 @@
-"""Corrections of the original's errors, each off by default so that results compare with the paper's."""
+"""Corrections of errors in the original. All are off by default, so that results can be compared with the paper."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ FIXES = {
 
 
 def parse(text: str) -> frozenset[str]:
-    """The names in `--fix`: "" for none, "all", or names separated by commas. Raises InputError for another name."""
+    """The corrections that `--fix` asks for: "" for none, "all", or names separated by commas.
+
+    Raises InputError for any other name.
+    """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
         return frozenset(FIXES)
-    wrong = [name for name in names if name not in FIXES]
-    if wrong:
-        raise InputError(f"--fix={text}: {wrong[0]!r} is no correction; there are all, {', '.join(FIXES)}")
+    unknown = [name for name in names if name not in FIXES]
+    if unknown:
+        raise InputError(f"--fix={text}: {unknown[0]!r} is no correction; there are all, {', '.join(FIXES)}")
     return frozenset(names)

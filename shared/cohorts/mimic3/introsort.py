@@ -1,21 +1,21 @@
-"""The order in which NumPy's portable `argsort` (introsort) leaves equal numbers; needed to take the original's ties.
+"""Reproduces the order that NumPy's portable `argsort` (introsort) gives to equal numbers; the original depends on it for ties.
 
-NumPy with AVX-512, or from version 2, sorts ties in another order, so the algorithm is written out here: quicksort with
-the median of three, insertion sort for short ranges, heapsort below a depth (numpy/_core/src/npysort/quicksort.cpp).
-Only ranges that hold a key of interest are sorted at all; what happens elsewhere does not change their order.
+NumPy with AVX-512, and NumPy from version 2 on, give ties another order. So the algorithm is implemented here: quicksort with
+the median of three, insertion sort for short ranges, heapsort beyond a depth (numpy/_core/src/npysort/quicksort.cpp). Only
+ranges that contain a wanted key are sorted; the others do not change the order of the wanted ones.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SHORT = 15  # ranges whose ends are at most this far apart are sorted by insertion
+SHORT = 15  # a range whose ends are at most so far apart is sorted by insertion
 
 
 def order_of(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`argsort(keys)` restricted to the positions whose key is one of `wanted`.
+    """`argsort(keys)` with only the positions whose key is in `wanted`.
 
-    keys: `[n]` without NaN; wanted: `[k]` distinct values, ascending. Returns positions, `[number of such keys]`.
+    keys: `[n]` without NaN; wanted: `[k]` distinct values in ascending order. Returns positions `[number of such keys]`.
     """
     order = np.arange(len(keys))
     stack = [(0, len(keys) - 1, 2 * (len(keys).bit_length() - 1))]
@@ -27,7 +27,7 @@ def order_of(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         if depth < 0:
             _heapsort(keys, order, left, right)
         elif right - left <= SHORT:
-            # Insertion sort leaves equal keys in their order, as every stable sort does.
+            # Insertion sort is stable, so any stable sort gives the same order.
             order[left : right + 1] = order[left : right + 1][np.argsort(inside, kind="stable")]
         else:
             middle = _partition(keys, order, left, right)
@@ -40,10 +40,11 @@ def _holds(wanted: np.ndarray, low: float, high: float) -> bool:
 
 
 def _partition(keys: np.ndarray, order: np.ndarray, left: int, right: int) -> int:
-    """One partition of `order[left : right + 1]` in place; returns where the pivot ends up.
+    """Partition `order[left : right + 1]` in place, as quicksort does. Returns the final position of the pivot.
 
-    Two pointers walk towards each other, stop at keys not below and not above the pivot, and swap what they stand on.
-    The k-th swap is of the k-th such key from the left with the k-th from the right, so all are made at once.
+    In NumPy two pointers move towards each other. The left one stops at keys that are not below the pivot, the right one at
+    keys that are not above it; then the two keys are swapped. The k-th swap exchanges the k-th such key from the left with the
+    k-th from the right, so all swaps can be made at once.
     """
     middle = left + ((right - left) >> 1)
     for low, high in ((left, middle), (middle, right), (left, middle)):
@@ -51,7 +52,7 @@ def _partition(keys: np.ndarray, order: np.ndarray, left: int, right: int) -> in
             order[low], order[high] = order[high], order[low]
     pivot = keys[order[middle]]
     order[middle], order[right - 1] = order[right - 1], order[middle]
-    inside = keys[order[left:right]]  # the pivot is its last
+    inside = keys[order[left:right]]  # the pivot is the last
     rising = left + 1 + np.flatnonzero(inside[1:] >= pivot)
     falling = left + np.flatnonzero(inside[:-1] <= pivot)[::-1]
     length = min(len(rising), len(falling))

@@ -1,8 +1,8 @@
-"""Imputation by the nearest neighbour (k = 1) among the rows of a chunk, in raw units, as the original's library does it.
+"""Imputation by the nearest neighbour (k = 1) among the rows of a chunk, in raw units, as in the original's library.
 
-The distance of two rows is the mean squared difference over the columns that both know. Everything is kept to the last
-bit, since equal distances are common and a bit decides who is nearest: squares are rounded to float32 and added in
-NumPy's order for a row that shares a column with every other, and added in float64 for one that does not.
+The distance of two rows is the mean squared difference over the columns that both have. Equal distances are common, and the
+last bit can decide which row is nearest, so the arithmetic is reproduced exactly: if a row shares a column with every other
+row, squares are rounded to float32 and added in NumPy's order; otherwise they are added in float64.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 from shared.cohorts.mimic3 import introsort
 
 CHUNK = 9_999  # rows that are compared with one another
-NEAREST = np.float32(1e-6)  # smaller distances are raised to this
-OWN = np.finfo(np.float32).max  # a row's distance to itself: above every other's, below that of rows not comparable
-LANES = 8  # NumPy adds a row's numbers in eight interleaved sums
+NEAREST = np.float32(1e-6)  # smaller distances are set to this
+OWN = np.finfo(np.float32).max  # the distance of a row to itself: larger than all others, smaller than infinity
+LANES = 8  # NumPy adds the numbers of a row in eight interleaved sums
 TIES = ("stable", "introsort")
 
 
 def impute(
     table: np.ndarray, *, ties: str, chunk: int = CHUNK, progress: Callable[[int], object] | None = None
 ) -> np.ndarray:
-    """`[rows, columns]` float64 with every missing (NaN) cell filled from the nearest row that knows the column.
+    """Fill each missing cell (NaN) of `table` `[rows, columns]` from the nearest row that has a value there.
 
-    Rows are compared within consecutive chunks of `chunk` rows. A cell whose column no comparable row knows becomes 0.
-    Among equally near rows `ties` takes the lowest ("stable"), or the first in the order of NumPy's portable argsort
-    ("introsort"). `progress(n)` is called as rows are done. (Spec: mimic3, 8.3.)
+    Returns `[rows, columns]` float64. Rows are compared within consecutive chunks of `chunk` rows. A cell becomes 0 if no
+    comparable row has a value there. Of equally near rows, `ties` takes the first one ("stable"), or the first one in the order
+    of NumPy's portable argsort ("introsort"). `progress(n)` is called after every n rows. (Spec: mimic3, 8.3.)
     """
     filled = np.empty_like(table)
     for start in range(0, len(table), chunk):
@@ -45,10 +45,10 @@ def _impute_chunk(table: np.ndarray, ties: str, progress: Callable[[int], object
         if len(missing):
             distances = chunk.distances(row)
             sources = _nearest(distances, chunk, missing, ties)
-            found = np.isfinite(distances[sources]) & chunk.known[sources, missing]
-            weights = (1 / distances[sources[found]]).astype(np.float64)
-            # As a weighted mean of one value, which may differ from the value in its last bit.
-            filled[row, missing[found]] = table[sources[found], missing[found]] * weights / weights
+            usable = np.isfinite(distances[sources]) & chunk.known[sources, missing]
+            weights = (1 / distances[sources[usable]]).astype(np.float64)
+            # The library computes the weighted mean of this one value, which may differ from it in the last bit.
+            filled[row, missing[usable]] = table[sources[usable], missing[usable]] * weights / weights
         if progress:
             progress(1)
     return filled
@@ -56,10 +56,11 @@ def _impute_chunk(table: np.ndarray, ties: str, progress: Callable[[int], object
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """A chunk's rows, column by column, so that one row meets all others in long vectors.
+    """The rows of a chunk, stored by column, so that one row can be compared with all others in long vectors.
 
-    table, known: `[rows, columns]`; values, weights: `[columns, rows]` float64 with 0 for a missing cell, 1 for a known
-    one; unknown: `[columns, rows]` float32, infinite for a missing cell, else 0; partial: `[columns]`.
+    table: `[rows, columns]` float64; known: `[rows, columns]` bool, whether a cell is present; values: `[columns, rows]`
+    float64, 0 where missing; weights: `[columns, rows]` float64, 1 where present, else 0; unknown: `[columns, rows]` float32,
+    infinity where missing, else 0; partial: `[columns]` bool, whether the column has missing cells.
     """
 
     table: np.ndarray
@@ -83,7 +84,10 @@ class _Chunk:
         )
 
     def distances(self, row: int) -> np.ndarray:
-        """`[rows]` float32: infinite where no column is shared, at least `NEAREST`; to itself: `OWN`."""
+        """The distance of `row` to all rows: `[rows]` float32, at least `NEAREST`.
+
+        It is infinite if the two rows share no column, and `OWN` for the row itself.
+        """
         columns = np.flatnonzero(self.known[row])
         shared = self.weights[columns].sum(axis=0)
         comparable = shared > 0
@@ -96,7 +100,7 @@ class _Chunk:
         return result
 
     def _squares(self, row: int, columns: np.ndarray, kind: type) -> np.ndarray:
-        """Sums of squared differences to `row`, rounded and added as `d2.astype(kind).sum(axis=1)` would be."""
+        """Sums of squared differences to `row`: `[rows]`, rounded and added as NumPy's `d2.astype(kind).sum(axis=1)` does."""
         width, rows = self.values.shape
         interleaved = width - width % LANES
         lanes: np.ndarray = np.zeros((LANES, rows), kind)
@@ -123,12 +127,12 @@ def _added(lanes: np.ndarray) -> np.ndarray:
 
 
 def _nearest(distances: np.ndarray, chunk: _Chunk, missing: np.ndarray, ties: str) -> np.ndarray:
-    """For each missing column the nearest row that knows it: `[len(missing)]`; any row where none does."""
+    """The nearest row with a value, for each column in `missing`: `[len(missing)]`; an arbitrary row if none has a value."""
     nearest = np.empty(len(missing), np.int64)
     tied: list[tuple[int, np.ndarray]] = []
     for place, column in enumerate(missing):
         to_known = distances + chunk.unknown[column]
-        nearest[place] = np.argmin(to_known)  # the lowest row among equals
+        nearest[place] = np.argmin(to_known)  # the first of equally near rows
         if ties == "introsort":
             equal = np.flatnonzero(to_known == to_known[nearest[place]])
             if len(equal) > 1:

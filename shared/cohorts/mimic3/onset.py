@@ -1,4 +1,4 @@
-"""Onset of suspected infection: an antibiotic and a culture close enough to one another."""
+"""Onset of suspected infection: the time of an antibiotic and a culture that are close to each other."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import pandas as pd
 
 from shared.cohorts.mimic3.patients import HOUR
 
-CULTURE_AFTER = 24 * HOUR  # a culture may follow the antibiotic by this much
-CULTURE_BEFORE = 72 * HOUR  # and precede it by this much
+CULTURE_AFTER = 24 * HOUR  # the culture comes at most so long after the antibiotic
+CULTURE_BEFORE = 72 * HOUR  # the culture comes at most so long before the antibiotic
 
 
 def onsets(abx: pd.DataFrame, samples: pd.DataFrame, stays: pd.Series) -> pd.Series:
-    """Onset in epoch seconds by stay id, for those of `stays` that have one; float64.
+    """The onset in epoch seconds by stay id, for those of `stays` that have one; float64.
 
-    A stay's antibiotics are tried in their order, each with the culture nearest to it only (the first among equals): if
-    it comes first and the culture within 24 h, it is the onset; if the culture came up to 72 h before, the culture is.
-    The first antibiotic to succeed decides. (Spec: mimic3, 4.)
+    The antibiotics of a stay are tried in their order. Each is compared only with the culture nearest in time (the first of
+    equally near ones). If the antibiotic comes first and the culture within 24 h, the onset is the time of the antibiotic. If
+    the culture comes first, at most 72 h before, the onset is the time of the culture. The first antibiotic that gives an
+    onset decides. (Spec: mimic3, 4.)
     """
-    given = abx[abx["icustay_id"].isin(stays)].dropna(subset=["startdate"])
-    given = given[["icustay_id", "startdate"]].reset_index(names="drug")
-    pairs = given.merge(samples[["icustay_id", "charttime"]].dropna(), on="icustay_id", sort=False)
+    antibiotics = abx[abx["icustay_id"].isin(stays)].dropna(subset=["startdate"])
+    antibiotics = antibiotics[["icustay_id", "startdate"]].reset_index(names="drug")
+    pairs = antibiotics.merge(samples[["icustay_id", "charttime"]].dropna(), on="icustay_id", sort=False)
     distance = (pairs["charttime"] - pairs["startdate"]).abs()
-    pairs = pairs.loc[distance.groupby(pairs["drug"]).idxmin()]  # drugs ascending, the first culture among equals
+    pairs = pairs.loc[
+        distance.groupby(pairs["drug"]).idxmin()
+    ]  # in the order of drugs; the first of equally near cultures
     distance = distance[pairs.index]
     drug_first = (distance <= CULTURE_AFTER) & (pairs["startdate"] <= pairs["charttime"])
     culture_first = (distance <= CULTURE_BEFORE) & (pairs["startdate"] >= pairs["charttime"])

@@ -1,4 +1,4 @@
-"""Patients and their evidence of infection: one stay for each admission, antibiotics and cultures given to stays."""
+"""Stays and their evidence of infection: one stay for each admission, and the stay of each antibiotic and culture."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pandas as pd
 HOUR = 3600
 DAY = 24 * HOUR
 READMISSION_DAYS = 30
-SLACK = 48 * HOUR  # evidence this long before or after a stay may belong to it
+SLACK = 48 * HOUR  # an antibiotic or a culture up to so long before or after a stay may belong to it
 
 
 def reduce_demog(demog: pd.DataFrame) -> pd.DataFrame:
-    """The first stay of each admission, with `re_admission` and outcomes filled.
+    """The first stay of each admission, with `re_admission` added and missing outcomes set to 0.
 
-    Admissions are told apart by their pair of times alone, so of two patients with the same pair the one with the larger
-    id is lost, as in the original. `re_admission`: 1 if the patient's last discharge before this one's lies at most 30
-    days before the admission. (Spec: mimic3, 3.)
+    An admission is identified only by its times of admission and discharge. So if two patients have the same times, the one
+    with the larger id is lost, as in the original. `re_admission` is 1 if the previous discharge of the patient was at most 30
+    days before this admission. (Spec: mimic3, 3.)
     """
     reduced = demog.drop_duplicates(["admittime", "dischtime"]).reset_index(drop=True)
     outcomes = ["morta_90", "morta_hosp", "elixhauser"]
@@ -29,9 +29,9 @@ def reduce_demog(demog: pd.DataFrame) -> pd.DataFrame:
 
 
 def cultures(microbio: pd.DataFrame, culture: pd.DataFrame) -> pd.DataFrame:
-    """All samples in the order that decides ties: the laboratory's in file order, then those noted at the bedside.
+    """All cultures: those of the laboratory in file order, then those charted at the bedside. This order decides ties.
 
-    Columns subject_id, hadm_id, icustay_id, charttime, each float64 with NaN where missing.
+    Columns subject_id, hadm_id, icustay_id and charttime, all float64 with NaN where missing.
     """
     samples = pd.DataFrame(
         {
@@ -46,23 +46,29 @@ def cultures(microbio: pd.DataFrame, culture: pd.DataFrame) -> pd.DataFrame:
 
 
 def assign_cultures(samples: pd.DataFrame, demog: pd.DataFrame) -> pd.DataFrame:
-    """`samples` with `icustay_id` filled where a stay of the reduced `demog` fits, by patient or by admission."""
+    """`samples` with a missing `icustay_id` filled from the reduced `demog`.
+
+    The stay is found by patient and time, or else as the only stay of the admission.
+    """
     by_time = _stays_around(samples, "charttime", demog, "subject_id")
     counted = demog.groupby(["subject_id", "hadm_id"])["icustay_id"].agg(["size", "first"]).reset_index()
-    only = counted[counted["size"] == 1].astype(float)
-    by_admission = samples.merge(only, on=["subject_id", "hadm_id"], how="left")["first"]
+    single_stays = counted[counted["size"] == 1].astype(float)
+    by_admission = samples.merge(single_stays, on=["subject_id", "hadm_id"], how="left")["first"]
     filled = samples["icustay_id"].fillna(by_time).fillna(by_admission)
     return samples.assign(icustay_id=filled)
 
 
 def assign_antibiotics(abx: pd.DataFrame, demog: pd.DataFrame) -> pd.DataFrame:
-    """Antibiotics as float64 with `icustay_id` filled where a stay of the same admission fits."""
+    """Antibiotics as float64, with a missing `icustay_id` filled by admission and time."""
     abx = abx.astype(float)
     return abx.assign(icustay_id=abx["icustay_id"].fillna(_stays_around(abx, "startdate", demog, "hadm_id")))
 
 
 def _stays_around(events: pd.DataFrame, time: str, demog: pd.DataFrame, key: str) -> pd.Series:
-    """For each event the last stay in demog's order with the same key that its time lies in or near, or the only one."""
+    """The stay of each event, by event; events without one are absent.
+
+    It is the last stay in `demog` with the same `key` whose time is within `SLACK` of the event, or the only stay of that key.
+    """
     stays = demog[[key, "icustay_id", "intime", "outtime"]].astype(float)
     stays["only"] = stays.groupby(key)["icustay_id"].transform("size") == 1
     events = events[[key, time]].reset_index(names="event").dropna(subset=[key])

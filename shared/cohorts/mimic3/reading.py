@@ -1,4 +1,4 @@
-"""The extracts, read back for a batch of stays at a time so that memory does not grow with the hospital."""
+"""Reads the extracts for one batch of stays at a time, so that the memory needed does not depend on the number of stays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shared.cohorts.mimic3.charting import AFTER, BEFORE
 
 
 class Extracts:
-    """The Parquet files in `folder`; `batch` stays are worked on at once.
+    """The extracts, as Parquet files in `folder`. `batch` is the number of stays in a batch.
 
-    `as_csv`: numbers as the original had them, which read its extracts from CSV files.
+    With `as_csv`, numbers have the rounding errors of the original, which read its extracts from CSV files.
     """
 
     def __init__(
@@ -27,16 +27,16 @@ class Extracts:
         self._as_csv = as_csv
 
     def whole(self, name: str) -> pd.DataFrame:
-        """An extract in its own order."""
+        """A whole extract, in the order of its file."""
         return self._read(pd.read_parquet(self._folder / f"{name}.parquet"))
 
     def batches(self, stays: pd.DataFrame) -> Iterator[pd.DataFrame]:
-        """`stays` (ascending icustay_id) in parts, each with positions from 0; one part where there are none."""
+        """`stays` (in ascending order of icustay_id) in batches, each with an index from 0; one empty batch if there are none."""
         for start in range(0, max(1, len(stays)), self._batch):
             yield stays.iloc[start : start + self._batch].reset_index(drop=True)
 
     def of_stays(self, name: str, stays: pd.DataFrame) -> pd.DataFrame:
-        """An extract's rows about `stays`, in its order; `stay` is the position in `stays`."""
+        """The rows of an extract that belong to `stays`, in its order. The column `stay` is the position in `stays`."""
         file = f"read_parquet({self._path(name)}, file_row_number = true)"
         return self._run(
             stays,
@@ -45,10 +45,10 @@ class Extracts:
         )
 
     def charted(self, stays: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        """What was measured around the onset of infection: bedside, laboratory and ventilation.
+        """The measurements around the onset of infection, as three tables: bedside, laboratory and ventilation.
 
-        Columns stay and time, then itemid and valuenum, or mechvent and extubated; in the order in which a later row
-        overwrites an earlier one.
+        Columns: stay and time, then itemid and valuenum, or mechvent and extubated. If several rows belong to the same cell,
+        the last one counts.
         """
         bedside = self._around(stays, "ce", "charttime", "itemid, valuenum")
         noted = self._around(stays, "labs_ce", "charttime", "itemid, valuenum, 0 AS source")
@@ -82,7 +82,7 @@ class Extracts:
 
 
 def _range(stays: pd.DataFrame) -> str:
-    # Lets whole blocks of a file be passed over.
+    # With this condition DuckDB can skip whole blocks of a file.
     if stays.empty:
         return "false"
     return f"e.icustay_id BETWEEN {stays['icustay_id'].iloc[0]} AND {stays['icustay_id'].iloc[-1]}"

@@ -1,4 +1,4 @@
-"""The item lists that the cohort is made with; their source and meaning: docs/mimic3.md."""
+"""The lists of items that define the cohort. Their source and meaning: docs/mimic3.md."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 
 @functools.cache
 def table(name: str) -> pd.DataFrame:
-    """`data/NAME.tsv` with every cell as text, empty cells as ""."""
+    """The table `data/NAME.tsv`. All cells are texts; an empty cell is ""."""
     path = resources.files(__package__) / "data" / f"{name}.tsv"
     with resources.as_file(path) as file:
         return pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
 
 
 def items() -> pd.DataFrame:
-    """Items of each extract: extract, itemid, grp, and for fluids the tonicity factor (else missing)."""
+    """The items of all extracts: extract, itemid, grp, and factor, the tonicity factor of a fluid (missing for others)."""
     listed = table("extract_items")
     factor = listed["group"].str.extract(r"^tonicity_factor=(.+)$")[0]
     return pd.DataFrame(
@@ -31,18 +31,18 @@ def items() -> pd.DataFrame:
 
 
 def feature_names() -> list[str]:
-    """The 65 columns of a charted time, in order."""
+    """The names of the 65 columns of a charted time, in order."""
     return table("feature_columns")["feature"].tolist()
 
 
 def hold_hours() -> dict[str, float]:
-    """How long a measurement stands for the times after it, for each of the 65 columns."""
+    """How long a measurement stays valid, in hours, for each of the 65 columns."""
     columns = table("feature_columns")
     return dict(zip(columns["feature"], columns["hold_hours"].astype(float), strict=True))
 
 
 def item_columns(source: str) -> pd.Series:
-    """Position among the 65 columns for each item of "vitals" or "labs"."""
+    """The position among the 65 columns of each item of `source` ("vitals" or "labs"); the index are item ids."""
     listed = table("itemid_to_feature")
     listed = listed[listed["table"] == source]
     position = {name: index for index, name in enumerate(feature_names())}
@@ -50,6 +50,6 @@ def item_columns(source: str) -> pd.Series:
 
 
 def question_names(task: str) -> dict[str, str]:
-    """Display name of each column of the final table, for "measurement" or "mortality"."""
+    """The display name of each column of the final table, for the task "measurement" or "mortality"."""
     names = table(f"question_names_{task}")
     return dict(zip(names["csv_column"], names["display_name"], strict=True))

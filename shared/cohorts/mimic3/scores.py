@@ -1,4 +1,4 @@
-"""What is computed from a filled window table: SOFA, SIRS, shock index, oxygenation (spec: mimic3, 8.4 to 8.8)."""
+"""Values computed from the window table after imputation: SOFA, SIRS, shock index, oxygenation (spec: mimic3, 8.4 to 8.8)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 YEAR = 365.25
-OLDEST, SHIFTED_AGE = 150 * YEAR, 91.4 * YEAR  # ages above 89 are shifted to about 300 years in the data
-EXTREME = 0.999
+OLDEST, SHIFTED_AGE = 150 * YEAR, 91.4 * YEAR  # MIMIC-III stores ages above 89 as about 300 years; they become 91.4
+EXTREME = 0.999  # the quantile at which the shock index is capped
 
 
 def finish(windows: pd.DataFrame, *, second: bool) -> pd.DataFrame:
-    """`windows` with constants recoded and every derived column; `second`: also what only the second pass does."""
+    """`windows` with recoded constants and all derived columns. `second` adds the steps that only the second pass has."""
     table = windows.copy()
     table["gender"] -= 1
     table.loc[table["age"] > OLDEST, "age"] = SHIFTED_AGE
@@ -35,9 +35,10 @@ def _shock_index(table: pd.DataFrame, *, capped: bool) -> pd.Series:
 
 
 def sofa(table: pd.DataFrame) -> np.ndarray:
-    """The sequential organ failure score, 0 to 24: `[rows]` float64. Gaps at exact bounds are the original's.
+    """The sequential organ failure assessment score (SOFA), 0 to 24: `[rows]` float64.
 
-    Needs PaO2_FiO2, Platelets_count, Total_bili, MeanBP, max_dose_vaso, GCS, Creatinine and output_4hourly.
+    Needs the columns PaO2_FiO2, Platelets_count, Total_bili, MeanBP, max_dose_vaso, GCS, Creatinine and output_4hourly. A few
+    exact limits belong to no class (such as bilirubin = 12), as in the original.
     """
     names = ("PaO2_FiO2", "Platelets_count", "Total_bili", "MeanBP", "max_dose_vaso", "GCS", "Creatinine",
              "output_4hourly")  # fmt: skip
@@ -70,7 +71,7 @@ def sofa(table: pd.DataFrame) -> np.ndarray:
 
 
 def sirs(table: pd.DataFrame) -> np.ndarray:
-    """Criteria of the systemic inflammatory response that hold, 0 to 4: `[rows]` float64."""
+    """How many criteria of the systemic inflammatory response syndrome (SIRS) are met, 0 to 4: `[rows]` float64."""
     criteria = (
         (table["Temp_C"] >= 38) | (table["Temp_C"] <= 36),
         table["HR"] > 90,

@@ -1,4 +1,4 @@
-"""Stages of a long preparation: each leaves a file and a note of what it was made from, and is not done twice."""
+"""The stages of a long preparation. Each writes a file, and a note on its inputs, so that it is not repeated in vain."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tqdm import tqdm
 from shared.storage import files
 
 POLL_SECONDS = 0.2
-Written = tuple[int, dict[str, Any]]  # rows, and what there is to report
+Written = tuple[int, dict[str, Any]]  # the number of rows, and notes
 Write = Callable[[Path, "tqdm[Any]"], Written]
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A finished stage: rows written, seconds taken when it was done, and what it has to report."""
+    """A finished stage: its file, the number of rows, the seconds that it took, and its notes."""
 
     name: str
     path: Path
@@ -35,7 +35,7 @@ class Done:
 
 
 class Stages:
-    """Runs stages in `folder`, which holds each one's note and, unless told otherwise, its file."""
+    """Runs stages. `folder` holds the note of each stage, and its file unless another path is given."""
 
     def __init__(self, folder: Path, *, progress: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=files.OWNER_ONLY_FOLDER)
@@ -44,24 +44,25 @@ class Stages:
         self._progress = progress
 
     def kept(self, name: str, key: str, path: Path | None = None) -> Done | None:
-        """What an earlier run left for this stage, if it was made from the same (`key`)."""
+        """The result of an earlier run of this stage, if it had the same inputs, which `key` identifies; else None."""
         path, note = path or self.path(name), self._note(name)
         if not note.is_file() or not path.is_file():
             return None
-        found = files.read_json(note)
-        if not isinstance(found, dict) or found.get("key") != key:
+        record = files.read_json(note)
+        if not isinstance(record, dict) or record.get("key") != key:
             return None
-        return Done(name, path, found["rows"], found["seconds"], found["notes"])
+        return Done(name, path, record["rows"], record["seconds"], record["notes"])
 
     def run(
         self, name: str, key: str, write: Write, *, path: Path | None = None, total: int | None = None, unit: str = ""
     ) -> Done:
-        """Call `write(path, bar)` unless its result is there already; it returns rows and notes.
+        """Run a stage, unless an earlier result with the same `key` exists: `write(path, bar)` returns rows and notes.
 
-        `write` must leave `path` whole or absent. The note is written last, so a stage cut off is done again.
+        `write` must leave `path` complete or absent. The note is written last, so that a stage that was interrupted is run
+        again. `total` and `unit` are for the progress bar.
         """
-        found = self.kept(name, key, path)
-        if found is None:
+        done = self.kept(name, key, path)
+        if done is None:
             path = path or self.path(name)
             self._note(name).unlink(missing_ok=True)
             begin = time.perf_counter()
@@ -70,12 +71,12 @@ class Stages:
                 bar.set_postfix_str(f"{rows:,} rows")
             seconds = round(time.perf_counter() - begin, 3)
             files.write_json(self._note(name), {"key": key, "rows": rows, "seconds": seconds, "notes": notes})
-            found = Done(name, path, rows, seconds, notes)
-        self.done.append(found)
-        return found
+            done = Done(name, path, rows, seconds, notes)
+        self.done.append(done)
+        return done
 
     def path(self, name: str) -> Path:
-        """Where a stage's file lies."""
+        """The path of the file of a stage."""
         return self.folder / f"{name}.parquet"
 
     def _note(self, name: str) -> Path:
@@ -83,7 +84,7 @@ class Stages:
 
 
 def key_of(*parts: Any) -> str:
-    """A digest of anything that can be written as JSON."""
+    """A digest, in hexadecimal, of values that can be written as JSON."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -96,7 +97,7 @@ def save(table: pd.DataFrame, path: Path) -> None:
 
 @contextlib.contextmanager
 def watched(connection: duckdb.DuckDBPyConnection, bar: tqdm[Any]) -> Iterator[None]:
-    """Moves `bar` (in percent) while a query runs on `connection`."""
+    """Show the progress of a query on `connection` in `bar`, in percent, while the block runs."""
     if bar.disable:
         yield
         return

@@ -1,4 +1,4 @@
-"""The CSV files as PhysioNet ships them: found, their headers checked, digested, and shown to DuckDB as views."""
+"""The CSV files of MIMIC-III from PhysioNet: finds them, checks their headers, and makes a DuckDB view of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.cohorts.tables import plain_name
 from shared.errors import InputError
 from shared.storage import files
 
-# Columns used, with their types. Codes and free values are texts: leading zeros count.
+# The columns that are used, with their types. Codes and free values are texts, since leading zeros matter.
 TABLES: dict[str, dict[str, str]] = {
     "patients": {"subject_id": "BIGINT", "gender": "VARCHAR", "dob": "TIMESTAMP", "dod": "TIMESTAMP",
                  "expire_flag": "BIGINT"},
@@ -42,30 +42,30 @@ TABLES: dict[str, dict[str, str]] = {
     "d_items": {"itemid": "BIGINT"},
 }  # fmt: skip
 UNIQUE = {"patients": "subject_id", "admissions": "hadm_id", "icustays": "icustay_id"}
-# Codes that begin with zeros, and SQL that is true where another program has taken them for numbers. All codes of GSN have
-# six digits, ICD-9 codes at least three.
+# Codes that may begin with zeros, each with an SQL condition that is true if another program has turned them into numbers: GSN
+# codes have six digits, ICD-9 codes at least three.
 CODES = {
     ("prescriptions", "gsn"): r"bool_or(regexp_full_match(gsn, '[0-9]+\.0')) OR "
     "(bool_or(regexp_full_match(gsn, '[1-9][0-9]{0,4}')) AND NOT bool_or(starts_with(gsn, '0')))",
     ("diagnoses_icd", "icd9_code"): r"bool_or(regexp_full_match(icd9_code, '[0-9]+\.0|[0-9]{1,2}'))",
 }
-DEMO_PATIENTS = 100  # the public demo of MIMIC-III has exactly this many
+DEMO_PATIENTS = 100  # the public demo of MIMIC-III has exactly so many patients
 MIMIC_IV_COLUMNS = {"stay_id", "anchor_age", "anchor_year"}
 MIMIC_IV_FILES = {"hosp", "icu", "inputevents.csv", "inputevents.csv.gz"}
 NOT_FINITE = "holds a number that is not finite"
 NO_NUMBER, NO_WHOLE_NUMBER = "is not a number", "is not a whole number"
 NO_TIME = "is not a time (YYYY-MM-DD HH:MM:SS)"
 _PROBLEMS = (NO_NUMBER, NO_WHOLE_NUMBER, NO_TIME)
-INDEX_NAMES = ("", "Unnamed: 0")  # of the column of row numbers that pandas and R add
-MISSING = ("NA", "NULL", "None", "<NA>", "\\N")  # what programs write for a missing value where a cell should be empty
+INDEX_NAMES = ("", "Unnamed: 0")  # names of the column of row numbers that pandas and R add
+MISSING = ("NA", "NULL", "None", "<NA>", "\\N")  # texts that some programs write in place of an empty cell
 FIX = "download it again from PhysioNet"
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One CSV file: the names of its columns in the file's order, for one without a name its place such as (1).
+    """One CSV file. `header` are the names of its columns in order; a column without a name is called by its position, (1).
 
-    `notes` say what else the file holds.
+    `notes` name columns that are left out.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def scan(self, kinds: Mapping[str, str]) -> str:
-        """SQL that reads the file, columns of `kinds` (by lower-case name) as these, all others as texts."""
+        """SQL that reads the file. `kinds` gives the types of columns by lower-case name; all others are texts."""
         types = ", ".join(f"{_quoted(column)}: '{kinds.get(column.lower(), 'VARCHAR')}'" for column in self.header)
         return (
             f"read_csv({_quoted(str(self.path))}, header = true, auto_detect = false, delim = ',', quote = '\"', "
@@ -84,27 +84,29 @@ class Table:
 
 
 def find(source: Path) -> dict[str, Table]:
-    """The twelve tables used, by lower-case name, from NAME.csv or NAME.csv.gz in either case, headers checked.
+    """The tables in `TABLES`, by lower-case name, from files NAME.csv or NAME.csv.gz (upper and lower case are the same).
 
-    Raises InputError listing every file that is missing, naming a missing column, two files for one table, or saying
-    that the folder holds MIMIC-IV.
+    Raises InputError if files are missing, if there are two files for a table, if a header lacks a column, or if the folder
+    holds MIMIC-IV.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; --source is the folder with MIMIC-III's CSV files")
     entries = sorted(source.iterdir())
-    paths = {name: [p for p in entries if p.name.lower() in (f"{name}.csv", f"{name}.csv.gz")] for name in TABLES}
-    missing = [f"{name.upper()}.csv[.gz]" for name, found in paths.items() if not found]
+    paths_of = {
+        name: [path for path in entries if path.name.lower() in (f"{name}.csv", f"{name}.csv.gz")] for name in TABLES
+    }
+    missing = [f"{name.upper()}.csv[.gz]" for name, paths in paths_of.items() if not paths]
     if missing:
-        _refuse_mimic_iv(source, bool({p.name.lower() for p in entries} & MIMIC_IV_FILES))
+        _refuse_mimic_iv(source, bool({path.name.lower() for path in entries} & MIMIC_IV_FILES))
         raise InputError(f"{source}: missing {', '.join(missing)}; get MIMIC-III v1.4 from PhysioNet")
-    for found in paths.values():
-        if len(found) > 1:
-            raise InputError(f"{source}: both {found[0].name} and {found[1].name} are there; keep one of them")
-    return {name: _table(name, found[0]) for name, found in paths.items()}
+    for paths in paths_of.values():
+        if len(paths) > 1:
+            raise InputError(f"{source}: both {paths[0].name} and {paths[1].name} are there; keep one of them")
+    return {name: _table(name, paths[0]) for name, paths in paths_of.items()}
 
 
-def _refuse_mimic_iv(source: Path, found: bool) -> None:
-    if found:
+def _refuse_mimic_iv(source: Path, is_mimic_iv: bool) -> None:
+    if is_mimic_iv:
         raise InputError(f"{source}: these are MIMIC-IV's files; this cohort is made from MIMIC-III v1.4")
 
 
@@ -144,9 +146,10 @@ def _first_lines(path: Path) -> tuple[list[str], list[str]]:
 
 
 def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False) -> dict[str, str]:
-    """BLAKE2b digest of each file, by file name.
+    """The BLAKE2b checksum of each file, by file name.
 
-    `record` keeps them with size and time of change, so that tens of gigabytes are not read again by every start.
+    The file `record` stores them with the size and the time of change of each file, so that later starts need not read tens of
+    gigabytes again.
     """
     known = files.read_json_object(record) if record.is_file() else {}
     result = {}
@@ -164,11 +167,11 @@ def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False
 
 
 def make_views(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table]) -> None:
-    """One view for each table, of the columns used, under lower-case names.
+    """Make one view for each table, with the columns that are used, under lower-case names.
 
-    A quoted empty text is a text, an empty cell is missing. Columns that no query asks for are never converted. Numbers are
-    read as texts first: DuckDB itself would take 200000.6 for the whole number 200001, and `1_000`, `0x1F`, `nan` and
-    `inf` for numbers; here they end the query.
+    An empty cell is missing, but a quoted empty text is a text. A column is converted only if a query uses it. Numbers are
+    read as texts first, because DuckDB itself would accept 200000.6 as the whole number 200001, and `1_000`, `0x1F`, `nan` and
+    `inf` as numbers; here they stop the query with an error.
     """
     for table in tables.values():
         names = ", ".join(_read_as(table, column) for column in table.header if column.lower() in TABLES[table.name])
@@ -184,7 +187,7 @@ def _read_as(table: Table, column: str) -> str:
     kind, cell = TABLES[table.name][name], _column(column)
     said = {text: f"error({_quoted(f'{table.path}: {name.upper()} {text}')})" for text in (*_PROBLEMS, NOT_FINITE)}
     if kind == "BIGINT":
-        # Nearly every cell is the text of its own number, which is quick to see.
+        # Nearly all cells are plain numbers, which this first condition recognises quickly.
         value = (
             f"CASE WHEN CAST(TRY_CAST({cell} AS BIGINT) AS VARCHAR) = {cell} THEN CAST({cell} AS BIGINT) "
             f"WHEN {cell} IS NULL THEN NULL "
@@ -211,7 +214,7 @@ def _is_number(cell: str) -> str:
 
 
 def _is_whole(cell: str) -> str:
-    """Such as 200001.0, which pandas writes, or R's 2e+05."""
+    """SQL that is true for a whole number, also in the form 200001.0 (pandas) or 2e+05 (R)."""
     number = f"TRY_CAST({cell} AS DOUBLE)"
     return f"({_is_number(cell)} AND {number} = floor({number}) AND abs({number}) < {2**53})"
 
@@ -221,10 +224,10 @@ def _quoted(text: str) -> str:
 
 
 def check_keys(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table]) -> dict[str, int]:
-    """Rows of the three small tables that everything is joined to. Raises InputError where a key is missing or doubled.
+    """The number of rows of the three small tables in `UNIQUE`, to which all others are joined.
 
-    A doubled stay would count its patient twice, and which of its rows is right cannot be known. Codes that have lost their
-    leading zeros are refused too: they would never match.
+    Raises InputError if a key is missing or occurs twice: a patient would count twice. Also if codes have lost their leading
+    zeros: they would never match.
     """
     rows = {}
     for name, key in UNIQUE.items():
@@ -240,8 +243,8 @@ def check_keys(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table
         rows[name] = count
     for (name, column), lost in CODES.items():
         with reading(tables):
-            found = connection.execute(f"SELECT {lost} FROM {name}").fetchall()[0][0]
-        if found:
+            has_lost_zeros = connection.execute(f"SELECT {lost} FROM {name}").fetchall()[0][0]
+        if has_lost_zeros:
             raise InputError(f"{tables[name].path}: {column.upper()} has lost the zeros at the beginning of its codes, as where "
                              f"a program read them as numbers; {FIX}")  # fmt: skip
     return rows
@@ -257,7 +260,7 @@ def _doubled_line(connection: duckdb.DuckDBPyConnection, name: str, key: str) ->
 
 
 class reading:
-    """Turns what DuckDB says about a CSV file into an InputError of one line, without the row's contents."""
+    """Turns an error of DuckDB about a CSV file into an InputError of one line, which does not show the row."""
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self._tables = tables
@@ -277,7 +280,10 @@ class reading:
 
 
 def _place(table: Table, column: str, problem: str) -> tuple[int | None, str]:
-    """The line of the first cell of a column with a problem, and a hint. The file is read once more for it."""
+    """The line of the first cell of a column that has this problem, and a hint. The file is read again to find it.
+
+    The line is None if it cannot be found.
+    """
     cell = next(_column(name) for name in table.header if name.lower() == column.lower())
     right = {
         NO_WHOLE_NUMBER: f"CAST(TRY_CAST({cell} AS BIGINT) AS VARCHAR) = {cell} OR {_is_whole(cell)}",
@@ -286,12 +292,12 @@ def _place(table: Table, column: str, problem: str) -> tuple[int | None, str]:
         NO_TIME: f"isfinite(TRY_CAST({cell} AS TIMESTAMP))",
     }[problem]
     counted = f"(SELECT row_number() OVER () AS row_in_file, * FROM {table.scan({})})"
-    found = _first(
+    first_wrong = _first(
         f"SELECT row_in_file, {cell} FROM {counted} WHERE {cell} IS NOT NULL AND ({right}) IS NOT true LIMIT 1"
     )
-    if found is None:
+    if first_wrong is None:
         return None, ""
-    row, text = found
+    row, text = first_wrong
     texts = [f"coalesce({_column(name)}, '')" for name in table.header]
     breaks = " + ".join(f"length({text}) - length(replace({text}, chr(10), ''))" for text in texts)
     within = _first(f"SELECT coalesce(sum({breaks}), 0) FROM {counted} WHERE row_in_file < {row}")
@@ -300,7 +306,7 @@ def _place(table: Table, column: str, problem: str) -> tuple[int | None, str]:
 
 
 def _first(query: str) -> tuple[Any, ...] | None:
-    """The first row of a query over a file in its order; None where there is none, or the file is damaged further on."""
+    """The first row of a query on a file, in its order; None if there is none, or if the query fails."""
     try:
         with duckdb.connect(":memory:", config={"threads": 1}) as connection:
             return connection.execute(query).fetchone()
@@ -331,7 +337,7 @@ def _explained(table: Table, message: str) -> str:
         return f"{where}: a quote is opened and not closed; {FIX}"
     if "unicode" in message.lower() or "utf-8" in message.lower():
         return f"{where}: a text is not in UTF-8; {FIX}"
-    if "state machine" in message:  # how DuckDB says that what ends its lines changes
+    if "state machine" in message:  # DuckDB's words for lines with different ends
         return f": some lines end with a carriage return (CRLF) and some without; give all the same end, or {FIX}"
     if "GZIP" in message or "gzip" in message:
         return f": the compressed file is cut off or damaged; {FIX}"

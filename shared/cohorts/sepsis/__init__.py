@@ -1,8 +1,8 @@
-"""The sepsis registry: raw workbooks to a prepared registry (spec: registry, a.1).
+"""The sepsis registry: reads its raw workbooks (spec: registry, a.1).
 
-What differs from the original on purpose: distributions and mutual information come from training patients only;
-three source-control columns are not erased; values keep their types, so categories such as `None` survive; the
-codebook parser skips notes; misspelt column names are paired only where that is certain, and are an error otherwise.
+It differs from the original on purpose: distributions and mutual information come from training patients only; three columns
+on source control are not erased; values keep their types, so categories such as `None` remain; notes in the codebook are
+skipped; misspelt column names are matched only if the match is certain, and are an error otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared.registry.store import Registry
 
 REFERENCE_TIME = "tzdt"
 
-# Categories with an order count as numbers in the mutual information.
+# Categories with an order, from low to high. They count as numbers in the mutual information.
 ORDERED = {
     "age_charlson": ("<50", "50-59", "60-69", "70-79", "≥80"),
     "hoslengthbficu": ("<14", "≥ 14 < 28", "≥ 28"),
@@ -33,12 +33,12 @@ ORDERED = {
 
 
 def digests(source: Path) -> dict[str, str]:
-    """Digest of each raw file in `source`, by its name."""
+    """The checksum of each raw file in `source`, by file name. Raises InputError that lists every missing file."""
     return reader.digests(source)
 
 
 def read(source: Path, *, cohort: str = "sepsis", paper: bool = False) -> RawRegistry:
-    """Read the raw files in `source`; `paper` gives the original's values. Raises InputError naming what is wrong."""
+    """Read the raw files in `source`. With `paper`, values are those of the original. Raises InputError that names the fault."""
     raw = reader.read(source)
     ids, columns, sites = clean(raw, paper=paper)
     for column in columns if paper else []:
@@ -58,7 +58,7 @@ def read(source: Path, *, cohort: str = "sepsis", paper: bool = False) -> RawReg
 
 
 def prepare(source: Path, *, cohort: str = "sepsis", **options: Any) -> Registry:
-    """The prepared registry from the raw files in `source`; `options` as `registry.build.build` takes them."""
+    """Read and prepare the registry in `source`. `options` are the arguments of `registry.build.build`."""
     return build(read(source, cohort=cohort), **options)
 
 

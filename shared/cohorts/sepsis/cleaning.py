@@ -1,4 +1,4 @@
-"""From the sepsis registry's raw cells to named columns with plain values (spec: registry, a.1, steps 1 to 16)."""
+"""Turns the raw cells of the sepsis registry into named columns with decoded values (spec: registry, a.1, steps 1 to 16)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SUBJECT, CENTER, BATCH = "subjectno", "center", "datano"
 METADATA_COLUMNS = ("Domain", "Section", "eCRF Variable name", "Row Name", "Unit", "Range", "Decision")
 ABSENT_MEANS_NO = ("liver_disease", "solid_tumor", "chronic_kidney_ds")
 ERASING = "firstsourcenonsurg"
-FOLLOW_UPS = {  # asked only where the key is yes, so a blank there is a no
+FOLLOW_UPS = {  # follow-up columns by the column they depend on: if that one is yes, a blank follow-up means no
     "bactathogenmet": ("gramposyn", "gramnegyn", "atybacyn", "bacmtyn"),
     # The original meant to fill these and erased all three (spec: registry, quirk 18).
     ERASING: ("remvinfectintravas", "inspercutdrain", "othernonsurg"),
 }
 DROPPED = {"tztmtime", "hosadmna", "hspt_cd"}
-NAME_LIKENESS = 0.8  # of names that are taken for one name with a typing error
+NAME_LIKENESS = 0.8  # two names with at least this similarity (difflib) may be one name with a typing error
 
 Values = list[Any]
 
 
 @dataclasses.dataclass
 class Column:
-    """One column on its way: `values` are `[patients]`, None where missing; `coding` is None where cells are plain."""
+    """One column while it is cleaned: `values` `[patients]`, None where missing; `coding` is None if it has no codes."""
 
     name: str
     display_name: str
@@ -42,10 +42,10 @@ class Column:
 
 
 def clean(raw: RawFiles, *, paper: bool = False) -> tuple[list[str], list[Column], Values]:
-    """Patient ids, the columns to show in the metadata's order, and the patients' centres.
+    """Clean the registry: the patient ids, the columns to show in the order of the metadata, and the centre of each patient.
 
-    `paper` leaves blanks as "", apart from what is not available (None), and erases the three columns that the original
-    erased. Raises InputError where a column or name is missing, a code has no meaning, or an id occurs twice.
+    With `paper`, blanks stay "" (only "not available" becomes None), and the three columns that the original erased are erased.
+    Raises InputError if a column is missing, a code has no meaning, or an id is missing or occurs twice.
     """
     columns = read_metadata(raw.metadata, raw.dictionary)
     data = lower_names(raw.data)
@@ -69,7 +69,7 @@ def clean(raw: RawFiles, *, paper: bool = False) -> tuple[list[str], list[Column
 
 
 def read_metadata(table: RawTable, dictionary: Mapping[str, str]) -> list[Column]:
-    """One column without values for each row of the metadata."""
+    """One column, still without values, for each row of the metadata."""
     cells = {name.strip(): values for name, values in table.columns.items()}
     _require(table, cells, METADATA_COLUMNS)
     meanings = list(cells["Range"])
@@ -101,26 +101,28 @@ def read_metadata(table: RawTable, dictionary: Mapping[str, str]) -> list[Column
 
 
 def pair_names(columns: list[Column], data: Mapping[str, Values]) -> None:
-    """Rename metadata variables that the data spells differently.
+    """Give variables of the metadata the names of the data, where the two spell a name differently.
 
-    Raises InputError listing the names of both sides unless each has exactly one close match on the other.
+    Raises InputError that lists the names of both sides, unless each name has exactly one similar name on the other side.
     """
-    known = {column.name for column in columns}
-    unknown = [name for name in data if name not in known]
-    absent = [column.name for column in columns if column.name not in data]
-    if not unknown and not absent:
+    in_metadata = {column.name for column in columns}
+    only_data = [name for name in data if name not in in_metadata]
+    only_metadata = [column.name for column in columns if column.name not in data]
+    if not only_data and not only_metadata:
         return
-    partner = {name: difflib.get_close_matches(name, unknown, n=2, cutoff=NAME_LIKENESS) for name in absent}
-    back = {name: difflib.get_close_matches(name, absent, n=2, cutoff=NAME_LIKENESS) for name in unknown}
-    matched = all(len(near) == 1 and back[near[0]] == [name] for name, near in partner.items())
-    if not matched or len(unknown) != len(absent):
+    similar = {name: difflib.get_close_matches(name, only_data, n=2, cutoff=NAME_LIKENESS) for name in only_metadata}
+    similar_back = {
+        name: difflib.get_close_matches(name, only_metadata, n=2, cutoff=NAME_LIKENESS) for name in only_data
+    }
+    matched = all(len(names) == 1 and similar_back[names[0]] == [name] for name, names in similar.items())
+    if not matched or len(only_data) != len(only_metadata):
         raise InputError(
             f"metadata and data name different columns, and they cannot be paired one to one: only in the metadata: "
-            f"{', '.join(absent) or 'none'}; only in the data: {', '.join(unknown) or 'none'}"
+            f"{', '.join(only_metadata) or 'none'}; only in the data: {', '.join(only_data) or 'none'}"
         )
     for column in columns:
-        if column.name in partner:
-            column.name = partner[column.name][0]
+        if column.name in similar:
+            column.name = similar[column.name][0]
 
 
 def _require(table: RawTable, present: Any, names: tuple[str, ...], what: str = "columns") -> None:
@@ -137,7 +139,7 @@ def _split_ventilation(data: dict[str, Values]) -> None:
 
 
 def _fill_icu_days(data: dict[str, Values]) -> None:
-    """A tick box of an ICU day that is blank means no, unless there is no record of that day."""
+    """A blank tick box of an ICU day becomes No, unless there is no record of that day."""
     for name in [name for name in data if "_icud" in name and "na_" not in name]:
         flag = data.get("na_icud" + name.split("_icud", 1)[1])
         if flag is None or len(set(data[name]) - {"", NOT_AVAILABLE}) != 1:
@@ -169,7 +171,9 @@ def _fill_absences(columns: Mapping[str, Column], paper: bool = False) -> None:
                 columns[name].values = [None] * len(columns[name].values)
             else:
                 pairs = zip(columns[name].values, columns[condition].values, strict=True)
-                columns[name].values = ["no" if v in (None, "") and yes == "yes" else v for v, yes in pairs]
+                columns[name].values = [
+                    "no" if value in (None, "") and answer == "yes" else value for value, answer in pairs
+                ]
 
 
 def _is_dropped(name: str) -> bool:
@@ -177,7 +181,7 @@ def _is_dropped(name: str) -> bool:
 
 
 def combine_datetimes(columns: list[Column]) -> list[Column]:
-    """Each date column that a time column follows (by their display names) becomes one datetime column."""
+    """Join each date column with the time column after it into one datetime column. Their display names say what they are."""
     combined: list[Column] = []
     position = 0
     while position < len(columns):

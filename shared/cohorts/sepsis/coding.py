@@ -1,6 +1,6 @@
-"""The sepsis registry's codebook: section headers, display names, and what the codes in the cells mean.
+"""The codebook of the sepsis registry: section headers, display names, and the meaning of codes.
 
-Spec: registry, a.1, steps 1 to 4, 6 and 11. What is particular to this registry's export is in the tables below.
+Spec: registry, a.1, steps 1 to 4, 6 and 11. The tables below hold what is special in the export of this registry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shared.errors import InputError
 Code = int | str
 Coding = dict[Code, str]
 
-DECISION_FROM_ROW = 688  # from this metadata row on (0-based), codes stand in `Decision`, not in `Range`
+DECISION_FROM_ROW = 688  # from this row of the metadata on (counted from 0), codes are in `Decision` and not in `Range`
 NOT_AVAILABLE = "NA"
 
 SECTION_NAMES = {
@@ -44,7 +44,10 @@ _EQUATED = re.compile(r"(\d+)\s*=(.*)")
 
 
 def headers(domains: Sequence[str], sections: Sequence[str]) -> list[str]:
-    """A header such as `[Domain/Section]` for each metadata row; a blank takes the value above, `None` at the start."""
+    """A header such as `[Domain/Section]` for each row of the metadata.
+
+    A blank domain or section is that of the row above, or `None` in the first rows.
+    """
     result = []
     domain, section = "None", "None"
     for new_domain, new_section in zip(domains, sections, strict=True):
@@ -60,16 +63,16 @@ def _section_name(cell: Any) -> str:
 
 
 def display_name(row_name: str, unit: Any) -> str:
-    """The row name with its unit in parentheses; units outside the table are left out."""
+    """The row name, followed by its unit in parentheses if `UNITS` has the unit."""
     shown = UNITS.get(str(unit or ""))
     return row_name.strip() + (f" ({shown})" if shown else "")
 
 
 def parse_coding(text: Any, dictionary: Mapping[str, str]) -> Coding | None:
-    """The code table that a `Range` cell spells, or None. Codes are int (also as str) or capital letters.
+    """The code table in the text of a `Range` cell, or None if it has none. Codes are int (also as str) or capital letters.
 
-    Lines that start with neither `[` nor a digit are notes and are skipped (the original used the line before once
-    more, and stopped at a note in the first line).
+    Lines that begin with neither `[` nor a digit are notes and are skipped. (The original used the line before a note twice,
+    and stopped at a note in the first line.)
     """
     if not isinstance(text, str):
         return None
@@ -99,9 +102,9 @@ def _with_texts(coding: Coding) -> Coding:
 
 
 def decode(value: Any, coding: Coding) -> str | None:
-    """The text of a coded cell: None if blank, codes in a comma list in the order of their texts.
+    """The label of a coded cell, or None if it is blank. For several codes with commas, their labels, sorted by code.
 
-    Raises KeyError for a code that the table does not have.
+    Raises KeyError for a code that `coding` does not have.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -121,7 +124,7 @@ def decode(value: Any, coding: Coding) -> str | None:
 
 
 def decode_column(name: str, values: Sequence[Any], coding: Coding) -> list[str | None]:
-    """`decode` for a whole column. Raises InputError naming the column and the codes that its coding lacks."""
+    """`decode` for a whole column. Raises InputError that names the column and the unknown codes."""
     decoded: dict[Any, str | None] = {}
     unknown = []
     for value in dict.fromkeys(values):
@@ -136,9 +139,9 @@ def decode_column(name: str, values: Sequence[Any], coding: Coding) -> list[str 
 
 
 def ventilation_pair(used: Any, not_used: Any) -> tuple[Any, Any]:
-    """Move each code of the two ventilation columns to where it belongs: 1 and 2 to the first, 3 and 4 to the second.
+    """Put a code of the two ventilation columns into the right one: 1 and 2 into the first, 3 and 4 into the second.
 
-    Codes are texts; numbers are left where they are, as in the original.
+    Only codes that are texts are moved. Numbers stay where they are, as in the original.
     """
     if used in ("3", "4"):
         return NOT_AVAILABLE, used

@@ -1,4 +1,4 @@
-"""Reading the sepsis registry's raw files: the data, its metadata and the Korean-English dictionary."""
+"""Reads the raw files of the sepsis registry: the data, the metadata and the Korean-English dictionary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class RawFiles:
-    """The three files of a registry and their digests."""
+    """The content of the three raw files, and their checksums by file name."""
 
     data: RawTable
     metadata: RawTable
@@ -26,16 +26,16 @@ class RawFiles:
 
 
 def read(source: Path) -> RawFiles:
-    """Read the raw files in `source`. Raises InputError listing every file that is missing, or naming a damaged one."""
-    found = tables.find(source, FILES)
+    """Read the raw files in `source`. Raises InputError that lists every missing file, or names a damaged one."""
+    paths = tables.find(source, FILES)
     return RawFiles(
-        data=tables.read_table(found["data"]),
-        metadata=tables.read_table(found["metadata"], merged=True),
-        dictionary=tables.read_dictionary(found["dictionary"]),
+        data=tables.read_table(paths["data"]),
+        metadata=tables.read_table(paths["metadata"], merged=True),
+        dictionary=tables.read_dictionary(paths["dictionary"]),
         digests=digests(source),
     )
 
 
 def digests(source: Path) -> dict[str, str]:
-    """Digest of each raw file by its name. Raises InputError listing every file that is missing."""
+    """The checksum of each raw file, by file name. Raises InputError that lists every missing file."""
     return {path.name: tables.digest(path) for path in tables.find(source, FILES).values()}

@@ -1,7 +1,7 @@
-"""The stroke registry: four raw files to a registry of ischaemic strokes with known outcomes (spec: registry, a.5).
+"""The stroke registry: reads its raw files into a registry of ischaemic strokes with known outcomes (spec: registry, a.5).
 
-What differs from the original on purpose is in `coding`: a missing tick box is No, and "not available" is missing.
-Records have no sections here.
+Two things differ from the original on purpose (see `coding`): a missing tick box is No, and "not available" is missing.
+Records of this registry have no sections.
 """
 
 from __future__ import annotations
@@ -30,39 +30,44 @@ FILES = {
     "dictionary": ("kor_to_eng.json", "dictionary.json"),
 }
 
-_CODE = re.compile(r"-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?")  # neither an id of many digits nor one with zeros before it
+_CODE = re.compile(r"-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,9})?")  # a number, but no id with many digits or leading zeros
 
 
 def digests(source: Path) -> dict[str, str]:
-    """Digest of each raw file in `source`, by its name."""
+    """The checksum of each raw file in `source`, by file name. Raises InputError that lists every missing file."""
     return {path.name: tables.digest(path) for path in tables.find(source, FILES).values()}
 
 
 def read_columns(source: Path, *, paper: bool = False) -> tuple[list[str], list[Column], list[str]]:
-    """Ids, columns and notes from the raw files in `source`. Raises InputError naming the file or the column that is wrong."""
-    found = tables.find(source, FILES)
-    data, nihss, additional = (tables.read_table(found[name]) for name in ("data", "nihss", "additional"))
+    """Read the raw files in `source`: ids, columns and notes. With `paper`, values are those of the original.
+
+    Raises InputError that names the wrong file or column.
+    """
+    paths = tables.find(source, FILES)
+    data, nihss, additional = (tables.read_table(paths[name]) for name in ("data", "nihss", "additional"))
     notes = [note for table in (data, nihss, additional) for note in table.notes]
-    dictionary = tables.read_dictionary(found["dictionary"])
+    dictionary = tables.read_dictionary(paths["dictionary"])
     as_read = as_pandas_read if paper else with_numbers
     data, nihss, additional = (as_read(table) for table in (data, nihss, additional))
-    ids, columns = clean(joined(data, nihss, additional), read_metadata(found["metadata"]), dictionary, paper=paper)
-    return ids, columns, [*notes, *tables.sheet_notes(found["metadata"])]
+    ids, columns = clean(joined(data, nihss, additional), read_metadata(paths["metadata"]), dictionary, paper=paper)
+    return ids, columns, [*notes, *tables.sheet_notes(paths["metadata"])]
 
 
 def with_numbers(table: RawTable) -> RawTable:
-    """The table with numbers for texts that spell them, as in CSV files: a code of 2 must be the same as one of '2'."""
+    """The table with numbers in place of texts that spell numbers, so that the codes 2 and '2' are the same."""
     columns = {name: [_number(value) for value in values] for name, values in table.columns.items()}
     return dataclasses.replace(table, columns=columns)
 
 
 def _number(value: Any) -> Any:
-    spelled = _CODE.fullmatch(value.strip()) if isinstance(value, str) else None
-    return value if spelled is None else float(value) if spelled[2] else int(value)
+    number = _CODE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if number is None:
+        return value
+    return float(value) if number[2] else int(value)
 
 
 def as_pandas_read(table: RawTable) -> RawTable:
-    """The table with the number types that pandas gives a column: one fraction makes all its whole numbers floats."""
+    """The table with the number types that pandas gives: if one number of a column is a float, all its numbers are."""
     columns = {}
     for name, values in table.columns.items():
         numbers = all(isinstance(value, int | float) for value in values)
@@ -72,7 +77,7 @@ def as_pandas_read(table: RawTable) -> RawTable:
 
 
 def read(source: Path, *, cohort: str = "stroke", paper: bool = False) -> RawRegistry:
-    """Read the raw files in `source`; `paper` gives the original's values. Raises InputError naming what is wrong."""
+    """Read the raw files in `source`. With `paper`, values are those of the original. Raises InputError that names the fault."""
     ids, columns, notes = read_columns(source, paper=paper)
     names = {column.name for column in columns}
     roles = {"time": REFERENCE_TIME, "sex": "sex", "age": "age"}

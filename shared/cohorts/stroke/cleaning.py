@@ -1,4 +1,4 @@
-"""From the stroke registry's joined cells to named columns with plain values (spec: registry, a.5)."""
+"""Joins the tables of the stroke registry, and turns their cells into named columns with decoded values (spec: registry, a.5)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Values = list[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column: `values` are `[patients]`, None where missing; `coded` are the texts that its table can give."""
+    """One column: `values` `[patients]`, None where missing; `coded` are all labels of its code table, None if it has none."""
 
     name: str
     display_name: str
@@ -42,30 +42,33 @@ class Column:
 
 
 def is_free_text(name: str) -> bool:
-    """Whether a column of many texts is free text, by its name."""
+    """Whether the name of a column is one of a free text."""
     return "_ow" in name or name.endswith("_nw") or name in FREE_TEXT
 
 
 def joined(data: RawTable, nihss: RawTable, additional: RawTable) -> dict[str, Values]:
-    """One column for each name (lower case) of the three tables, joined on the patient; None where a patient is in no
-    row of a joined table. Raises InputError where an id or a name comes twice."""
+    """Join the three tables by patient: their columns by name in lower case.
+
+    A cell is None if the patient is not in that table. Raises InputError if an id or a column name occurs twice, a table has no
+    patient in common with `data`, or a needed column is missing.
+    """
     ids = _ids(data, ID)
     if len(set(ids)) < len(ids) or "" in ids:
         raise InputError(f"{data.path}: column {ID} must have a value in every row, each different")
     columns = {**lower_names(data), ID.lower(): ids}
     for table, key in ((nihss, ID), (additional, ADDITIONAL_ID)):
-        theirs = _ids(table, key)
-        if len(set(theirs)) < len(theirs):
+        other_ids = _ids(table, key)
+        if len(set(other_ids)) < len(other_ids):
             raise InputError(f"{table.path}: a value of column {key} comes more than once")
-        place = {identifier: row for row, identifier in enumerate(theirs)}
-        if place and not set(place) & set(ids):
+        row_of_id = {identifier: row for row, identifier in enumerate(other_ids)}
+        if row_of_id and not set(row_of_id) & set(ids):
             raise InputError(f"{table.path}: no value of column {key} is one of column {ID} in {data.path.name}")
         for name, values in lower_names(table).items():
             if name == key.lower():
                 continue
             if name in columns:
                 raise InputError(f"{table.path}: column {name} is also in {data.path.name}; remove one of them")
-            columns[name] = [values[place[i]] if i in place else None for i in ids]
+            columns[name] = [values[row_of_id[identifier]] if identifier in row_of_id else None for identifier in ids]
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         raise InputError(f"{data.path}: these columns are missing, here and in what is joined: {', '.join(missing)}")
@@ -81,28 +84,28 @@ def _ids(table: RawTable, name: str) -> list[str]:
 def clean(
     columns: Mapping[str, Values], fields: Sequence[Field], dictionary: Mapping[str, str], *, paper: bool = False
 ) -> tuple[list[str], list[Column]]:
-    """Ids of the patients of the cohort, and the columns to show, in the data's order.
+    """Clean the registry: the ids of the patients in the cohort, and the columns to show, in the order of the data.
 
-    Raises InputError where a code has no meaning or a cell that should be a date is none.
+    With `paper`, values are those of the original. Raises InputError if a code has no meaning, or a date cannot be read.
     """
-    known = {field.name: field for field in fields if field.name not in EDUCATION}
-    absent = sorted(set(known) - set(columns))
+    field_of = {field.name: field for field in fields if field.name not in EDUCATION}
+    absent = sorted(set(field_of) - set(columns))
     if absent:
         raise InputError(f"the metadata names columns that no data file has: {', '.join(absent)}")
-    dates = {name: _dates(name, columns[name]) for name in columns if name in known and known[name].dated}
-    kept = _cohort(columns, dates)
-    data = {name: [values[row] for row in kept] for name, values in columns.items()}
-    dates = {name: [values[row] for row in kept] for name, values in dates.items()}
-    _clear_vessels(data, known)
-    made = []
+    dates = {name: _dates(name, columns[name]) for name in columns if name in field_of and field_of[name].dated}
+    in_cohort = _cohort(columns, dates)
+    data = {name: [values[row] for row in in_cohort] for name, values in columns.items()}
+    dates = {name: [values[row] for row in in_cohort] for name, values in dates.items()}
+    _clear_vessels(data, field_of)
+    cleaned = []
     for name, values in data.items():
         if name == EDUCATION[0]:
-            made.append(_education(values, data[EDUCATION[1]], paper))
-        elif name in known and name not in IDENTIFYING:
-            field = known[name]
+            cleaned.append(_education(values, data[EDUCATION[1]], paper))
+        elif name in field_of and name not in IDENTIFYING:
+            field = field_of[name]
             decoded: Values = dates[name] if field.dated else _decoded(field, values, dictionary, paper)
-            made.append(_shown(field, decoded, paper))
-    return data[ID.lower()], made
+            cleaned.append(_shown(field, decoded, paper))
+    return data[ID.lower()], cleaned
 
 
 def _decoded(field: Field, values: Values, dictionary: Mapping[str, str], paper: bool) -> Values:
@@ -152,24 +155,24 @@ def _dates(name: str, values: Values) -> Values:
 
 
 def _cohort(columns: Mapping[str, Values], dates: Mapping[str, Values]) -> list[int]:
-    """Rows of ischaemic strokes with both outcomes known after discharge."""
+    """The rows of ischaemic strokes whose two outcomes are known and come after discharge."""
     needed = ("3m_d", "dis_d", "cum_mve_1y_d")
-    known = {name: dates[name] if name in dates else _dates(name, columns[name]) for name in needed}
-    kept = []
+    date_of = {name: dates[name] if name in dates else _dates(name, columns[name]) for name in needed}
+    in_cohort = []
     for row, (kind, mrs, mace) in enumerate(
         zip(columns["ind_str"], columns["mrs3mo"], columns["cum_mve_1y"], strict=True)
     ):
-        discharge, visit, event = (known[name][row] for name in ("dis_d", "3m_d", "cum_mve_1y_d"))
+        discharge, visit, event = (date_of[name][row] for name in ("dis_d", "3m_d", "cum_mve_1y_d"))
         known_outcomes = mrs not in ("", None, MRS_UNKNOWN) and mace not in ("", None)
         in_order = discharge is not None and visit is not None and discharge < visit
         before_event = event is None or (discharge is not None and discharge < event)
         if kind != HEMORRHAGE and known_outcomes and in_order and before_event:
-            kept.append(row)
-    return kept
+            in_cohort.append(row)
+    return in_cohort
 
 
 def _clear_vessels(data: dict[str, Values], known: Mapping[str, Field]) -> None:
-    """A vessel that is not symptomatic has no side and no degree of stenosis."""
+    """Clear the side and the degree of stenosis of each vessel that is not symptomatic."""
     for name in [name.removesuffix("_c") for name in known if name.startswith("a_") and name.endswith("_c")]:
         parts = [part for part in (name, f"{name}_c", f"{name}_s") if part in data]
         if len(parts) < 3:

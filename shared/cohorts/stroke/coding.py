@@ -1,8 +1,8 @@
-"""What the codes of the stroke registry mean (spec: registry, a.5). Its tables are in `registry.json` beside this file.
+"""The meaning of the codes of the stroke registry (spec: registry, a.5). The tables are in `registry.json` beside this file.
 
-`paper=True` gives the original's values: a missing tick box is Yes, a 0 beside a table of yes is `no`, "not available"
-stays a text. Mended: a missing tick box is No, there is one spelling of no, "not available" is missing, and a code that no
-table knows is an error.
+With `paper=True`, values are those of the original: a missing tick box is Yes, a code 0 that the table of a yes/no column lacks
+is `no`, and "not available" stays a text. Corrected here: a missing tick box is No, such a 0 is No as elsewhere, "not
+available" is missing, and an unknown code is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Coding = Mapping[Code, str]
 TABLES = json.loads((Path(__file__).parent / "registry.json").read_text(encoding="utf-8"))
 CODINGS: dict[str, dict[Code, str]] = {text: dict(pairs) for text, pairs in TABLES["codings"].items()}
 LABELS: dict[str, str] = TABLES["labels"]
-TICKS = frozenset(TABLES["ticks"])  # asked only where they may apply, so a blank means no
+TICKS = frozenset(TABLES["ticks"])  # tick boxes, which are asked only if they may apply, so a blank means no
 
 NOT_AVAILABLE = "NA"
 NOT_AVAILABLE_CODES = (999, 9999, "999", "9999")
@@ -31,11 +31,11 @@ EDUCATION = {1: "0-3 years", 2: "4-6 years", 3: "7-9 years", 4: "10-12 years", 5
 
 
 class UnknownCode(ValueError):
-    """A code that its table does not have."""
+    """A code is not in its code table."""
 
 
 def parse_coding(text: Any) -> Coding | None:
-    """The code table that a metadata cell spells, or None where its cells stand for themselves."""
+    """The code table in the text of a metadata cell, or None if the column has no codes."""
     if not isinstance(text, str):
         return None
     if text in CODINGS:
@@ -55,9 +55,9 @@ def _code(text: str) -> Code:
 
 
 def decode(name: str, value: Any, coding: Coding | None, *, paper: bool = False) -> Any:
-    """The value of a cell, None where it is missing. Raises UnknownCode.
+    """The value of a cell: the label of a code, or the cell itself if the column has no codes; None if it is missing.
 
-    A label for a code, else the cell itself.
+    Raises UnknownCode for a code that the table does not have.
     """
     missing = value is None or value != value
     if name in TICKS:
@@ -76,11 +76,11 @@ def decode(name: str, value: Any, coding: Coding | None, *, paper: bool = False)
         return coding[value]
     if isinstance(value, str) and value.isascii() and value.isdigit() and int(value) in coding:
         return coding[int(value)]
-    return _beyond(name, value, coding, paper)
+    return _not_in_table(name, value, coding, paper)
 
 
-def _beyond(name: str, value: Any, coding: Coding, paper: bool) -> Any:
-    """What a code that is not in its table means."""
+def _not_in_table(name: str, value: Any, coding: Coding, paper: bool) -> Any:
+    """The value of a code that is not in its table, for the exceptions of this registry. Raises UnknownCode for others."""
     if coding.get(1) == "Yes":
         if value == 0:
             return "no" if paper else "No"
@@ -106,7 +106,7 @@ def _beyond(name: str, value: Any, coding: Coding, paper: bool) -> Any:
 
 
 def education(level: Any, years: Any) -> str | None:
-    """Education from its two columns. Raises UnknownCode."""
+    """The education of a patient from its two columns. Raises UnknownCode if they have an unknown code."""
     if level is None or level == "":
         return None
     if 999 in (level, years):
@@ -126,16 +126,16 @@ def education(level: Any, years: Any) -> str | None:
 def decode_column(
     name: str, values: Sequence[Any], coding: Coding | None, dictionary: Mapping[str, str], *, paper: bool
 ) -> list[Any]:
-    """`decode` for a column, then the dictionary. Raises InputError naming the column and the codes that it lacks."""
+    """`decode` for a whole column; then `dictionary` translates texts. Raises InputError that names the unknown codes."""
     decoded: dict[Any, Any] = {}
     unknown = []
     for value in dict.fromkeys((type(value), value) for value in values):
         try:
-            found = decode(name, value[1], coding, paper=paper)
+            label = decode(name, value[1], coding, paper=paper)
         except UnknownCode as error:
             unknown.append(shown_code(error))
             continue
-        decoded[value] = dictionary.get(found, found) if isinstance(found, str) else found
+        decoded[value] = dictionary.get(label, label) if isinstance(label, str) else label
     if unknown:
         known = ", ".join(str(code) for code in coding or ())
         raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known})")

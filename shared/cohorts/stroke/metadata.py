@@ -1,4 +1,4 @@
-"""The stroke registry's codebook: blocks of a title row, a header row and field rows, one below the other."""
+"""Reads the codebook of the stroke registry. It consists of blocks: a title row, a header row, and one row for each field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATED = "날짜/시간"
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field: its name in the data, how it is shown, its code table, and whether it holds a date."""
+    """One field: its name in the data, its display name, its code table (None: no codes), and whether it holds dates."""
 
     name: str
     display_name: str
@@ -26,7 +26,7 @@ class Field:
 
 
 def read_metadata(path: Path) -> list[Field]:
-    """The fields that have a row name, in order. Raises InputError where a block has no header or a name comes twice."""
+    """Read the fields that have a row name, in order. Raises InputError if a block has no header, or a name occurs twice."""
     fields: list[Field] = []
     titles: set[str] = set()
     header: list[str] | None = None
@@ -36,7 +36,7 @@ def read_metadata(path: Path) -> list[Field]:
         if not filled:
             header, title, skipped = None, "", True
         elif len(filled) == 1 and row[0] != "":
-            title, header, skipped = str(row[0]), None, str(row[0]) in titles  # a footnote is a title without a block
+            title, header, skipped = str(row[0]), None, str(row[0]) in titles  # a footnote looks like a title too
         elif header is None and title:
             header = [plain_name(cell) for cell in row]
             titles.add(title)

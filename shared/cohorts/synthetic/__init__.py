@@ -1,13 +1,13 @@
-"""A synthetic sepsis registry with a known law, in the sepsis registry's own raw format.
+"""A synthetic sepsis registry with a known probability distribution, in the raw format of the sepsis registry.
 
-It is a latent-class model. A patient has five latents (severity, source of infection, chronic disease, frailty, host
-response; 720 joint states) with clinically plausible dependent priors. Given these, the base features are independent,
-each with a finite grid of values, so that the probability of any masked value given any record is a finite sum: the
-`Oracle` computes it exactly, and with it the best accuracy that a question allows. Derived features (SOFA components,
-qSOFA items, categories of a laboratory value) are functions of one base feature each. Dates and times say nothing about
-anything else. Every feature goes missing completely at random, at its own rate, so an absent value says nothing either.
+It is a latent-class model. A patient has five latent variables (severity, source of infection, chronic disease, frailty, host
+response; 720 joint states) with a clinically plausible joint prior. Given the latent state, the base features are independent,
+and each has a finite set of values. So the probability of a masked value given any record is a finite sum: the `Oracle`
+computes it exactly, and with it the best possible accuracy on a question. Derived features (SOFA components, qSOFA items,
+categories of a laboratory value) are functions of one base feature each. Dates and times are independent of everything else.
+Values of a feature are missing completely at random, with a rate for each feature, so a missing value tells nothing.
 
-The figures are plausible and made up: they are fitted to no patient. Sources of the ranges are named in `variables`.
+The figures are plausible but invented; they are not fitted to any patients. `variables` names the sources of the ranges.
 """
 
 from shared.cohorts.synthetic.features import Feature

@@ -1,4 +1,4 @@
-"""What a feature of the synthetic registry is, and the short constructors that its table is written with."""
+"""The class for features of the synthetic registry, and short functions that create them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ UNIT_TEXT = {"kg/m2": "kg/m^2", "∙103/uL": "10^3/uL", "103/uL": "10^3/uL"}
 class Feature:
     """One column of the registry.
 
-    kind: "number", "category" or "moment" (a date and a time column, combined by the reader).
-    outcomes: every value that can occur: ascending numbers, or labels in the order of their codes; empty for a moment.
-    law: distribution over `outcomes` given the latent state; None for a derived feature and for a moment.
-    base: name of the feature with the law: itself, or the parent of a derived feature; "" for a moment.
-    of_base: `[outcomes of the base]` index into `outcomes`: which outcome each value of the base gives.
-    missing: probability of a blank cell, independent of everything else.
+    kind: "number", "category" or "moment" (a date column and a time column, which the reader joins).
+    outcomes: all possible values: numbers in ascending order, or labels in the order of their codes; empty for a moment.
+    law: the distribution over `outcomes` given the latent state; None for a derived feature and for a moment.
+    base: the name of the feature that has the law: itself, or the feature from which it is derived; "" for a moment.
+    of_base: `[outcomes of the base]` index into `outcomes`: the outcome that belongs to each outcome of the base.
+    missing: the probability that a cell is blank, independent of everything else.
+    delay: for a moment, the shortest and the longest time after time zero, in minutes.
+    cuts, results: for a derived feature, see `derived`.
     """
 
     name: str
@@ -42,13 +44,13 @@ class Feature:
 
     @property
     def display(self) -> str:
-        """Name as the reader shows it: the title with its unit, or for a moment the title plus "datetime"."""
+        """The display name that the reader gives it: the title and the unit, or for a moment the title and "datetime"."""
         if self.kind == "moment":
             return f"{self.title} datetime"
         return f"{self.title} ({UNIT_TEXT.get(self.unit, self.unit)})" if self.unit else self.title
 
     def text(self, value: float | str) -> str:
-        """A value as a record shows it: numbers with the fixed number of decimals of the feature."""
+        """The text of a value in a record. Numbers have `decimals` decimals."""
         return value if isinstance(value, str) else f"{value:.{self.decimals}f}"
 
 
@@ -66,7 +68,10 @@ def number(
     missing: float = 0.05,
     **effects: Sequence[float],
 ) -> Feature:
-    """A rounded normal quantity; `log=True`: lognormal, its effects are natural logarithms of factors."""
+    """A number with a rounded normal distribution; see `latents.Number` for `low` to `effects`.
+
+    With `log=True` it is lognormal, and effects are natural logarithms of factors.
+    """
     law = Number(decimals=decimals, low=low, high=high, centre=centre, spread=spread, effects=effects, log=log)
     outcomes = tuple(law.grid().tolist())
     return Feature(
@@ -84,7 +89,10 @@ def ordinal(
     missing: float = 0.05,
     **effects: Sequence[float],
 ) -> Feature:
-    """Ordered labels, separated by "|" from the lowest score to the highest; `shares`: their overall frequencies."""
+    """A category with ordered labels, separated by "|", from the lowest score to the highest.
+
+    `shares` are the overall frequencies of the labels; see `latents.Ordinal`.
+    """
     return _category(
         name, title, Ordinal(labels=_split(labels), effects=effects, shares=tuple(shares) or None), missing
     )
@@ -93,44 +101,47 @@ def ordinal(
 def nominal(
     name: str, title: str, labels: str, *, missing: float = 0.05, **weights: Sequence[Sequence[float]]
 ) -> Feature:
-    """Unordered labels, separated by "|"; for each latent one row of weights per level."""
+    """A category with unordered labels, separated by "|". `weights` gives, for each latent, one row of weights per level."""
     return _category(name, title, Nominal(labels=_split(labels), weights=weights), missing)
 
 
 def derived(
     name: str, title: str, base: str, cuts: Sequence[float], results: str | Sequence[int], *, missing: float = 0.05
 ) -> Feature:
-    """A function of one number: `results[k]` where k cuts are at or below the value; labels are separated by "|"."""
-    found = _split(results) if isinstance(results, str) else tuple(results)
+    """A feature derived from the number `base`: it is `results[k]` if k of the `cuts` are at or below that number.
+
+    Results that are labels are given as one text, separated by "|".
+    """
+    listed = _split(results) if isinstance(results, str) else tuple(results)
     kind = "category" if isinstance(results, str) else "number"
     return Feature(
-        name=name, title=title, kind=kind, base=base, cuts=tuple(cuts), results=found, missing=missing,
-        outcomes=found if isinstance(results, str) else tuple(sorted(map(float, set(results)))),
+        name=name, title=title, kind=kind, base=base, cuts=tuple(cuts), results=listed, missing=missing,
+        outcomes=listed if isinstance(results, str) else tuple(sorted(map(float, set(results)))),
     )  # fmt: skip
 
 
 def moment(name: str, title: str, delay: tuple[int, int], *, missing: float = 0.05) -> Feature:
-    """A date and a time column; uniform between `delay[0]` and `delay[1]` minutes after time zero, for everybody."""
+    """A moment: a date and a time column, uniform between `delay[0]` and `delay[1]` minutes after time zero."""
     return Feature(name=name, title=title, kind="moment", delay=delay, missing=missing)
 
 
 def placed(sections: Sequence[tuple[str, str, Sequence[Feature]]]) -> dict[str, Feature]:
-    """Features by name, with their section filled in and derived ones tied to their base.
+    """The features by name, with domain and section filled in, and `of_base` of derived features.
 
-    Raises ValueError if a name occurs twice.
+    `sections` are (domain, section, features). Raises ValueError if a name occurs twice.
     """
-    found: dict[str, Feature] = {}
+    by_name: dict[str, Feature] = {}
     for domain, section, members in sections:
         for feature in members:
-            if feature.name in found:
+            if feature.name in by_name:
                 raise ValueError(f"feature {feature.name} occurs twice")
-            found[feature.name] = dataclasses.replace(feature, domain=domain, section=section)
-    for name, feature in found.items():
+            by_name[feature.name] = dataclasses.replace(feature, domain=domain, section=section)
+    for name, feature in by_name.items():
         if feature.cuts:
-            which = np.searchsorted(feature.cuts, found[feature.base].outcomes, side="right")
+            result_of_base = np.searchsorted(feature.cuts, by_name[feature.base].outcomes, side="right")
             order = [feature.outcomes.index(result) for result in feature.results]
-            found[name] = dataclasses.replace(feature, of_base=np.array(order)[which])
-    return found
+            by_name[name] = dataclasses.replace(feature, of_base=np.array(order)[result_of_base])
+    return by_name
 
 
 def _split(labels: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""The latent state of a synthetic patient, and the laws that make a table of probabilities from it.
+"""The latent state of a synthetic patient, and the laws: distributions of a feature given that state.
 
-A state is a combination of five latents. Arrays over states have one axis for each latent, in the order of `LATENTS`,
-so that a law which depends on two latents has length 1 on the other axes and broadcasts.
+A state is a combination of five latent variables. An array over states has one axis for each latent, in the order of
+`LATENTS`. A law that depends on only two latents has length 1 on the other axes, so arrays broadcast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Effects = Mapping[str, Sequence[float]]
 
 
 def additive(effects: Effects) -> np.ndarray:
-    """Sum of one effect per level of each latent named: `[4|1, 6|1, 5|1, 3|1, 2|1]`."""
+    """The sum of the effects of all latents in `effects`: `[4|1, 6|1, 5|1, 3|1, 2|1]` (1 for a latent without effects)."""
     total = np.zeros((1,) * len(SHAPE))
     for latent, values in effects.items():
         total = total + along(latent, values)
@@ -36,14 +36,17 @@ def additive(effects: Effects) -> np.ndarray:
 
 
 def along(latent: str, values: Sequence[float]) -> np.ndarray:
-    """`values` (one per level) laid along the axis of `latent`, length 1 elsewhere."""
+    """`values`, one for each level, as an array along the axis of `latent`; the other axes have length 1."""
     axis = list(LATENTS).index(latent)
     return np.asarray(values, dtype=np.float64).reshape([SHAPE[axis] if i == axis else 1 for i in range(len(SHAPE))])
 
 
 @functools.cache
 def prior() -> np.ndarray:
-    """`[4, 6, 5, 3, 2]` probability of each state: frailty -> chronic -> host -> source -> severity."""
+    """The probability of each state: `[4, 6, 5, 3, 2]`, one axis for each latent.
+
+    It is a chain: chronic disease depends on frailty, host response and source on chronic disease, and severity on all four.
+    """
     frailty = np.array([0.33, 0.34, 0.33])
     chronic_given_frailty = np.array(
         [[0.34, 0.17, 0.13, 0.19, 0.17], [0.17, 0.25, 0.18, 0.18, 0.22], [0.13, 0.30, 0.24, 0.13, 0.20]]
@@ -75,11 +78,11 @@ def prior() -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Number:
-    """A normal (or, with `log`, lognormal) quantity, rounded to `decimals` and truncated to [low, high].
+    """A normal distribution (lognormal with `log`), rounded to `decimals` and truncated to [low, high].
 
-    `centre` is the mean (median if `log`), `spread` the standard deviation within a state (of the logarithm if `log`);
-    effects add to the mean (to the logarithm if `log`). The law is exact on the grid: differences of the distribution
-    function over the rounding bins, renormalised over the range.
+    `centre` is the mean (the median with `log`), and `spread` the standard deviation within a state (of the logarithm with
+    `log`). Effects are added to the mean (to the logarithm with `log`). The probability of a rounded value is exact: the
+    difference of the distribution function over its rounding interval, normalised over the range.
     """
 
     decimals: int
@@ -91,12 +94,12 @@ class Number:
     log: bool = False
 
     def grid(self) -> np.ndarray:
-        """`[values]` every value that can occur, ascending; each is the double nearest to its decimal text."""
+        """All possible values in ascending order: `[values]`. Each is the float64 nearest to its decimal text."""
         scale = 10**self.decimals
         return np.arange(round(self.low * scale), round(self.high * scale) + 1) / scale
 
     def table(self) -> np.ndarray:
-        """`[*latents, values]` probability of each grid value; sums to 1 over the last axis."""
+        """The probability of each value of the grid: `[*latents, values]`; sums to 1 over the last axis."""
         grid, half = self.grid(), 0.5 / 10**self.decimals
         edges = np.append(grid - half, grid[-1] + half)
         middle = np.log(self.centre) if self.log else self.centre
@@ -108,9 +111,10 @@ class Number:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ordinal:
-    """Ordered labels: a unit-variance normal score, shifted by the effects, cut into intervals.
+    """Ordered labels: a normal score with variance 1 and the sum of effects as mean; each label is an interval of scores.
 
-    Without `cuts`, the cuts are placed so that label k has the overall frequency `shares[k]` (equal if not given).
+    `cuts` are the limits of the intervals. If they are not given, they are chosen so that label k has the overall frequency
+    `shares[k]` (all equal if these are not given).
     """
 
     labels: tuple[str, ...]
@@ -120,12 +124,12 @@ class Ordinal:
 
     def table(self) -> np.ndarray:
         """`[*latents, labels]` probability of each label; sums to 1 over the last axis."""
-        cuts = self._placed() if self.cuts is None else self.cuts
+        cuts = self._cuts_for_shares() if self.cuts is None else self.cuts
         below = ndtr(np.asarray(cuts) - additive(self.effects)[..., None])
         ends = (*below.shape[:-1], 1)
         return np.diff(np.concatenate([np.zeros(ends), below, np.ones(ends)], axis=-1), axis=-1)
 
-    def _placed(self) -> list[float]:
+    def _cuts_for_shares(self) -> list[float]:
         shift = np.broadcast_to(additive(self.effects), SHAPE)
         shares = self.shares or (1.0,) * len(self.labels)
         targets = np.cumsum(shares)[:-1] / np.sum(shares)
@@ -134,7 +138,7 @@ class Ordinal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Nominal:
-    """Unordered labels: for each latent a table of weights `[levels, labels]`; weights multiply and are normalised."""
+    """Unordered labels. Each latent has weights `[levels, labels]`; their products, normalised, are the probabilities."""
 
     labels: tuple[str, ...]
     weights: Mapping[str, Sequence[Sequence[float]]]

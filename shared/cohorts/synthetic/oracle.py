@@ -1,8 +1,8 @@
-"""The exact posterior of a masked value given everything shown, by summing over the latent states.
+"""The exact posterior of a masked value given all shown values, as a sum over the latent states.
 
-Evidence on one base feature (itself and every shown feature derived from it) is a mask over its outcomes. Given the
-state the bases are independent, so the likelihood of a state is a product of masked sums of the probability tables.
-Blank cells and moments do not depend on the state: they say nothing.
+The shown values of a base feature, and of the features derived from it, restrict the outcomes of the base feature: they are a
+mask over its outcomes. Given the state, base features are independent. So the likelihood of a state is a product: for each base
+feature, the sum of the probabilities that the mask allows. Blank cells and moments do not depend on the state and are ignored.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from shared.cohorts.synthetic.latents import SHAPE, prior
 from shared.cohorts.synthetic.variables import FEATURES
 from shared.errors import InputError
 
-ON_GRID = 1e-6  # in steps of the grid: only a text that is a grid value, up to floating point, can be the truth
+ON_GRID = 1e-6  # steps of the grid: a text within this distance of a grid value is that value
 BLANKS = ("", "nan")
 
 
 @functools.cache
 def table(name: str) -> np.ndarray:
-    """`[*latents, outcomes]` law of the base feature `name`; a latent that does not matter has length 1."""
+    """The law of the base feature `name`: `[*latents, outcomes]`, read-only; a latent that does not matter has length 1.
+
+    Raises InputError for a derived feature and for a moment.
+    """
     law = FEATURES[name].law
     if law is None:
         raise InputError(f"{name} has no law of its own: it is derived or a moment")
-    found = law.table()
-    found.setflags(write=False)
-    return found
+    probabilities = law.table()
+    probabilities.setflags(write=False)
+    return probabilities
 
 
 def outcome_mask(feature: Feature, text: str) -> np.ndarray:
-    """`[outcomes of the base]` bool: which values of the base make `feature` read `text`; none if it never does."""
+    """Which outcomes of the base give `feature` the value `text`: `[outcomes of the base]` bool, all False for none."""
     return feature.of_base == _outcome(feature, text)
 
 
@@ -61,25 +64,26 @@ def _labels(name: str) -> dict[str, int]:
 
 
 class Oracle:
-    """Knows the law that the synthetic registry is drawn from; holds no data."""
+    """Computes probabilities from the distribution of the synthetic registry. It holds no data of patients."""
 
     def __init__(self) -> None:
         self._log_prior = np.log(prior())
         self._log_evidence: dict[tuple[str, str], np.ndarray] = {}
 
     def knows(self, feature: str) -> bool:
-        """Whether `feature` is a column with a known law, so that `posterior` can be asked about it."""
+        """Whether `feature` is a column with a known law, so that `posterior` accepts it."""
         return feature in FEATURES and bool(FEATURES[feature].base)
 
     def posterior(self, shown: Mapping[str, str], victim: str, choices: Sequence[str]) -> np.ndarray:
-        """`[choices]` float64: probability that the masked value is each choice, given every value shown.
+        """The probability of each choice as the masked value, given all shown values: `[choices]` float64.
 
-        Not normalised over the choices: a choice that can never occur (off the grid or off the range) has 0. Where the
-        options were made in a way that does not depend on which of them is the truth, dividing by the sum gives the
-        probability that each is right.
+        The probabilities are not normalised over the choices. A choice that is not a possible value has 0. If the choices
+        were made by a rule that does not depend on which of them is true, then each probability divided by their sum is the
+        probability that this choice is right.
 
-        `shown`: column name -> text in the record. Blank texts, moments, columns without a law, and the victim itself
-        are ignored. Raises InputError for a victim without a law and for a record that the law cannot produce.
+        `shown` maps column names to the texts in the record. Blank texts, moments, columns without a law, and the victim
+        (the masked column) itself are ignored. Raises InputError for a victim without a law, and for a record that is
+        impossible in this registry.
         """
         if not self.knows(victim):
             raise InputError(f"{victim}: the synthetic registry has no law for this column")
@@ -88,7 +92,10 @@ class Oracle:
         return np.array([law[outcome_mask(feature, choice)].sum() for choice in choices])
 
     def law(self, shown: Mapping[str, str], base: str, without: str = "") -> np.ndarray:
-        """`[outcomes]` posterior of each outcome of base feature `base`; sums to 1. Column `without` is ignored."""
+        """The posterior of each outcome of the base feature `base`: `[outcomes]`, sum 1. Column `without` is ignored.
+
+        Raises InputError for a record that is impossible in this registry.
+        """
         evidence: dict[str, list[str]] = {}
         for name, text in shown.items():
             if name != without and self.knows(name) and text.lower() not in BLANKS:
@@ -105,14 +112,14 @@ class Oracle:
         axes = tuple(axis for axis, size in enumerate(probabilities.shape[:-1]) if size == 1)
         weight = weight.sum(axis=axes, keepdims=True).ravel() / weight.sum()
         rows = probabilities.reshape(weight.size, -1)
-        if base in evidence:  # shown relatives of the victim narrow its values within each state
+        if base in evidence:  # shown features with the same base restrict the values of the victim within each state
             rows = rows * self._mask(shown, evidence[base])
             total = rows.sum(axis=-1)
             weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
         return weight @ rows
 
     def _log_likelihood(self, shown: Mapping[str, str], base: str, names: list[str]) -> np.ndarray:
-        """`[*latents]` log-probability of what is shown about one base feature."""
+        """The log-probability of the shown values of one base feature, `names`, in each state: `[*latents]`."""
         if len(names) > 1:
             return _log(table(base) @ self._mask(shown, names))
         key = (names[0], shown[names[0]])
@@ -130,7 +137,7 @@ def _log(probability: np.ndarray) -> np.ndarray:
 
 
 def states_table(name: str) -> np.ndarray:
-    """`[states, outcomes]` law of any feature that has one, for every latent state in C order; for introspection."""
+    """The law of any feature except a moment: `[states, outcomes]`, for all latent states in C order; for tests and plots."""
     feature = FEATURES[name]
     base = table(feature.base)
     full = np.broadcast_to(base, SHAPE + base.shape[-1:]).reshape(-1, base.shape[-1])

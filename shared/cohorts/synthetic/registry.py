@@ -1,4 +1,4 @@
-"""Drawing a synthetic registry, and writing it in the raw format of the sepsis registry."""
+"""Draws a synthetic registry, and writes it in the raw format of the sepsis registry."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ FIRST_DAY = np.datetime64("2020-01-01T00:00")
 LAST_DAY = np.datetime64("2024-01-01T00:00")
 STAMP = datetime.datetime(2025, 1, 1)
 CENTERS = 15
-TICK_BOX = "septicshock"  # written as the one-line codebook form, where 1 is ticked
+TICK_BOX = "septicshock"  # this feature is written as a tick box, with a codebook entry of one line and 1 for ticked
 BATCH_SECTION = "자료 차수 구분자"
 
 
 def draw(patients: int, seed: int) -> pd.DataFrame:
-    """A registry of `patients` rows as the reader will see it, indexed 0, 1, ...
+    """Draw a registry with `patients` rows (index 0, 1, ...), with the values that the reader will show.
 
-    Columns: `subjectno`, `center`, `hspt_cd` (texts), then every feature: numbers as float64 (missing: NaN),
-    categories as the English label with yes and no in lower case (missing: NaN), moments as datetime64 (missing: NaT).
-    The same `seed` and `patients` give the same registry. Raises InputError if `patients` is not positive.
+    Columns: `subjectno`, `center`, `hspt_cd` (texts), then all features: numbers as float64, categories as English labels with
+    yes and no in lower case, moments as datetime64; missing values are NaN or NaT. The same `seed` and `patients` give the same
+    registry. Raises InputError if `patients` is not positive.
     """
     _, columns = draw_complete(patients, seed)
     for name, feature in FEATURES.items():
@@ -54,7 +54,10 @@ def draw(patients: int, seed: int) -> pd.DataFrame:
 
 
 def draw_complete(patients: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The latent levels (one integer column per latent), and the registry of `draw` before values go missing."""
+    """Draw the latent levels (one integer column for each latent), and the registry of `draw` without missing values.
+
+    Raises InputError if `patients` is not positive.
+    """
     if patients < 1:
         raise InputError(f"patients={patients}: a registry needs at least one; pass a positive number")
     random = generator(seed, "synthetic")
@@ -84,20 +87,22 @@ def draw_complete(patients: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def as_read(label: str) -> str:
-    """A label as the reader of the sepsis registry shows it: it lowers Yes and No."""
+    """A label as the reader of the sepsis registry shows it: Yes and No become lower case."""
     return label.lower() if label in ("Yes", "No") else label
 
 
 def _draw_outcomes(law: np.ndarray, states: tuple[np.ndarray, ...], uniforms: np.ndarray) -> np.ndarray:
-    """`[patients]` index of the outcome drawn for each patient, by inverting the distribution of their state."""
+    """Draw an outcome for each patient from the law given their state: `[patients]` index, by inverse transform sampling."""
     sizes = law.shape[:-1]
-    own = tuple(levels if size > 1 else np.zeros_like(levels) for levels, size in zip(states, sizes, strict=True))
-    rows = np.ravel_multi_index(own, sizes)
+    levels_of_law = tuple(
+        levels if size > 1 else np.zeros_like(levels) for levels, size in zip(states, sizes, strict=True)
+    )
+    rows = np.ravel_multi_index(levels_of_law, sizes)
     cumulative = np.cumsum(law.reshape(-1, law.shape[-1]), axis=-1)
     drawn = np.empty(len(uniforms), dtype=np.int64)
     for row in np.unique(rows):
         chosen = rows == row
-        # scaling by the last sum keeps rounding from ever reaching an outcome of probability 0 at the end
+        # Scaled by the last sum: rounding errors must not select an outcome of probability 0 at the end.
         drawn[chosen] = np.searchsorted(cumulative[row], uniforms[chosen] * cumulative[row, -1], side="right")
     return drawn
 
@@ -116,7 +121,7 @@ def write_raw(folder: Path, *, patients: int, seed: int) -> None:
 
 
 def _write_sheet(path: Path, title: str, rows: list[tuple]) -> None:
-    """Write a workbook of one sheet. The same rows give the same bytes: every time stamp inside is `STAMP`."""
+    """Write a workbook with one sheet. The same rows give the same bytes, because all time stamps in it are `STAMP`."""
     plain = io.BytesIO()
     with files.writing(path), zipfile.ZipFile(plain, "w") as archive:  # openpyxl keeps each sheet in a temporary file
         book = openpyxl.Workbook(write_only=True)
@@ -134,12 +139,12 @@ def _write_sheet(path: Path, title: str, rows: list[tuple]) -> None:
 
 
 def time_column(name: str) -> str:
-    """Name of the column with the time of day that belongs to the date column `name`."""
+    """The name of the column with the time of day that belongs to the date column `name`."""
     return name.removesuffix("date").removesuffix("dt") + "tm"
 
 
 def _data_columns(registry: pd.DataFrame) -> dict[str, list]:
-    """Upper-case column name -> cells, in the order of the metadata; blank cells are None."""
+    """The cells of each column, by its name in upper case, in the order of the metadata; blank cells are None."""
     columns: dict[str, list] = {name.upper(): registry[name].tolist() for name in ("subjectno", "center", "hspt_cd")}
     columns["HOSADMNA"] = [None] * len(registry)
     for name, feature in FEATURES.items():
@@ -163,7 +168,7 @@ def _data_columns(registry: pd.DataFrame) -> dict[str, list]:
 
 
 def coding(feature: Feature) -> dict[int, str]:
-    """Code -> English label of a category: from 0 for No and Yes, otherwise from 1."""
+    """The English label of each code of a category. Codes count from 0 for No and Yes, and from 1 for others."""
     labels = [str(label) for label in feature.outcomes]
     if set(labels) == {"No", "Yes"}:
         return {0: "No", 1: "Yes"}
@@ -171,7 +176,7 @@ def coding(feature: Feature) -> dict[int, str]:
 
 
 def codebook_text(feature: Feature) -> str | None:
-    """The codebook's `Range` text: nominal features are listed as `[1] Korean label`, others as `1 = label`."""
+    """The `Range` text of a feature in the codebook: `[1] Korean label` for unordered labels, else `1 = label`; None if none."""
     if feature.kind != "category":
         return None
     if feature.name == TICK_BOX:
@@ -182,7 +187,7 @@ def codebook_text(feature: Feature) -> str | None:
 
 
 def _metadata_rows() -> list[tuple]:
-    """One row per data column, in the same order; Domain and Section are given where they change."""
+    """One row for each data column, in the same order. Domain and section are blank where they are those of the row above."""
     section = next(iter(FEATURES.values())).section
     rows: list[tuple] = [
         (PATIENT, section, "SUBJECTNO", "Subject number", None, None, None),

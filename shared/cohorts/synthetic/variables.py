@@ -1,15 +1,15 @@
-"""The table of features of the synthetic registry: a line or two a feature, effects per level of each latent.
+"""The table of features of the synthetic registry, with the effects of each level of the latent variables.
 
-Levels, in order (see `latents.LATENTS`): severity = low, moderate, severe, shock; source = lung, abdomen, biliary,
-urinary, soft tissue, catheter; chronic = none, cardiometabolic, kidney, liver, cancer; frailty = robust, prefrail,
-frail; host = hyperinflammatory, immunosuppressed. A number reads: name, title, unit, decimals, lowest, highest,
+Levels, in order (see `latents.LATENTS`): severity = low, moderate, severe, shock; source = lung, abdomen, biliary, urinary,
+soft tissue, catheter; chronic = none, cardiometabolic, kidney, liver, cancer; frailty = robust, prefrail, frail; host =
+hyperinflammatory, immunosuppressed. The arguments of `number` are: name, title, unit, decimals, lowest and highest value,
 centre, spread within a state, effects.
 
-Ranges and directions are plausible, not fitted to any data. They lean on: the Sepsis-3 definition and qSOFA (JAMA
-2016), the SOFA score (Vincent, Intensive Care Medicine 1996), SIRS (Bone, Chest 1992), the Surviving Sepsis Campaign
-guidelines (2021), the Charlson index (1987), the Clinical Frailty Scale (Rockwood, CMAJ 2005), KDIGO (2012), the NYHA
-and Child-Pugh classes, the WHO haemoglobin cut-offs (2011), and the WHO ATC classes of antibiotics. Given the latent
-state all base features are independent, so identities of physiology (the acid-base equation, say) hold only roughly.
+Ranges and directions are plausible, but not fitted to any data. Sources: the Sepsis-3 definition and qSOFA (JAMA 2016), the
+SOFA score (Vincent, Intensive Care Medicine 1996), SIRS (Bone, Chest 1992), the Surviving Sepsis Campaign guidelines (2021),
+the Charlson index (1987), the Clinical Frailty Scale (Rockwood, CMAJ 2005), KDIGO (2012), the NYHA and Child-Pugh classes, the
+WHO haemoglobin cut-offs (2011), and the WHO ATC classes of antibiotics. Given the latent state, all base features are
+independent, so equations of physiology, such as the acid-base equation, hold only roughly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATIENT, SELECTION, VITAL = "환자 및 기관 정보", "선정기준 및 기초
 BUNDLE = "패혈증 묶음 치료 관련 변수"
 
 # fmt: off
-# A line or two a feature reads better than a line an argument.
+# One or two lines for each feature are easier to read than one line for each argument.
 BASIC = (
     nominal("sex", "Sex", "Male|Female", chronic=((1, 1.5), (1.7, 1), (1.3, 1), (2.4, 1), (1, 1)),
         source=((2, 1), (1, 1), (1, 1.3), (1, 5), (1.6, 1), (1.2, 1))),
