@@ -200,10 +200,9 @@ def test_each_device_loads_its_own_part(pair, axes, rules):
     assert ways["layers.k.kernel"] == heads * fsdp
     for name, parts in {"q.bias": tensor, "k.bias": heads, "up.bias": tensor, "o.bias": 1, "q_norm.scale": 1}.items():
         assert ways.get(f"layers.{name}", parts) == parts
-    assert (("layers.q.bias" in ways), ("layers.q_norm.scale" in ways)) == (
-        pair.torch.config.model_type == "qwen2" or "biased" in pair.name,
-        pair.torch.config.model_type in ("qwen3", "olmo2"),
-    )
+    theirs = {name.rpartition("layers.0.self_attn.")[2] for name, _ in pair.torch.named_parameters()}
+    for ours_name, name in (("q.bias", "q_proj.bias"), ("q_norm.scale", "q_norm.weight")):
+        assert (f"layers.{ours_name}" in ways) == (name in theirs), name
 
 
 def make_engine(pair: Pair, longest: int) -> tuple[Any, Engine]:
