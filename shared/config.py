@@ -261,7 +261,7 @@ class GrpoConfig:
         check(self.epsilon_low < 1, "epsilon_low", self.epsilon_low, "must be below 1: the ratio is positive")
         level = losses.LOSSES[self.loss].ratio_level
         check(level in (None, self.ratio_level), "ratio_level", self.ratio_level,
-              f"loss {self.loss} is defined by a {level} ratio")  # fmt: skip
+              f"must be {level!r} with loss = {self.loss!r}")  # fmt: skip
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, reason in losses.unread(loss=self.loss).items():
             value = getattr(self, name)

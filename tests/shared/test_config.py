@@ -258,7 +258,7 @@ class TestErrors:
         message = refused(grpo={"overlong_soft": 2_000})
         assert message == "grpo.overlong_soft = 2000: must be below rollout.max_new_tokens = 2000"
         message = refused(grpo={"loss": "gspo"})
-        assert message == "grpo.ratio_level = 'token': loss gspo is defined by a sequence ratio"
+        assert message == "grpo.ratio_level = 'token': must be 'sequence' with loss = 'gspo'"
         message = refused(store_trajectories=True, learner={"length_bucket": 8})
         assert message.startswith("learner.length_bucket = 8: must be 0 with store_trajectories")
 

@@ -186,7 +186,7 @@ def test_denominators():
 
 
 def test_the_table_has_every_loss_and_names_fields_of_the_section():
-    assert list(LOSSES) == ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
+    assert {"grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"} <= set(LOSSES)
     fields = {field.name for field in dataclasses.fields(GrpoConfig)}
     for loss in LOSSES.values():
         assert set(loss.reads) <= fields
