@@ -81,8 +81,14 @@ def write_family(family: str, folder: Path, *, seed: int = 0) -> None:
 
 
 def random_network(kind: str, fields: Mapping[str, Any], *, seed: int, attention: str = "sdpa") -> PreTrainedModel:
-    """A float32 network of Transformers' family `kind`. Biases and norm scales are random too, so that one left out shows."""
+    """A float32 network of Transformers' family `kind`. Biases and norm scales are random too, so that one left out shows.
+
+    Where `fields` says nothing of a dropout it is 0, not Transformers' default.
+    """
     config = AutoConfig.for_model(kind, **fields)
+    for name in config.to_dict():
+        if name.endswith(("dropout", "pdrop")) and name not in fields:
+            setattr(config, name, 0.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)

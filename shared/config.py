@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ml_collections import ConfigDict
 
 from shared.errors import InputError
+from shared.grpo import losses
 from shared.options import data
 from shared.options.checks import at_least, check
 from shared.options.health import HealthConfig
@@ -26,9 +27,10 @@ from shared.policy.families import FAMILIES
 # The names of a table are a field's choices; a type checker cannot read them from a value.
 if TYPE_CHECKING:
     Family = str
+    Loss = str
 else:
     Family = Literal[tuple(FAMILIES)]
-Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
+    Loss = Literal[tuple(losses.LOSSES)]
 Remat = Literal["none", "layer", "dots", "offload"]
 
 
@@ -257,8 +259,13 @@ class GrpoConfig:
         check(0 <= self.ref_mixup <= 1, "ref_mixup", self.ref_mixup, "must be in [0, 1]")
         check(self.max_logprob_gap > 0, "max_logprob_gap", self.max_logprob_gap, "must be above 0")
         check(self.epsilon_low < 1, "epsilon_low", self.epsilon_low, "must be below 1: the ratio is positive")
-        check(self.loss != "gspo" or self.ratio_level == "sequence", "ratio_level", self.ratio_level,
-              "loss gspo is defined by a sequence ratio")  # fmt: skip
+        level = losses.LOSSES[self.loss].ratio_level
+        check(level in (None, self.ratio_level), "ratio_level", self.ratio_level,
+              f"must be {level!r} with loss = {self.loss!r}")  # fmt: skip
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, reason in losses.unread(loss=self.loss).items():
+            value = getattr(self, name)
+            check(value == defaults[name] or value == PRESETS[self.preset].get(name), name, value, reason)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -523,6 +530,7 @@ def validate(config: ConfigDict | Mapping[str, Any], given: Iterable[str] = ()) 
 # Of a section, the fields that decide which others are read, and what says which are not.
 UNREAD: dict[str, tuple[type, tuple[str, ...], Callable[..., dict[str, str]]]] = {
     "data": (DataConfig, data.DECIDING, data.unread),
+    "grpo": (GrpoConfig, ("loss",), losses.unread),
     "torch": (TorchConfig, ("rollout_engine",), torch_unread),
 }
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from shared.config import GrpoConfig
-from shared.grpo import ROW_MEAN, Sums
+from shared.grpo import Sums
+from shared.grpo.losses import LOSSES
 from shared.grpo.objective import check_inputs
 
 
@@ -51,6 +52,7 @@ def objective(
     Raises InputError where the config needs reference or rollout log-probabilities that are not given.
     """
     check_inputs(config, ref_logprobs, rollout_logprobs)
+    loss = LOSSES[config.loss]
     dtype = jnp.promote_types(logprobs.dtype, jnp.float32)
     counted = jnp.asarray(mask) > 0
     rows = jnp.ones(counted.shape[0], dtype) if row_mask is None else jnp.asarray(row_mask, dtype)
@@ -79,7 +81,7 @@ def objective(
         gap = jnp.abs(difference)
         correction = correction_weight(difference, counted, config)
 
-    terms = POLICY_TERMS[config.loss](tokens, config) * correction
+    terms = POLICY_TERMS[loss.term](tokens, config) * correction
     if config.off_policy_mask_threshold is not None:
         terms = jnp.where(_too_far(tokens, config.off_policy_mask_threshold), 0.0, terms)
     kl = jnp.zeros_like(policy)
@@ -87,7 +89,7 @@ def objective(
         kl = kl_estimate(policy, stop_gradient(_clean(ref_logprobs, counted, dtype)), config.kl_estimator)
     if config.beta > 0:
         terms = terms + config.beta * (kl * tokens.ratio if config.kl_in_ratio else kl)
-    if config.loss in ROW_MEAN:
+    if loss.normaliser == "row_mean":
         terms = terms / jnp.maximum(1, counted.sum(axis=1, keepdims=True))
 
     def total(values: jax.Array) -> jax.Array:
@@ -138,22 +140,18 @@ def sequence_weight_term(tokens: Tokens, config: GrpoConfig) -> jax.Array:
     """-sg(phi) A p with phi = exp(lambda + k log w - lambda w), log w the bounded sum of a row's log ratios."""
     bounded = jnp.clip(tokens.stopped_log_ratio, -20, 20)
     log_w = jnp.clip(jnp.where(tokens.counted, bounded, 0.0).sum(axis=1, keepdims=True), jnp.log(1e-8), 20)
-    k = jnp.where(tokens.advantages >= 0, config.vespo_k_pos, config.vespo_k_neg)
-    lam = jnp.where(tokens.advantages >= 0, config.vespo_lambda_pos, config.vespo_lambda_neg)
+    not_negative = tokens.advantages >= 0
+    k = jnp.where(not_negative, config.vespo_k_pos, config.vespo_k_neg)
+    lam = jnp.where(not_negative, config.vespo_lambda_pos, config.vespo_lambda_neg)
     phi = jnp.exp(lam + k * log_w - lam * jnp.exp(log_w))
     return -phi * tokens.advantages * tokens.logprobs
 
 
 POLICY_TERMS: dict[str, Callable[[Tokens, GrpoConfig], jax.Array]] = {
-    "grpo": clipped_term,
-    "gspo": clipped_term,
-    "luspo": clipped_term,
-    "dr_grpo": clipped_term,
-    "bnpo": clipped_term,
-    "dapo": clipped_term,
-    "sapo": soft_gate_term,
-    "cispo": capped_ratio_term,
-    "vespo": sequence_weight_term,
+    "clipped": clipped_term,
+    "soft_gate": soft_gate_term,
+    "capped_ratio": capped_ratio_term,
+    "sequence_weight": sequence_weight_term,
 }
 
 
@@ -194,11 +192,13 @@ def _too_far(tokens: Tokens, threshold: float) -> jax.Array:
 
 
 def _is_clipped(tokens: Tokens, config: GrpoConfig) -> jax.Array:
-    if config.loss == "cispo":
+    rule = LOSSES[config.loss].clip
+    if rule == "cap":
         return tokens.stopped_ratio > config.epsilon_high
-    if POLICY_TERMS[config.loss] is not clipped_term:
+    if rule == "none":
         return jnp.zeros_like(tokens.counted)
     low, high = 1 - config.epsilon_low, 1 + config.epsilon_high
     cap = jnp.inf if config.delta is None else max(config.delta, high)
-    below = (tokens.ratio < low) | (tokens.ratio > cap)
-    return jnp.where(tokens.advantages < 0, below, (tokens.advantages > 0) & (tokens.ratio > high))
+    ratio = tokens.stopped_ratio
+    below = (ratio < low) | (ratio > cap)
+    return jnp.where(tokens.advantages < 0, below, (tokens.advantages > 0) & (ratio > high))

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 
 from shared.config import GrpoConfig
-from shared.grpo import ROW_MEAN, Sums
+from shared.grpo import Sums
+from shared.grpo.losses import LOSSES
 from shared.grpo.objective import check_inputs
 
 
@@ -50,6 +51,7 @@ def objective(
     Raises InputError where the config needs reference or rollout log-probabilities that are not given.
     """
     check_inputs(config, ref_logprobs, rollout_logprobs)
+    loss = LOSSES[config.loss]
     dtype = torch.promote_types(logprobs.dtype, torch.float32)
     counted = mask > 0
     rows = logprobs.new_ones(len(counted), dtype=dtype) if row_mask is None else row_mask.to(dtype)
@@ -77,7 +79,7 @@ def objective(
         gap = difference.abs()
         correction = correction_weight(difference, counted, config)
 
-    terms = POLICY_TERMS[config.loss](tokens, config) * correction
+    terms = POLICY_TERMS[loss.term](tokens, config) * correction
     if config.off_policy_mask_threshold is not None:
         terms = torch.where(_too_far(tokens, config.off_policy_mask_threshold), 0.0, terms)
     kl = torch.zeros_like(stopped)
@@ -85,7 +87,7 @@ def objective(
         kl = kl_estimate(policy, _clean(ref_logprobs, counted, dtype).detach(), config.kl_estimator)
     if config.beta > 0:
         terms = terms + config.beta * (kl * tokens.ratio if config.kl_in_ratio else kl)
-    if config.loss in ROW_MEAN:
+    if loss.normaliser == "row_mean":
         terms = terms / counted.sum(dim=1, keepdim=True).clamp(min=1)
 
     def total(values: torch.Tensor) -> torch.Tensor:
@@ -124,7 +126,9 @@ def clipped_term(tokens: Tokens, config: GrpoConfig) -> torch.Tensor:
 
 def soft_gate_term(tokens: Tokens, config: GrpoConfig) -> torch.Tensor:
     """-A (4 / tau) sigmoid(tau (r - 1)), tau = sapo_temperature_pos where A > 0, else sapo_temperature_neg."""
-    tau = _where(tokens.advantages > 0, config.sapo_temperature_pos, config.sapo_temperature_neg, tokens.advantages)
+    # Between two plain numbers torch.where gives torch's default dtype: float32 inside a float64 objective.
+    tau = torch.full_like(tokens.advantages, config.sapo_temperature_neg)
+    tau = tau.masked_fill(tokens.advantages > 0, config.sapo_temperature_pos)
     return -tokens.advantages * 4 / tau * torch.sigmoid(tau * (tokens.ratio - 1))
 
 
@@ -137,23 +141,18 @@ def sequence_weight_term(tokens: Tokens, config: GrpoConfig) -> torch.Tensor:
     """-sg(phi) A p with phi = exp(lambda + k log w - lambda w), log w the bounded sum of a row's log ratios."""
     bounded = tokens.stopped_log_ratio.clamp(-20, 20)
     log_w = torch.where(tokens.counted, bounded, 0.0).sum(dim=1, keepdim=True).clamp(math.log(1e-8), 20)
-    positive = tokens.advantages >= 0
-    k = _where(positive, config.vespo_k_pos, config.vespo_k_neg, tokens.advantages)
-    lam = _where(positive, config.vespo_lambda_pos, config.vespo_lambda_neg, tokens.advantages)
+    not_negative = tokens.advantages >= 0
+    k = torch.full_like(tokens.advantages, config.vespo_k_neg).masked_fill(not_negative, config.vespo_k_pos)
+    lam = torch.full_like(tokens.advantages, config.vespo_lambda_neg).masked_fill(not_negative, config.vespo_lambda_pos)
     phi = torch.exp(lam + k * log_w - lam * torch.exp(log_w))
     return -phi * tokens.advantages * tokens.logprobs
 
 
 POLICY_TERMS: dict[str, Callable[[Tokens, GrpoConfig], torch.Tensor]] = {
-    "grpo": clipped_term,
-    "gspo": clipped_term,
-    "luspo": clipped_term,
-    "dr_grpo": clipped_term,
-    "bnpo": clipped_term,
-    "dapo": clipped_term,
-    "sapo": soft_gate_term,
-    "cispo": capped_ratio_term,
-    "vespo": sequence_weight_term,
+    "clipped": clipped_term,
+    "soft_gate": soft_gate_term,
+    "capped_ratio": capped_ratio_term,
+    "sequence_weight": sequence_weight_term,
 }
 
 
@@ -180,11 +179,6 @@ def _clean(values: torch.Tensor, counted: torch.Tensor, dtype: torch.dtype) -> t
     return torch.where(counted, values.to(dtype), 0.0)
 
 
-def _where(condition: torch.Tensor, yes: float, no: float, like: torch.Tensor) -> torch.Tensor:
-    # Between two plain numbers torch.where gives torch's default dtype: float32 inside a float64 objective.
-    return torch.where(condition, torch.full_like(like, yes), no)
-
-
 def _row_mean(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     totals = torch.where(counted, values, 0.0).sum(dim=1, keepdim=True)
     return (totals / counted.sum(dim=1, keepdim=True).clamp(min=1)).expand(values.shape)
@@ -199,9 +193,10 @@ def _too_far(tokens: Tokens, threshold: float) -> torch.Tensor:
 
 
 def _is_clipped(tokens: Tokens, config: GrpoConfig) -> torch.Tensor:
-    if config.loss == "cispo":
+    rule = LOSSES[config.loss].clip
+    if rule == "cap":
         return tokens.stopped_ratio > config.epsilon_high
-    if POLICY_TERMS[config.loss] is not clipped_term:
+    if rule == "none":
         return torch.zeros_like(tokens.counted)
     low, high = 1 - config.epsilon_low, 1 + config.epsilon_high
     cap = math.inf if config.delta is None else max(config.delta, high)

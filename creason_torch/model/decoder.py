@@ -21,8 +21,6 @@ from shared.policy import weight_files
 from shared.policy.families import FAMILIES
 from shared.storage import files
 
-NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0}
-
 
 class ScoringHead(nn.Module):
     """The language-model head. With targets it returns their log-probabilities, chunk by chunk; without targets, logits.
@@ -81,14 +79,18 @@ class Policy(nn.Module):
 
 
 def read_config(folder: Path) -> Any:
-    """The architecture in `folder/config.json`. Raises InputError for a family that this backend does not compute."""
+    """The architecture in `folder/config.json`, every dropout 0. Raises InputError for a family that is not computed."""
     values = files.read_json_object(folder / "config.json")
     kind = values.get("model_type")
     if kind not in FAMILIES:
         raise InputError(
             f"{folder / 'config.json'}: model_type is {kind!r}; this backend computes {', '.join(FAMILIES)}"
         )
-    return AutoConfig.from_pretrained(folder, **NO_DROPOUT)
+    config = AutoConfig.from_pretrained(folder)
+    for name in config.to_dict():
+        if name.endswith(("dropout", "pdrop")):  # each family has names of its own
+            setattr(config, name, 0.0)
+    return config
 
 
 def long_factors(config: Any, longest: int) -> bool:

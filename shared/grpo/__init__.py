@@ -17,8 +17,6 @@ from shared.grpo.batch import (
     split_rows,
 )
 from shared.grpo.objective import (
-    ROW_MEAN,
-    TOKEN_NORMALISED,
     Sums,
     add,
     counts,
@@ -28,8 +26,6 @@ from shared.grpo.objective import (
 )
 
 __all__ = [
-    "ROW_MEAN",
-    "TOKEN_NORMALISED",
     "GroupBatch",
     "GroupLayout",
     "Sums",

@@ -7,37 +7,33 @@ n_i = max(1, sum_t m), sg(x) no gradient through x. The ratio r is, by `ratio_le
     sequence  r_i  = exp(sum_t m (p - q) / n_i), the same for each token of the row
 
 and on policy (no old log-probabilities) q = sg(p): the value of r is 1, its gradient is not 0. With N completions and
-M = sum m tokens in the optimizer batch, and l the sum of a token's policy term and KL term, the losses are
+M = sum m tokens in the optimizer batch, and l the sum of a token's policy term and KL term, the loss is, by the normaliser in
+its row of `shared/grpo/losses.py`,
 
-    grpo     1/N sum_i 1/n_i sum_t m l              clipped term
-    gspo     as grpo, with the sequence ratio       clipped term
-    sapo     1/N sum_i 1/n_i sum_t m l              soft gate
-    luspo    1/N sum_i sum_t m l                    clipped term
-    dr_grpo  1/(N max_completion_length) sum m l    clipped term
-    bnpo     1/M sum m l                            clipped term
-    dapo     1/M sum m l                            clipped term; differs from bnpo elsewhere only: there M is a micro-batch's
-    cispo    1/M sum m l                            capped, stopped ratio times log-probability
-    vespo    1/M sum m l                            stopped sequence weight times log-probability
+    row_mean     1/N sum_i 1/n_i sum_t m l
+    completions  1/N sum_i sum_t m l
+    length       1/(N max_completion_length) sum m l
+    tokens       1/M sum m l
 
-The policy terms are `clipped_term`, `soft_gate_term`, `capped_ratio_term`, `sequence_weight_term` below. `objective`
-returns the sum before the first factor, `denominator` that factor's inverse, so that sums over micro-batches, rows and
-devices add up to the same loss however the optimizer batch was cut.
+The policy terms are in POLICY_TERMS below; the row names one. `objective` returns the sum before the first factor,
+`denominator` that factor's inverse, so that sums over micro-batches, rows and devices add up to the same loss however the
+optimizer batch was cut.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from shared.config import GrpoConfig
 from shared.errors import InputError
 from shared.grpo.batch import GroupBatch, completion_view, real_completions
+from shared.grpo.losses import LOSSES
 
-ROW_MEAN = frozenset({"grpo", "gspo", "sapo"})  # losses that average over each completion's own tokens
-TOKEN_NORMALISED = frozenset({"bnpo", "dapo", "cispo", "vespo"})  # losses divided by the batch's tokens
+if TYPE_CHECKING:  # the config reads the table of losses, which is of this room
+    from shared.config import GrpoConfig
 
 
 class Sums(NamedTuple):
@@ -93,6 +89,7 @@ def objective(
     Raises InputError where the config needs reference or rollout log-probabilities that are not given.
     """
     check_inputs(config, ref_logprobs, rollout_logprobs)
+    loss = LOSSES[config.loss]
     counted = np.asarray(mask) > 0
     rows = np.ones(counted.shape[0]) if row_mask is None else np.asarray(row_mask, np.float64)
     counted = counted & (rows > 0)[:, None]
@@ -120,7 +117,7 @@ def objective(
         gap = np.abs(difference)
         correction = correction_weight(difference, counted, config)
 
-    terms = POLICY_TERMS[config.loss](tokens, config) * correction
+    terms = POLICY_TERMS[loss.term](tokens, config) * correction
     if config.off_policy_mask_threshold is not None:
         terms = np.where(_too_far(tokens, config.off_policy_mask_threshold), 0.0, terms)
     kl = np.zeros_like(policy)
@@ -128,7 +125,7 @@ def objective(
         kl = kl_estimate(policy, _clean(ref_logprobs, counted), config.kl_estimator)
     if config.beta > 0:
         terms = terms + config.beta * (kl * tokens.ratio if config.kl_in_ratio else kl)
-    if config.loss in ROW_MEAN:
+    if loss.normaliser == "row_mean":
         terms = terms / np.maximum(1, counted.sum(axis=1, keepdims=True))
 
     def total(values: np.ndarray) -> float:
@@ -157,12 +154,13 @@ def counts(batch: GroupBatch) -> Sums:
 def denominator(sums: Sums, config: GrpoConfig, max_completion_length: int) -> float:
     """What the accumulated loss and gradients are divided by, once, from the `sums` of the whole optimizer batch.
 
-    bnpo, dapo, cispo, vespo: tokens. dr_grpo: completions * max_completion_length. Others: completions. At least 1.
+    Normaliser tokens: tokens. Normaliser length: completions * max_completion_length. Others: completions. At least 1.
     """
-    if config.loss in TOKEN_NORMALISED:
+    normaliser = LOSSES[config.loss].normaliser
+    if normaliser == "tokens":
         return max(1.0, sums.tokens)
     completions = max(1.0, sums.completions)
-    return completions * max_completion_length if config.loss == "dr_grpo" else completions
+    return completions * max_completion_length if normaliser == "length" else completions
 
 
 def add(first: Sums, second: Sums) -> Sums:
@@ -241,15 +239,10 @@ def sequence_weight_term(tokens: Tokens, config: GrpoConfig) -> np.ndarray:
 
 
 POLICY_TERMS: dict[str, Callable[[Tokens, GrpoConfig], np.ndarray]] = {
-    "grpo": clipped_term,
-    "gspo": clipped_term,
-    "luspo": clipped_term,
-    "dr_grpo": clipped_term,
-    "bnpo": clipped_term,
-    "dapo": clipped_term,
-    "sapo": soft_gate_term,
-    "cispo": capped_ratio_term,
-    "vespo": sequence_weight_term,
+    "clipped": clipped_term,
+    "soft_gate": soft_gate_term,
+    "capped_ratio": capped_ratio_term,
+    "sequence_weight": sequence_weight_term,
 }
 
 
@@ -299,9 +292,10 @@ def _too_far(tokens: Tokens, threshold: float) -> np.ndarray:
 
 
 def _is_clipped(tokens: Tokens, config: GrpoConfig) -> np.ndarray:
-    if config.loss == "cispo":
+    rule = LOSSES[config.loss].clip
+    if rule == "cap":
         return tokens.stopped_ratio > config.epsilon_high
-    if POLICY_TERMS[config.loss] is not clipped_term:
+    if rule == "none":
         return np.zeros_like(tokens.counted)
     low, high = 1 - config.epsilon_low, 1 + config.epsilon_high
     cap = np.inf if config.delta is None else max(config.delta, high)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from shared.config import OptimizerConfig
+if TYPE_CHECKING:  # the config reads the table of losses, which is of this room
+    from shared.config import OptimizerConfig
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:

@@ -39,7 +39,7 @@ class Family:
     rope_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # older names of these kinds -> the kind
     partial_rotary: bool = False  # whether `partial_rotary_factor` may leave a part of each head without rotation
     original_positions: int | None = None  # default of original_max_position_embeddings; None: max_position_embeddings
-    # Whether vLLM has code of its own for it. If not, vLLM runs Transformers' class, and changes that class for the whole process.
+    # Whether vLLM has code of its own for it. If not, it runs Transformers' class, and changes that class for the whole process.
     vllm_has_own_code: bool = True
     # More fields for the config.json of a model that is created here; POSITIONS stands for the number of positions.
     new_model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)

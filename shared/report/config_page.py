@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from shared.config import ONE_BACKEND, PRESETS, RunConfig
+from shared.grpo.losses import CLIP_RULES, LOSSES, NORMALISERS
 from shared.options.fields import Field, Section, sections
 from shared.storage import files
 
@@ -19,11 +20,14 @@ Each can be set on the command line of a program with `--config`, as `--config.g
 `--noconfig.learner.group_layout` for one that is on or off; `creason help train` shows the same list. Source: where the
 default is from, in `docs/spec`; a dash: this project's choice.
 """
+LOSSES_SAID = """The rows of `shared/grpo/losses.py`; the formulas of the terms: `shared/grpo/objective.py`. A field that other
+losses read and the chosen one does not must keep its default, or its preset's value."""
+CLIPPED_SAID = "The tokens counted as clipped, with r the ratio to the old policy and A the advantage:"
 
 
 def page() -> str:
     """The page, in Markdown."""
-    parts = [INTRODUCTION, *map(_section, sections(RunConfig)), _presets()]
+    parts = [INTRODUCTION, *map(_section, sections(RunConfig)), _losses(), _presets()]
     return "\n".join(parts)
 
 
@@ -41,6 +45,17 @@ def _row(section: Section, field: Field) -> str:
     cells = (f"`{field.name}`", f"`{field.kind}`", default, f"{field.help}{only}", _link(field.source) or "-")
     # A bar would end the cell, in a code span too.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _losses() -> str:
+    rows = ["| `grpo.loss` | policy term | divided by | counted as clipped | reads |", "| --- " * 5 + "|"]
+    for name, loss in LOSSES.items():
+        level = [f"`grpo.ratio_level` = `{loss.ratio_level!r}`"] if loss.ratio_level else []
+        reads = ", ".join(level + [f"`grpo.{field}`" for field in loss.reads]) or "-"
+        cells = (f"`{name}`", f"`{loss.term}`", NORMALISERS[loss.normaliser], loss.clip, reads)
+        rows.append(f"| {' | '.join(cells)} |")
+    rules = "\n".join(f"- {name}: {tokens}" for name, tokens in CLIP_RULES.items())
+    return "\n".join(["## Losses", "", LOSSES_SAID, "", *rows, "", CLIPPED_SAID, "", rules, ""])
 
 
 def _presets() -> str:

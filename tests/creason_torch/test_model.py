@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from creason_torch.model.decoder import build_network, load_weights, read_config, save_params, stored_weights
 from shared.errors import InputError
@@ -123,6 +124,13 @@ def test_another_family_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(InputError, match=f"model_type is 'gpt2'; this backend computes {', '.join(FAMILIES)}"):
         read_config(folder)
+
+
+def test_no_dropout_of_any_name_is_left(folder):
+    path, names = folder / "config.json", ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout")
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(names, 0.1)))
+    assert [getattr(AutoConfig.from_pretrained(folder), name) for name in names] == [0.1] * 4
+    assert [getattr(read_config(folder), name) for name in names] == [0.0] * 4
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", "3", '"phi3"'])

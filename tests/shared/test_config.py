@@ -30,6 +30,7 @@ from shared.config import (
     validate,
 )
 from shared.errors import InputError
+from shared.grpo.losses import LOSSES
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
 
@@ -256,9 +257,36 @@ class TestErrors:
     def test_sections_that_do_not_fit_each_other(self):
         message = refused(grpo={"overlong_soft": 2_000})
         assert message == "grpo.overlong_soft = 2000: must be below rollout.max_new_tokens = 2000"
-        assert refused(grpo={"loss": "gspo"}).startswith("grpo.ratio_level = 'token'")
+        message = refused(grpo={"loss": "gspo"})
+        assert message == "grpo.ratio_level = 'token': must be 'sequence' with loss = 'gspo'"
         message = refused(store_trajectories=True, learner={"length_bucket": 8})
         assert message.startswith("learner.length_bucket = 8: must be 0 with store_trajectories")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_field_that_only_other_losses_read_is_refused(loss):
+    level = {"ratio_level": LOSSES[loss].ratio_level or "token"}
+    for name in {name for row in LOSSES.values() for name in row.reads}:
+        section = level | {"loss": loss, name: 0.75}
+        if name in LOSSES[loss].reads:
+            assert getattr(validate({"name": "run", "grpo": section}).grpo, name) == 0.75
+        else:
+            assert refused(grpo=section) == f"grpo.{name} = 0.75: loss {loss!r} does not read it; leave it out"
+
+
+def test_the_value_of_a_preset_may_stay_with_a_loss_that_does_not_read_it():
+    section = grpo_preset("modern") | {"loss": "sapo"}
+    assert validate({"name": "run", "grpo": section}).grpo.epsilon_high == 0.28
+    message = refused(grpo=section | {"epsilon_high": 0.3})
+    assert message == "grpo.epsilon_high = 0.3: loss 'sapo' does not read it; leave it out"
+
+
+def test_a_loss_of_the_command_line_makes_the_files_fields_for_another_loss_as_if_not_set():
+    values = {"name": "run", "grpo": {"loss": "sapo", "delta": 1.6, "sapo_temperature_pos": 2.0}}
+    section = validate(values, given=["grpo.loss", "grpo.sapo_temperature_pos"]).grpo
+    assert (section.delta, section.sapo_temperature_pos) == (None, 2.0)
+    with pytest.raises(InputError, match=r"grpo.delta = 1.6: loss 'sapo' does not read it"):
+        validate(values, given=["grpo.loss", "grpo.delta"])
 
 
 def test_a_config_dict_and_a_mapping_are_the_same():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis.extra import numpy as hnp
 from shared import grpo
 from shared.config import GrpoConfig
 from shared.errors import InputError
+from shared.grpo.losses import CLIP_RANGE, LOSSES, Loss
 from tests.support.golden_grpo import (
     ALL_LOSSES,
+    config_of,
     float64_bound,
     golden_arrays,
     golden_cases,
@@ -182,6 +185,20 @@ def test_denominators():
         assert grpo.denominator(sums._replace(completions=0.0, tokens=0.0), config, 1) == 1
 
 
+def test_the_table_has_every_loss_and_names_fields_of_the_section():
+    assert {"grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"} <= set(LOSSES)
+    fields = {field.name for field in dataclasses.fields(GrpoConfig)}
+    for loss in LOSSES.values():
+        assert set(loss.reads) <= fields
+        assert {"range": set(CLIP_RANGE), "cap": {"epsilon_high"}, "none": set()}[loss.clip] <= set(loss.reads)
+
+
+@pytest.mark.parametrize("row", [{"normaliser": "token"}, {"normaliser": "tokens", "clip": "clipped"}])
+def test_a_row_with_a_normaliser_or_a_clip_rule_that_there_is_not_is_refused(row):
+    with pytest.raises(ValueError, match=f"a loss cannot have '{row.get('clip', 'token')}'; there are"):
+        Loss(term="clipped", **row)
+
+
 def test_missing_logprobs_are_named():
     arrays = np.zeros((1, 1)), np.zeros(1), np.ones((1, 1))
     with pytest.raises(InputError, match="beta = 0.04"):
@@ -196,8 +213,8 @@ def test_arrays_of_another_shape_are_refused():
 
 
 def loss_config(loss: Any) -> GrpoConfig:
-    return GrpoConfig(
-        loss=loss,
+    return config_of(
+        loss,
         ratio_level="sequence" if loss == "gspo" else "token",
         epsilon_high=2.0 if loss == "cispo" else 0.3,
         delta=1.6,

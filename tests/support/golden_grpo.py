@@ -11,13 +11,14 @@ import pytest
 
 from shared import grpo
 from shared.config import GrpoConfig
+from shared.grpo.losses import CLIP_RANGE, LOSSES
 from tests.support import golden_folder
 from tests.support.golden_folder import GOLDEN
 
 FOLDER = GOLDEN / "grpo_loss"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else []
 needs_golden = golden_folder.needs("grpo_loss")
-ALL_LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
+ALL_LOSSES = list(LOSSES)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "on_policy": {"beta": 0.04},
@@ -65,13 +66,19 @@ every_setting = pytest.mark.parametrize(
 
 def golden_config(case: dict) -> GrpoConfig:
     same = [field.name for field in dataclasses.fields(GrpoConfig) if field.name in case]
-    return GrpoConfig(
-        loss=case["loss_type"],
+    return config_of(
+        case["loss_type"],
         ratio_level=case["importance_sampling_level"],
         epsilon_low=case["epsilon"],
         kl_in_ratio=case["kl_bias_correction"],
         **{name: case[name] for name in same},
     )
+
+
+def config_of(loss: Any, **options: Any) -> GrpoConfig:
+    """The section with this loss and these options, but for those of the clip range that the loss does not read."""
+    refused = set(CLIP_RANGE) - set(LOSSES[loss].reads)
+    return GrpoConfig(loss=loss, **{name: value for name, value in options.items() if name not in refused})
 
 
 def golden_inputs(case: dict) -> dict[str, np.ndarray]:
@@ -109,10 +116,10 @@ def float64_bound(case: dict) -> float:
 
 
 def option_config(loss: Any, kind: str) -> GrpoConfig:
-    options = dict(OPTIONS[kind], epsilon_high=1.1 if loss == "cispo" else 0.28)
-    if loss == "gspo":
-        options["ratio_level"] = "sequence"
-    return GrpoConfig(loss=loss, **options)
+    options = dict(OPTIONS[kind], epsilon_high=1.1 if LOSSES[loss].clip == "cap" else 0.28)
+    if LOSSES[loss].ratio_level:
+        options["ratio_level"] = LOSSES[loss].ratio_level
+    return config_of(loss, **options)
 
 
 def option_inputs(kind: str) -> dict[str, np.ndarray]:

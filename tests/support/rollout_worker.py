@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import rollouts
 import torch
 import torch.distributed as dist
 
 from creason_torch import zero
+from tests.support import rollouts
 
 
 def main(kind: str, models: Path, out: Path, torch_options: dict[str, Any] | None) -> None:
