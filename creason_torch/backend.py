@@ -46,7 +46,7 @@ class Backend:
         """See `shared.backend.Backend`."""
         dist.barrier()
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """See `shared.backend.Backend`."""
         found = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)

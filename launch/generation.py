@@ -114,7 +114,7 @@ def begin(
     if backend.process > 0:
         return
     prompt_style.write(out, style, prompt_style.EVALUATION_FILE)
-    print(prompt_style.describe(style, config.model, tokenizer))
+    print(prompt_style.style_line(style, config.model, tokenizer))
     warning = end_of_turn_warning(tokenizer, special_tokens(tokenizer, Path(config.model.path)).stop)
     if warning:
         print(warning, file=sys.stderr)

@@ -172,7 +172,7 @@ def shows_date(tokenizer: PreTrainedTokenizerFast, style: PromptStyle) -> bool:
         return False
 
 
-def describe(style: PromptStyle, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> str:
+def style_line(style: PromptStyle, model: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> str:
     """A style in one line, for whoever starts a run or an evaluation."""
     begins = f"answers begin with {style.prefill!r}" if style.prefill else "answers begin as the model likes"
     parts = [begins, _thinking(style, tokenizer)]
@@ -201,8 +201,8 @@ def check_same_day(style: PromptStyle, backend: Backend) -> None:
     if not style.date or backend.processes == 1:
         return
     day = datetime.date.fromisoformat(style.date).toordinal()
-    apart = [backend.agreed(bool(day >> bit & 1)) != bool(day >> bit & 1) for bit in range(DAY_BITS)]
-    if backend.agreed(any(apart)):
+    apart = [backend.any_process(bool(day >> bit & 1)) != bool(day >> bit & 1) for bit in range(DAY_BITS)]
+    if backend.any_process(any(apart)):
         raise InputError(
             "the processes began on different days, and the chat template shows the date; give --template_date"
         )

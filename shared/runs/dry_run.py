@@ -28,6 +28,8 @@ from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
 from shared.report.run_page import duration
 from shared.runs import forecast, memory, run
+from shared.runs.policy import make_tokenizer
+from shared.runs.workdir import check_config, checkpoint_folder
 from shared.storage import buckets, files
 from shared.training.metrics_log import METRICS_FILE, read_metrics
 
@@ -55,7 +57,7 @@ def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: 
     config = backend.resolved(config)
     if config.data.train and all(Path(place).is_file() for place in (config.data.train, config.data.valid)):
         check_apart(config.data.train, config.data.valid)
-    if workdir is not None and run.check_config(config, workdir, "--workdir") is not None:
+    if workdir is not None and check_config(config, workdir, "--workdir") is not None:
         inputs.check_data(config.data, inputs.Inputs(workdir))
         goes_on = "it is trained" if (workdir / "trained").is_dir() else "it goes on from its last checkpoint"
         yield f"begun    {workdir} holds this run; {goes_on}"
@@ -78,7 +80,7 @@ def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: 
                 yield f"memory   not known ({missing})"
                 return
         need = backend.need(config, model, workload, trains=True)
-        place = run.checkpoint_folder(config, backend, workdir or Path())
+        place = checkpoint_folder(config, backend, workdir or Path())
         yield forecast.memory_line(need.memory)
         yield forecast.disk_line(config, need, place)
         forecast.refuse(config, need, workload, folder=place)
@@ -126,7 +128,7 @@ def architecture(config: RunConfig, sample: Sample | None, temporary: Path) -> P
     folder = temporary / "model"
     size, tokens = config.model.vocab_size, {"bos": 0, "eos": 0, "pad": 0}
     if sample is not None:
-        run.make_tokenizer(config, sample.train, folder, sample.words)
+        make_tokenizer(config, sample.train, folder, sample.words)
         found = special_tokens(load_tokenizer(folder), folder)
         size, tokens = found.vocab_size, {"bos": found.bos, "eos": found.eos, "pad": found.pad}
     folder.mkdir(exist_ok=True)

@@ -124,7 +124,7 @@ def _scores(model: Decoder, layout: GroupLayout, rows: float, whole_scores: floa
 
 
 def layout_of(config: RunConfig, workload: Workload) -> GroupLayout:
-    """The longest row of a step, as `shared.training.loop.layout_of` makes it."""
+    """The longest row of a step, as `shared.training.rollouts.layout_of` makes it."""
     prompt, bucket = config.rollout.max_prompt_tokens, config.learner.length_bucket
     if bucket:
         prompt = min(prompt, -(-workload.prompt_tokens // bucket) * bucket)

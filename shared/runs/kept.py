@@ -33,7 +33,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path, request: Mapping[str, Any], backend: Backend):
-        """Raises InputError where the folder holds rows of another request (`differences` tells), or a damaged part."""
+        """Raises InputError where the folder holds rows of another request (see `request_changes`), or a damaged part."""
         self.folder, self._writes = folder, backend.process == 0
         self.rows: list[Any] = []
         if self._writes:
@@ -59,7 +59,7 @@ class Kept:
         return sorted(path for path in self.folder.glob(f"{PARTS}/*.jsonl") if re.fullmatch(r"\d{5}", path.stem))
 
 
-def differences(folder: Path, request: Mapping[str, Any]) -> list[str]:
+def request_changes(folder: Path, request: Mapping[str, Any]) -> list[str]:
     """In which fields what `folder` was made for differs from `request`; none where nothing is there yet."""
     path = folder / REQUEST_FILE
     if not path.is_file():
@@ -72,7 +72,7 @@ def differences(folder: Path, request: Mapping[str, Any]) -> list[str]:
 
 def check_request(folder: Path, request: Mapping[str, Any]) -> None:
     """Raise InputError where `folder` was made for another request."""
-    changed = differences(folder, request)
+    changed = request_changes(folder, request)
     if changed:
         raise InputError(
             f"{folder}: holds answers to another request (it differs in {', '.join(changed[:5])}); give another --out, or "

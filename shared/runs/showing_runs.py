@@ -18,8 +18,8 @@ from shared.questions.record import Question, read_questions
 from shared.review.review import read_replies
 from shared.runs import showing
 from shared.runs.replay import started_from
-from shared.runs.run import CONFIG_FILE, REPLAY_FILE, read_config
 from shared.runs.showing import Selection
+from shared.runs.workdir import CONFIG_FILE, REPLAY_FILE, question_files, read_config
 from shared.storage import buckets, files
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 
@@ -165,6 +165,5 @@ def _questions_of(config: RunConfig, workdir: Path) -> dict[str, Question]:
     """The questions of a run, by their id, as far as their files are still there."""
     if (workdir / REPLAY_FILE).is_file():
         workdir = Path(files.read_json_object(workdir / REPLAY_FILE, "recording")["recording"])
-    made = workdir / "data" / "questions"
-    paths = (config.data.train or made / "train.parquet", config.data.valid or made / "valid.parquet")
-    return {each.id: each for path in paths if buckets.is_file(path) for each in read_questions(path)}
+    paths = [path for path in question_files(config, workdir) if buckets.is_file(path)]
+    return {question.id: question for path in paths for question in read_questions(path)}

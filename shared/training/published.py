@@ -18,14 +18,14 @@ TENSORS = 4  # compared after a publish
 ROWS = 16  # of each
 
 
-def publish(learner: Learner, engine: RolloutEngine, *, agreed: Callable[[bool], bool] = bool) -> None:
+def publish(learner: Learner, engine: RolloutEngine, *, any_process: Callable[[bool], bool] = bool) -> None:
     """Publish the learner's weights to the engine and see that they are there. Every process calls it.
 
-    Raises SyncError, in every process, where the engine holds another version or other weights. `agreed`: `Backend.agreed`.
+    Raises SyncError, in every process, where the engine holds another version or other weights. `any_process` is the backend's.
     """
     learner.publish(engine)
     wrong = difference(learner, engine)
-    if agreed(bool(wrong)):
+    if any_process(bool(wrong)):
         raise SyncError(
             f"step {learner.step}: {wrong or 'in another process the engine holds other weights than the learner'}; its "
             "completions would be another model's; start again from the last checkpoint with another engine "

@@ -519,7 +519,7 @@ class TestOverrides:
     )
     def test_a_field(self, flag, path, value, call, monkeypatch):
         seen = []
-        monkeypatch.setattr("shared.runs.run.describe", lambda config: seen.append(config) or "described")
+        monkeypatch.setattr("shared.runs.run.config_line", lambda config: seen.append(config) or "described")
         monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
         ended = call("train", SMOKE, flag, "--dry_run")
         assert (ended.code, ended.out, ended.err) == (0, "described\n", "")

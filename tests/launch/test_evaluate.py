@@ -29,6 +29,7 @@ from shared.questions.prompts import encode
 from shared.questions.record import write_questions
 from shared.report.run_page import percent
 from shared.runs import run
+from shared.runs.workdir import with_dtype_of, with_dtype_of_workdir
 
 pytestmark = pytest.mark.slow
 
@@ -375,10 +376,10 @@ def test_the_number_format_is_decided_into_the_runs_config(root, tmp_path):
         run.run(config, Backend(), tmp_path, progress=False)
     assert json.loads((tmp_path / "config.json").read_text())["learner"]["compute_dtype"] == "bfloat16"
     # Started again anywhere, it goes on in the number format that it began with; a given one counts.
-    assert run.as_begun(config, tmp_path).learner.compute_dtype == "bfloat16"
-    assert run.as_begun(config, tmp_path / "none") == config
+    assert with_dtype_of_workdir(config, tmp_path).learner.compute_dtype == "bfloat16"
+    assert with_dtype_of_workdir(config, tmp_path / "none") == config
     given = validate({"name": "x", "learner": {"compute_dtype": "float32"}})
-    assert run.as_begun(given, tmp_path) == given == run.as_in(given, RunConfig(name="y"))
+    assert with_dtype_of_workdir(given, tmp_path) == given == with_dtype_of(given, RunConfig(name="y"))
 
 
 def test_the_page_says_how_it_was_made_and_shows_patients_text_only_if_asked(tmp_path, root, evaluate):

@@ -23,6 +23,7 @@ from shared.preparation.inputs import Inputs
 from shared.questions.record import write_questions
 from shared.runs import run
 from shared.runs.forecast import Memory, Need
+from shared.runs.policy import check_policy_unchanged
 from shared.storage import files
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ class Backend:
     def barrier(self) -> None:
         pass
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         return flag
 
 
@@ -162,9 +163,9 @@ def test_another_policy_under_the_same_name_is_refused(config, given, tmp_path, 
     assert found.startswith(f"{path}: ") and ("it was not there" if before is None else "its content differs") in found
     # And what is exported would have that file beside the weights.
     with pytest.raises(InputError, match=f"^{path}: not what this run was begun with"):
-        run.check_inputs(config, tmp_path / "run", given["model"])
+        check_policy_unchanged(config, tmp_path / "run", given["model"])
     path.unlink() if before is None else path.write_bytes(before)
-    run.check_inputs(config, tmp_path / "run", given["model"])
+    check_policy_unchanged(config, tmp_path / "run", given["model"])
     start(config, tmp_path / "run")
 
 

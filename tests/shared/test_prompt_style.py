@@ -95,7 +95,7 @@ class TestThinking:
     def test_of_a_model_that_may_think(self, thinking, end, words, tmp_path):
         style = chosen(chats.SWITCHED, tmp_path, thinking=thinking)
         assert prompt(chats.SWITCHED, style) == self.TURN + end
-        assert words in prompt_style.describe(style, ModelConfig(), byte_tokenizer(chats.SWITCHED))
+        assert words in prompt_style.style_line(style, ModelConfig(), byte_tokenizer(chats.SWITCHED))
 
     @pytest.mark.parametrize(
         ("template", "fields", "end", "words"),
@@ -115,10 +115,10 @@ class TestThinking:
     def test_of_each_kind(self, template, fields, end, words, tmp_path):
         style = chosen(template, tmp_path, **fields)
         assert prompt(template, style).endswith(end)
-        assert words in prompt_style.describe(style, ModelConfig(), byte_tokenizer(template))
+        assert words in prompt_style.style_line(style, ModelConfig(), byte_tokenizer(template))
 
     def test_of_an_ordinary_model_nothing_is_said(self):
-        assert "think" not in prompt_style.describe(
+        assert "think" not in prompt_style.style_line(
             PromptStyle(prefill="So"), ModelConfig(), byte_tokenizer(chats.PLAIN)
         )
 
@@ -187,7 +187,7 @@ class TestDate:
         monkeypatch.setattr(prompt_style, "today", lambda: "2026-11-26")
         style = chosen(template, tmp_path, **fields)
         assert style.date == ("2026-11-26" if shown else "")
-        told = prompt_style.describe(style, ModelConfig(template_date="2026-01-01"), byte_tokenizer(template))
+        told = prompt_style.style_line(style, ModelConfig(template_date="2026-01-01"), byte_tokenizer(template))
         assert ("the template's today is 2026-11-26" if shown else "model.template_date changes nothing") in told
         texts = {prompt(template, style, system=system) for system in (SYSTEM_PROMPT, "")}
         monkeypatch.setattr(chat_template_utils, "datetime", Clock)
@@ -212,14 +212,14 @@ class TestDate:
         both = [any(pair) for pair in zip(*flags, strict=True)] + [not agree]
 
         class Processes:
-            """What `agreed` answers to each of the two."""
+            """What `any_process` answers to each of the two."""
 
             processes = 2
 
             def __init__(self):
                 self.answers = iter(both)
 
-            def agreed(self, flag):
+            def any_process(self, flag):
                 return next(self.answers)
 
         for day in days:

@@ -84,7 +84,7 @@ def test_nothing_to_read_back_is_no_proof():
 
 def test_what_another_process_saw_ends_this_one():
     with pytest.raises(SyncError, match="in another process the engine holds other weights"):
-        published.publish(Learner(), Engine(), agreed=lambda wrong: True)
+        published.publish(Learner(), Engine(), any_process=lambda wrong: True)
 
 
 def test_vllm_fused_matrices_are_taken_apart():

@@ -22,7 +22,8 @@ from shared.grpo import GroupLayout, completion_view
 from shared.questions.prompts import PromptStyle, encode, prompt_tokens
 from shared.questions.record import question_at
 from shared.randomness import uniforms
-from shared.training import loop
+from shared.training.loop import Output, train
+from shared.training.rollouts import REFILL_ROUNDS, Sampled
 from shared.training.stopping import Stopped, StopRequest
 from shared.training.trajectories import TrajectoryReader
 
@@ -181,12 +182,13 @@ def a_config(*, every: int = 1_000, **changes) -> RunConfig:
 def start(tokenizer, prompts, tmp_path):
     """Run the loop in one work directory; what goes wrong is for the test to see."""
 
-    def run(config: RunConfig, *, skill=lambda question: 0.5, metrics=lambda update: {}, agreed=bool) -> Run:
+    def run(config: RunConfig, *, skill=lambda question: 0.5, metrics=lambda update: {}, any_process=bool) -> Run:
         events: list[str] = []
         made = Run(events, Learner(events, metrics), Engine(events, tokenizer, prompts, skill), tmp_path)
         run.last = made
-        source = loop.Sampled(config, made.engine, tokenizer, QUESTIONS, prompts)
-        loop.train(config, made.learner, source, tmp_path, agreed=agreed, progress=False)
+        source = Sampled(config, made.engine, tokenizer, QUESTIONS, prompts)
+        output = Output(workdir=tmp_path, checkpoints=tmp_path / "checkpoints", any_process=any_process, progress=False)
+        train(config, made.learner, source, output)
         return made
 
     return run
@@ -378,7 +380,7 @@ class TestUniformGroups:
         for step, (batch, line) in enumerate(zip(run.learner.batches, run.lines, strict=True)):
             useful: list[str] = []
             asked = 0
-            while len(useful) < 2 and asked < 2 * (1 + loop.REFILL_ROUNDS):
+            while len(useful) < 2 and asked < 2 * (1 + REFILL_ROUNDS):
                 call = next(calls)
                 asked += len(call["questions"])
                 useful += [q.id for q, same in zip(call["questions"], self.uniform(call), strict=True) if not same]
@@ -390,7 +392,7 @@ class TestUniformGroups:
     def test_refilling_ends(self, start):
         config = a_config(steps=2, uniform_groups="refill", beta=0.0)
         run = start(config, skill=lambda question: 1.0)
-        rounds = ["generate"] * (1 + loop.REFILL_ROUNDS) + ["sleep", "update", "publish"]
+        rounds = ["generate"] * (1 + REFILL_ROUNDS) + ["sleep", "update", "publish"]
         assert run.events == ["publish", *rounds, *rounds, "save 2"]
         assert [line["questions"] for line in run.lines] == [8, 8]
 
@@ -541,7 +543,7 @@ class TestAskedToStop:
             return len(told) == 3
 
         with pytest.raises(Stopped, match="after step 3 of 6"):
-            start(a_config(steps=6), agreed=another_was_asked)
+            start(a_config(steps=6), any_process=another_was_asked)
         assert told == [False] * 3  # and each was asked once a step
 
     def test_a_second_request_does_what_it_would_have_done(self):
