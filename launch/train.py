@@ -95,7 +95,7 @@ def tell(config: RunConfig) -> None:
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     config = config if workdir is None else with_dtype_of_workdir(config, workdir)
     backend = backends.make_backend(config)
-    for line in dry_run.told(config, backend, workdir, measure=FLAGS.measure):
+    for line in dry_run.lines(config, backend, workdir, measure=FLAGS.measure):
         if backend.process == 0:
             print(line, flush=True)
 

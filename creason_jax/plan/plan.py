@@ -71,7 +71,7 @@ class Plan:
     micro_batches: int
     micro_batch_rows: int
     useful_rows: float  # of the rows computed, those that hold a question
-    slots: int  # groups that decode at once: those asked for, or as many as fit
+    slots: int  # groups that decode at once: those that the config wishes, or fewer where not all fit
     steps: list[Step]
     memory: Memory  # of one chip, in the words of every run; what is temporary is what the compiler reserves
     fits: bool
@@ -209,7 +209,7 @@ def plan(
         if step == "scoring" and not scorings:
             continue
         found.append(compiled(step))
-        if step in ROLLOUT and not found[-1].fits and engine.fit(sampling):
+        if step in ROLLOUT and not found[-1].fits and engine.limit_slots(sampling):
             say(f"{name}: {engine.slots(sampling)} slots fit, the run will use no more")
             found = [compiled(each.name) if each.name in ROLLOUT else each for each in found]
     held = _memory(learner, engine, sampling, chip, found)

@@ -83,7 +83,7 @@ class Engine:
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
         self.free_bytes = free_bytes or functools.partial(memory.free_bytes, self.mesh)
-        self._fitted: dict[Sampling, int] = {}
+        self._slots_that_fit: dict[Sampling, int] = {}
         self._prefill = config.rollout.prefill_batch
         self._seconds: dict[str, float] = {}
 
@@ -213,35 +213,39 @@ class Engine:
         """Prompts that are computed in one call; without `sampling`, when they are only scored."""
         return self._rounded(self._prefill, sampling)
 
-    def slots(self, sampling: Sampling) -> int:
-        """Groups that decode at once: those asked for, or as many as `fit` found room for."""
+    def wished_slots(self, sampling: Sampling) -> int:
+        """Groups that the config would have decoded at once."""
         greedy = sampling.temperature == 0 and self.config.evaluation.slots
-        return self._fitted.get(sampling) or self._rounded(greedy or self.config.rollout.slots, sampling)
+        return self._rounded(greedy or self.config.rollout.slots, sampling)
 
-    def fit(self, sampling: Sampling) -> bool:
-        """Take as many of the slots asked for as the free memory holds beside what prefill and decoding need; False where it
-        holds none. Every process must call it."""
+    def slots(self, sampling: Sampling) -> int:
+        """Groups that decode at once: the wished ones, or as many of them as `limit_slots` found room for."""
+        return self._slots_that_fit.get(sampling) or self.wished_slots(sampling)
+
+    def limit_slots(self, sampling: Sampling) -> bool:
+        """Use no more slots than the free memory holds beside what prefill and decoding need; False where it holds none. Every
+        process must call it."""
         free, parts = self.free_bytes(), sharding.batch_ways(self.mesh)
-        wanted = self.slots(sampling)
+        before = self.slots(sampling)
         if free is None or (memory.on_cpu(self.mesh) and self._roughly_needed(sampling) < free):
-            self._fitted[sampling] = wanted
+            self._slots_that_fit[sampling] = before
             return True
 
         def needed(share: int) -> float:
-            self._fitted[sampling] = share * parts
+            self._slots_that_fit[sampling] = share * parts
             return self._needed(sampling)
 
-        found = parts * memory.fitting(wanted // parts, free, needed)
-        self._fitted[sampling] = found
-        if 0 < found < wanted:
-            _log.warning("rollout: %d of %d slots fit the devices' memory", found, wanted)
-        return found > 0
+        fitting = parts * memory.fitting(before // parts, free, needed)
+        self._slots_that_fit[sampling] = fitting
+        if 0 < fitting < before:
+            _log.warning("rollout: %d of %d slots fit the devices' memory", fitting, before)
+        return fitting > 0
 
     def _make_room(self, sampling: Sampling) -> None:
-        """Take what `fit` finds, with prompts computed fewer at a time where nothing fits otherwise. Raises InputError where
-        not even one does."""
+        """Limit the slots to the memory; where not one fits, compute fewer prompts at a time. Raises InputError where that does
+        not help."""
         asked = self._prefill
-        while not self._fitted.get(sampling) and not self.fit(sampling):
+        while not self._slots_that_fit.get(sampling) and not self.limit_slots(sampling):
             if self.prefill_width(sampling) <= sharding.batch_ways(self.mesh):
                 self._prefill = asked
                 raise InputError(

@@ -180,7 +180,7 @@ class _Training:
         if self.writer is not None:
             self.writer.write(self.step - 1, {**metrics, **self.phases.report(tokens)})
         self.phases = Phases()
-        self.bar.set_postfix(health.live(metrics), refresh=False)
+        self.bar.set_postfix(health.bar_values(metrics), refresh=False)
         self.bar.update()
         return metrics
 
@@ -189,7 +189,7 @@ class _Training:
 
         `first_step` is the first step of the round, `metrics` are those of its last one.
         """
-        for warning in self.watch.see(self.step - 1, metrics):
+        for warning in self.watch.count_step(self.step - 1, metrics):
             if self.output.writes:
                 tqdm.write(f"warning: {warning}")
         every = self.config.checkpoint.every

@@ -331,7 +331,7 @@ def test_with_its_defaults_room_is_made_for_the_questions_alone(root, tmp_path, 
     assert ended.err.count("\n") == 1
     (engine,) = set(engines)  # asked twice: for its check, and for the answers
     assert 64 < engine.workload.prompt_tokens <= engine.longest_prompt == 128
-    slots = {sampling.max_new_tokens: count for sampling, count in engine._fitted.items()}
+    slots = {sampling.max_new_tokens: count for sampling, count in engine._slots_that_fit.items()}
     assert slots.pop(40) == 16  # ten, over eight devices
     assert list(slots) == [32]  # its check
     assert engine.config.longest_sequence == 9_040  # which chooses the rotation: that does not hang on the prompts

@@ -197,7 +197,7 @@ def test_weights_in_several_files_are_all_held(config, given, tmp_path):
 @pytest.fixture
 def own(tmp_path, monkeypatch) -> RunConfig:
     """A run that makes questions and policy itself, from raw files."""
-    monkeypatch.setattr(run, "train_tokenizer", lambda texts, size, folder: exam_tokenizer(folder))
+    monkeypatch.setattr("shared.runs.policy.train_tokenizer", lambda texts, size, folder: exam_tokenizer(folder))
     (tmp_path / "raw").mkdir()
     synthetic.write_raw(tmp_path / "raw", patients=40, seed=1)
     data = {"source": str(tmp_path / "raw"), "valid_patients": 15, "train_questions": 40, "valid_questions": 20}
