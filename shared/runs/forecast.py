@@ -222,10 +222,10 @@ def refuse(config: RunConfig, need: Need, workload: Workload, *, folder: Path | 
         )
     if folder is None or buckets.is_address(folder):
         return
-    wanted, free = min(2 * need.checkpoint_bytes, disk_needed(config, need)), free_disk(Path(folder))
-    if wanted > free:
+    needed, free = min(2 * need.checkpoint_bytes, disk_needed(config, need)), free_disk(Path(folder))
+    if needed > free:
         raise InputError(
-            f"{folder}: checkpoints need {memory.text(wanted)} and {memory.text(free)} are free; what helps: room on this "
+            f"{folder}: checkpoints need {memory.text(needed)} and {memory.text(free)} are free; what helps: room on this "
             "disk, checkpoint.folder on another one"
         )
 

@@ -258,9 +258,9 @@ def _claim(job: Job, recording: Recording) -> Inputs:
         fix = "--workdir" if folder == job.workdir else "checkpoint.folder"
         replay_file = buckets.join(folder, REPLAY_FILE)
         if buckets.is_file(replay_file):
-            held = buckets.read_json(replay_file)
-            if not isinstance(held, dict) or held.get("first_step") != identity:
-                other = held.get("recording") if isinstance(held, dict) else "unknown"
+            earlier = buckets.read_json(replay_file)
+            if not isinstance(earlier, dict) or earlier.get("first_step") != identity:
+                other = earlier.get("recording") if isinstance(earlier, dict) else "unknown"
                 raise InputError(f"{folder}: holds a replay of another recording ({other}); give another {fix}")
         elif buckets.is_file(buckets.join(folder, CONFIG_FILE)):
             raise InputError(f"{folder}: holds a run that is no replay; give another {fix}")

@@ -79,8 +79,12 @@ def _run(job: Job, new_files: list[Path | str], *, show_examples: bool, wandb_pr
     train_questions, train_prompts, long_train = _prompts(config, tokenizer, policy, style, train_questions)
     valid_questions, valid_prompts, long_valid = _prompts(config, tokenizer, policy, style, valid_questions)
     if job.writes:
-        told = prompt_style.style_line(style, config.model, tokenizer), end_of_turn_warning(tokenizer, stop_tokens)
-        tqdm.write("\n".join(filter(None, (*told, _long_prompts_warning(config, long_train, long_valid)))))
+        lines = (
+            prompt_style.style_line(style, config.model, tokenizer),
+            end_of_turn_warning(tokenizer, stop_tokens),
+            _long_prompts_warning(config, long_train, long_valid),
+        )
+        tqdm.write("\n".join(filter(None, lines)))
     prompts = [*train_prompts, *valid_prompts]
     workload = Workload(prompt_tokens=max(map(len, prompts)), questions=len(valid_questions))
     if not job.is_trained():

@@ -102,12 +102,12 @@ def right_answer(question: Question) -> str:
     return lines
 
 
-def example_lines(question: str, answer: str, said: Mapping[str, str], width: int) -> Iterator[str]:
-    """A question as it was asked, its right answer, and completions (`said`), each under its title."""
+def example_lines(question: str, answer: str, completions: Mapping[str, str], width: int) -> Iterator[str]:
+    """A question as it was asked, its right answer, and completions by their titles, each under its own."""
     yield from wrapped(question, width)
     if answer:
         yield from ("", *wrapped(f"right answer: {answer}", width))
-    for title, completion in said.items():
+    for title, completion in completions.items():
         yield ""
         yield from wrapped(f"--- {title}{verdict(completion, answer)}", width)
         yield from wrapped(completion, width)

@@ -33,7 +33,7 @@ class _Example:
     id: str
     question: str
     answer: str
-    said: dict[str, str]
+    completions: dict[str, str]
 
 
 def lines(workdir: Path, selection: Selection, *, step: int | None, width: int) -> Iterator[str]:
@@ -74,7 +74,7 @@ def _examples_of(path: Path) -> list[_Example]:
     try:
         for row in rows:
             example = by_id.setdefault(row["id"], _Example(row["id"], row["question"], row["answer"], {}))
-            example.said[f"{row['when']} training: "] = row["completion"]
+            example.completions[f"{row['when']} training: "] = row["completion"]
     except (KeyError, TypeError):
         raise InputError(f"{path}: not what a run writes there; give a run's work directory") from None
     return list(by_id.values())
@@ -85,10 +85,10 @@ def _examples(
 ) -> Iterator[str]:
     by_id = {example.id: example for example in examples}
     chosen = _chosen(list(by_id), questions, selection)
-    for number, name in enumerate(chosen, 1):
-        example = by_id[name]
-        yield from ("", showing.numbered("example", number, len(chosen), width), name, "")
-        yield from showing.example_lines(example.question, example.answer, example.said, width)
+    for number, question_id in enumerate(chosen, 1):
+        example = by_id[question_id]
+        yield from ("", showing.numbered("example", number, len(chosen), width), question_id, "")
+        yield from showing.example_lines(example.question, example.answer, example.completions, width)
 
 
 def _step(

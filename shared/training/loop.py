@@ -62,7 +62,7 @@ class Source(Protocol):
 class Output:
     """Where a training writes, and which of several processes writes.
 
-    Every process runs the loop on the whole of every batch, and so comes to the same decisions.
+    Every process runs the loop on whole batches, so all come to the same decisions.
     """
 
     workdir: Path

@@ -116,20 +116,20 @@ class Sampled:
 
         Groups with equal rewards stay, are left out, or are replaced by further questions, as `grpo.uniform_groups` says.
         """
-        wanted, uniform_groups = self._config.grpo.questions_per_step, self._config.grpo.uniform_groups
+        per_step, uniform_groups = self._config.grpo.questions_per_step, self._config.grpo.uniform_groups
         sampled = self.sample(self._questions_at(position), step, position)
-        position += wanted
+        position += per_step
         if uniform_groups == "keep":
             return sampled, sampled, position
         used = _with_differences(sampled)
         refills = REFILL_ROUNDS if uniform_groups == "refill" else 0
-        while refills and len(used.questions) < wanted:
+        while refills and len(used.questions) < per_step:
             more = self.sample(self._questions_at(position), step, position)
-            position += wanted
+            position += per_step
             refills -= 1
             sampled = sampled.joined(more)
             used = used.joined(_with_differences(more))
-        return used.chosen(np.arange(min(wanted, len(used.questions)))), sampled, position
+        return used.chosen(np.arange(min(per_step, len(used.questions)))), sampled, position
 
     def _questions_at(self, position: int) -> list[Question]:
         """A step's questions, the first of them at `position` in the order of questions."""
