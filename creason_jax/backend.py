@@ -47,9 +47,9 @@ class Backend:
         """See `shared.backend.Backend`."""
         distributed.barrier()
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """See `shared.backend.Backend`."""
-        return distributed.agreed(flag)
+        return distributed.any_process(flag)
 
     def same(self, value: bytes) -> bool:
         """See `shared.backend.Backend`."""

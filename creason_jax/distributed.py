@@ -102,7 +102,7 @@ def barrier() -> None:
         _state().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
 
 
-def agreed(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """True in every process if the flag is true in any of them; every process must call it."""
     if jax.process_count() == 1:
         return flag

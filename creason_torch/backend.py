@@ -46,7 +46,7 @@ class Backend:
         """See `shared.backend.Backend`."""
         dist.barrier()
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """See `shared.backend.Backend`."""
         flag_of_any = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(flag_of_any, op=dist.ReduceOp.MAX)

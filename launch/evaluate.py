@@ -293,7 +293,7 @@ def answered(questions: list[Question], out: Path) -> tuple[Backend, list[Answer
             measure(config, backend, tokenizer, questions, prompts, stop, forced)
         return None
     kept = Kept(out, request(config, backend, questions, prompts, stop), backend)
-    if backend.agreed(backend.process == 0 and (out / ANSWERS).is_file()):
+    if backend.any_process(backend.process == 0 and (out / ANSWERS).is_file()):
         generation.begin(config, backend, tokenizer, style, out)
         return backend, *_earlier(questions, out, backend)
     if kept.done < len(questions):

@@ -13,7 +13,9 @@ from absl import flags
 from launch import app, backends
 from shared.errors import InputError
 from shared.questions import prompt_style
-from shared.runs import replay, run
+from shared.runs import replay
+from shared.runs.policy import check_policy_unchanged, fetch_policy
+from shared.runs.workdir import CONFIG_FILE, Job, read_config
 
 FLAGS = flags.FLAGS
 
@@ -35,13 +37,13 @@ def main() -> None:
     if out.exists():
         raise InputError(f"--out={out}: exists already; give a new directory")
     app.make_folder("out", out.parent)
-    config = run.read_config(workdir / run.CONFIG_FILE)
+    config = read_config(workdir / CONFIG_FILE)
     backend = backends.make_backend(config)
-    checkpoints = run.checkpoint_folder(config, backend, workdir)
-    run.fetch_policy(config, backend, workdir, progress=False)
+    job = Job.of(config, backend, workdir, progress=False)
+    fetch_policy(job)
     policy = replay.started_from(config, workdir)
     if backend.process == 0:
-        run.check_inputs(config, workdir, policy)
+        check_policy_unchanged(config, workdir, policy)
     learner = backend.learner(
         config,
         policy,
@@ -49,6 +51,7 @@ def main() -> None:
         steps=config.steps,
         reference=config.grpo.beta > 0,
     )
+    checkpoints = job.checkpoints
     # `restore` would create a folder that does not exist.
     has_checkpoints = not isinstance(checkpoints, Path) or checkpoints.is_dir()
     restored = learner.restore(checkpoints, FLAGS.step) if has_checkpoints else None

@@ -25,6 +25,7 @@ from shared.errors import InputError
 from shared.report import run_page
 from shared.runs import dry_run, replay, run
 from shared.runs.replay import Recording
+from shared.runs.workdir import with_dtype_of, with_dtype_of_workdir
 from shared.training.stopping import Stopped
 
 FLAGS = flags.FLAGS
@@ -77,8 +78,8 @@ def main() -> None:
     recording = Recording.open(Path(FLAGS.replay)) if FLAGS.replay else None
     if recording is not None:
         recording.check(config)
-        config = run.as_in(config, recording.config)  # computed in the recording's dtype, so that both can be compared
-    config = run.as_begun(config, workdir)
+        config = with_dtype_of(config, recording.config)  # a comparison: in the recording's own number format
+    config = with_dtype_of_workdir(config, workdir)
     app.make_folder("workdir", workdir)
     app.goes_on()
     backend = backends.make_backend(config)
@@ -93,12 +94,12 @@ def main() -> None:
 
 
 def tell(config: RunConfig) -> None:
-    """Print what the run would do and need. Raises InputError if it cannot fit the memory or disk."""
-    print(run.describe(config), flush=True)
+    """Say what the run would do and need. Raises InputError where it cannot fit."""
+    print(run.config_line(config), flush=True)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
-    config = config if workdir is None else run.as_begun(config, workdir)
+    config = config if workdir is None else with_dtype_of_workdir(config, workdir)
     backend = backends.make_backend(config)
-    for line in dry_run.told(config, backend, workdir, measure=FLAGS.measure):
+    for line in dry_run.lines(config, backend, workdir, measure=FLAGS.measure):
         if backend.process == 0:
             print(line, flush=True)
 

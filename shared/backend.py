@@ -230,7 +230,7 @@ class Backend(Protocol):
         """Return when every process has come here."""
         ...
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """True in every process where it was true in any. Every process calls it."""
         ...
 
@@ -283,4 +283,4 @@ def told_by_first(backend: Backend, number: int) -> int:
     if backend.processes == 1:
         return number
     own = number if backend.process == 0 else 0
-    return sum(backend.agreed(bool(own >> bit & 1)) << bit for bit in range(31))
+    return sum(backend.any_process(bool(own >> bit & 1)) << bit for bit in range(31))

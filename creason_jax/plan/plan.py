@@ -215,7 +215,7 @@ def plan(
         if step == "scoring" and not scorings:
             continue
         described.append(compiled(step))
-        if step in ROLLOUT and not described[-1].fits and engine.fit(sampling):
+        if step in ROLLOUT and not described[-1].fits and engine.limit_slots(sampling):
             say(f"{name}: {engine.slots(sampling)} slots fit, the run will use no more")
             described = [compiled(step.name) if step.name in ROLLOUT else step for step in described]
     held = _memory(learner, engine, sampling, chip, described)

@@ -83,7 +83,7 @@ class Engine:
         self.shardings = _by_layer(sharding.param_shardings(model, self.mesh, sharding.ENGINE_RULES), model)
         self._publish = jax.jit(functools.partial(_published, self.dtype), out_shardings=self.shardings)
         self.free_bytes = free_bytes or functools.partial(memory.free_bytes, self.mesh)
-        self._fitted: dict[Sampling, int] = {}
+        self._slots_that_fit: dict[Sampling, int] = {}
         self._prefill = config.rollout.prefill_batch
         self._seconds: dict[str, float] = {}
 
@@ -216,37 +216,39 @@ class Engine:
         """The number of prompts computed in one call for `sampling`; None: for texts that are only scored."""
         return self._rounded(self._prefill, sampling)
 
-    def slots(self, sampling: Sampling) -> int:
-        """The number of groups that decode at once: what the configuration says, or what `fit` found to fit the memory."""
+    def wished_slots(self, sampling: Sampling) -> int:
+        """Groups that the config would have decoded at once."""
         greedy = sampling.temperature == 0 and self.config.evaluation.slots
-        return self._fitted.get(sampling) or self._rounded(greedy or self.config.rollout.slots, sampling)
+        return self._rounded(greedy or self.config.rollout.slots, sampling)
 
-    def fit(self, sampling: Sampling) -> bool:
-        """Set the number of slots to as many of the configured ones as fit the free memory together with prefill and decoding.
+    def slots(self, sampling: Sampling) -> int:
+        """Groups that decode at once: the wished ones, or as many of them as `limit_slots` found room for."""
+        return self._slots_that_fit.get(sampling) or self.wished_slots(sampling)
 
-        False if not even one fits. Every process must call it."""
+    def limit_slots(self, sampling: Sampling) -> bool:
+        """Use no more slots than the free memory holds beside what prefill and decoding need; False where it holds none. Every
+        process must call it."""
         free, parts = self.free_bytes(), sharding.batch_ways(self.mesh)
-        requested = self.slots(sampling)
+        before = self.slots(sampling)
         if free is None or (memory.on_cpu(self.mesh) and self._roughly_needed(sampling) < free):
-            self._fitted[sampling] = requested
+            self._slots_that_fit[sampling] = before
             return True
 
         def needed(share: int) -> float:
-            self._fitted[sampling] = share * parts
+            self._slots_that_fit[sampling] = share * parts
             return self._needed(sampling)
 
-        fitting_slots = parts * memory.fitting(requested // parts, free, needed)
-        self._fitted[sampling] = fitting_slots
-        if 0 < fitting_slots < requested:
-            _log.warning("rollout: %d of %d slots fit the devices' memory", fitting_slots, requested)
-        return fitting_slots > 0
+        fitting = parts * memory.fitting(before // parts, free, needed)
+        self._slots_that_fit[sampling] = fitting
+        if 0 < fitting < before:
+            _log.warning("rollout: %d of %d slots fit the devices' memory", fitting, before)
+        return fitting > 0
 
     def _make_room(self, sampling: Sampling) -> None:
-        """Call `fit`; while no slot fits, halve the number of prompts that are computed at a time.
-
-        Raises InputError where no slot fits even with the fewest prompts."""
+        """Limit the slots to the memory; where not one fits, compute fewer prompts at a time. Raises InputError where that does
+        not help."""
         configured = self._prefill
-        while not self._fitted.get(sampling) and not self.fit(sampling):
+        while not self._slots_that_fit.get(sampling) and not self.limit_slots(sampling):
             if self.prefill_width(sampling) <= sharding.batch_ways(self.mesh):
                 self._prefill = configured
                 raise InputError(

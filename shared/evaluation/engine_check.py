@@ -87,7 +87,7 @@ def check_engine(
 
 def _refuse_beyond(config: RunConfig, backend: Backend, found: dict[str, float | str], name: str, which: str) -> None:
     bound = BOUNDS[config.learner.compute_dtype]
-    if backend.agreed(not float(found[name]) <= bound):  # so that not-a-number is refused too
+    if backend.any_process(not float(found[name]) <= bound):  # so that not-a-number is refused too
         raise SyncError(
             f"evaluation: the engine ({found['engine']}) differs from a plain forward pass by {found[name]:.3g} nats a "
             f"token{which}, more than {bound} ({config.learner.compute_dtype}); its answers would be another model's, so none "

@@ -211,8 +211,8 @@ def check_same_day(style: PromptStyle, backend: Backend) -> None:
     if not style.date or backend.processes == 1:
         return
     day = datetime.date.fromisoformat(style.date).toordinal()
-    bit_differs = [backend.agreed(bool(day >> bit & 1)) != bool(day >> bit & 1) for bit in range(DAY_BITS)]
-    if backend.agreed(any(bit_differs)):
+    bit_differs = [backend.any_process(bool(day >> bit & 1)) != bool(day >> bit & 1) for bit in range(DAY_BITS)]
+    if backend.any_process(any(bit_differs)):
         raise InputError(
             "the processes began on different days, and the chat template shows the date; give --template_date"
         )

@@ -1,4 +1,4 @@
-"""Which accelerators this machine has, asked of the machine itself: neither JAX nor PyTorch need be there."""
+"""Which accelerators this machine has. The machine itself is asked, so neither JAX nor PyTorch must be installed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ANSWER_LIMIT = 30  # seconds for nvidia-smi; with a broken driver it may hang
 
 def tpu_chips(devices: Path = PCI_DEVICES) -> int:
     """How many TPU chips are attached to this machine."""
-    found = [(_id(path / "vendor"), _id(path / "device")) for path in devices.glob("*")]
-    return sum(vendor == GOOGLE and device in TPUS for vendor, device in found)
+    ids = [(_id(path / "vendor"), _id(path / "device")) for path in devices.glob("*")]
+    return sum(vendor == GOOGLE and device in TPUS for vendor, device in ids)
 
 
 def has_nvidia_gpu() -> bool:
@@ -32,25 +32,25 @@ def has_nvidia_gpu() -> bool:
 
 
 def slurm_gpus() -> int:
-    """GPUs that Slurm gave to this job on this node."""
-    found = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    return int(found) if found.isdecimal() else 0
+    """How many GPUs Slurm gave to this job on this node."""
+    count = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return int(count) if count.isdecimal() else 0
 
 
 def accelerators() -> list[str]:
-    """What says that this machine has an accelerator, in words; empty where nothing does."""
-    found = []
+    """The signs that this machine has an accelerator, in words; empty where there is none."""
+    signs = []
     if has_nvidia_gpu():
-        found.append("nvidia-smi lists a GPU")
+        signs.append("nvidia-smi lists a GPU")
     if slurm_gpus():
-        found.append(f"SLURM_GPUS_ON_NODE is {slurm_gpus()}")
+        signs.append(f"SLURM_GPUS_ON_NODE is {slurm_gpus()}")
     if tpu_chips():
-        found.append(f"it has {tpu_chips()} TPU chips")
-    return found
+        signs.append(f"it has {tpu_chips()} TPU chips")
+    return signs
 
 
 def kind() -> str:
-    """What software shall be installed for here: `cuda`, `tpu` or `cpu`."""
+    """The kind of device that software is to be installed for on this machine: `cuda`, `tpu` or `cpu`."""
     return "cuda" if has_nvidia_gpu() else "tpu" if tpu_chips() else "cpu"
 
 

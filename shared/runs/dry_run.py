@@ -1,6 +1,6 @@
-"""What a training run would need, before it is begun: nothing of it is made but in a folder that is removed, no weights are read.
+"""What a training run would need, before it is begun. No weights are read, and all that is made is in a folder that is removed.
 
-With `measure` a few steps of the real programs are made there, too, and say how long the run will take.
+With `measure` the programs of the run make a few steps there, too, to say how long the run will take.
 """
 
 from __future__ import annotations
@@ -28,37 +28,39 @@ from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
 from shared.report.run_page import duration
 from shared.runs import forecast, memory, run
+from shared.runs.policy import make_tokenizer
+from shared.runs.workdir import check_config, checkpoint_folder, question_files
 from shared.storage import buckets, files
 from shared.training.metrics_log import METRICS_FILE, read_metrics
 
-TRAIN, VALID = 200, 100  # questions made to look at, where there are none yet
-LOOKED_AT = 2_000  # prompts that are counted; the run itself counts all
-STEPS = 3  # measured, and one before them that compiles
+MADE_TRAIN, MADE_VALID = 200, 100  # questions that are made here, where the run has none yet
+COUNTED_PROMPTS = 2_000  # training prompts whose tokens are counted; the run itself counts all
+MEASURED_STEPS = 3  # after one step that compiles
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Questions of a run, made for this where they are not there, and what is to be said of them."""
+    """Questions of a run, or some that were made as the run would make them."""
 
     train: list[Question]
     valid: list[Question]
-    answered: int  # held-out questions that the run itself has
-    words: list[str] | None  # from which a tokenizer may learn (`shared.questions.record.read_words`)
-    note: str
+    held_out: int  # how many held-out questions the run itself has
+    words: list[str] | None  # those that a tokenizer may learn (`shared.questions.record.read_words`)
+    note: str  # which questions these are, where they are not all questions of the run
 
 
-def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: bool) -> Iterator[str]:
-    """Lines on the tokens, memory, disk and steps of a run, and its time. What is not known is said, with the reason.
+def lines(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: bool) -> Iterator[str]:
+    """Lines on the tokens, memory, disk, steps and, with `measure`, time of a run. A line says what is not known, and why.
 
     Raises InputError where the run cannot fit, or would be refused for its questions or its work directory.
     """
     config = backend.resolved(config)
     if config.data.train and all(Path(place).is_file() for place in (config.data.train, config.data.valid)):
         check_apart(config.data.train, config.data.valid)
-    if workdir is not None and run.check_config(config, workdir, "--workdir") is not None:
+    if workdir is not None and check_config(config, workdir, "--workdir") is not None:
         inputs.check_data(config.data, inputs.Inputs(workdir))
-        goes_on = "it is trained" if (workdir / "trained").is_dir() else "it goes on from its last checkpoint"
-        yield f"begun    {workdir} holds this run; {goes_on}"
+        status = "it is trained" if (workdir / "trained").is_dir() else "it goes on from its last checkpoint"
+        yield f"begun    {workdir} holds this run; {status}"
     with tempfile.TemporaryDirectory(prefix="creason-dry-run-") as folder:
         temporary, workload = Path(folder), Workload.of_limits(config)
         try:
@@ -69,7 +71,7 @@ def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: 
             if cut := forecast.cut_line(prompts, config):
                 yield cut
             longest = min(max(map(len, prompts)), config.rollout.max_prompt_tokens)
-            workload = Workload(prompt_tokens=longest, questions=sample.answered)
+            workload = Workload(prompt_tokens=longest, questions=sample.held_out)
         except InputError as error:
             yield f"tokens   not known ({error})"
             try:
@@ -78,37 +80,33 @@ def told(config: RunConfig, backend: Backend, workdir: Path | None, *, measure: 
                 yield f"memory   not known ({missing})"
                 return
         need = backend.need(config, model, workload, trains=True)
-        place = run.checkpoint_folder(config, backend, workdir or Path())
+        checkpoints = checkpoint_folder(config, backend, workdir or Path())
         yield forecast.memory_line(need.memory)
-        yield forecast.disk_line(config, need, place)
-        forecast.refuse(config, need, workload, folder=place)
+        yield forecast.disk_line(config, need, checkpoints)
+        forecast.refuse(config, need, workload, folder=checkpoints)
         if measure:
             yield from measured(config, backend, questions(config, workdir, temporary), temporary)
 
 
 def questions(config: RunConfig, workdir: Path | None, temporary: Path) -> Sample:
-    """The questions that the run has, or some as it would make them. Raises InputError where they cannot be had."""
-    data = config.data
-    made = None if workdir is None else workdir / "data" / "questions"
-    if data.train:
-        places: tuple[Path | str, Path | str] = data.train, data.valid
-        note = ""
-    elif made is not None and (made / "valid.parquet").is_file():
-        places, note = (made / "train.parquet", made / "valid.parquet"), ""
-    else:
+    """The questions that the run has, or some as it would make them. Raises InputError where there can be none."""
+    data, note = config.data, ""
+    paths = question_files(config, workdir or temporary)
+    if not data.train and (workdir is None or not Path(paths[1]).is_file()):
         fewer = dataclasses.replace(
-            data, train_questions=min(data.train_questions, TRAIN), valid_questions=min(data.valid_questions, VALID)
+            data,
+            train_questions=min(data.train_questions, MADE_TRAIN),
+            valid_questions=min(data.valid_questions, MADE_VALID),
         )
         prepare.prepare(fewer, temporary / "data", seed=config.seed, progress=False)
-        made = temporary / "data" / "questions"
-        places = made / "train.parquet", made / "valid.parquet"
+        paths = question_files(config, temporary)
         note = f" (of {fewer.train_questions + fewer.valid_questions} questions made to look at)"
-    train, valid = (read_questions(place) for place in places)
-    answered = data.valid_questions if note else len(valid)
-    if len(train) > LOOKED_AT:
-        train = [train[place] for place in np.linspace(0, len(train) - 1, LOOKED_AT).astype(int)]
-        note = note or f" (of {LOOKED_AT + len(valid):,} of them; the run counts all)"
-    return Sample(train, valid, answered, read_words(places[0]), note)
+    train, valid = map(read_questions, paths)
+    held_out = data.valid_questions if note else len(valid)
+    if len(train) > COUNTED_PROMPTS:
+        train = [train[index] for index in np.linspace(0, len(train) - 1, COUNTED_PROMPTS).astype(int)]
+        note = note or f" (of {COUNTED_PROMPTS + len(valid):,} of them; the run counts all)"
+    return Sample(train, valid, held_out, read_words(paths[0]), note)
 
 
 def architecture(config: RunConfig, sample: Sample | None, temporary: Path) -> Path:
@@ -126,16 +124,16 @@ def architecture(config: RunConfig, sample: Sample | None, temporary: Path) -> P
     folder = temporary / "model"
     size, tokens = config.model.vocab_size, {"bos": 0, "eos": 0, "pad": 0}
     if sample is not None:
-        run.make_tokenizer(config, sample.train, folder, sample.words)
-        found = special_tokens(load_tokenizer(folder), folder)
-        size, tokens = found.vocab_size, {"bos": found.bos, "eos": found.eos, "pad": found.pad}
+        make_tokenizer(config, sample.train, folder, sample.words)
+        special = special_tokens(load_tokenizer(folder), folder)
+        size, tokens = special.vocab_size, {"bos": special.bos, "eos": special.eos, "pad": special.pad}
     folder.mkdir(exist_ok=True)
     files.write_json(folder / "config.json", hugging_face_config(config.model, size, **tokens))
     return folder
 
 
 def prompts_of(config: RunConfig, model: Path, sample: Sample) -> list[np.ndarray]:
-    """Token ids of the sample's prompts, as the run renders them but none shortened or left out."""
+    """Token ids `[time]` of the sample's prompts, as the run renders them, but none shortened or left out."""
     tokenizer = load_tokenizer(model)
     _, prompts, _ = prompt_tokens(
         tokenizer, [*sample.train, *sample.valid], style=prompt_style.choose(config.model, model, tokenizer),
@@ -145,11 +143,11 @@ def prompts_of(config: RunConfig, model: Path, sample: Sample) -> list[np.ndarra
 
 
 def measured(config: RunConfig, backend: Backend, sample: Sample, temporary: Path) -> Iterator[str]:
-    """Lines on the time of a step and of the whole run, from a few steps of it below the folder `temporary`.
+    """Lines on the time of a step and of the whole run, from a few steps that are made below the folder `temporary`.
 
-    A policy that starts from random weights is warmed up as briefly, so its completions may be longer than the run's.
+    A policy that starts from random weights gets as few steps of warm-up, so its completions may be longer than the run's.
     """
-    rounds, slots = 1 + STEPS, config.evaluation.slots or config.rollout.slots
+    rounds, slots = 1 + MEASURED_STEPS, config.evaluation.slots or config.rollout.slots
     train, valid = temporary / "train.parquet", temporary / "valid.parquet"
     write_questions(train, sample.train, words=sample.words)
     write_questions(valid, sample.valid[:slots])  # as many as are answered at once
@@ -165,21 +163,21 @@ def measured(config: RunConfig, backend: Backend, sample: Sample, temporary: Pat
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         run.run(short, backend, temporary / "run", progress=False)
-    everything = time.perf_counter() - begin
+    measuring = time.perf_counter() - begin
     if backend.process > 0:
         return
-    seconds = read_metrics(temporary / "run" / METRICS_FILE)["seconds_total"].to_numpy()
+    step_seconds = read_metrics(temporary / "run" / METRICS_FILE)["seconds_total"].to_numpy()
     engines = files.read_json(temporary / "run" / "evaluation" / "engines.json")
     inner = config.grpo.inner_steps
-    first, step = float(seconds[:inner].sum()), float(seconds[inner:].sum()) / (len(seconds) - inner)
-    each = engines["after"]["seconds"] / engines["after"]["questions"]
-    asked = sample.answered
-    training, evaluating = first + step * (config.steps - inner), 2 * each * asked
+    first = float(step_seconds[:inner].sum())
+    step = float(step_seconds[inner:].sum()) / (len(step_seconds) - inner)
+    question = engines["after"]["seconds"] / engines["after"]["questions"]
+    training, evaluating = first + step * (config.steps - inner), 2 * question * sample.held_out
     yield (
         f"time     a step {duration(step)} (the first, which compiles, {duration(first)}); {config.steps:,} steps "
-        f"{duration(training)}, both evaluations of {asked:,} questions {duration(evaluating)}: about "
+        f"{duration(training)}, both evaluations of {sample.held_out:,} questions {duration(evaluating)}: about "
         f"{duration(training + evaluating)} in all, without preparing data"
         + (" and warm-up" if config.warmup.steps and not config.model.path else "")
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
-    yield f"measured in {duration(everything)}; this process took {memory.text(peak)} of this machine's memory at most"
+    yield f"measured in {duration(measuring)}; this process took {memory.text(peak)} of this machine's memory at most"

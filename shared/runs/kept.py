@@ -1,9 +1,9 @@
-"""What a long task has done so far, written part by part: started again after an interruption, it goes on behind the last part.
+"""The rows of a long task, written part by part: started again after an interruption, the task goes on after the last part.
 
     folder/request.json       what was asked for; another request in the same folder is refused
     folder/parts/00000.jsonl  the rows of the first part, one JSON value a line; and so on
 
-Process 0 writes and reads; the others learn how many rows there are.
+Process 0 writes and reads; it tells the other processes how many rows there are.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from shared.storage import files
 
 REQUEST_FILE = "request.json"
 PARTS = "parts"
-BLOCKS, BLOCK = 64, 65_536  # of each large file so many pieces of so many bytes are read
-WHOLE = 2**24  # bytes; a smaller file is read whole
+BLOCKS, BLOCK_BYTES = 64, 65_536  # how many pieces of a large file are read, and how many bytes each
+WHOLE_BYTES = 2**24  # a file of at most so many bytes is read whole
 
 
 class Kept:
-    """The rows of a task in `folder`, those of an earlier start included. Every process makes one and adds to it.
+    """The rows of a task in `folder`, with those of an earlier start. Every process makes one of these and adds rows to it.
 
-    `done` is the number of rows that were there at the start, equal in every process. `rows` holds, in process 0, all of
-    them, and in the others only what was added since.
+    `done` is the number of rows that were there at the start, the same in every process. `rows` holds all rows in process 0,
+    and in the others only those that were added since.
     """
 
     def __init__(self, folder: Path, request: Mapping[str, Any], backend: Backend):
-        """Raises InputError where the folder holds rows of another request (`differences` tells), or a damaged part."""
+        """Raises InputError where the folder holds rows of another request (see `request_changes`), or a damaged part."""
         self.folder, self._writes = folder, backend.process == 0
         self.rows: list[Any] = []
         if self._writes:
@@ -43,15 +43,17 @@ class Kept:
         self.done = told_by_first(backend, len(self.rows))
 
     def add(self, rows: Sequence[Any]) -> None:
-        """The rows of the next part, JSON values: on disk, whole, when this returns."""
+        """Add the rows of the next part, JSON values. When this returns the whole part is on disk."""
         self.rows.extend(rows)
         if self._writes and rows:
-            if not (self.folder / REQUEST_FILE).is_file():  # only now: a start that fails before binds nobody
+            if not (
+                self.folder / REQUEST_FILE
+            ).is_file():  # only now, so that a start that fails before leaves the folder free
                 files.write_json(self.folder / REQUEST_FILE, self._request)
             files.write_json_lines(self.folder / PARTS / f"{len(self._paths()):05d}.jsonl", rows)
 
     def remove_parts(self) -> None:
-        """Forget the rows on disk, which somebody has put elsewhere; what was asked for stays."""
+        """Remove the rows from disk, after they were written elsewhere; the request stays."""
         if self._writes:
             files.remove(self.folder / PARTS)
 
@@ -59,20 +61,20 @@ class Kept:
         return sorted(path for path in self.folder.glob(f"{PARTS}/*.jsonl") if re.fullmatch(r"\d{5}", path.stem))
 
 
-def differences(folder: Path, request: Mapping[str, Any]) -> list[str]:
-    """In which fields what `folder` was made for differs from `request`; none where nothing is there yet."""
+def request_changes(folder: Path, request: Mapping[str, Any]) -> list[str]:
+    """Names of the fields in which the request in `folder` differs from `request`; none where the folder has no request yet."""
     path = folder / REQUEST_FILE
     if not path.is_file():
         return []
-    held = files.read_json(path)
-    if not isinstance(held, dict):
-        raise InputError(f"{path}: not what was asked for; remove {folder}, or give another --out")
-    return [name for name in {**held, **request} if held.get(name) != request.get(name)]
+    earlier = files.read_json(path)
+    if not isinstance(earlier, dict):
+        raise InputError(f"{path}: not a request as this program writes it; remove {folder}, or give another --out")
+    return [name for name in {**earlier, **request} if earlier.get(name) != request.get(name)]
 
 
 def check_request(folder: Path, request: Mapping[str, Any]) -> None:
     """Raise InputError where `folder` was made for another request."""
-    changed = differences(folder, request)
+    changed = request_changes(folder, request)
     if changed:
         raise InputError(
             f"{folder}: holds answers to another request (it differs in {', '.join(changed[:5])}); give another --out, or "
@@ -82,28 +84,28 @@ def check_request(folder: Path, request: Mapping[str, Any]) -> None:
 
 def digest(values: Iterable[Any]) -> str:
     """A short digest of JSON values, in their order."""
-    found = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for value in values:
-        found.update(json.dumps(value, sort_keys=True).encode() + b"\n")
-    return found.hexdigest()
+        hasher.update(json.dumps(value, sort_keys=True).encode() + b"\n")
+    return hasher.hexdigest()
 
 
 def model_digest(folder: Path) -> str:
-    """Tells one model directory from another: every file's name and size, small ones whole, of weights pieces all over them.
+    """A digest of a model directory: the name and size of each file, small files whole, and pieces from all parts of large ones.
 
-    That is quick for any size of model and sees other weights, another tokenizer or another configuration; it is no check
-    for damage.
+    It is quick for a model of any size. It differs for other weights, another tokenizer or another configuration, but it is
+    no check for damage.
     """
-    found = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *files.COMPANIONS)):
         size = path.stat().st_size
-        found.update(f"{path.name} {size}\n".encode())
+        hasher.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:
-            step = BLOCK if size <= WHOLE else max(BLOCK, (size - BLOCK) // (BLOCKS - 1))
+            step = BLOCK_BYTES if size <= WHOLE_BYTES else max(BLOCK_BYTES, (size - BLOCK_BYTES) // (BLOCKS - 1))
             for start in range(0, size, step):
                 stream.seek(start)
-                found.update(stream.read(BLOCK))
-    return found.hexdigest()
+                hasher.update(stream.read(BLOCK_BYTES))
+    return hasher.hexdigest()
 
 
 def _read(path: Path) -> list[Any]:

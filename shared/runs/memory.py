@@ -1,4 +1,4 @@
-"""What is free of a machine's own memory, for devices that have no other: CPUs. A container's limit counts, too."""
+"""How much of a machine's own memory is free, for devices that have no other: CPUs. A container's limit counts, too."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
-# Of the free memory is left what libraries, compilers and the rest of the machine need: this part, at least so many bytes.
-LEFT_ALONE, LEAST_LEFT_ALONE = 0.1, 256 * 2**20
-# By version of Linux's control groups: the files of a group that hold its limit and its use, and in memory.stat what of that
-# use the kernel gives back when asked: files read.
-FILES = {
+# Libraries, compilers and the rest of the machine need memory, too: this part of the free memory, and at least so many bytes,
+# are not used.
+RESERVED_PART, RESERVED_BYTES = 0.1, 256 * 2**20
+# For each version of Linux's control groups: the files of a group that hold its limit and its use, and the line of memory.stat
+# with the part of that use (files that were read) that the kernel gives back when memory is needed.
+GROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
 
 def free_bytes(sharers: int = 1, root: Path = Path("/")) -> int:
-    """Bytes that each of `sharers` processes or devices may fill: of the machine, or of the control group around this process.
+    """Bytes that each of `sharers` processes or devices may fill: of the machine, or of the control group of this process.
 
-    A group's limit is what a container, a Kubernetes pod, a Slurm job or systemd gives a process; beyond it the process is
-    killed. `root` has `proc` and `sys` below it.
+    A container, a Kubernetes pod, a Slurm job or systemd limits the memory of a process by such a group, and a process that
+    uses more is killed. `root` is the folder with `proc` and `sys`.
     """
-    left = [psutil.virtual_memory().available, *_left_in_groups(root)]
+    free_by_limit = [psutil.virtual_memory().available, *_left_in_groups(root)]
     addresses, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`, as some batch systems set it
     if addresses != resource.RLIM_INFINITY:
-        left.append(max(0, addresses - psutil.Process().memory_info().vms))
-    free = min(left)
-    return int(max(0, free - max(LEFT_ALONE * free, LEAST_LEFT_ALONE)) / sharers)
+        free_by_limit.append(max(0, addresses - psutil.Process().memory_info().vms))
+    free = min(free_by_limit)
+    return int(max(0, free - max(RESERVED_PART * free, RESERVED_BYTES)) / sharers)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What every limited group that this process is in has left."""
+    """Bytes that each limited group of this process has left."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -60,7 +61,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _left(group: Path, version: int) -> int | None:
-    limit_file, use_file, reclaimable = FILES[version]
+    limit_file, use_file, reclaimable = GROUP_FILES[version]
     try:
         limit, use = (group / limit_file).read_text().strip(), int((group / use_file).read_text())
     except (OSError, ValueError):
@@ -75,5 +76,5 @@ def _left(group: Path, version: int) -> int | None:
 
 
 def text(count: float) -> str:
-    """So many bytes for a message."""
+    """A count of bytes as a message shows it."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

@@ -1,8 +1,8 @@
-"""A run that learns from another run's stored rollouts in place of its own: the same learner, or the other backend's.
+"""A run that learns from the stored rollouts of another run, with either backend. It samples none of its own.
 
-No engine is built and nothing is sampled or evaluated. Policy, rewards, advantages and the engine's log-probabilities are the
-recorded run's; log-probabilities of the reference and the old policy are this learner's own, and each line of metrics says how
-far they are from the recorded ones. `replay.json` in the work directory says at the end how far the metrics of the two are apart.
+No engine is made, and nothing is evaluated. Policy, rewards, advantages and the engine's log-probabilities are the recorded
+run's. Log-probabilities of the reference and of the old policy are this learner's own, and each line of metrics says how far
+they are from the recorded ones. At the end `replay.json` in the work directory says how far the metrics of both runs are apart.
 """
 
 from __future__ import annotations
@@ -24,19 +24,16 @@ from shared.preparation import inputs
 from shared.preparation.inputs import Digests, Inputs
 from shared.questions import prompt_style
 from shared.report import run_page
-from shared.runs.run import (
+from shared.runs.policy import OWN_POLICY, check_policy, fetch_policy, policy_folder
+from shared.runs.workdir import (
     CONFIG_FILE,
     MAY_CHANGE,
-    OWN_POLICY,
     REPLAY_FILE,
+    Job,
     changed_fields,
-    check_policy,
     check_shared,
-    checkpoint_folder,
     claim,
-    fetch_policy,
-    may_change,
-    policy_folder,
+    is_named,
     read_config,
 )
 from shared.storage import buckets, files
@@ -45,8 +42,8 @@ from shared.training.loop import Round
 from shared.training.metrics_log import METRICS_FILE, differences, differences_table, plain, read_metrics
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 
-# In what a replay may differ from the run that it replays, beside how it is computed: nothing that a batch or a learner's
-# arithmetic depends on. Fewer `grpo.steps` replay the beginning; the learning rate is scheduled as in the recorded run.
+# The fields in which a replay may differ from the recorded run: how it is computed, and what neither a batch nor a learner's
+# arithmetic depends on. Fewer `grpo.steps` replay the beginning; the learning rate still follows the recorded run's schedule.
 MAY_DIFFER = MAY_CHANGE | {
     "name",
     "store_trajectories",
@@ -93,15 +90,15 @@ class Recording:
 
     def check(self, config: RunConfig) -> None:
         """Raise InputError, naming the field or the step, where a run with `config` cannot be a replay of this one."""
-        changed = [name for name in changed_fields(self.config, config) if not may_change(name, MAY_DIFFER)]
+        changed = [name for name in changed_fields(self.config, config) if not is_named(name, MAY_DIFFER)]
         if changed:
             raise InputError(
                 f"--replay={self.workdir}: recorded with another config (it differs in {', '.join(changed[:5])}); "
                 "give the recorded run's"
             )
-        there = set(self.reader.steps())
+        recorded = set(self.reader.steps())
         needed = range(0, config.steps, config.grpo.inner_steps)
-        missing = next((step for step in needed if step not in there), None)
+        missing = next((step for step in needed if step not in recorded), None)
         if missing is not None:
             raise InputError(
                 f"--replay={self.workdir}: its trajectories lack step {missing} of the {config.steps} asked for; let the "
@@ -119,7 +116,7 @@ class Recording:
         return policy
 
     def digests(self, steps: int) -> Digests:
-        """Of what is noted of the first so many optimizer steps: the checksums of their arrays among it."""
+        """Digests of the files about the first `steps` optimizer steps. Those files hold the checksums of the arrays."""
         return inputs.of_files(self.reader.markers(range(0, steps, self.config.grpo.inner_steps)))
 
     def identity(self) -> dict[str, int]:
@@ -139,7 +136,7 @@ class Recorded:
         self._read(0)
 
     def publish(self, learner: Learner) -> None:
-        """Nothing: what comes next is recorded."""
+        """Do nothing: the next rounds are recorded already."""
 
     def next(self, step: int, position: int) -> Round:
         """The recorded round of `step`. Raises InputError where it is damaged or not whole."""
@@ -152,7 +149,7 @@ class Recorded:
             batch=dataclasses.replace(recorded, old_logprobs=None, ref_logprobs=None),
             rewards=rewards,
             question_ids=ids,
-            described=notes["described"],
+            metrics=notes["described"],
             tokens=notes["tokens"],
             position=notes["position"],
             recorded=recorded,
@@ -169,14 +166,14 @@ class Recorded:
         return recorded, rewards, ids
 
     def _check_advantages(self, step: int, batch: GroupBatch, rewards: np.ndarray, ids: list[str]) -> None:
-        """Rewards and advantages are stored apart: they must belong together, or one of them is not what was recorded."""
+        """Raise InputError where the stored advantages are not those of the stored rewards: one of both was changed."""
         group = self._config.grpo.group_size
-        real = np.array([bool(name) for name in ids])
+        real = np.array([bool(name) for name in ids])  # rows that hold a question
         mask = completion_view(batch.completion_mask, batch.layout)
         expected = np.zeros(len(mask))
         if real.any():
-            found = grpo.advantages(rewards[real].reshape(-1, group), self._config.grpo.advantage_scale)
-            expected[np.repeat(real, batch.layout.group)] = found.reshape(-1)
+            advantages = grpo.advantages(rewards[real].reshape(-1, group), self._config.grpo.advantage_scale)
+            expected[np.repeat(real, batch.layout.group)] = advantages.reshape(-1)
         stored = completion_view(batch.advantages, batch.layout)
         if not np.allclose(stored, expected[:, None] * mask, rtol=ADVANTAGE_TOLERANCE, atol=ADVANTAGE_TOLERANCE):
             raise InputError(
@@ -193,51 +190,47 @@ def run(
     progress: bool = True,
     wandb_project: str = "",
 ) -> dict[str, Any]:
-    """Learn from `recording` what is not learned yet, and return how far the metrics are from the recorded run's.
+    """Make the optimizer steps that are not made yet, and return how far the metrics are from the recorded run's.
 
-    Every process calls it. Process 0 writes the files and returns what it found; the others return an empty one, and read
+    Every process calls it. Process 0 writes the files and returns the comparison; the others return an empty one, and read
     nothing of what it wrote. Raises InputError for a work directory that holds something else, and Stopped where a SIGTERM
     ends training early.
     """
-    config = backend.resolved(config)
-    first = backend.process == 0
     policy = recording.policy(config, workdir)
-    checkpoints = checkpoint_folder(config, backend, workdir)
+    job = Job.of(config, backend, workdir, progress=progress)
+    config = job.config
     noted: Inputs | None = None
-    if first:
-        noted = _claim(config, recording, workdir, *([checkpoints] if config.checkpoint.folder else []))
+    if job.writes:
+        noted = _claim(job, recording)
         noted.hold("recording", recording.reader.folder, recording.digests(config.steps))
         if not config.model.path:
             noted.hold(OWN_POLICY, policy, inputs.of_model(policy))
     backend.barrier()
-    check_shared(backend, workdir, apart=bool(config.checkpoint.folder), otherwise="give checkpoint.folder")
-    fetch_policy(config, backend, workdir, noted, progress=progress and first)
+    check_shared(backend, workdir, own_workdirs=bool(config.checkpoint.folder), fix="give checkpoint.folder")
+    fetch_policy(job, noted)
     source = Recorded(recording, policy)
     style = prompt_style.recorded(recording.config, recording.workdir)
-    if first and style is not None:
+    if job.writes and style is not None:
         prompt_style.write(workdir, style)
     learner = backend.learner(
         config, policy, optimizer=config.optimizer, steps=recording.config.steps, reference=config.grpo.beta > 0
     )
-    loop.train(
-        config, learner, source, workdir, checkpoints=checkpoints,
-        first=first, agreed=backend.agreed, progress=progress and first, wandb_project=wandb_project,
-    )  # fmt: skip
+    loop.train(config, learner, source, job.output(wandb_project))
     learner.finish_saves()
-    if not backend.agreed(first and (workdir / "trained").is_dir()):
-        prompt_style.export(learner, workdir / "trained", style, first=first)
-    found = _compared(workdir, recording) if first else {}
+    if not job.is_trained():
+        prompt_style.export(learner, job.trained, style, first=job.writes)
+    comparison = _compared(workdir, recording) if job.writes else {}
     backend.barrier()
-    return found
+    return comparison
 
 
 def _compared(workdir: Path, recording: Recording) -> dict[str, Any]:
-    """Write how far the metrics are from the recorded run's, and the report; returns what `replay.json` holds then."""
-    apart = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
-    found = files.read_json_object(workdir / REPLAY_FILE) | {"differences": plain(apart.to_dict("records"))}
-    files.write_json(workdir / REPLAY_FILE, found)
+    """Add to `replay.json` how far the metrics are from the recorded run's, and write the report; returns that file's content."""
+    table = differences(read_metrics(recording.workdir / METRICS_FILE), read_metrics(workdir / METRICS_FILE))
+    comparison = files.read_json_object(workdir / REPLAY_FILE) | {"differences": plain(table.to_dict("records"))}
+    files.write_json(workdir / REPLAY_FILE, comparison)
     run_page.write_report(workdir, show_examples=False)
-    return found
+    return comparison
 
 
 def started_from(config: RunConfig, workdir: Path) -> Path:
@@ -248,31 +241,31 @@ def started_from(config: RunConfig, workdir: Path) -> Path:
     return policy_folder(read_config(recorded / CONFIG_FILE), recorded)
 
 
-def terminal_summary(found: Mapping[str, Any], workdir: Path) -> str:
-    """How far each metric is from the recorded run's, for one screen."""
-    lines = [f"replay of {found['recording']}", "", differences_table(found["differences"]), ""]
+def terminal_summary(comparison: Mapping[str, Any], workdir: Path) -> str:
+    """How far each metric is from the recorded run's, for one screen. `comparison`: what `run` returns."""
+    lines = [f"replay of {comparison['recording']}", "", differences_table(comparison["differences"]), ""]
     return "\n".join([*lines, f"figures  {workdir / REPLAY_FILE}", f"report   {workdir / run_page.REPORT_FILE}"])
 
 
-def _claim(config: RunConfig, recording: Recording, workdir: Path, *others: Path | str) -> Inputs:
-    """Make the work directory, and a folder of checkpoints elsewhere, a replay of this recording, or see that they are.
+def _claim(job: Job, recording: Recording) -> Inputs:
+    """Make the folders of this run a replay of the recording, or see that they are; returns the digests noted of its inputs.
 
-    Returns what is noted there of its inputs.
+    Raises InputError for a folder that holds something else.
     """
     identity = recording.identity()
     unmarked = []
-    for folder in (workdir, *others):
-        fix = "--workdir" if folder == workdir else "checkpoint.folder"
-        place = buckets.join(folder, REPLAY_FILE)
-        if buckets.is_file(place):
-            held = buckets.read_json(place)
-            if not isinstance(held, dict) or held.get("first_step") != identity:
-                other = held.get("recording") if isinstance(held, dict) else "unknown"
+    for folder in (job.workdir, *job.other_folders):
+        fix = "--workdir" if folder == job.workdir else "checkpoint.folder"
+        replay_file = buckets.join(folder, REPLAY_FILE)
+        if buckets.is_file(replay_file):
+            earlier = buckets.read_json(replay_file)
+            if not isinstance(earlier, dict) or earlier.get("first_step") != identity:
+                other = earlier.get("recording") if isinstance(earlier, dict) else "unknown"
                 raise InputError(f"{folder}: holds a replay of another recording ({other}); give another {fix}")
         elif buckets.is_file(buckets.join(folder, CONFIG_FILE)):
             raise InputError(f"{folder}: holds a run that is no replay; give another {fix}")
         else:
-            unmarked.append(place)
-    for place in reversed(unmarked):  # the work directory last: a bucket may refuse
-        buckets.write_json(place, {"recording": str(recording.workdir.absolute()), "first_step": identity})
-    return claim(config, workdir, *others)
+            unmarked.append(replay_file)
+    for replay_file in reversed(unmarked):  # the work directory last: writing to a bucket may be refused
+        buckets.write_json(replay_file, {"recording": str(recording.workdir.absolute()), "first_step": identity})
+    return claim(job.config, job.workdir, *job.other_folders)

@@ -1,4 +1,4 @@
-"""Questions, answers and completions as text for their owner's terminal: they may be of real patients, so nothing logs them."""
+"""Questions, answers and completions as text for the terminal of their owner. They may be about real patients: never log them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shared.questions.record import LETTERS, Question
 from shared.questions.rewards import answer_letter
 from shared.randomness import generator
 
-# What a model or a file may hold and a terminal would obey is shown as a sign.
+# Control characters in a text would be commands to the terminal, so each is replaced by a visible sign.
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
     range(127, 160), 0xFFFD
 )
-NEAREST = 3  # names offered for one that there is not
+NEAREST = 3  # names offered in place of an unknown one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Selection:
 
     def fitting(self, questions: Sequence[Question]) -> list[Question]:
         """The questions that fit. Raises InputError where none does, naming the nearest feature or section."""
-        found = [question for question in questions if self._fits(question)]
-        if not found:
+        fitting = [question for question in questions if self._fits(question)]
+        if not fitting:
             raise InputError(self._why_none(questions))
-        return found
+        return fitting
 
     def of(self, questions: Sequence[Question]) -> list[Question]:
         """Up to `count` of the questions that fit, drawn at random, in their order. Raises InputError where none fits."""
@@ -63,13 +63,15 @@ class Selection:
 
 def section_counts(files: Mapping[str, Sequence[Question]]) -> list[str]:
     """How many questions each section has, in a table with a column for each question file."""
-    counts = {name: Counter(question.section or "(no section)" for question in found) for name, found in files.items()}
+    counts = {
+        name: Counter(question.section or "(no section)" for question in listed) for name, listed in files.items()
+    }
     total = sum(counts.values(), Counter[str]())
     width = max(map(len, (*total, "section")))
-    heads = {name: max(len(name), 9) for name in counts}
-    lines = [f"{'section':<{width}}" + "".join(f"  {name:>{size}}" for name, size in heads.items())]
+    widths = {name: max(len(name), 9) for name in counts}
+    lines = [f"{'section':<{width}}" + "".join(f"  {name:>{size}}" for name, size in widths.items())]
     lines += [
-        f"{section:<{width}}" + "".join(f"  {counts[name][section]:>{size},}" for name, size in heads.items())
+        f"{section:<{width}}" + "".join(f"  {counts[name][section]:>{size},}" for name, size in widths.items())
         for section, _ in total.most_common()
     ]
     return lines
@@ -92,7 +94,7 @@ def about(question: Question) -> str:
 
 
 def right_answer(question: Question) -> str:
-    """The right answer and what a guesser would say."""
+    """The right answer, the most frequent one, and the best possible one where that is known."""
     lines = f"right answer: {_option(question, question.answer)}\nmost frequent: {_option(question, question.majority)}"
     if question.bayes_accuracy is not None:
         lines += f"\nbest possible: right with probability {question.bayes_accuracy:.2f}"
@@ -100,19 +102,19 @@ def right_answer(question: Question) -> str:
     return lines
 
 
-def example_lines(question: str, answer: str, said: Mapping[str, str], width: int) -> Iterator[str]:
-    """A question as it was asked, its right answer, and completions, each under the title of who said it when."""
+def example_lines(question: str, answer: str, completions: Mapping[str, str], width: int) -> Iterator[str]:
+    """A question as it was asked, its right answer, and completions by their titles, each under its own."""
     yield from wrapped(question, width)
     if answer:
         yield from ("", *wrapped(f"right answer: {answer}", width))
-    for title, completion in said.items():
+    for title, completion in completions.items():
         yield ""
         yield from wrapped(f"--- {title}{verdict(completion, answer)}", width)
         yield from wrapped(completion, width)
 
 
 def verdict(completion: str, answer: str) -> str:
-    """What a completion boxed, and whether that is the right letter; nothing where the answer is none."""
+    """Which letter a completion has in its box, and whether it is right; "" where the right answer is no letter."""
     if answer not in tuple(LETTERS):
         return ""
     letter = answer_letter(completion)
@@ -127,7 +129,7 @@ def numbered(title: str, number: int, count: int, width: int) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Each line of a text at most `width` wide, whole, what is continued indented."""
+    """The text in lines of at most `width` characters, nothing left out; the rest of a longer line is indented."""
     return [
         part.rstrip()
         for line in text.translate(CONTROLS).split("\n")
@@ -143,8 +145,8 @@ def _option(question: Question, letter: str) -> str:
 
 
 def _nearest(name: str, names: Collection[str]) -> str:
-    by_small = {each.casefold(): each for each in names}
-    near = [by_small[each] for each in difflib.get_close_matches(name.casefold(), by_small, n=NEAREST)]
+    by_small = {known.casefold(): known for known in names}
+    near = [by_small[small] for small in difflib.get_close_matches(name.casefold(), by_small, n=NEAREST)]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"there are {len(names)}: {', '.join(sorted(names)[:10])}{', ...' if len(names) > 10 else ''}"

@@ -1,4 +1,4 @@
-"""What a run generated, for its owner's terminal: the examples of its evaluations, and completions of a step with rewards."""
+"""What a run generated, for its owner's terminal: examples of its evaluations, and the completions of a step with rewards."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from shared.questions.record import Question, read_questions
 from shared.review.review import read_replies
 from shared.runs import showing
 from shared.runs.replay import started_from
-from shared.runs.run import CONFIG_FILE, REPLAY_FILE, read_config
 from shared.runs.showing import Selection
+from shared.runs.workdir import CONFIG_FILE, REPLAY_FILE, question_files, read_config
 from shared.storage import buckets, files
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 
@@ -28,12 +28,12 @@ COMPLETIONS = "completions.jsonl"  # of an evaluation
 
 @dataclasses.dataclass(frozen=True)
 class _Example:
-    """A question as it was asked, and what was said to it, by title."""
+    """A question as it was asked, its right answer, and completions by their titles."""
 
     id: str
     question: str
     answer: str
-    said: dict[str, str]
+    completions: dict[str, str]
 
 
 def lines(workdir: Path, selection: Selection, *, step: int | None, width: int) -> Iterator[str]:
@@ -44,8 +44,8 @@ def lines(workdir: Path, selection: Selection, *, step: int | None, width: int) 
     """
     if (workdir / COMPLETIONS).is_file() and step is None:
         replies = read_replies(workdir / COMPLETIONS).values()
-        yield from _examples([_Example(each.id, each.question, each.answer, {"": each.completion}) for each in replies],
-                             {}, selection, width)  # fmt: skip
+        examples = [_Example(reply.id, reply.question, reply.answer, {"": reply.completion}) for reply in replies]
+        yield from _examples(examples, {}, selection, width)
         return
     if not (workdir / CONFIG_FILE).is_file():
         raise InputError(
@@ -68,16 +68,16 @@ def lines(workdir: Path, selection: Selection, *, step: int | None, width: int) 
 
 
 def _examples_of(path: Path) -> list[_Example]:
-    """The examples that a run keeps of its evaluations, by question; none where there is no such file."""
-    found: dict[str, _Example] = {}
+    """The examples of a run's evaluations, one for each question; none where there is no such file."""
+    by_id: dict[str, _Example] = {}
     rows = files.read_json(path) if path.is_file() else []
     try:
         for row in rows:
-            example = found.setdefault(row["id"], _Example(row["id"], row["question"], row["answer"], {}))
-            example.said[f"{row['when']} training: "] = row["completion"]
+            example = by_id.setdefault(row["id"], _Example(row["id"], row["question"], row["answer"], {}))
+            example.completions[f"{row['when']} training: "] = row["completion"]
     except (KeyError, TypeError):
         raise InputError(f"{path}: not what a run writes there; give a run's work directory") from None
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _examples(
@@ -85,10 +85,10 @@ def _examples(
 ) -> Iterator[str]:
     by_id = {example.id: example for example in examples}
     chosen = _chosen(list(by_id), questions, selection)
-    for number, name in enumerate(chosen, 1):
-        example = by_id[name]
-        yield from ("", showing.numbered("example", number, len(chosen), width), name, "")
-        yield from showing.example_lines(example.question, example.answer, example.said, width)
+    for number, question_id in enumerate(chosen, 1):
+        example = by_id[question_id]
+        yield from ("", showing.numbered("example", number, len(chosen), width), question_id, "")
+        yield from showing.example_lines(example.question, example.answer, example.completions, width)
 
 
 def _step(
@@ -101,15 +101,14 @@ def _step(
 ) -> Iterator[str]:
     """The groups of a recorded step; the newest one where `step` is None."""
     reader = TrajectoryReader(workdir / "trajectories")
-    there = reader.steps()
-    if not there:
+    steps = reader.steps()
+    if not steps:
         raise InputError(f"{reader.folder}: no step is recorded yet")
-    step = there[-1] if step is None else step
+    step = steps[-1] if step is None else step
     batch, rewards, ids = reader.read(step)
     tokenizer = load_tokenizer(started_from(config, workdir))
-    rows = max(
-        1, config.grpo.group_size // batch.layout.group
-    )  # of one question: several with a row for each completion
+    # Of one question; several where a row holds one completion.
+    rows = max(1, config.grpo.group_size // batch.layout.group)
     groups = [range(start, start + rows) for start in range(0, len(ids), rows) if ids[start]]
     if not groups:
         yield f"step {step}: nothing was learned from it: the rewards of each group were equal, and such groups are left out"
@@ -117,7 +116,7 @@ def _step(
     names = _chosen([ids[group[0]] for group in groups], questions, selection)
     shown = [group for group in groups if ids[group[0]] in names][: selection.count]
     for number, group in enumerate(shown, 1):
-        title = f"step {step} ({there[0]} to {there[-1]} are recorded), question"
+        title = f"step {step} ({steps[0]} to {steps[-1]} are recorded), question"
         yield from ("", showing.numbered(title, number, len(shown), width))
         question = questions.get(ids[group[0]])
         if question is not None:
@@ -165,6 +164,5 @@ def _questions_of(config: RunConfig, workdir: Path) -> dict[str, Question]:
     """The questions of a run, by their id, as far as their files are still there."""
     if (workdir / REPLAY_FILE).is_file():
         workdir = Path(files.read_json_object(workdir / REPLAY_FILE, "recording")["recording"])
-    made = workdir / "data" / "questions"
-    paths = (config.data.train or made / "train.parquet", config.data.valid or made / "valid.parquet")
-    return {each.id: each for path in paths if buckets.is_file(path) for each in read_questions(path)}
+    paths = [path for path in question_files(config, workdir) if buckets.is_file(path)]
+    return {question.id: question for path in paths for question in read_questions(path)}

@@ -1,6 +1,7 @@
-"""Is a run well? A short table of checks on each step's metrics; what is not well is said in one line, and may stop the run.
+"""Is a run well? A short table of checks on the metrics of each step. A check that fails warns in one line, or stops the run.
 
-Counts of steps in a row are kept in the checkpoint, so that a run that was interrupted decides as one that never was.
+A check counts the steps in a row that are beyond its bound. The counts are saved in the checkpoint, so that a run that was
+interrupted decides as one that never was.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from shared.config import RunConfig
 from shared.errors import SyncError, TrainingError
 
 Line = Mapping[str, Any]  # a step's metrics
-COUNT = "health."  # in a checkpoint: steps in a row, by the name of a check
-LIVE = {"reward": "reward", "answered": "answered", "truncated": "cut off", "uniform_groups": "uniform"}  # in the bar
+COUNT = "health."  # and the name of a check: under this name a checkpoint has the count of the check
+BAR_WORDS = {"reward": "reward", "answered": "answered", "truncated": "cut off", "uniform_groups": "uniform"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """One row of the table: a metric that is beyond its bound for `patience` steps in a row."""
+    """One row of the table. The check fails where its metric is beyond the bound for `patience` steps in a row."""
 
     name: str
     metric: str
@@ -30,8 +31,8 @@ class Check:
     beyond: Literal[">", ">=", "<"]
     bound: float
     patience: int  # steps in a row; 0: off
-    stops: bool  # else it warns
-    helps: Callable[[Line], str]
+    stops: bool  # otherwise it warns
+    helps: Callable[[Line], str]  # what the user can do, for the metrics of a step
 
     def is_beyond(self, value: float) -> bool:
         """Not-a-number is beyond every bound."""
@@ -101,59 +102,59 @@ def checks(config: RunConfig) -> list[Check]:
 class Watch:
     """Counts, for each check, the steps in a row beyond its bound."""
 
-    def __init__(self, config: RunConfig, held: Mapping[str, int] | None = None):
-        """`held`: what a checkpoint keeps of an earlier start of this run (`counts`)."""
+    def __init__(self, config: RunConfig, saved: Mapping[str, int] | None = None):
+        """`saved`: what the checkpoint of an earlier start of this run has (`counts`, among other numbers)."""
         self._checks = {check.name: check for check in checks(config)}
-        held = held or {}
-        self._rows = {name: held.get(COUNT + name, 0) for name in self._checks}
+        saved = saved or {}
+        self._steps_beyond = {name: saved.get(COUNT + name, 0) for name in self._checks}
 
     def counts(self) -> dict[str, int]:
-        """What a checkpoint keeps; nothing while all is well."""
-        return {COUNT + name: count for name, count in self._rows.items() if count}
+        """The counts that are not 0, to be saved in the checkpoint."""
+        return {COUNT + name: count for name, count in self._steps_beyond.items() if count}
 
     def check_update(self, step: int, line: Line, gap_explanation: str) -> None:
-        """Raise TrainingError for an update that is no number, SyncError for one on an engine's completions of other weights.
+        """Raise TrainingError where the loss is no finite number, SyncError where engine and learner differ beyond the bound.
 
-        `gap_explanation` is `Source.gap_explanation`, the words for the message of a SyncError.
+        `line` are the metrics of the update at `step`; `gap_explanation` says what such a difference means in this run.
         """
         if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
             raise TrainingError(
                 f"step {step}: loss {line['loss']} and gradient norm {line['grad_norm']} are not finite; lower "
                 "optimizer.learning_rate and start again from the last checkpoint"
             )
-        apart = self._checks["engine and learner apart"]
-        if apart.is_beyond(line[apart.metric]):
+        gap = self._checks["engine and learner apart"]
+        if gap.is_beyond(line[gap.metric]):
             raise SyncError(
-                f"step {step}: engine and learner differ by {line[apart.metric]:.3g} nats a token, more than "
-                f"grpo.max_logprob_gap = {apart.bound}; {gap_explanation}"
+                f"step {step}: engine and learner differ by {line[gap.metric]:.3g} nats a token, more than "
+                f"grpo.max_logprob_gap = {gap.bound}; {gap_explanation}"
             )
 
-    def see(self, step: int, line: Line) -> list[str]:
-        """Count the metrics of a step and return a line for each check that is beyond its bound long enough since now.
+    def count_step(self, step: int, line: Line) -> list[str]:
+        """Count a step with the metrics `line`; returns a warning for each check that fails at this step, but not before.
 
-        Raises TrainingError with that line where such a check stops the run.
+        Raises TrainingError with that warning where such a check stops the run.
         """
-        told = []
+        warnings = []
         for name, check in self._checks.items():
             value = line.get(check.metric)
-            if not check.patience or value is None:  # an older recording does not say it
+            if not check.patience or value is None:  # a recording of an older version lacks some metrics
                 continue
-            self._rows[name] = self._rows[name] + 1 if check.is_beyond(value) else 0
-            count = self._rows[name]
+            count = self._steps_beyond[name] + 1 if check.is_beyond(value) else 0
+            self._steps_beyond[name] = count
             if check.stops and count >= check.patience:
-                raise TrainingError(f"{_said(check, step, count, line)}; health.stop = False goes on all the same")
+                raise TrainingError(f"{_warning(check, step, count, line)}; health.stop = False goes on all the same")
             if count == check.patience:
-                told.append(_said(check, step, count, line))
-        return told
+                warnings.append(_warning(check, step, count, line))
+        return warnings
 
 
-def live(line: Line) -> dict[str, str]:
-    """What the progress bar shows of a step's metrics."""
-    return {word: f"{line[name]:.3f}" for name, word in LIVE.items() if line.get(name) is not None}
+def bar_values(line: Line) -> dict[str, str]:
+    """Those metrics of a step that the progress bar shows, by their words there."""
+    return {word: f"{line[name]:.3f}" for name, word in BAR_WORDS.items() if line.get(name) is not None}
 
 
 def table(metrics: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
-    """The health of a run for its report: a row for each check, from all steps of `metrics` (`metrics.read_metrics`).
+    """The health of a run for its report: a row for each check, from all steps of `metrics` (`metrics_log.read_metrics`).
 
     Each row has `name`, `means`, `metric`, `bound` (as text), `last` and `worst` values, `steps` beyond the bound, `longest`
     of them in a row, and `verdict`: "well", "beyond its bound", "off" or "not measured".
@@ -187,13 +188,14 @@ def table(metrics: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _said(check: Check, step: int, count: int, line: Line) -> str:
-    text = f"step {step}: {check.name} for {count} steps: {check.means} ({_seen(check, line)})"
+def _warning(check: Check, step: int, count: int, line: Line) -> str:
+    text = f"step {step}: {check.name} for {count} steps: {check.means} ({_observed(check, line)})"
     helps = check.helps(line)
     return f"{text}; what helps: {helps}" if helps else text
 
 
-def _seen(check: Check, line: Line) -> str:
+def _observed(check: Check, line: Line) -> str:
+    """In words, the metrics of the step that tell why the check fails."""
     shares = [
         f"{100 * line[name]:.0f} % of completions {words}"
         for name, words in (("answered", "had a readable answer"), ("truncated", "were cut off"))
@@ -207,19 +209,19 @@ def _seen(check: Check, line: Line) -> str:
 
 
 def _signal_helps(line: Line, config: RunConfig) -> str:
-    """By what the completions look like."""
+    """What the user can do where no step has a signal; it depends on what the completions look like."""
     answered, cut_off = line.get("answered", 1.0), line.get("truncated", 0.0)
-    found = []
+    helps = []
     if cut_off > 0.5:
-        found.append(f"a longer limit (rollout.max_new_tokens, now {config.rollout.max_new_tokens})")
+        helps.append(f"a longer limit (rollout.max_new_tokens, now {config.rollout.max_new_tokens})")
     if answered < 0.5:
         if not config.grpo.reward_format:
-            found.append("a reward for the format (grpo.reward_format)")
+            helps.append("a reward for the format (grpo.reward_format)")
         start = "a model.path that was fine-tuned on such answers" if config.model.path else "more warmup.steps"
-        found.append(f"a supervised start ({start})")
-        found.append("launch.evaluate --protocol=forced_choice, which shows what the model knows without the format")
+        helps.append(f"a supervised start ({start})")
+        helps.append("launch.evaluate --protocol=forced_choice, which shows what the model knows without the format")
     elif line.get("reward_answer", 0.0) >= config.grpo.reward_answer > 0:
-        found.append("nothing: every answer is right; take harder questions (data.difficulty), or stop here")
+        helps.append("nothing: every answer is right; take harder questions (data.difficulty), or stop here")
     else:
-        found.append("more completions a group (grpo.group_size), a higher rollout.temperature, easier questions")
-    return ", ".join(found)
+        helps.append("more completions a group (grpo.group_size), a higher rollout.temperature, easier questions")
+    return ", ".join(helps)

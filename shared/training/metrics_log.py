@@ -1,4 +1,4 @@
-"""What a run measures at every step: one JSON line each, TensorBoard events, and Weights & Biases if asked for."""
+"""The metrics of a run's steps: written as JSON lines, TensorBoard events and, if asked, to Weights & Biases; read; compared."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from shared.errors import InputError
 from shared.storage import files
 
 METRICS_FILE = "metrics.jsonl"
-SECONDS = "seconds_"  # a phase's time is `seconds_prefill`, `seconds_decode`, ...
+SECONDS = "seconds_"  # the time of a phase is `seconds_prefill`, `seconds_decode`, ...
 WHOLE_STEP = "seconds_total"
-TIMING_FIELDS = (SECONDS, "tokens_per_second")  # a field that starts so differs between two otherwise equal runs
+TIMING_FIELDS = (SECONDS, "tokens_per_second")  # fields that begin so depend on the clock
 
 
 def plain(value: Any) -> Any:
@@ -41,21 +41,21 @@ def plain(value: Any) -> Any:
 
 
 def without_timings(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A metrics line without what depends on the clock: equal for two runs with the same seed and machine."""
+    """A metrics line without the fields that depend on the clock: equal for two runs with the same seed on one machine."""
     return {name: value for name, value in line.items() if not name.startswith(TIMING_FIELDS)}
 
 
 class MetricsWriter:
-    """Appends one line a step to `folder/metrics.jsonl` and the same numbers to `folder/tensorboard`.
+    """Appends one line a step to `folder/metrics.jsonl`, and the same numbers to `folder/tensorboard`.
 
-    Starting at `start_step` forgets what an earlier, killed run wrote for that step and later ones, so that a resumed
-    run's file has each step once. One process of a run writes; use it as a context manager, or call `close`.
+    A writer that starts at `start_step` removes the lines that an earlier, killed run wrote for that step and later ones, so
+    that the file of a resumed run has each step once. One process of a run writes. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, folder: Path, start_step: int, *, wandb_project: str = "", run_name: str = "") -> None:
         """Open the files. Raises InputError for a broken line before `start_step`, or where wandb is not installed.
 
-        Weights & Biases gets the same numbers where `wandb_project` is given; nothing leaves the machine otherwise.
+        Weights & Biases gets the same numbers where `wandb_project` is given. Otherwise nothing leaves the machine.
         """
         self._path = folder / METRICS_FILE
         self._wandb = _start_wandb(folder, wandb_project, run_name) if wandb_project else None
@@ -103,10 +103,10 @@ class MetricsWriter:
 
 
 class _Events:
-    """TensorBoard's file of a run from `start_step` on; TensorBoard forgets what an earlier file says of later steps.
+    """TensorBoard's file of a run from `start_step` on. TensorBoard drops what an earlier file says of these steps.
 
-    Written by this thread: tensorboardX's `SummaryWriter` has one of its own, and where that cannot write, it ends with a
-    traceback and the run waits for it for ever.
+    This thread writes the file. tensorboardX's `SummaryWriter` writes in a thread of its own; where that cannot write, it ends
+    with a traceback, and the run waits for it for ever.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
@@ -149,7 +149,7 @@ class _Events:
             with files.writing(self._folder):
                 self._file.close()
         finally:
-            self._file.close()  # where it could not be written, it is closed now but does not know it
+            self._file.close()  # a first call that fails does close the file, but the object takes note of it only here
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -169,12 +169,12 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def differences(metrics: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """How far two runs' metrics are apart: a row for each that both have, what depends on the clock left out.
+    """How far the metrics of two runs are apart: a row for each metric that both have, but those that depend on the clock.
 
-    Columns `relative`, the largest over the steps that both have, `step`, where that is, and `absolute`, the largest. A
-    step's relative difference is of the larger of its value in the first run and that run's root mean square over steps: on
-    policy, a loss is what is left of advantages that cancel, and where it is nearly 0 its own size is rounding. A value that
-    only one run has counts as infinite.
+    Columns: `metric`; `relative`, the largest relative difference over the steps that both runs have; `step`, where that is;
+    `absolute`, the largest absolute difference. A difference is divided by the value in the first run, or by the root mean
+    square of that run's values where that is larger: on policy, a loss is a sum of advantages that cancel, and where it is
+    nearly 0 its own size is rounding. A value that only one run has counts as an infinite difference.
     Raises InputError where no step is in both.
     """
     first, second = (table.set_index("step") for table in (metrics, other))
@@ -189,18 +189,18 @@ def differences(metrics: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         gap = (theirs - ours).abs().where(ours.notna() | theirs.notna(), 0.0).fillna(math.inf)
         scale = ours.abs().fillna(0.0).clip(lower=float(np.sqrt((ours**2).mean())))
         relative = (gap / scale).where(gap > 0, 0.0)
-        at = relative.idxmax()
-        rows.append({"metric": name, "relative": relative[at], "step": at, "absolute": gap.max()})
+        step = relative.idxmax()
+        rows.append({"metric": name, "relative": relative[step], "step": step, "absolute": gap.max()})
     return pd.DataFrame(rows, columns=["metric", "relative", "step", "absolute"])
 
 
 def differences_table(rows: Sequence[Mapping[Any, Any]]) -> str:
     """The rows of `differences` as text; None stands for infinity."""
-    found = [f"{'metric':<28}{'largest relative':>17}{'at step':>9}{'largest absolute':>18}"]
+    lines = [f"{'metric':<28}{'largest relative':>17}{'at step':>9}{'largest absolute':>18}"]
     for row in rows:
         relative, absolute = (math.inf if row[name] is None else row[name] for name in ("relative", "absolute"))
-        found.append(f"{row['metric']:<28}{relative:>17.1e}{row['step']:>9}{absolute:>18.1e}")
-    return "\n".join(found)
+        lines.append(f"{row['metric']:<28}{relative:>17.1e}{row['step']:>9}{absolute:>18.1e}")
+    return "\n".join(lines)
 
 
 def phases(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -263,13 +263,13 @@ def _start_wandb(folder: Path, project: str, run_name: str) -> Any:
         raise InputError(
             "Weights & Biases was asked for but is not installed: `pip install wandb`, or leave it off"
         ) from None
-    # One id for one work directory: a resumed run goes on in the same curve.
-    known = folder / "wandb.json"
-    if not known.is_file():
-        files.write_json(known, {"id": uuid.uuid4().hex})
+    # Each work directory has one id, so that a resumed run continues its curve.
+    id_file = folder / "wandb.json"
+    if not id_file.is_file():
+        files.write_json(id_file, {"id": uuid.uuid4().hex})
     # Neither what the program prints nor its source code is sent.
     settings = wandb.Settings(console="off", disable_git=True, disable_code=True, save_code=False)
-    identifier = files.read_json_object(known, "id")["id"]
+    identifier = files.read_json_object(id_file, "id")["id"]
     return wandb.init(
         project=project, name=run_name or None, id=identifier, resume="allow", dir=str(folder), settings=settings
     )

@@ -1,4 +1,4 @@
-"""A progress bar of steps, the first of which compiles programs and says nothing of those after it."""
+"""A progress bar of steps. The first step compiles programs, so its time says nothing about the steps after it."""
 
 from __future__ import annotations
 

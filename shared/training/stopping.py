@@ -1,4 +1,4 @@
-"""Asked to stop (SIGTERM: a preempted TPU or spot machine, Slurm, Kubernetes), a run ends its step, saves and ends well."""
+"""A run that is asked to stop (SIGTERM: a preempted TPU or spot machine, Slurm, Kubernetes) ends its step and saves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Stopped(Exception):
-    """A run that was asked to stop, and has saved. The message says where it is and how it goes on."""
+    """A run was asked to stop, and has saved. The message says at which step it is and how it goes on."""
 
 
 class StopRequest:
-    """Notes a SIGTERM while it is entered, in the main thread; a second one acts as it would without."""
+    """Whether a SIGTERM came (`made`) inside this context, in the main thread. A second SIGTERM acts as if this were not here."""
 
     def __init__(self) -> None:
         self.made = False

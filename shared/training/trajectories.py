@@ -1,9 +1,9 @@
-"""Rollouts and their log-probabilities as TensorStore arrays, one row for each step: replay, audit, parity.
+"""Rollouts and their log-probabilities as TensorStore arrays, one row for each step, for replay, audit and parity.
 
 A folder holds a zarr 3 array `[steps, rows, time]` for each field of a batch, `rewards` `[steps, rows, group]`,
-`trajectories.json` (the layout, fixed when the folder is made) and `steps/N.json` for each step: what marks the step as
-whole, with its question ids, a checksum of each array, what else is noted of it, and a checksum of all that. No pickle; the
-folder can be read by its owner only.
+`trajectories.json` (the layout, fixed when the folder is made) and a marker `steps/N.json` for each step. A step counts only with
+its marker, which is written last: question ids, a checksum of each array, notes, and a checksum of all that. No pickle; only
+the owner can read the folder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ FORMAT = 1
 METADATA_FILE = "trajectories.json"
 STEPS_FOLDER = "steps"
 REWARDS = "rewards"
-OPTIONAL = ("rollout_logprobs", "old_logprobs", "ref_logprobs")  # None in a batch: NaN on disk, and named in the step
-KINDS = {
+OPTIONAL = (
+    "rollout_logprobs",
+    "old_logprobs",
+    "ref_logprobs",
+)  # where None in a batch: NaN on disk, and named in the marker
+DTYPES = {
     "tokens": "int32",
     "positions": "int32",
     "groups": "int32",
@@ -57,13 +61,15 @@ class TrajectoryWriter:
             (folder / STEPS_FOLDER).mkdir(parents=True, exist_ok=True)
             os.chmod(folder, files.OWNER_ONLY_FOLDER)
         if (folder / METADATA_FILE).is_file():
-            found = _unsealed(folder / METADATA_FILE)
-            if found != metadata:
-                raise InputError(f"{folder}: made with {found}, not {metadata}; write the trajectories to a new folder")
+            earlier = _unsealed(folder / METADATA_FILE)
+            if earlier != metadata:
+                raise InputError(
+                    f"{folder}: made with {earlier}, not {metadata}; write the trajectories to a new folder"
+                )
         else:
             files.write_json(folder / METADATA_FILE, files.sealed(metadata))
         with files.writing(folder):
-            self._arrays = {name: _create(folder, name, kind, self._shape(name)) for name, kind in KINDS.items()}
+            self._arrays = {name: _create(folder, name, dtype, self._shape(name)) for name, dtype in DTYPES.items()}
 
     def _shape(self, name: str) -> tuple[int, int]:
         return (self._rows, self._layout.group if name == REWARDS else self._layout.length)
@@ -79,8 +85,8 @@ class TrajectoryWriter:
     ) -> None:
         """Store `step` (0, 1, ...): at most `rows_per_step` rows, `rewards` `[rows, group]`, an id for each row.
 
-        `notes` are whatever JSON holds: what is known of the step beside its arrays.
-        On disk when this returns; a step that was half written when the process died does not count as there.
+        `notes`, as JSON can hold them, say what else is known of the step. The step is on disk when this returns; one that was
+        half written when the process died does not count.
         Raises InputError where a shape or the layout differs from the folder's, or where it cannot be written.
         """
         arrays = self._checked(step, batch, rewards, question_ids)
@@ -88,26 +94,26 @@ class TrajectoryWriter:
         with files.writing(self._folder):
             files.remove(marker)
             writes = []
-            for name, kind in KINDS.items():
-                stored = np.full(self._shape(name), np.nan if kind.startswith("float") else -1, dtype=kind)
+            for name, dtype in DTYPES.items():
+                stored = np.full(self._shape(name), np.nan if dtype.startswith("float") else -1, dtype=dtype)
                 if name in arrays:
                     stored[: len(question_ids)] = arrays[name]
                 writes.append(self._at(name, step).write(stored))
             for write in writes:
                 write.result()
-        found = {
+        content = {
             "step": step,
             "question_ids": list(question_ids),
             "absent": [name for name in OPTIONAL if name not in arrays],
             "crc32": {name: _checksum(array) for name, array in arrays.items()},
             "notes": dict(notes or {}),
         }
-        files.write_json(marker, files.sealed(found))
+        files.write_json(marker, files.sealed(content))
 
     def _checked(
         self, step: int, batch: GroupBatch, rewards: np.ndarray, question_ids: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """The arrays of a step, those that are None left out, in the types they are stored in."""
+        """The arrays of a step as they are stored, without those that are None. Raises InputError for a wrong shape or layout."""
         if step < 0:
             raise InputError(f"step {step} of trajectories: steps count from 0")
         if batch.layout != self._layout:
@@ -115,19 +121,19 @@ class TrajectoryWriter:
         rows = len(question_ids)
         if not 1 <= rows <= self._rows:
             raise InputError(f"step {step}: {rows} rows where {self._folder} holds 1 to {self._rows} for each step")
-        given = {name: getattr(batch, name) for name in KINDS if name != REWARDS} | {REWARDS: rewards}
+        fields = {name: getattr(batch, name) for name in DTYPES if name != REWARDS} | {REWARDS: rewards}
         arrays = {}
-        for name, value in given.items():
+        for name, value in fields.items():
             if value is None and name in OPTIONAL:
                 continue
             expected = (rows, self._shape(name)[1])
             if np.shape(value) != expected:
                 raise InputError(f"step {step}: {name} has shape {np.shape(value)}; it must be {expected}")
-            arrays[name] = np.ascontiguousarray(value, dtype=KINDS[name])
+            arrays[name] = np.ascontiguousarray(value, dtype=DTYPES[name])
         return arrays
 
     def _at(self, name: str, step: int) -> Any:
-        """The part of an array that holds `step`; the array grows to have it."""
+        """The part of an array that holds `step`. The array grows where it is too short."""
         array = self._arrays[name]
         if step >= array.shape[0]:
             array = array.resize(exclusive_max=[step + 1, *self._shape(name)]).result()
@@ -179,11 +185,11 @@ class TrajectoryReader:
 
     @property
     def folder(self) -> Path:
-        """Where they are."""
+        """The folder of the trajectories."""
         return self._folder
 
     def markers(self, steps: Iterable[int]) -> dict[str, Path]:
-        """The files that say of `steps` what was recorded, by their names in the folder."""
+        """The marker files of `steps`, by their names in the folder."""
         return {f"{STEPS_FOLDER}/{_marker(self._folder, step).name}": _marker(self._folder, step) for step in steps}
 
     def notes(self, step: int) -> dict[str, Any]:
@@ -208,9 +214,9 @@ def _marker(folder: Path, step: int) -> Path:
 
 
 def _unsealed(path: Path) -> Any:
-    found = files.read_json(path)
+    content = files.read_json(path)
     # Earlier versions did not seal it.
-    return files.unsealed(found, path, "record the run again") if files.is_sealed(found) else found
+    return files.unsealed(content, path, "record the run again") if files.is_sealed(content) else content
 
 
 def _damaged(path: Path, step: int) -> str:
@@ -225,13 +231,13 @@ def _location(folder: Path, name: str) -> dict[str, Any]:
     return {"driver": "zarr3", "kvstore": files.kvstore(folder / name)}
 
 
-def _create(folder: Path, name: str, kind: str, shape: tuple[int, int]) -> Any:
+def _create(folder: Path, name: str, dtype: str, shape: tuple[int, int]) -> Any:
     metadata = {
         "shape": [0, *shape],
-        "data_type": kind,
+        "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape]}},
         "codecs": [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 3}}],
-        "fill_value": "NaN" if kind.startswith("float") else -1,
+        "fill_value": "NaN" if dtype.startswith("float") else -1,
     }
     if (folder / name / "zarr.json").is_file():
         return _open(folder, name)

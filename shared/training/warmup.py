@@ -1,9 +1,9 @@
 """Next-token training before GRPO, for a policy that starts from random weights.
 
-Stands in for what a pretrained model brings along: the language of records and the format of answers. It reads training
-questions only: their records, with the masked value filled in and the lines in random order, and a modest number of worked
-answers. The backend's ordinary update does the work: with every advantage 1, on policy and normalised by tokens, the
-gradient of the GRPO objective is that of the mean negative log-likelihood.
+It teaches what a pretrained model knows already: the language of records and the format of answers. It reads training questions
+only: their records, with the masked value filled in and the lines in random order, and some worked answers. The backend's
+ordinary update does the work: where every advantage is 1, on policy and normalised by tokens, the gradient of the GRPO
+objective is that of the mean negative log-likelihood.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
 
 MASK = "[MASK]"
-PROMPT_WEIGHT = 0.5  # of a worked question's own tokens: its record is language too
-ANSWER_WEIGHT = 5.0  # of a worked answer's tokens against a record's: a record has many more of them
+# Weights of tokens in the loss; a token of a record has 1.
+PROMPT_WEIGHT = 0.5  # of the prompt of a worked answer: the record in it is language too
+ANSWER_WEIGHT = 5.0  # of a worked answer: it has far fewer tokens than a record
 
 
 def worked_answer(question: Question) -> str:
-    """The completion that shows the format: a line as the record would have it, then the letter in a box."""
+    """The completion that shows the format: the masked line of the record, then the letter in a box."""
     value = question.choices[LETTERS.index(question.answer)]
-    asked = re.search(r"'(.+)'", question.question)
-    name = asked.group(1) if asked else question.feature
+    quoted_name = re.search(r"'(.+)'", question.question)
+    name = quoted_name.group(1) if quoted_name else question.feature
     return f"\n{name}: {value}. \\boxed{{{question.answer}}}"
 
 
@@ -48,8 +49,8 @@ def record_text(question: Question, order: np.random.Generator) -> str:
     blocks = [block.split("\n") for block in question.context.replace(MASK, value).split("\n\n")]
     texts = []
     for index in order.permutation(len(blocks)):
-        headed = blocks[index][0].startswith("[")
-        header, lines = (blocks[index][:1], blocks[index][1:]) if headed else ([], blocks[index])
+        has_header = blocks[index][0].startswith("[")
+        header, lines = (blocks[index][:1], blocks[index][1:]) if has_header else ([], blocks[index])
         texts.append("\n".join(header + [lines[i] for i in order.permutation(len(lines))]))
     return "\n\n".join(texts)
 
@@ -87,9 +88,8 @@ def warm_up(
                 raise TrainingError(
                     f"warm-up step {step}: gradient is not finite; lower warmup.optimizer.learning_rate"
                 )
-            kept = {name: metrics[name] for name in ("grad_norm", "learning_rate")}
             if writer is not None:
-                writer.write(step, {"loss": nll, **kept})
+                writer.write(step, {"loss": nll, **{name: metrics[name] for name in ("grad_norm", "learning_rate")}})
             bar.set_postfix(loss=f"{nll:.3f}", refresh=False)
             bar.update()
     learner.export(out)
@@ -103,7 +103,7 @@ def batches(
     *,
     style: PromptStyle,
 ) -> Iterator[GroupBatch]:
-    """`warmup.steps` batches of documents; a document's first token stands as its prompt."""
+    """`warmup.steps` batches of documents. The first token of a document counts as its prompt; `end` is its last token."""
     warmup, seed = config.warmup, config.seed
     order = generator(seed, "warmup")
     worked = [questions[i] for i in order.permutation(len(questions))[: warmup.worked_answers]]
@@ -130,7 +130,7 @@ def batches(
 
 
 def document_batch(documents: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> GroupBatch:
-    """Documents (token ids and their weights) as rows of `length` tokens; the end of a longer one is kept."""
+    """Documents (token ids `[time]` and their weights `[time]`) as rows of `length` tokens; a longer one loses its beginning."""
     documents = [(tokens[-length:], weights[-length:]) for tokens, weights in documents]
     batch = grpo.pack(
         [tokens[:1] for tokens, _ in documents],

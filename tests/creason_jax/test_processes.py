@@ -92,7 +92,7 @@ def test_every_process_gets_the_whole_of_every_result(two):
     for name, array in first.items():
         assert array.tobytes() == second[name].tobytes(), name
     assert {**said, "held": 0} == {**also_said, "held": 0}
-    assert said["agreed"] == [True, False, True]
+    assert said["any_process"] == [True, False, True]
     assert said["same"] == [True, False]
     assert said["least"] == 2**31 - 2
 

@@ -333,11 +333,11 @@ def test_a_cpu_gives_what_the_machine_has_left(world, monkeypatch):
     monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers: left // sharers)
     assert engine.free_bytes() == left
     assert memory.free_bytes(sharding.make_mesh(LearnerConfig())) == left // 8 // 2**20 * 2**20
-    assert engine.fit(SAMPLED) and engine.slots(SAMPLED) == 400
+    assert engine.limit_slots(SAMPLED) and engine.slots(SAMPLED) == 400
     left = 8 * 2**20
-    engine._fitted.clear()
+    engine._slots_that_fit.clear()
     assert engine._roughly_needed(SAMPLED) > left
-    assert engine.fit(SAMPLED) and 1 <= engine.slots(SAMPLED) < 400
+    assert engine.limit_slots(SAMPLED) and 1 <= engine.slots(SAMPLED) < 400
     assert engine._needed(SAMPLED) <= left
 
 

@@ -38,7 +38,7 @@ def test_what_was_published_is_what_the_engine_holds(model, dtype, stage):
         learner.update(random_batch(2, seed=step))
     assert engine.readable().keys() == learner.weights.keys()
     published.publish(learner, engine)
-    probes = published.chosen(engine.readable(), 0, whole=True)
+    probes = published.probes_of(engine.readable(), 0, whole=True)
     assert engine.digests(probes) == learner.digests(probes)
 
 

@@ -496,7 +496,7 @@ def test_help(program, call):
     ],
 )
 def test_a_preset_is_named_only_where_it_is_kept(config, flags, wanted, call, monkeypatch):
-    monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
+    monkeypatch.setattr("shared.runs.dry_run.lines", lambda *_, **__: iter(()))
     ended = call("train", f"--config=configs/{config}.py", *flags, "--dry_run")
     assert ended.code == 0 and wanted in ended.out
 
@@ -519,8 +519,8 @@ class TestOverrides:
     )
     def test_a_field(self, flag, path, value, call, monkeypatch):
         seen = []
-        monkeypatch.setattr("shared.runs.run.describe", lambda config: seen.append(config) or "described")
-        monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
+        monkeypatch.setattr("shared.runs.run.config_line", lambda config: seen.append(config) or "described")
+        monkeypatch.setattr("shared.runs.dry_run.lines", lambda *_, **__: iter(()))
         ended = call("train", SMOKE, flag, "--dry_run")
         assert (ended.code, ended.out, ended.err) == (0, "described\n", "")
         [found] = seen
@@ -543,7 +543,7 @@ class TestOverrides:
         assert validate(config_file.load(str(path))) == validate({"name": "a"})
 
     def test_a_locked_config_can_still_be_set(self, tmp_path, call, monkeypatch):
-        monkeypatch.setattr("shared.runs.dry_run.told", lambda *_, **__: iter(()))
+        monkeypatch.setattr("shared.runs.dry_run.lines", lambda *_, **__: iter(()))
         path = tmp_path / "config.py"
         path.write_text(
             "from ml_collections import ConfigDict\n"

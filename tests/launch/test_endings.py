@@ -119,7 +119,7 @@ def test_a_run_that_is_interrupted_can_go_on_and_a_dry_run_has_nothing_to_go_on_
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shared.runs.dry_run.told" if dry else "shared.runs.run.run", interrupted)
+    monkeypatch.setattr("shared.runs.dry_run.lines" if dry else "shared.runs.run.run", interrupted)
     flags = ["--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", *(["--dry_run"] if dry else [])]
     ended = here("train", *flags, monkeypatch=monkeypatch, capfd=capfd)
     goes_on = "" if dry else "; the same command goes on where it was"

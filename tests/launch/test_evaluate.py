@@ -26,6 +26,7 @@ from shared.questions.prompts import encode
 from shared.questions.record import write_questions
 from shared.report.run_page import percent
 from shared.runs import run
+from shared.runs.workdir import with_dtype_of, with_dtype_of_workdir
 from tests.support.commands import REPOSITORY, here
 from tests.support.exam import exam, exam_tokenizer, of_others
 from tests.support.tiny import tiny_phi3
@@ -330,7 +331,7 @@ def test_with_its_defaults_room_is_made_for_the_questions_alone(root, tmp_path, 
     assert ended.err.count("\n") == 1
     (engine,) = set(engines)  # asked twice: for its check, and for the answers
     assert 64 < engine.workload.prompt_tokens <= engine.longest_prompt == 128
-    slots = {sampling.max_new_tokens: count for sampling, count in engine._fitted.items()}
+    slots = {sampling.max_new_tokens: count for sampling, count in engine._slots_that_fit.items()}
     assert slots.pop(40) == 16  # ten, over eight devices
     assert list(slots) == [32]  # its check
     assert engine.config.longest_sequence == 9_040  # which chooses the rotation: that does not hang on the prompts
@@ -375,10 +376,10 @@ def test_the_number_format_is_decided_into_the_runs_config(root, tmp_path):
         run.run(config, Backend(), tmp_path, progress=False)
     assert json.loads((tmp_path / "config.json").read_text())["learner"]["compute_dtype"] == "bfloat16"
     # Started again anywhere, it goes on in the number format that it began with; a given one counts.
-    assert run.as_begun(config, tmp_path).learner.compute_dtype == "bfloat16"
-    assert run.as_begun(config, tmp_path / "none") == config
+    assert with_dtype_of_workdir(config, tmp_path).learner.compute_dtype == "bfloat16"
+    assert with_dtype_of_workdir(config, tmp_path / "none") == config
     given = validate({"name": "x", "learner": {"compute_dtype": "float32"}})
-    assert run.as_begun(given, tmp_path) == given == run.as_in(given, RunConfig(name="y"))
+    assert with_dtype_of_workdir(given, tmp_path) == given == with_dtype_of(given, RunConfig(name="y"))
 
 
 def test_the_page_says_how_it_was_made_and_shows_patients_text_only_if_asked(tmp_path, root, evaluate):

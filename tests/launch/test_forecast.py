@@ -18,9 +18,9 @@ from shared.policy.tokenizer import load_tokenizer
 from shared.preparation import inputs
 from shared.questions.prompts import PromptStyle, prompt_tokens
 from shared.questions.record import write_questions
-from shared.runs import run
 from shared.runs.forecast import FACTOR
 from shared.runs.memory import text
+from shared.runs.workdir import claim
 from tests.support.commands import REPOSITORY, environment, here
 from tests.support.exam import exam, exam_tokenizer, of_others
 from tests.support.tiny import tiny_phi3
@@ -106,7 +106,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(root, call, tmp_path):
     values.data.train, values.data.valid = str(train), str(root / "questions.parquet")
     values.model.path, values.rollout.max_prompt_tokens, values.warmup.steps = str(root / "without"), 400, 0
     config = with_compute_dtype(validate(values), "float32")
-    inputs.hold_data(config.data, run.claim(config, tmp_path / "begun"))
+    inputs.hold_data(config.data, claim(config, tmp_path / "begun"))
     command = ("train", "without", "--dry_run", f"--workdir={tmp_path / 'begun'}", f"--config.data.train={train}")
     ended = call(*command)
     assert (ended.code, ended.err) == (0, "")

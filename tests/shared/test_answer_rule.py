@@ -13,7 +13,8 @@ from shared.errors import InputError
 from shared.questions.prompts import encode, opens_reasoning
 from shared.report.run_page import readings_in_words
 from shared.runs import run
-from shared.training import loop
+from shared.runs.workdir import claim
+from shared.training.rollouts import Sampled
 from tests.support.exam import exam, exam_tokenizer
 
 
@@ -24,7 +25,7 @@ def config_of(preset: str, **fields) -> RunConfig:
 def test_the_papers_presets_keep_its_rule_and_modern_takes_the_last_box():
     rules = {name: config_of(name).grpo.answer_rule for name in ("paper", "paper_fixed", "modern")}
     assert rules == {"paper": "strict_first", "paper_fixed": "strict_first", "modern": "lenient_last"}
-    assert "changed in: answer_rule" in run.describe(config_of("modern", answer_rule="strict_first"))
+    assert "changed in: answer_rule" in run.config_line(config_of("modern", answer_rule="strict_first"))
     with pytest.raises(InputError, match="grpo.answer_rule = 'last': must be one of strict_first, lenient_last"):
         config_of("modern", answer_rule="last")
 
@@ -44,9 +45,9 @@ def test_a_step_is_rewarded_by_the_rule(tmp_path, rule, prompt, right):
 
     questions = exam(2)
     assert [question.answer for question in questions] == ["A", "B"]
-    prompts = {question.id: encode(tokenizer, prompt) for question in questions}
+    prompts = [encode(tokenizer, prompt) for _ in questions]
     config = config_of("paper", answer_rule=rule, reward_format=0.5, group_size=2)
-    found = loop.sample(config, Engine(), tokenizer, questions, prompts, 0, 0)
+    found = Sampled(config, Engine(), tokenizer, questions, prompts).sample(questions, 0, 0)
     assert found.terms["answer"].tolist() == [[float(question.answer == right)] * 2 for question in questions]
     assert found.terms["format"].tolist() == [[0.5 * (right != "")] * 2] * 2
 
@@ -68,15 +69,15 @@ def test_where_a_prompt_ends_inside_the_reasoning(tmp_path):
 
 def test_a_run_keeps_the_rule_that_it_was_begun_with(tmp_path):
     """One of an earlier version was rewarded by the paper's rule, whatever its preset: it says none, and goes on so."""
-    run.claim(config_of("modern"), tmp_path)
+    claim(config_of("modern"), tmp_path)
     held = json.loads((tmp_path / "config.json").read_text())
     assert held["grpo"].pop("answer_rule") == "lenient_last"
     with pytest.raises(InputError, match=r"holds a run with another config \(it differs in grpo.answer_rule\)"):
-        run.claim(config_of("modern", answer_rule="strict_first"), tmp_path)
+        claim(config_of("modern", answer_rule="strict_first"), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(held))
     with pytest.raises(InputError, match=r"holds a run with another config \(it differs in grpo.answer_rule\)"):
-        run.claim(config_of("modern"), tmp_path)
-    run.claim(config_of("modern", answer_rule="strict_first"), tmp_path)
+        claim(config_of("modern"), tmp_path)
+    claim(config_of("modern", answer_rule="strict_first"), tmp_path)
 
 
 def test_both_readings_in_words():

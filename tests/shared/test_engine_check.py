@@ -67,7 +67,7 @@ class Backend:
         self.processes = processes
         self.flags: list[bool] = []
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         self.flags.append(flag)
         return flag
 
@@ -137,7 +137,7 @@ def test_every_process_has_a_prompt_and_a_fault_that_another_one_saw_ends_this_o
     engine, backend = Engine(), Backend(processes=6)
     check_by_file(config(), backend, engine, PROMPTS, "folder")
     assert len(engine.asked[0][0]) == 6
-    backend.agreed = lambda flag: True
+    backend.any_process = lambda flag: True
     with pytest.raises(SyncError):
         check_by_file(config(), backend, engine, PROMPTS, "folder")
 

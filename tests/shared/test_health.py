@@ -23,7 +23,7 @@ def a_config(*, grpo=None, model=None, **fields):
 def seen(config, lines, held=None):
     """What is said at each of the lines."""
     watch = health.Watch(config, held)
-    return [watch.see(step, WELL | line) for step, line in enumerate(lines)]
+    return [watch.count_step(step, WELL | line) for step, line in enumerate(lines)]
 
 
 def test_a_run_that_is_well_is_not_spoken_of():
@@ -79,7 +79,7 @@ def test_counts_go_on_behind_a_checkpoint():
     config = a_config()
     watch = health.Watch(config)
     for step in range(3):
-        watch.see(step, WELL | {"uniform_groups": 1.0})
+        watch.count_step(step, WELL | {"uniform_groups": 1.0})
     assert watch.counts() == {"health.no signal": 3}
     with pytest.raises(TrainingError, match="no signal for 5 steps"):
         seen(config, 2 * [{"uniform_groups": 1.0}], held={"position": 12} | watch.counts())

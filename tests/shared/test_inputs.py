@@ -22,6 +22,7 @@ from shared.preparation.inputs import Inputs
 from shared.questions.record import write_questions
 from shared.runs import run
 from shared.runs.forecast import Memory, Need
+from shared.runs.policy import check_policy_unchanged
 from shared.storage import files
 from tests.support.exam import exam, exam_tokenizer
 
@@ -53,7 +54,7 @@ class Backend:
     def barrier(self) -> None:
         pass
 
-    def agreed(self, flag: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         return flag
 
 
@@ -162,9 +163,9 @@ def test_another_policy_under_the_same_name_is_refused(config, given, tmp_path, 
     assert found.startswith(f"{path}: ") and ("it was not there" if before is None else "its content differs") in found
     # And what is exported would have that file beside the weights.
     with pytest.raises(InputError, match=f"^{path}: not what this run was begun with"):
-        run.check_inputs(config, tmp_path / "run", given["model"])
+        check_policy_unchanged(config, tmp_path / "run", given["model"])
     path.unlink() if before is None else path.write_bytes(before)
-    run.check_inputs(config, tmp_path / "run", given["model"])
+    check_policy_unchanged(config, tmp_path / "run", given["model"])
     start(config, tmp_path / "run")
 
 
@@ -196,7 +197,7 @@ def test_weights_in_several_files_are_all_held(config, given, tmp_path):
 @pytest.fixture
 def own(tmp_path, monkeypatch) -> RunConfig:
     """A run that makes questions and policy itself, from raw files."""
-    monkeypatch.setattr(run, "train_tokenizer", lambda texts, size, folder: exam_tokenizer(folder))
+    monkeypatch.setattr("shared.runs.policy.train_tokenizer", lambda texts, size, folder: exam_tokenizer(folder))
     (tmp_path / "raw").mkdir()
     synthetic.write_raw(tmp_path / "raw", patients=40, seed=1)
     data = {"source": str(tmp_path / "raw"), "valid_patients": 15, "train_questions": 40, "valid_questions": 20}

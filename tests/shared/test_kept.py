@@ -15,8 +15,9 @@ from shared.evaluation import figures
 from shared.evaluation.answering import Answered
 from shared.evaluation.figures import answer_to
 from shared.questions.prompts import decode
-from shared.runs import run
-from shared.runs.kept import Kept, differences, digest, model_digest
+from shared.runs import evaluations
+from shared.runs.kept import Kept, digest, model_digest, request_changes
+from shared.runs.workdir import Job
 from shared.storage import files
 from tests.support.exam import exam, exam_tokenizer
 
@@ -26,7 +27,7 @@ class Alone:
 
     name, process, processes = "test", 0, 1
 
-    def agreed(self, flag):
+    def any_process(self, flag):
         return flag
 
     def engine_kind(self, config):
@@ -44,7 +45,7 @@ class Second(Alone):
     def __init__(self, first):
         self.bits = [bool(first >> bit & 1) for bit in range(31)]
 
-    def agreed(self, flag):
+    def any_process(self, flag):
         assert not flag
         return self.bits.pop(0)
 
@@ -85,7 +86,7 @@ def test_another_request_is_refused_in_one_line_and_changes_nothing(tmp_path):
             InputError, match=rf"holds answers to another request \(it differs in {name}\); give another"
         ):
             Kept(tmp_path, {**request, name: value}, Alone())
-    assert differences(tmp_path, dict(list(request.items())[:3])) == ["stop"]
+    assert request_changes(tmp_path, dict(list(request.items())[:3])) == ["stop"]
     assert Kept(tmp_path, request, Alone()).rows == [1]
 
 
@@ -186,9 +187,8 @@ def test_a_runs_evaluation_goes_on_in_its_middle(tmp_path):
     whole = Answering(tokenizer, 99)
 
     def evaluate(engine, workdir, config=config):
-        run._evaluate(
-            "before", config, Alone(), Sure(), engine, tokenizer, workdir, questions, prompts, progress=False
-        )  # fmt: skip
+        job = Job.of(config, Alone(), workdir, progress=False)
+        evaluations.evaluate("before", job, Sure(), engine, tokenizer, questions, prompts)
 
     evaluate(whole, tmp_path / "whole")
     first = Answering(tokenizer, 2)
@@ -213,10 +213,14 @@ def test_a_runs_evaluation_that_another_engine_began_starts_again(tmp_path, capf
     questions, prompts = exam(6), [np.int32([number]) for number in range(6)]
     config = settings(torch={"rollout_engine": "hf"})
     other = dataclasses.replace(config, torch=dataclasses.replace(config.torch, rollout_engine="vllm"))
-    shared = (tokenizer, tmp_path, questions, prompts)
+
+    def evaluate(config, engine):
+        job = Job.of(config, Alone(), tmp_path, progress=False)
+        evaluations.evaluate("after", job, Sure(), engine, tokenizer, questions, prompts)
+
     with pytest.raises(KeyboardInterrupt):
-        run._evaluate("after", config, Alone(), Sure(), Answering(tokenizer, 1), *shared, progress=False)
+        evaluate(config, Answering(tokenizer, 1))
     engine = Answering(tokenizer, 99)
-    run._evaluate("after", other, Alone(), Sure(), engine, *shared, progress=False)
+    evaluate(other, engine)
     assert engine.asked == list(range(6))
     assert "evaluation after: begun with other engine; it starts again" in capfd.readouterr().out

@@ -212,14 +212,14 @@ class TestDate:
         both = [any(pair) for pair in zip(*flags, strict=True)] + [not agree]
 
         class Processes:
-            """What `agreed` answers to each of the two."""
+            """What `any_process` answers to each of the two."""
 
             processes = 2
 
             def __init__(self):
                 self.answers = iter(both)
 
-            def agreed(self, flag):
+            def any_process(self, flag):
                 return next(self.answers)
 
         for day in days:

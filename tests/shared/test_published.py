@@ -51,11 +51,11 @@ def test_a_right_engine_passes_and_few_rows_are_read():
 def test_every_row_of_every_tensor_gets_its_turn():
     seen: dict[str, set[int]] = {name: set() for name in SIZES}
     for step in range(200):
-        for probe in published.chosen(SIZES, step, whole=False):
+        for probe in published.probes_of(SIZES, step, whole=False):
             assert len(set(probe.rows)) == len(probe.rows)
             seen[probe.name] |= set(probe.rows)
     assert seen == {name: set(range(size)) for name, size in SIZES.items()}
-    assert {probe.rows for probe in published.chosen(SIZES, 3, whole=True)} == {None}
+    assert {probe.rows for probe in published.probes_of(SIZES, 3, whole=True)} == {None}
 
 
 def test_a_tensor_that_differs_is_named():
@@ -84,7 +84,7 @@ def test_nothing_to_read_back_is_no_proof():
 
 def test_what_another_process_saw_ends_this_one():
     with pytest.raises(SyncError, match="in another process the engine holds other weights"):
-        published.publish(Learner(), Engine(), agreed=lambda wrong: True)
+        published.publish(Learner(), Engine(), any_process=lambda wrong: True)
 
 
 def test_vllm_fused_matrices_are_taken_apart():

@@ -15,6 +15,8 @@ from shared.config import RunConfig, validate
 from shared.errors import InputError
 from shared.questions.record import read_questions, write_questions
 from shared.runs import run
+from shared.runs.policy import check_policy
+from shared.runs.workdir import CONFIG_FILE, Job, checkpoint_folder, claim, read_config
 from shared.storage import buckets
 from tests.support.commands import here
 from tests.support.exam import numbered
@@ -149,24 +151,28 @@ class TestModels:
     def test_one_that_is_not_there_is_named(self, bucket):
         config = validate({"name": "run", "model": {"path": f"{bucket}/none"}})
         with pytest.raises(InputError, match="no config.json there"):
-            run.check_policy(config)
+            check_policy(config)
 
 
 def test_a_process_that_does_not_see_the_work_directory_says_so_where_it_must(tmp_path):
     fields = {"name": "run", "data": {"train": "gs://b/t", "valid": "gs://b/v"}, "model": {"path": "gs://b/m"}}
-    second = SimpleNamespace(process=1)
+    second = SimpleNamespace(process=1, checkpoints_in_buckets=True, resolved=lambda config: config)
+
+    def check(**more):
+        run._check_shared(Job.of(validate(fields | more), second, tmp_path, progress=False))
+
     with pytest.raises(InputError, match="process 1 does not see what process 0 wrote there; put the work directory"):
-        run._check_shared(validate(fields), second, tmp_path)
-    run._check_shared(validate(fields | {"checkpoint": {"folder": "gs://b/c"}}), second, tmp_path)
-    run.claim(validate(fields), tmp_path)
-    run._check_shared(validate(fields), second, tmp_path)
+        check()
+    check(checkpoint={"folder": "gs://b/c"})
+    claim(validate(fields), tmp_path)
+    check()
 
 
 def test_a_run_may_go_on_with_its_devices_split_otherwise(tmp_path):
-    run.claim(validate({"name": "run"}), tmp_path)
+    claim(validate({"name": "run"}), tmp_path)
     split = {"learner": {"mesh_tensor": 4, "sequence_parallel": True}, "rollout": {"mesh_tensor": 8}}
-    run.claim(validate({"name": "run", **split}), tmp_path)
-    assert run.read_config(tmp_path / run.CONFIG_FILE).rollout.mesh_tensor == 8
+    claim(validate({"name": "run", **split}), tmp_path)
+    assert read_config(tmp_path / CONFIG_FILE).rollout.mesh_tensor == 8
 
 
 class TestCheckpointFolder:
@@ -177,17 +183,17 @@ class TestCheckpointFolder:
 
     def test_a_run_of_another_config_is_refused(self, bucket, tmp_path):
         config = self.config(bucket)
-        run.claim(config, tmp_path / "first", bucket)
-        assert run.read_config(f"{bucket}/config.json") == config
-        run.claim(config, tmp_path / "second", bucket)  # the first work directory may be lost
+        claim(config, tmp_path / "first", bucket)
+        assert read_config(f"{bucket}/config.json") == config
+        claim(config, tmp_path / "second", bucket)  # the first work directory may be lost
         other = dataclasses.replace(config, seed=1)
         with pytest.raises(InputError, match=rf"^{bucket}: .*differs in seed.*another checkpoint\.folder"):
-            run.claim(other, tmp_path / "third", bucket)
+            claim(other, tmp_path / "third", bucket)
         assert not (tmp_path / "third").exists()
 
     def test_no_right_to_write_is_said_before_anything_is_made(self, tmp_path, cloud):
         with pytest.raises(InputError, match="gs://none-such/run/config.json: no such object or bucket"):
-            run.claim(self.config("gs://none-such/run"), tmp_path / "run", "gs://none-such/run")
+            claim(self.config("gs://none-such/run"), tmp_path / "run", "gs://none-such/run")
         assert not (tmp_path / "run").exists()
 
     def test_where_a_killed_save_may_look_whole_it_is_refused(self):
@@ -199,8 +205,8 @@ class TestCheckpointFolder:
         from creason_torch.backend import Backend as Torch
 
         config = self.config("gs://b/run")
-        assert run.checkpoint_folder(config, Jax, tmp_path) == "gs://b/run"
+        assert checkpoint_folder(config, Jax, tmp_path) == "gs://b/run"
         with pytest.raises(InputError, match="the torch backend writes no checkpoints to a bucket"):
-            run.checkpoint_folder(config, Torch, tmp_path)
-        assert run.checkpoint_folder(self.config("/mnt/run"), Torch, tmp_path) == Path("/mnt/run")
-        assert run.checkpoint_folder(self.config(""), Torch, tmp_path) == tmp_path / "checkpoints"
+            checkpoint_folder(config, Torch, tmp_path)
+        assert checkpoint_folder(self.config("/mnt/run"), Torch, tmp_path) == Path("/mnt/run")
+        assert checkpoint_folder(self.config(""), Torch, tmp_path) == tmp_path / "checkpoints"

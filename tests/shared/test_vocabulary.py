@@ -14,7 +14,7 @@ from shared.policy.tokenizer import load_tokenizer, train_tokenizer
 from shared.preparation import prepare
 from shared.preparation.vocabulary import MIN_PATIENTS, question_words, spelled, training_texts
 from shared.questions.record import read_questions, read_words, write_questions
-from shared.runs import run
+from shared.runs.policy import make_initial
 
 SHARED = "pt transferred from ED"  # said of 40 of 120 patients, and yet free text
 RARE = "xylophonist"  # a category of a few patients
@@ -55,7 +55,7 @@ def questions(tmp_path_factory):
 def learned(path, folder, words):
     """The tokens, as texts, of the tokenizer that a run makes for these questions."""
     config = validate({"name": "run", "model": {"vocab_size": 1024}})
-    run._make_initial(config, read_questions(path), folder / "tokenizer", folder / "initial", words)
+    make_initial(config, read_questions(path), folder / "tokenizer", folder / "initial", words=words)
     tokenizer = load_tokenizer(folder / "tokenizer")
     assert (folder / "initial" / "tokenizer.json").is_file()
     return {tokenizer.decode([place]) for place in range(len(tokenizer))}

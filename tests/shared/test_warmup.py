@@ -209,7 +209,7 @@ class Backend:
     def barrier(self):
         pass
 
-    def agreed(self, flag):
+    def any_process(self, flag):
         return flag
 
 
@@ -266,8 +266,8 @@ def test_a_run_shows_the_policy_training_questions_only(tmp_path, monkeypatch):
         seen["texts"] = list(texts)
         exam_tokenizer(folder)
 
-    monkeypatch.setattr(run, "warm_up", stop)
-    monkeypatch.setattr(run, "train_tokenizer", note)
+    monkeypatch.setattr("shared.runs.policy.warm_up", stop)
+    monkeypatch.setattr("shared.runs.policy.train_tokenizer", note)
     data = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "valid")}
     config = validate({"name": "run", "data": data, "warmup": {"steps": 1}})
     with pytest.raises(Stop):

@@ -14,7 +14,7 @@ from shared.config import validate
 from shared.errors import InputError
 from shared.policy import weight_files
 from shared.policy.families import FAMILIES
-from shared.runs.run import check_policy
+from shared.runs.policy import check_policy
 from tests.support.families import tiny_network
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"

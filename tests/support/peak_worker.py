@@ -14,6 +14,7 @@ from shared.backend import Sampling, Workload
 from shared.config import validate
 from shared.policy.initial import write_model
 from shared.training import loop, published
+from shared.training.rollouts import Rollouts, make_batch
 
 MODEL = {"vocab_size": 6_144, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
          "num_attention_heads": 8, "num_key_value_heads": 4}  # fmt: skip
@@ -49,9 +50,9 @@ def main(name: str, remat: str, folder: Path) -> None:
     draws = np.random.default_rng(1).random((QUESTIONS, GROUP, LIMIT), np.float32)
     completions = engine.generate(prompts, sampling, draws)
     rewards = np.random.default_rng(2).random((QUESTIONS, GROUP))
-    rollouts = loop.Rollouts([None] * QUESTIONS, prompts, completions, rewards, {}, rewards > 0)  # type: ignore[list-item]
-    batch = loop.make_batch(config, rollouts)
-    with_reference = loop._scored(config, learner, batch, loop.Phases())
+    rollouts = Rollouts([None] * QUESTIONS, prompts, completions, rewards, {}, rewards > 0)  # type: ignore[list-item]
+    batch = make_batch(config, rollouts)
+    with_reference = loop.with_logprobs(config, learner, batch)
     for _ in range(2):
         learner.update(with_reference)
         published.publish(learner, engine)
