@@ -73,16 +73,6 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
         raise
 
 
-def check_folder(flag: str, folder: Path) -> None:
-    """Raise InputError where the directory that a flag names is not there and cannot be made, or cannot be written to."""
-    _check_name(flag, folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise InputError(f"--{flag}={folder}: cannot be made ({there} is a file); give another directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
-
-
 def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> str:
     """See to it, before work is spent, that a flag's one result file may be written: the rule of every program that has such.
 
@@ -96,7 +86,7 @@ def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> s
         raise InputError(
             f"--{flag}={path}: is there already, and is no earlier result of this program; give another name"
         )
-    check_folder(flag, path.absolute().parent)
+    files.check_folder(flag, path.absolute().parent)
     return " (replaced)" if path.exists() else ""
 
 
@@ -105,7 +95,7 @@ def make_folder(flag: str, folder: Path) -> None:
 
     Where the program fails, it is removed again if it is still empty.
     """
-    _check_name(flag, folder)
+    files.check_folder_name(flag, folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--{flag}={folder}: is a file; give a directory")
@@ -156,13 +146,6 @@ def _reported(work: Callable[[], None]) -> None:
             traceback.print_exc()
             others.leave(EXIT_STOPPED)
         raise
-
-
-def _check_name(flag: str, folder: Path) -> None:
-    if re.match(r"\w+:/", str(folder)):
-        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--{flag}={folder}: is a file; give a directory")
 
 
 def _parse(argv: Sequence[str], *, main: Callable[[], None], expand_home: bool) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Completion, RolloutEngine, Sampling, longest_scored
 from shared.config import RunConfig
-from shared.evaluation.figures import Answer
+from shared.evaluation.answers import Answer
 from shared.evaluation.forced_choice import forced_answers
 from shared.evaluation.votes import Sample, answer_of
 from shared.questions.prompts import decode, opens_reasoning, user_message

@@ -17,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from threadpoolctl import threadpool_limits
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.questions.record import LETTERS, Question
 from shared.questions.record_guessers import read_record
 from shared.registry.features import Feature, as_number, numbers_of, value_text

@@ -8,7 +8,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, gain
+from shared.evaluation.answers import Answer
+from shared.evaluation.figures import gain
 from shared.questions.record import Question
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Completion, RolloutEngine
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.questions.prompts import encode
 from shared.questions.record import LETTERS, Question
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.evaluation.votes import Sample, answer_of
 from shared.questions.record import Question
 

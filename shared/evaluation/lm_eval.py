@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import InputError
+from shared.policy.tokenizer import load_tokenizer, special_tokens
 from shared.questions import boxes
 from shared.questions.prompts import SYSTEM_PROMPT, user_message
 from shared.questions.record import Question
@@ -76,6 +77,13 @@ def check_target(questions: Sequence[Question], folder: Path, name: str) -> None
     ours = {QUESTIONS, UTILS, "__pycache__"}  # the last is left by the harness
     if there and not (QUESTIONS in there and all(each in ours or each.endswith(".yaml") for each in there)):
         raise InputError(f"{folder}: holds other files than a task, and would be replaced; give a new folder")
+
+
+def model_ends(model: Path) -> list[str]:
+    """The tokens that end a completion of the model in a Hugging Face directory, as texts for `export`."""
+    tokenizer = load_tokenizer(model)
+    stop = special_tokens(tokenizer, model).stop
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(list(stop))]
 
 
 def export(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer
+from shared.evaluation.answers import Answer
 from shared.questions.record import LETTERS, Question
 
 MARK = "~"  # between a question's id and the number of places that its options are moved by

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, accuracy_interval
+from shared.evaluation.answers import Answer
+from shared.evaluation.intervals import accuracy_interval
 from shared.registry.patients import SUBGROUPS, UNKNOWN
 
 FEWEST = 10  # patients; a group with fewer is suppressed

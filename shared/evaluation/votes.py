@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.questions.boxes import RULES, answer_letter
 from shared.questions.record import LETTERS, Question
 

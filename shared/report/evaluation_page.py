@@ -12,9 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from shared.report import page_plots
+from shared.report.page import drawn, level_rows, listed, write_html
 from shared.report.page_plots import Row
 from shared.report.plots import COLOURS
-from shared.report.run_page import drawn, interval, level_rows, listed, percent, write_html
+from shared.report.words import interval, percent
 
 MAJORITY = "most frequent value"  # the baseline, and the level of a section
 MEASURES = {

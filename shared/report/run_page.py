@@ -7,26 +7,25 @@ comes from a run, completions above all, is escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from shared.config import validate
 from shared.errors import InputError
-from shared.evaluation import figures
+from shared.evaluation.answers import read_answers
 from shared.registry.features import display_names
 from shared.report import page_plots, plots
+from shared.report.page import drawn, level_rows, listed, write_html
+from shared.report.run_words import REPORT_FILE, SUMMARY_FILE, headline
+from shared.report.words import duration, percent
 from shared.storage import files
 from shared.training import health
 from shared.training.metrics_log import METRICS_FILE, phases, read_metrics
 
-TEMPLATES = Path(__file__).parent / "templates"
-REPORT_FILE = "report.html"
-SUMMARY_FILE = "summary.json"
 MAIN_PLOT = Path("plots") / "main.png"
 SUMMARY_KEYS = ("before", "after", "gain", "per_section", "per_feature", "timings")  # None where a run has none yet
 EXAMPLE_KEYS = {"when", "question", "completion", "answer", "predicted"}
@@ -73,141 +72,6 @@ def write_report(workdir: Path, *, show_examples: bool) -> Path:
     page |= _figures(page)
     write_html(workdir / REPORT_FILE, "report.html", page)
     return workdir / REPORT_FILE
-
-
-def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Fill a template of this package and write the page, atomically. Values are escaped; one that is missing raises."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "interval": interval, "duration": duration, "points": points}
-    environment.filters |= {"readings": readings_in_words, "section": page_plots.section_name}
-    environment.globals["points"] = points
-    html = environment.get_template(template).render(values)
-    with files.replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-
-
-def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
-    """The result of a run for one screen: no patient's text, at most 80 columns beside the paths."""
-    before, after = summary.get("before"), summary.get("after")
-    lines = [f"{summary.get('run_name', 'run')}  (seed {summary.get('seed', '?')})", ""]
-    lines += [f"  {'':<16}{'accuracy':>9}   {'95% interval':<17}{'macro-F1':>9}{'answered':>10}{'cut off':>9}"]
-    for name, part in (("before GRPO", before), ("after GRPO", after)):
-        if part:
-            lines.append(
-                f"  {name:<16}{percent(part['accuracy']):>9}   {interval(part['ci']):<17}{part['macro_f1']:>9.3f}"
-                f"{percent(part['answered']):>10}{percent(part['truncated']):>9}"
-            )
-        else:
-            lines.append(f"  {name:<16}{'not evaluated yet':>9}")
-    if summary.get("gain"):
-        change = f"{100 * summary['gain']['value']:+.1f}"
-        bounds = interval(summary["gain"]["ci"], points).removesuffix(" points")
-        lines.append(f"  {'gain, points':<16}{change:>8}    {bounds}")
-    lines += [
-        f"  boxes {when}: {readings_in_words(part['readings'])}"
-        for when, part in (("before", before), ("after", after))
-        if part and part.get("readings")
-    ]
-    lines += [
-        f"  {label:<16}{percent(summary[key]):>9}" for key, label, *_ in plots.LEVELS if summary.get(key) is not None
-    ]
-    timings = summary.get("timings") or {}
-    if timings:
-        speed = timings.get("tokens_per_second")
-        speed_text = f", {speed:,.0f} tokens/s" if speed else ""
-        lines += ["", f"  {timings['steps']:,} optimizer steps in {duration(timings['seconds'])}{speed_text}"]
-    lines += ["", f"  report   {workdir / REPORT_FILE}", f"  figures  {workdir / SUMMARY_FILE}"]
-    return "\n".join(lines)
-
-
-def both_readings(figures: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The two readings of boxes of an evaluation, of the reasoning where letters were forced; None where they are not known."""
-    return (figures.get("boxed") or figures).get("readings")
-
-
-def readings_in_words(found: Mapping[str, Any]) -> str:
-    """Both accuracies and how many answers differ, for a line of a terminal or a page."""
-    strict, lenient, differ = found["strict"], found["lenient"], found["differ"]
-    return (
-        f"first box, read strictly: {percent(strict['accuracy'])}; last box, read leniently: {percent(lenient['accuracy'])}; "
-        f"the two read another letter in {differ} {'question' if differ == 1 else 'questions'}"
-    )
-
-
-def headline(summary: Mapping[str, Any]) -> str:
-    """The result in words, no more certain than its intervals."""
-    before, after, gain = (summary.get(name) for name in ("before", "after", "gain"))
-    if not (before and after and gain):
-        done = before or after
-        if not done:
-            return "This run has not been evaluated yet."
-        when, other = ("Before", "after") if before else ("After", "before")
-        return f"{when} GRPO, accuracy on {_whom(done)} is {_sure(done)}. The evaluation {other} is still missing."
-    text = (
-        f"On {_whom(after)}, accuracy went from {_sure(before)} before GRPO to {_sure(after)} after it: a change of "
-        f"{points(gain['value'])} ({interval(gain['ci'], points)})."
-    )
-    return " ".join([text, *_verdicts(summary, before, after, gain)])
-
-
-def _verdicts(
-    summary: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], gain: Mapping[str, Any]
-) -> list[str]:
-    verdicts = []
-    if gain["ci"] is not None and gain["ci"][0] <= 0 <= gain["ci"][1]:
-        verdicts.append("The interval holds zero: these questions cannot tell the change from none.")
-    bayes, majority = summary.get("bayes_accuracy"), summary.get("majority_accuracy")
-    if majority is not None and after["ci"] is not None:
-        low, high = after["ci"]
-        side = "above" if low > majority else "below" if high < majority else "not distinguishable from"
-        verdicts.append(f"That is {side} always taking the most frequent option ({percent(majority)}).")
-    if bayes is not None and bayes > before["accuracy"] and gain["value"] > 0:
-        closed = gain["value"] / (bayes - before["accuracy"])
-        verdicts.append(f"It closes {closed:.0%} of the distance to the Bayes ceiling ({percent(bayes)}).")
-    return verdicts
-
-
-def _whom(part: Mapping[str, Any]) -> str:
-    patients = "patient" if part["patients"] == 1 else "patients"
-    return f"{part['n']:,} questions about {part['patients']:,} held-out {patients}"
-
-
-def _sure(part: Mapping[str, Any]) -> str:
-    return f"{percent(part['accuracy'])} (95% interval {interval(part['ci'])})"
-
-
-def percent(value: float | None) -> str:
-    """`0.1234` as `12.3%`; a dash where it is unknown."""
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def points(value: float | None) -> str:
-    """A difference of accuracies, `0.1234` as `+12.3 points`."""
-    return "–" if value is None else f"{100 * value:+.1f} points"
-
-
-def interval(bounds: Sequence[float] | None, form: Any = percent) -> str:
-    """Both bounds of an interval, their unit once."""
-    if bounds is None:
-        return "no interval"
-    low, high = (form(bound) for bound in bounds)
-    number = low.removesuffix("%").removesuffix(" points")
-    return f"{number} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """`75` as `1 min 15 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
@@ -278,7 +142,7 @@ def _answered(workdir: Path, when: str) -> dict[str, float] | None:
     path = workdir / "evaluation" / f"{when}.parquet"
     if not path.is_file():
         return None
-    lengths = pd.Series([answer.tokens for answer in figures.read_answers(path)])
+    lengths = pd.Series([answer.tokens for answer in read_answers(path)])
     if lengths.empty:
         return None
     quantiles = {"low": 0.25, "median": 0.5, "high": 0.75}
@@ -333,25 +197,6 @@ def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
             "levels": [(label, summary.get(key)) for key, label, *_ in plots.LEVELS],
         }
     )
-
-
-def drawn(figure: Any, alt: str) -> Markup:
-    """A figure for a page, with the text that stands for it."""
-    return Markup(plots.svg(figure, alt))
-
-
-def listed(what: str, rows: Sequence[page_plots.Row]) -> str:
-    """A figure of accuracies in words."""
-    return f"{what}: {'; '.join(f'{row.label} {percent(row.value)} ({interval(row.ci)})' for row in rows)}"
-
-
-def level_rows(figures: Mapping[str, Any]) -> list[page_plots.Row]:
-    """What an accuracy is held against, for a figure."""
-    return [
-        page_plots.Row(label, figures[key], None, colour, page_plots.MARKERS[key])
-        for key, label, colour, _ in plots.LEVELS
-        if figures.get(key) is not None
-    ]
 
 
 def _accuracies(summary: Mapping[str, Any]) -> list[page_plots.Row]:

@@ -26,7 +26,7 @@ from shared.preparation import inputs, prepare
 from shared.questions import prompt_style
 from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
-from shared.report.run_page import duration
+from shared.report.words import duration
 from shared.runs import forecast, memory, run
 from shared.storage import buckets, files
 from shared.training.metrics_log import METRICS_FILE, read_metrics

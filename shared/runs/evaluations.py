@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import SyncError
-from shared.evaluation import figures
-from shared.evaluation.figures import Answer
+from shared.evaluation.answers import Answer, write_answers
 from shared.storage import files
 
 WHEN = ("before", "after")
@@ -35,7 +34,7 @@ def write(
     """Keep an evaluation. `checked`: what was found of its engine."""
     files.write_json(_file(workdir, "examples"), _others(workdir, when) + [{**each, "when": when} for each in examples])
     files.write_json(_file(workdir, "engines"), _read(workdir, "engines", {}) | {when: checked})
-    figures.write_answers(answers_file(workdir, when), answers)
+    write_answers(answers_file(workdir, when), answers)
 
 
 @contextlib.contextmanager

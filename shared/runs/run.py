@@ -38,6 +38,7 @@ from shared.config import RunConfig, changed_in_preset, validate, with_compute_d
 from shared.errors import InputError
 from shared.evaluation import figures
 from shared.evaluation.answering import Answered, answer_questions
+from shared.evaluation.answers import read_answers
 from shared.evaluation.engine_check import check_by_learner, engine_name
 from shared.policy import weight_files
 from shared.policy.initial import write_model
@@ -196,7 +197,7 @@ def summarise(
     config: RunConfig, workdir: Path, questions: Sequence[Question], backend: str, *, show_examples: bool
 ) -> dict[str, Any]:
     """Write `summary.json` and the report from what the run left in its work directory."""
-    before, after = (figures.read_answers(evaluations.answers_file(workdir, when)) for when in evaluations.WHEN)
+    before, after = (read_answers(evaluations.answers_file(workdir, when)) for when in evaluations.WHEN)
     found = figures.summary(
         config.name,
         questions,

@@ -18,13 +18,12 @@ from tiny import change_config, run_config, tiny_phi3
 
 from creason_jax.backend import Backend
 from creason_jax.rollout.engine import Engine
-from launch import generation
 from shared.backend import Completion
 from shared.policy.tokenizer import load_tokenizer
 from shared.questions import prompt_style
 from shared.questions.prompts import PREFILL
 from shared.questions.record import write_questions
-from shared.runs import run
+from shared.runs import model_engine, run
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +65,7 @@ def asked(monkeypatch) -> list[list[str]]:
         ended = Completion(np.array([3], np.int32), np.zeros(1, np.float32), truncated=False)
         return [[ended] * sampling.group_size for _ in prompts]
 
-    for module, check in ((generation, "check_by_file"), (run, "check_by_learner")):
+    for module, check in ((model_engine, "check_by_file"), (run, "check_by_learner")):
         monkeypatch.setattr(
             module, check, lambda *_: {"engine": "a rule", "tokens": 0, "gap": 0.0, "bound": 1e-3}
         )  # it would find that this is no network

@@ -15,7 +15,7 @@ import pytest
 from commands import apart, environment, here
 from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared, signal_after, stopped_after
 
-from shared.evaluation.figures import read_answers
+from shared.evaluation.answers import read_answers
 from shared.policy.tokenizer import load_tokenizer
 from shared.questions.prompts import PromptStyle, chat_text, encode, prompt_tokens
 from shared.questions.record import read_questions

@@ -16,7 +16,7 @@ from commands import REPOSITORY, environment
 from smoke_runs import CONFIG, STEPS, WARM, Run, evaluate, kill_after, prepared, signal_after, stopped_after
 from workers import free_port
 
-from shared.evaluation.figures import read_answers
+from shared.evaluation.answers import read_answers
 from shared.questions.record import LETTERS, read_questions
 from shared.storage import files
 from shared.training.metrics_log import without_timings

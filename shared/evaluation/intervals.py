@@ -1,0 +1,48 @@
+"""How sure a mean over questions is: 95% intervals that resample patients.
+
+Questions of one patient share a record, so they are not independent. Every interval therefore resamples patients, never
+questions. Where all answers are right, or all are wrong, it counts patients.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from shared.randomness import generator
+
+CONFIDENCE = 0.95
+RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, an integer for each patient
+
+
+def accuracy_interval(correct: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
+    """95% interval of an accuracy: `interval_of`, but Wilson's where all are right or all are wrong; None for one patient.
+
+    There every resample says the same and the bootstrap's interval has no width. Wilson's counts patients, not questions: how
+    far the questions of one patient go together cannot be seen then. Source: Wilson, JASA 1927; by SciPy.
+    """
+    count = patients.nunique()
+    if count > 1 and correct.nunique() == 1:
+        found = binomtest(count if correct.iloc[0] else 0, count).proportion_ci(CONFIDENCE, method="wilson")
+        return [float(found.low), float(found.high)]
+    return interval_of(correct, patients, bootstrap, seed)
+
+
+def interval_of(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
+    """95% percentile interval of the mean of `values`, patients resampled; None for a single patient.
+
+    Equal seeds give equal resamples, so the intervals of two policies on the same questions move together.
+    """
+    by_patient = values.astype(float).groupby(patients.to_numpy())
+    sums = np.stack([by_patient.sum(), by_patient.count()], axis=1)  # [patients, (sum, questions)]
+    if len(sums) < 2:
+        return None
+    random = generator(seed, "bootstrap")
+    blocks = []
+    for start in range(0, bootstrap, RESAMPLES_AT_ONCE):
+        size = (min(RESAMPLES_AT_ONCE, bootstrap - start), len(sums))
+        blocks.append(sums[random.integers(len(sums), size=size)].sum(axis=1))
+    resampled = np.concatenate(blocks)  # [bootstrap, (sum, questions)]
+    tail = (1 - CONFIDENCE) / 2
+    return [float(bound) for bound in np.quantile(resampled[:, 0] / resampled[:, 1], [tail, 1 - tail])]
