@@ -3,7 +3,7 @@
 Mended (spec: registry, quirks 11 and 32): only the letters of the options shown compete; the phrase begins a paragraph and is
 encoded together with its letter, where the original put a second beginning-of-text token in the middle and left a blank
 before a letter that tokenizers write with one; a text that is too long loses the end of its reasoning, not the question or
-the phrase. What the model boxed itself plays no part; `launch.evaluate` reports it beside.
+the phrase. What the model boxed itself plays no part; an evaluation reports it beside.
 """
 
 from __future__ import annotations
