@@ -15,13 +15,13 @@ from shared.storage import files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a policy answered to one question. `predicted` is a letter, "" where the completion holds none.
+    """What a policy answered to one question. `predicted` is a letter, or "" where the completion holds none.
 
-    `truncated`: the length limit ended the completion, which is `tokens` long; both are None where that is not known, as it may
-    be of answers made elsewhere. `probabilities` are those of the options, in order: the model's own, or shares of votes; empty
-    where there is one greedy answer. `strict` and `lenient` are the letters by the two readings of boxes
-    (`shared.questions.boxes`), one of which is `predicted`; None where the letter comes from elsewhere, or the file is of an
-    earlier version.
+    `truncated`: whether the length limit ended the completion. `tokens`: how long the completion is. Both are None where they
+    are not known, as may be with answers made elsewhere. `probabilities` are those of the options, in order: the model's own,
+    or shares of votes; empty where there is one greedy answer. `strict` and `lenient` are the letters by the two readings of
+    boxes (`shared.questions.boxes`), one of which is `predicted`. They are None where the letter was not read from a box, and
+    in files of earlier versions.
     """
 
     question_id: str
@@ -69,7 +69,7 @@ def answer_to(
 
 
 def read_by(rule: str, question: Question, answer: Answer) -> Answer:
-    """The same answer with the letter of another of `shared.questions.boxes.RULES`; as it is where that letter is not known."""
+    """The same answer with the letter that `rule` reads (`shared.questions.boxes.RULES`); unchanged where it is not known."""
     letter = answer.strict if rule == "strict_first" else answer.lenient
     if letter is None:
         return answer

@@ -17,22 +17,24 @@ RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, a
 
 
 def accuracy_interval(correct: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
-    """95% interval of an accuracy: `interval_of`, but Wilson's where all are right or all are wrong; None for one patient.
+    """95% interval of an accuracy; None for a single patient. `correct` and `patients`: one entry for each question.
 
-    There every resample says the same and the bootstrap's interval has no width. Wilson's counts patients, not questions: how
-    far the questions of one patient go together cannot be seen then. Source: Wilson, JASA 1927; by SciPy.
+    It is that of `interval_of`, but Wilson's where all answers are right or all are wrong: every resample is equal then, and
+    the bootstrap's interval would have no width. Wilson's interval counts patients, not questions, since how much the
+    questions of one patient depend on each other cannot be seen then. Source: Wilson, JASA 1927; computed by SciPy.
     """
     count = patients.nunique()
     if count > 1 and correct.nunique() == 1:
-        found = binomtest(count if correct.iloc[0] else 0, count).proportion_ci(CONFIDENCE, method="wilson")
-        return [float(found.low), float(found.high)]
+        wilson = binomtest(count if correct.iloc[0] else 0, count).proportion_ci(CONFIDENCE, method="wilson")
+        return [float(wilson.low), float(wilson.high)]
     return interval_of(correct, patients, bootstrap, seed)
 
 
 def interval_of(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
-    """95% percentile interval of the mean of `values`, patients resampled; None for a single patient.
+    """95% percentile interval of the mean of `values`, by a bootstrap of patients; None for a single patient.
 
-    Equal seeds give equal resamples, so the intervals of two policies on the same questions move together.
+    `values` and `patients`: one entry for each question; `bootstrap`: the number of resamples. Equal seeds give equal
+    resamples, so the intervals of two policies on the same questions can be compared.
     """
     by_patient = values.astype(float).groupby(patients.to_numpy())
     sums = np.stack([by_patient.sum(), by_patient.count()], axis=1)  # [patients, (sum, questions)]
