@@ -1,4 +1,4 @@
-"""What all pages share: a template filled into one HTML file, and figures with the text that stands for them."""
+"""What all pages share: filling a template into one HTML file, and plots with the text that stands for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from shared.report import page_plots, plots
 from shared.report.words import duration, interval, percent, points, readings_in_words
@@ -17,7 +18,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Fill a template of this package and write the page, atomically. Values are escaped; one that is missing raises."""
+    """Fill a template of this package and write the page, whole or not at all.
+
+    Values are escaped. Raises jinja2.UndefinedError where the template needs a value that is missing.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -33,20 +37,20 @@ def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
         temporary.write_text(html, encoding="utf-8")
 
 
-def drawn(figure: Any, alt: str) -> Markup:
-    """A figure for a page, with the text that stands for it."""
+def drawn(figure: Figure, alt: str) -> Markup:
+    """A plot as SVG for a page; `alt` is the text for readers who do not see it."""
     return Markup(plots.svg(figure, alt))
 
 
 def listed(what: str, rows: Sequence[page_plots.Row]) -> str:
-    """A figure of accuracies in words."""
+    """A plot of accuracies in words, for readers who do not see it."""
     return f"{what}: {'; '.join(f'{row.label} {percent(row.value)} ({interval(row.ci)})' for row in rows)}"
 
 
-def level_rows(figures: Mapping[str, Any]) -> list[page_plots.Row]:
-    """What an accuracy is held against, for a figure."""
+def level_rows(summary: Mapping[str, Any]) -> list[page_plots.Row]:
+    """The rows of a plot of accuracies for what they are compared with: Bayes ceiling, majority, chance."""
     return [
-        page_plots.Row(label, figures[key], None, colour, page_plots.MARKERS[key])
+        page_plots.Row(label, summary[key], None, colour, page_plots.MARKERS[key])
         for key, label, colour, _ in plots.LEVELS
-        if figures.get(key) is not None
+        if summary.get(key) is not None
     ]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, made from the files in its work directory, and one screen for a terminal.
+"""One self-contained HTML page about a run, made from the files in its work directory.
 
 The page needs no network and says so to the browser (a content security policy that allows none). Everything that
 comes from a run, completions above all, is escaped.
@@ -29,11 +29,11 @@ from shared.training.metrics_log import METRICS_FILE, phases, read_metrics
 MAIN_PLOT = Path("plots") / "main.png"
 SUMMARY_KEYS = ("before", "after", "gain", "per_section", "per_feature", "timings")  # None where a run has none yet
 EXAMPLE_KEYS = {"when", "question", "completion", "answer", "predicted"}
-FEW = 10  # questions; a change over fewer is shown without a colour, it says too little
-SLOW_START = 2  # a first step that takes so many times as long as later ones has compiled programs
+FEW = 10  # questions; a change over fewer has no colour on the page, since it says too little
+SLOW_START = 2  # a first step that takes more than so many times as long as later steps has compiled programs
 NO_STEPS = pd.DataFrame({"step": pd.Series(dtype="int64")})
 
-# Metric, title, what it says. In the order of the page; a metric that a run lacks is left out and named as missing.
+# Metric, title, explanation, in the order of the page. A metric that a run lacks is left out and named as missing.
 SERIES = (
     ("reward", "Reward", "Mean over the step's sampled completions. It should rise."),
     ("kl", "KL to the reference", "Nats per token. A slow rise is learning; a sudden one is the policy breaking away."),
@@ -52,7 +52,7 @@ REQUIRED_SERIES = ("reward", "kl", "completion_length", "entropy", "grad_norm", 
 
 
 def examples_allowed(config: Mapping[str, Any], show_examples: bool) -> bool:
-    """Whether completions may be shown: asked for, or the records are drawn here and so belong to nobody.
+    """Whether completions may be shown: where that is asked for, or where the records were drawn here and are of no real patient.
 
     A run on question files or raw files of its own may be about real patients, whatever its `cohort` says.
     """
@@ -64,8 +64,8 @@ def examples_allowed(config: Mapping[str, Any], show_examples: bool) -> bool:
 def write_report(workdir: Path, *, show_examples: bool) -> Path:
     """Write `report.html` and `plots/main.png` from a work directory's files, and return the page's path.
 
-    What a run has not made yet is left out and said to be missing. `show_examples` is the caller's decision, see
-    `examples_allowed`. Raises InputError where the folder holds no run at all, or a file of it is broken.
+    The page names what the run has not made yet, and leaves it out. `show_examples`: whether completions are shown
+    (`examples_allowed`). Raises InputError where the folder holds no run, or a file of the run is damaged.
     """
     page = _gather(workdir, show_examples)
     plots.write_png(plots.main_figure(page["summary"], page["metrics"]), workdir / MAIN_PLOT)
@@ -75,24 +75,23 @@ def write_report(workdir: Path, *, show_examples: bool) -> Path:
 
 
 def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
-    """What the page is made of, and what is missing of it."""
-    known = [SUMMARY_FILE, METRICS_FILE, "config.json"]
-    if not any((workdir / name).is_file() for name in known):
-        raise InputError(f"{workdir}: holds no run (none of {', '.join(known)}); give a run's work directory")
-    found = optional_json(workdir / SUMMARY_FILE, {})
-    summary = dict.fromkeys(SUMMARY_KEYS) | found
-    config = optional_json(workdir / "config.json", found.get("config", {}))
+    """The values of the page's template, but for its plots, and what is missing."""
+    run_files = [SUMMARY_FILE, METRICS_FILE, "config.json"]
+    if not any((workdir / name).is_file() for name in run_files):
+        raise InputError(f"{workdir}: holds no run (none of {', '.join(run_files)}); give a run's work directory")
+    written = optional_json(workdir / SUMMARY_FILE, {})
+    summary = dict.fromkeys(SUMMARY_KEYS) | written
+    config = optional_json(workdir / "config.json", written.get("config", {}))
     metrics = read_metrics(workdir / METRICS_FILE) if (workdir / METRICS_FILE).is_file() else NO_STEPS
     warmup_path = workdir / "warmup" / METRICS_FILE
     warmup = read_metrics(warmup_path) if warmup_path.is_file() else NO_STEPS
     examples = optional_json(workdir / "evaluation" / "examples.json", [])
     if not all(isinstance(example, dict) and EXAMPLE_KEYS <= example.keys() for example in examples):
         raise InputError(f"{workdir / 'evaluation' / 'examples.json'}: not what a run writes there; remove it")
-    parts = {when: _answered(workdir, when) for when in ("before", "after")}
     return {
         "summary": summary,
-        "run_name": found.get("run_name") or config.get("name", workdir.name),
-        "seed": found.get("seed", config.get("seed", "?")),
+        "run_name": written.get("run_name") or config.get("name", workdir.name),
+        "seed": written.get("seed", config.get("seed", "?")),
         "environment": summary.get("environment") or {},
         "headline": headline(summary),
         "metrics": metrics,
@@ -101,8 +100,8 @@ def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
         "config": json.dumps(config, indent=2, ensure_ascii=False),
         "examples": examples if show_examples else [],
         "hidden_examples": 0 if show_examples else len(examples),
-        "lengths": parts,
-        "missing": _missing(workdir, found, config, metrics),
+        "lengths": {when: _answer_lengths(workdir, when) for when in ("before", "after")},
+        "missing": _missing(workdir, written, config, metrics),
         "names": display_names(workdir / "data" / "registry"),
         "few": FEW,
     }
@@ -119,6 +118,7 @@ def _health(config: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, 
 
 
 def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any], metrics: pd.DataFrame) -> list[str]:
+    """A line for each part of the page that cannot be shown, with the reason."""
     missing = [] if summary else [f"{SUMMARY_FILE}: the run has not finished, so there is no result yet"]
     missing += [f"the evaluation {when} GRPO" for when in ("before", "after") if summary and not summary.get(when)]
     if summary and summary.get("bayes_accuracy") is None:
@@ -137,8 +137,8 @@ def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any
     return missing
 
 
-def _answered(workdir: Path, when: str) -> dict[str, float] | None:
-    """Completion lengths of an evaluation in tokens, at the quartiles; None where it has not been made."""
+def _answer_lengths(workdir: Path, when: str) -> dict[str, float] | None:
+    """Quartiles of an evaluation's completion lengths, in tokens; None where it has not been made."""
     path = workdir / "evaluation" / f"{when}.parquet"
     if not path.is_file():
         return None
@@ -150,15 +150,18 @@ def _answered(workdir: Path, when: str) -> dict[str, float] | None:
 
 
 def optional_json(path: Path, otherwise: Any) -> Any:
-    """What a JSON file of a run holds, or `otherwise` where there is none; InputError where it is of another type."""
-    found = files.read_json(path) if path.is_file() else otherwise
-    if not isinstance(found, type(otherwise)):
+    """The value in a JSON file of a run, or `otherwise` where there is no file.
+
+    Raises InputError where the value is of another type than `otherwise`.
+    """
+    value = files.read_json(path) if path.is_file() else otherwise
+    if not isinstance(value, type(otherwise)):
         raise InputError(f"{path}: not what a run writes there; give a run's work directory")
-    return found
+    return value
 
 
 def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
-    """The page's figures as SVG, and the rows of its table of times."""
+    """The page's plots as SVG, and the rows of its table of times."""
     summary, metrics, warmup = page["summary"], page["metrics"], page["warmup"]
     series = {
         name: {
@@ -174,22 +177,22 @@ def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
     sections = summary.get("per_section") or []
     evaluated = [when for when in ("before", "after") if summary.get(when)]
     sides = {when: f"{when} GRPO" for when in evaluated}
-    found: dict[str, Any] = {"accuracy_figure": "", "sections_figure": "", "warmup_figure": ""}
+    figures: dict[str, Any] = {"accuracy_figure": "", "sections_figure": "", "warmup_figure": ""}
     if evaluated:
         rows = _accuracies(summary)
-        found["accuracy_figure"] = drawn(page_plots.accuracies(rows), listed("Accuracy", rows))
+        figures["accuracy_figure"] = drawn(page_plots.accuracies(rows), listed("Accuracy", rows))
     if sections:
-        told = [
+        accuracies = [
             f"{page_plots.section_name(row['section'])} {', '.join(f'{w} {percent(row[w])}' for w in evaluated)}"
             for row in sections
         ]
-        found["sections_figure"] = drawn(
-            page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(told)}"
+        figures["sections_figure"] = drawn(
+            page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(accuracies)}"
         )
     if not warmup.empty:
-        found["warmup_figure"] = drawn(plots.series_figure(warmup, "loss"), _course("Warm-up loss", warmup["loss"]))
+        figures["warmup_figure"] = drawn(plots.series_figure(warmup, "loss"), _course("Warm-up loss", warmup["loss"]))
     return (
-        found
+        figures
         | _times(metrics)
         | {
             "reward": series.pop("reward", None),
@@ -200,6 +203,7 @@ def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(summary: Mapping[str, Any]) -> list[page_plots.Row]:
+    """The rows of the accuracy plot: before, after, and what they are compared with."""
     sides = (("before", plots.BEFORE), ("after", plots.AFTER))
     rows = [
         page_plots.Row(f"{when} GRPO", summary[when]["accuracy"], summary[when]["ci"], colour)
@@ -210,22 +214,23 @@ def _accuracies(summary: Mapping[str, Any]) -> list[page_plots.Row]:
 
 
 def _course(title: str, values: pd.Series) -> str:
-    known = values.dropna()
-    return f"{title} over {len(values)} steps: {known.iloc[0]:.3g} at first, {known.iloc[-1]:.3g} at last"
+    """The text that stands for a curve."""
+    measured = values.dropna()
+    return f"{title} over {len(values)} steps: {measured.iloc[0]:.3g} at first, {measured.iloc[-1]:.3g} at last"
 
 
 def _times(metrics: pd.DataFrame) -> dict[str, Any]:
-    """Where the time went; a first step that compiled programs is told apart, or nothing else could be seen."""
+    """The time of each phase of a step. A slow first step, which compiled programs, is not plotted: it would hide the rest."""
     seconds = phases(metrics)
     steps = seconds.sum(axis=1)
     total = float(steps.sum())
     slow = len(steps) > 2 and steps.iloc[0] > SLOW_START * steps.iloc[1:].median()
-    shown = slice(1 if slow else 0, None)
-    later = seconds.iloc[shown]
+    plotted = slice(1 if slow else 0, None)  # steps
+    later = seconds.iloc[plotted]
     figure: Markup | str = ""
     if total:
         spent = ", ".join(f"{name} {duration(value)}" for name, value in later.mean().items())
-        figure = drawn(page_plots.times(metrics["step"].iloc[shown], later), f"Seconds per step, on average: {spent}")
+        figure = drawn(page_plots.times(metrics["step"].iloc[plotted], later), f"Seconds per step, on average: {spent}")
     return {
         "phases_figure": figure,
         "phases": [
@@ -233,7 +238,7 @@ def _times(metrics: pd.DataFrame) -> dict[str, Any]:
                 "name": name,
                 "seconds": values.sum(),
                 "share": values.sum() / total if total else None,
-                "mean": values.iloc[shown].mean(),
+                "mean": values.iloc[plotted].mean(),
                 "first": values.iloc[0],
             }
             for name, values in seconds.items()

@@ -14,16 +14,19 @@ SUMMARY_FILE = "summary.json"
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """The result in words, no more certain than its intervals."""
+    """The result of a run in words. It claims no more than the intervals allow."""
     before, after, gain = (summary.get(name) for name in ("before", "after", "gain"))
     if not (before and after and gain):
-        done = before or after
-        if not done:
+        evaluated = before or after
+        if not evaluated:
             return "This run has not been evaluated yet."
         when, other = ("Before", "after") if before else ("After", "before")
-        return f"{when} GRPO, accuracy on {_whom(done)} is {_sure(done)}. The evaluation {other} is still missing."
+        return (
+            f"{when} GRPO, accuracy on {_questions(evaluated)} is {_accuracy(evaluated)}. The evaluation {other} is still "
+            "missing."
+        )
     text = (
-        f"On {_whom(after)}, accuracy went from {_sure(before)} before GRPO to {_sure(after)} after it: a change of "
+        f"On {_questions(after)}, accuracy went from {_accuracy(before)} before GRPO to {_accuracy(after)} after it: a change of "
         f"{points(gain['value'])} ({interval(gain['ci'], points)})."
     )
     return " ".join([text, *_verdicts(summary, before, after, gain)])
@@ -46,25 +49,25 @@ def _verdicts(
     return verdicts
 
 
-def _whom(part: Mapping[str, Any]) -> str:
-    patients = "patient" if part["patients"] == 1 else "patients"
-    return f"{part['n']:,} questions about {part['patients']:,} held-out {patients}"
+def _questions(evaluation: Mapping[str, Any]) -> str:
+    patients = "patient" if evaluation["patients"] == 1 else "patients"
+    return f"{evaluation['n']:,} questions about {evaluation['patients']:,} held-out {patients}"
 
 
-def _sure(part: Mapping[str, Any]) -> str:
-    return f"{percent(part['accuracy'])} (95% interval {interval(part['ci'])})"
+def _accuracy(evaluation: Mapping[str, Any]) -> str:
+    return f"{percent(evaluation['accuracy'])} (95% interval {interval(evaluation['ci'])})"
 
 
 def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
-    """The result of a run for one screen: no patient's text, at most 80 columns beside the paths."""
+    """The result of a run for one screen, without any patient's text. Lines have at most 80 columns, but for paths."""
     before, after = summary.get("before"), summary.get("after")
     lines = [f"{summary.get('run_name', 'run')}  (seed {summary.get('seed', '?')})", ""]
     lines += [f"  {'':<16}{'accuracy':>9}   {'95% interval':<17}{'macro-F1':>9}{'answered':>10}{'cut off':>9}"]
-    for name, part in (("before GRPO", before), ("after GRPO", after)):
-        if part:
+    for name, evaluation in (("before GRPO", before), ("after GRPO", after)):
+        if evaluation:
             lines.append(
-                f"  {name:<16}{percent(part['accuracy']):>9}   {interval(part['ci']):<17}{part['macro_f1']:>9.3f}"
-                f"{percent(part['answered']):>10}{percent(part['truncated']):>9}"
+                f"  {name:<16}{percent(evaluation['accuracy']):>9}   {interval(evaluation['ci']):<17}"
+                f"{evaluation['macro_f1']:>9.3f}{percent(evaluation['answered']):>10}{percent(evaluation['truncated']):>9}"
             )
         else:
             lines.append(f"  {name:<16}{'not evaluated yet':>9}")
@@ -73,9 +76,9 @@ def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
         bounds = interval(summary["gain"]["ci"], points).removesuffix(" points")
         lines.append(f"  {'gain, points':<16}{change:>8}    {bounds}")
     lines += [
-        f"  boxes {when}: {readings_in_words(part['readings'])}"
-        for when, part in (("before", before), ("after", after))
-        if part and part.get("readings")
+        f"  boxes {when}: {readings_in_words(evaluation['readings'])}"
+        for when, evaluation in (("before", before), ("after", after))
+        if evaluation and evaluation.get("readings")
     ]
     lines += [
         f"  {label:<16}{percent(summary[key]):>9}" for key, label, *_ in plots.LEVELS if summary.get(key) is not None

@@ -1,8 +1,8 @@
-"""Figures in words and numbers as text, the same on every page and in a terminal."""
+"""Numbers as text, the same on every page and in a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -16,8 +16,8 @@ def points(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:+.1f} points"
 
 
-def interval(bounds: Sequence[float] | None, form: Any = percent) -> str:
-    """Both bounds of an interval, their unit once."""
+def interval(bounds: Sequence[float] | None, form: Callable[[float], str] = percent) -> str:
+    """Both bounds of an interval as text, with the unit once; `form` writes a bound."""
     if bounds is None:
         return "no interval"
     low, high = (form(bound) for bound in bounds)
@@ -26,7 +26,7 @@ def interval(bounds: Sequence[float] | None, form: Any = percent) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`75` as `1 min 15 s`."""
+    """A time in seconds, `75` as `1 min 15 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -34,14 +34,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def both_readings(figures: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The two readings of boxes of an evaluation, of the reasoning where letters were forced; None where they are not known."""
-    return (figures.get("boxed") or figures).get("readings")
+def both_readings(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The figures of an evaluation by both readings of boxes; None where they are not known.
+
+    Where letters were forced, these are the boxes in the reasoning.
+    """
+    return (summary.get("boxed") or summary).get("readings")
 
 
-def readings_in_words(found: Mapping[str, Any]) -> str:
-    """Both accuracies and how many answers differ, for a line of a terminal or a page."""
-    strict, lenient, differ = found["strict"], found["lenient"], found["differ"]
+def readings_in_words(readings: Mapping[str, Any]) -> str:
+    """Both accuracies, and in how many questions the letters differ (`figures.readings`), as one line."""
+    strict, lenient, differ = readings["strict"], readings["lenient"], readings["differ"]
     return (
         f"first box, read strictly: {percent(strict['accuracy'])}; last box, read leniently: {percent(lenient['accuracy'])}; "
         f"the two read another letter in {differ} {'question' if differ == 1 else 'questions'}"
