@@ -77,16 +77,6 @@ def run(main: Callable[[], None], *, expand_home: bool = True) -> None:
         raise
 
 
-def check_folder(flag: str, folder: Path) -> None:
-    """Raise InputError if the directory that a flag names cannot be written, or is missing and cannot be made."""
-    _check_name(flag, folder)
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not existing.is_dir():
-        raise InputError(f"--{flag}={folder}: cannot be made ({existing} is a file); give another directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--{flag}={folder}: cannot be written ({existing} does not allow it); give another directory")
-
-
 def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> str:
     """Check, before any work, that the result file which a flag names may be written.
 
@@ -97,7 +87,7 @@ def check_result(flag: str, path: Path, is_earlier: Callable[[Path], bool]) -> s
         raise InputError(f"--{flag}={path}: is a directory; give the name of a file")
     if path.exists() and not is_earlier(path):
         raise InputError(f"--{flag}={path}: exists, and is not an earlier result of this program; give another name")
-    check_folder(flag, path.absolute().parent)
+    files.check_folder(flag, path.absolute().parent)
     return " (replaced)" if path.exists() else ""
 
 
@@ -106,7 +96,7 @@ def make_folder(flag: str, folder: Path) -> None:
 
     If the program fails, the directory is removed again if it is still empty.
     """
-    _check_name(flag, folder)
+    files.check_folder_name(flag, folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--{flag}={folder}: is a file; give a directory")
@@ -157,13 +147,6 @@ def _reported(work: Callable[[], None]) -> None:
             traceback.print_exc()
             others.leave(EXIT_STOPPED)
         raise
-
-
-def _check_name(flag: str, folder: Path) -> None:
-    if re.match(r"\w+:/", str(folder)):
-        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--{flag}={folder}: is a file; give a directory")
 
 
 def _parse(argv: Sequence[str], *, main: Callable[[], None], expand_home: bool) -> list[str]:

@@ -20,6 +20,7 @@ from shared.config import RunConfig
 from shared.errors import InputError
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 from shared.questions.prompts import decode, encode
+from shared.runs import model_engine
 from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
 from shared.storage import files
 from shared.tasks.consult import Note, read_notes
@@ -43,24 +44,25 @@ def main() -> None:
     folder, out = Path(FLAGS.model), Path(FLAGS.out)
     notes, left_out = read_notes(Path(FLAGS.notes))
     tokenizer = load_tokenizer(folder)
-    config = generation.config_of(folder, questions=len(notes))
-    style = generation.style_of(config, folder, tokenizer, out)
+    options, listener = generation.options(), generation.listener()
+    config = model_engine.config_of(options, folder, questions=len(notes))
+    style = model_engine.style_of(config, tokenizer, out)
     texts = [encode(tokenizer, style.text(tokenizer, note.message, system="")) for note in notes]
     answerable = [(note, text) for note, text in zip(notes, texts, strict=True) if len(text) <= FLAGS.max_prompt_tokens]
     if not answerable:
         raise InputError(f"all notes are longer than {FLAGS.max_prompt_tokens} tokens; raise --max_prompt_tokens")
     check_in_embedding(tokenizer, [text for _, text in answerable], embedding_rows(folder), "prompts")
-    app.check_folder("out", out)
+    files.check_folder("out", out)
     prompts = [text for _, text in answerable]
     stop = special_tokens(tokenizer, folder).stop
-    config = generation.config_of(folder, questions=len(answerable))
+    config = model_engine.config_of(options, folder, questions=len(answerable))
     backend = backends.make_backend(config)
     config = backend.resolved(config)
     finished_rows = Kept(out, request(config, backend, answerable, stop), backend)
-    engine, _ = generation.engine_of(config, backend, prompts, stop=stop)
-    generation.begin(config, backend, tokenizer, style, out)
+    engine, _ = model_engine.engine_of(config, backend, prompts, stop=stop)
+    model_engine.begin(config, backend, tokenizer, style, out, listener)
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=FLAGS.max_new_tokens)
-    shown = FLAGS.progress and backend.process == 0
+    shown = listener.progress and backend.process == 0
     with tqdm(
         total=len(answerable), initial=finished_rows.done, desc="consultation", unit="note", disable=not shown
     ) as bar:

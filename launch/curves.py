@@ -16,7 +16,8 @@ from absl import flags
 from launch import app
 from shared.errors import InputError
 from shared.report import plots
-from shared.report.run_page import SUMMARY_FILE, interval, percent, points
+from shared.report.run_words import SUMMARY_FILE
+from shared.report.words import interval, percent, points
 from shared.storage import files
 from shared.training.metrics_log import METRICS_FILE, differences, differences_table, read_metrics
 

@@ -1,26 +1,17 @@
-"""A model directory that answers, for programs that train nothing: its flags, its configuration, its engine."""
+"""The flags of a model directory that writes completions, for programs that train nothing."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from absl import flags
-from transformers import PreTrainedTokenizerFast
 
 from launch import app, backends
-from shared.backend import Backend, RolloutEngine, Workload
-from shared.config import GrpoConfig, LearnerConfig, ModelConfig, RolloutConfig, RunConfig, TorchConfig
-from shared.errors import InputError
-from shared.evaluation.engine_check import Forced, check_by_file
-from shared.policy.tokenizer import special_tokens
-from shared.questions import prompt_style
-from shared.questions.prompts import PromptStyle
-from shared.questions.turns import end_of_turn_warning
-from shared.runs import forecast
+from shared.evaluation.listener import Listener
+from shared.evaluation.options import GenerationOptions
 
 FLAGS = flags.FLAGS
 
@@ -62,107 +53,17 @@ def define_flags(*, long_prompts: str, max_new_tokens: int) -> None:
     )  # fmt: skip
 
 
-def config_of(
-    folder: Path,
-    *,
-    questions: int,
-    samples: int = 1,
-    answer_rule: Literal["strict_first", "lenient_last"] = "strict_first",
-    **sections: Any,
-) -> RunConfig:
-    """The configuration by which the model in `folder` answers so many questions, each with so many samples.
+def options() -> GenerationOptions:
+    """What the flags say. Raises InputError for flags that do not go together."""
+    values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(GenerationOptions)}
+    return GenerationOptions(**values)
 
-    `answer_rule` says how its boxes are read (`shared.questions.boxes`); `sections` are further fields of RunConfig.
-    Raises InputError for flags that do not go together.
-    """
-    _check_server()
-    slots = min(FLAGS.slots, questions)
-    return RunConfig(
-        name=folder.name,
-        model=ModelConfig(
-            path=str(folder), prefill=FLAGS.prefill, thinking=FLAGS.thinking, template_date=FLAGS.template_date
-        ),
-        # Nothing is trained: a step is as many questions as are answered at once.
-        grpo=GrpoConfig(beta=0.0, questions_per_step=slots, group_size=max(2, samples), answer_rule=answer_rule),
-        rollout=RolloutConfig(
-            max_prompt_tokens=FLAGS.max_prompt_tokens, max_new_tokens=FLAGS.max_new_tokens, slots=slots
-        ),
-        learner=LearnerConfig(compute_dtype=FLAGS.compute_dtype),
-        torch=TorchConfig(
-            rollout_engine=FLAGS.engine, server_url=FLAGS.server_url, server_weights=FLAGS.server_weights
-        ),
-        **sections,
+
+def listener() -> Listener:
+    """Whoever started the program: lines to standard output, warnings to standard error, the bar where `--progress` wants it."""
+    return Listener(
+        line=functools.partial(print, flush=True),
+        warning=functools.partial(print, file=sys.stderr),
+        kept=app.goes_on,
+        progress=FLAGS.progress,
     )
-
-
-def style_of(config: RunConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, out: Path) -> PromptStyle:
-    """How the prompts of the model in `folder` are rendered; on the day of an earlier start with the same `out`.
-
-    Raises InputError where the flags ask for what its chat template cannot do.
-    """
-    return prompt_style.choose(
-        config.model, folder, tokenizer, earlier=prompt_style.read(out, prompt_style.EVALUATION_FILE)
-    )
-
-
-def begin(
-    config: RunConfig, backend: Backend, tokenizer: PreTrainedTokenizerFast, style: PromptStyle, out: Path
-) -> None:
-    """Keep the style in `out` and show it, and warn of completions that would not end. Every process calls it."""
-    prompt_style.check_same_day(style, backend)
-    app.goes_on()  # whatever is answered from here on is kept
-    if backend.process > 0:
-        return
-    prompt_style.write(out, style, prompt_style.EVALUATION_FILE)
-    print(prompt_style.style_line(style, config.model, tokenizer))
-    warning = end_of_turn_warning(tokenizer, special_tokens(tokenizer, Path(config.model.path)).stop)
-    if warning:
-        print(warning, file=sys.stderr)
-
-
-def tell(config: RunConfig, backend: Backend, prompts: Sequence[np.ndarray], *, forced: Forced | None = None) -> None:
-    """Say how long the prompts are, and what memory the answers need; no weights are read. Every process calls it.
-
-    Raises InputError where it cannot fit.
-    """
-    workload = _workload(prompts, forced)
-    need = backend.need(config, Path(config.model.path), workload, trains=False)
-    if backend.process == 0:
-        limit = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
-        print(f"{forecast.tokens_line(prompts, limit)}\n{forecast.memory_line(need.memory)}", flush=True)
-    forecast.refuse(config, need, workload, folder=None)
-
-
-def _workload(prompts: Sequence[np.ndarray], forced: Forced | None) -> Workload:
-    scored_tokens = 0 if forced is None else len(forced.phrase) + 1
-    return Workload(prompt_tokens=max(map(len, prompts)), questions=len(prompts), scored_tokens=scored_tokens)
-
-
-def engine_of(
-    config: RunConfig,
-    backend: Backend,
-    prompts: Sequence[np.ndarray],
-    *,
-    stop: Sequence[int],
-    forced: Forced | None = None,
-) -> tuple[RolloutEngine, dict[str, float | str]]:
-    """The backend's engine for these prompts, with the weights in `config.model.path`, and what was found of it.
-
-    `stop`: tokens that end a completion; `forced`: what a forced choice asks for. Raises SyncError where the engine does not
-    compute what these weights do, on some of the `prompts` that it is to answer.
-    """
-    folder = Path(config.model.path)
-    workload = _workload(prompts, forced)
-    engine = backend.engine(config, folder, stop_tokens=stop, workload=workload)
-    backend.load(engine, folder)
-    return engine, check_by_file(config, backend, engine, prompts, folder, forced)
-
-
-def _check_server() -> None:
-    """Raise InputError unless the flags of a server go with the engine that it is, and are there where it is wanted."""
-    wanted = FLAGS.engine == "server"
-    for name in ("server_url", "server_weights"):
-        if FLAGS[name].present and not wanted:
-            raise InputError(f"--{name}: only --engine=server reads it; leave it out, or give that engine")
-        if wanted and not FLAGS[name].value:
-            raise InputError(f"--{name}: --engine=server needs it (docs/gpu.md)")

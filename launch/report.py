@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app
-from shared.report import run_page
+from shared.report import run_page, run_words
 from shared.storage import files
 
 FLAGS = flags.FLAGS
@@ -32,8 +32,8 @@ def main() -> None:
     workdir = Path(FLAGS.workdir)
     config = run_page.optional_json(workdir / "config.json", {})
     page = run_page.write_report(workdir, show_examples=run_page.examples_allowed(config, FLAGS.show_examples))
-    if (workdir / run_page.SUMMARY_FILE).is_file():
-        print(run_page.terminal_summary(files.read_json(workdir / run_page.SUMMARY_FILE), workdir))
+    if (workdir / run_words.SUMMARY_FILE).is_file():
+        print(run_words.terminal_summary(files.read_json(workdir / run_words.SUMMARY_FILE), workdir))
     else:
         print(f"report   {page}\nThe run has not finished, so there is no result yet.")
 

@@ -22,7 +22,7 @@ from launch import app, backends, config_file
 from shared.backend import Backend
 from shared.config import RunConfig, check_backend, check_data_given, validate
 from shared.errors import InputError
-from shared.report import run_page
+from shared.report import run_words
 from shared.runs import dry_run, replay, run
 from shared.runs.replay import Recording
 from shared.runs.workdir import with_dtype_of, with_dtype_of_workdir
@@ -114,7 +114,7 @@ def trained(config: RunConfig, backend: Backend, workdir: Path) -> str:
         show_examples=FLAGS.show_examples,
         wandb_project=FLAGS.wandb_project,
     )
-    return run_page.terminal_summary(summary, workdir) if summary else ""
+    return run_words.terminal_summary(summary, workdir) if summary else ""
 
 
 def replayed(config: RunConfig, backend: Backend, workdir: Path, recording: Recording) -> str:

@@ -25,7 +25,7 @@ from parity.rungs.gradients import GRADIENT_BOUND
 from parity.runner import culprit, rung_of, worst
 from parity.world import World
 from shared.report import plots
-from shared.report.run_page import write_html
+from shared.report.page import write_html
 from shared.storage import files
 
 JSON_FILE, REPORT_FILE, CURVES_FILE = "parity.json", "parity.html", "curves.json"

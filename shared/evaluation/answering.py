@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Completion, RolloutEngine, Sampling, longest_scored
 from shared.config import RunConfig
-from shared.evaluation.figures import Answer
+from shared.evaluation.answers import Answer
 from shared.evaluation.forced_choice import forced_answers
 from shared.evaluation.votes import Sample, answer_of
 from shared.questions.prompts import decode, opens_reasoning, user_message
@@ -22,9 +22,10 @@ from shared.randomness import uniforms
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """One question answered; with a forced choice also the answer that was `boxed`, and its `text` where the report shows it.
+    """The answer to one question, and what stands beside it.
 
-    `samples`, with the text: all completions of a vote, as `Sample.to_row` gives them.
+    `boxed`: with a forced choice, the letter that the model boxed itself. `text`: question and completion as text, where they
+    are kept. `samples`: with the text, all completions of a vote, as `Sample.to_row` gives them.
     """
 
     answer: Answer
@@ -56,25 +57,26 @@ def answer_questions(
     progress: bool = True,
     description: str = "evaluation",
 ) -> Iterator[list[Answered]]:
-    """One answer to each question behind the first `done`, part by part, `evaluation.examples` of all with their text.
+    """Answers to the questions after the first `done`, part by part; `evaluation.examples` of all questions have their text.
 
-    Greedy with one sample; else the letter that most of `samples` at `temperature` box, the first letter of those that
-    tie. Which box counts says `grpo.answer_rule`. The draws are keyed by (seed, question, sample).
+    `prompts`: token ids of each question, `[time]`. With `temperature` 0 the answer is greedy. Of several `samples` the most
+    frequent letter is the answer, and the first in the alphabet where some are equally frequent. `grpo.answer_rule` says which
+    box counts. The random numbers depend on seed, question and sample alone.
     """
     sampling = Sampling(group_size=samples, temperature=temperature, max_new_tokens=_limit(config))
     every = max(1, len(questions) // max(1, config.evaluation.examples))
     for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
-        found = []
-        asked = zip(questions[part], prompts[part], groups, strict=True)
-        for index, (question, prompt, group) in enumerate(asked, part.start):
-            read = _samples(tokenizer, prompt, group)
-            answer = answer_of(question, read, config.grpo.answer_rule)
+        answered = []
+        completed = zip(questions[part], prompts[part], groups, strict=True)
+        for index, (question, prompt, group) in enumerate(completed, part.start):
+            texts = _samples(tokenizer, prompt, group)
+            answer = answer_of(question, texts, config.grpo.answer_rule)
             if index % every == 0 and index // every < config.evaluation.examples:
-                voters = [each.to_row() for each in read] if samples > 1 else None
-                found.append(Answered(answer, text=_example(question, read[0], answer.predicted), samples=voters))
+                voters = [sample.to_row() for sample in texts] if samples > 1 else None
+                answered.append(Answered(answer, text=_example(question, texts[0], answer.predicted), samples=voters))
             else:
-                found.append(Answered(answer))
-        yield found
+                answered.append(Answered(answer))
+        yield answered
 
 
 def force_answers(
@@ -89,9 +91,9 @@ def force_answers(
     progress: bool = True,
     description: str = "evaluation",
 ) -> Iterator[list[Answered]]:
-    """Forced answers (`shared.evaluation.forced_choice`) with those boxed in the same greedy reasoning.
+    """Forced answers (`shared.evaluation.forced_choice`), each with the answer boxed in the same greedy reasoning.
 
-    In parts, as `answer_questions`. `stop`: tokens that end a completion.
+    Part by part, as in `answer_questions`. `stop`: tokens that end a completion.
     """
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=_limit(config))
     for part, groups in _generated(config, engine, questions, prompts, sampling, done, progress, description):
@@ -124,7 +126,7 @@ def _generated(
     progress: bool,
     description: str,
 ) -> Iterator[tuple[slice, list[list[Completion]]]]:
-    """The questions behind the first `done` in parts, each with its completions."""
+    """The questions after the first `done` in parts: which questions, and the completions of each."""
     width = 4 * (config.evaluation.slots or config.rollout.slots)
     with tqdm(total=len(questions), initial=done, desc=description, unit="question", disable=not progress) as bar:
         for start in range(done, len(questions), width):
@@ -137,6 +139,8 @@ def _generated(
 
 
 def _draws(seed: int, questions: Sequence[Question], sampling: Sampling) -> np.ndarray:
+    """Uniform random numbers `[questions, samples, time]`, one for each token that may be drawn."""
+
     def numbers(question: Question) -> np.ndarray:
         samples = range(sampling.group_size)
         return np.stack([uniforms(sampling.max_new_tokens, seed, "evaluation", question.id, n) for n in samples])
@@ -149,12 +153,12 @@ def _samples(tokenizer: PreTrainedTokenizerFast, prompt: np.ndarray, group: Sequ
     thinking = opens_reasoning(tokenizer, prompt)
     return [
         Sample(
-            completion=decode(tokenizer, each.tokens),
-            truncated=bool(each.truncated),
-            tokens=len(each.tokens),
+            completion=decode(tokenizer, completion.tokens),
+            truncated=bool(completion.truncated),
+            tokens=len(completion.tokens),
             thinking=thinking,
         )
-        for each in group
+        for completion in group
     ]
 
 

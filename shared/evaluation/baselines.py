@@ -17,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from threadpoolctl import threadpool_limits
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.questions.record import LETTERS, Question
 from shared.questions.record_guessers import read_record
 from shared.registry.features import Feature, as_number, numbers_of, value_text
@@ -99,14 +99,15 @@ def _rows(registry: Registry) -> dict[str, int]:
 
 
 def ceiling(registry: Registry, questions: Sequence[Question], *, mi_cutoff: float) -> dict[str, Any]:
-    """What the trees score from what the records show, on the most asked features: `accuracy`, `chance`, `questions`.
+    """What the trees score from what the records show, on the most asked features.
 
-    It is the honest ceiling of a table beside the audit's guessers. Empty where the trees do not know the task. Features that are
-    the same for all training patients who have them, as may be where statistics describe held-out patients too, are left out.
+    `accuracy`, `chance` (of a uniform guess), and how many `questions` and `features` were judged. It is the fair ceiling of a
+    table beside the audit's guessers. Empty where the trees do not know the task. A feature with the same value in all
+    training patients who have it is left out; that may be where statistics describe held-out patients too.
     """
-    asked = Counter(question.feature for question in questions)
-    known = {feature.name for feature in registry.features if registry.train[feature.name].nunique() > 1}
-    chosen = [name for name, _ in asked.most_common() if name in known][:CEILING_FEATURES]
+    counts = Counter(question.feature for question in questions)
+    learnable = {feature.name for feature in registry.features if registry.train[feature.name].nunique() > 1}
+    chosen = [name for name, _ in counts.most_common() if name in learnable][:CEILING_FEATURES]
     judged = [question for question in questions if question.feature in chosen][:CEILING_QUESTIONS]
     if not judged:
         return {}
@@ -145,16 +146,16 @@ def _shown(registry: Registry, feature: Feature, question: Question, cutoff: flo
 
 def _inputs(features: Sequence[Feature], table: pd.DataFrame, training: int) -> dict[str, pd.Series]:
     """Numbers as they are, categories as pandas categories of the training patients; dates and free text are left out."""
-    found = {}
+    inputs = {}
     for feature in features:
         column = table[feature.name]
         if feature.kind == "number":
-            found[feature.name] = numbers_of(column).reset_index(drop=True).rename(feature.name)
+            inputs[feature.name] = numbers_of(column).reset_index(drop=True).rename(feature.name)
         elif feature.kind == "category":
-            known = column.iloc[:training].value_counts().index[:MAX_CATEGORIES]
-            values = pd.Categorical(column, categories=list(known))
-            found[feature.name] = pd.Series(values, name=feature.name)
-    return found
+            categories = column.iloc[:training].value_counts().index[:MAX_CATEGORIES]
+            values = pd.Categorical(column, categories=list(categories))
+            inputs[feature.name] = pd.Series(values, name=feature.name)
+    return inputs
 
 
 def _answer(
@@ -173,21 +174,21 @@ def _answer(
     model.fit(fitted, texts)
     chances = model.predict_proba(read)
     classes = {text: place for place, text in enumerate(model.classes_)}
-    found = {}
+    answers = {}
     for question, row in zip(asked, chances, strict=True):
         shares = np.array([row[classes[text]] if text in classes else 0.0 for text in question.choices])
         shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(shares), 1 / len(shares))
         letter = LETTERS[int(np.argmax(shares))]
-        found[question.id] = answer_to(
+        answers[question.id] = answer_to(
             question, letter, truncated=False, tokens=0, probabilities=tuple(shares.tolist())
         )
-    return found
+    return answers
 
 
 def _with_values(matrix: pd.DataFrame, rows: np.ndarray, read: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What to fit, of `rows`, and what to read, without the columns that none of `rows` has: scikit-learn cannot bin these.
+    """The rows of `matrix` to fit, and those to `read`, without columns that are empty in `rows`: scikit-learn cannot bin these.
 
-    Where none is left, an input that is the same for all stands in, so that trees answer by frequency alone.
+    Where no column is left, one with equal values takes their place, so that the trees answer by frequency alone.
     """
     fitted = matrix.iloc[rows]
     names = [name for name in fitted.columns if fitted[name].notna().any()]
@@ -199,15 +200,15 @@ def _with_values(matrix: pd.DataFrame, rows: np.ndarray, read: pd.DataFrame) -> 
 def _nearest(
     column: pd.Series, matrix: pd.DataFrame, present: np.ndarray, asked: Sequence[Question], read: pd.DataFrame
 ) -> Mapping[str, Answer]:
-    """The option nearest to the predicted number."""
+    """The option nearest to the number that the trees predict."""
     numbers = numbers_of(column).to_numpy()
-    known = present[~np.isnan(numbers[present])]
-    fitted, read = _with_values(matrix, known, read)
+    with_number = present[~np.isnan(numbers[present])]
+    fitted, read = _with_values(matrix, with_number, read)
     model = HistGradientBoostingRegressor(categorical_features="from_dtype", **TREES)
-    model.fit(fitted, numbers[known])
-    found = {}
+    model.fit(fitted, numbers[with_number])
+    answers = {}
     for question, value in zip(asked, model.predict(read), strict=True):
         distances = [abs(as_number(text) - value) for text in question.choices]
         letter = LETTERS[int(np.nanargmin(distances))]
-        found[question.id] = answer_to(question, letter, truncated=False, tokens=0)
-    return found
+        answers[question.id] = answer_to(question, letter, truncated=False, tokens=0)
+    return answers

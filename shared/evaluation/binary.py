@@ -21,7 +21,7 @@ YES, NO = "yes", "no"
 
 
 def positive_option(question: Question) -> int | None:
-    """The place of the option that says yes, in a question of yes or no, however they are written; None in any other."""
+    """The place of the option `yes`, in capitals or not, where the options are yes and no; None in any other question."""
     texts = [text.strip().casefold() for text in question.choices]
     return texts.index(YES) if sorted(texts) == [NO, YES] else None
 
@@ -29,29 +29,31 @@ def positive_option(question: Question) -> int | None:
 def labels_and_scores(
     questions: Sequence[Question], probabilities: Sequence[Sequence[float]]
 ) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
-    """`[questions]` whether the answer is yes, the probability given to yes, and patients; None unless all are of yes or no.
+    """Whether the answer is yes `[questions]`, the probability of yes `[questions]`, and the patients.
 
-    `probabilities` are those of each question's options, in order. Raises InputError where one is not a number.
+    None unless every question has the options yes and no. `probabilities`: of each question's options, in order. Raises
+    InputError where one is not a number.
     """
     places = [positive_option(question) for question in questions]
-    if not questions or any(place is None for place in places) or any(len(given) != 2 for given in probabilities):
+    if not questions or any(place is None for place in places) or any(len(pair) != 2 for pair in probabilities):
         return None
-    unknown = sum(not np.isfinite(given).all() for given in probabilities)
+    unknown = sum(not np.isfinite(pair).all() for pair in probabilities)
     if unknown:
         raise InputError(
             f"the probabilities of {unknown} of {len(questions)} questions are not numbers: the model is broken"
         )
     truth = np.array([LETTERS.index(q.answer) == place for q, place in zip(questions, places, strict=True)])
-    scores = np.array([given[place] for given, place in zip(probabilities, places, strict=True) if place is not None])
+    scores = np.array([pair[place] for pair, place in zip(probabilities, places, strict=True) if place is not None])
     return truth, scores, [question.patient for question in questions]
 
 
 def figures(
     truth: np.ndarray, scores: np.ndarray, patients: Sequence[str], *, bootstrap: int, seed: int
 ) -> dict[str, Any]:
-    """AUROC, AUPRC, Brier score and ECE, each with its 95 % interval over patients, prevalence and the reliability bins.
+    """AUROC, AUPRC, Brier score and ECE, each with its 95% interval from a bootstrap of patients; prevalence; reliability.
 
-    A figure that is not defined (only one class) is None.
+    `truth` and `scores` `[questions]`: as `labels_and_scores` gives them. A figure that is not defined, as AUROC where all
+    answers are yes, is None.
     """
     measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "auroc": auroc, "auprc": auprc, "brier": brier, "ece": expected_calibration_error,
@@ -64,16 +66,17 @@ def figures(
         for name, measure in measures.items():
             resampled[name].append(measure(truth[rows], scores[rows]))
     tail = (1 - CONFIDENCE) / 2
-    found: dict[str, Any] = {"n": len(truth), "prevalence": float(truth.mean())}
+    summary: dict[str, Any] = {"n": len(truth), "prevalence": float(truth.mean())}
     for name, measure in measures.items():
         value = measure(truth, scores)
-        known = np.array([draw for draw in resampled[name] if draw == draw])
-        found[name] = None if value != value else value
-        found[f"{name}_ci"] = np.quantile(known, [tail, 1 - tail]).tolist() if len(known) else None
-    return found | {"reliability": reliability(truth, scores)}
+        draws = np.array([draw for draw in resampled[name] if not np.isnan(draw)])
+        summary[name] = None if np.isnan(value) else value
+        summary[f"{name}_ci"] = np.quantile(draws, [tail, 1 - tail]).tolist() if len(draws) else None
+    return summary | {"reliability": reliability(truth, scores)}
 
 
 def _by_patient(patients: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
+    """For each patient the places of the questions, and the patients' names."""
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
     order = np.argsort(owner, kind="stable")
     return np.split(order, np.cumsum(np.bincount(owner))[:-1]), names.tolist()
@@ -85,7 +88,7 @@ def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def auprc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Average precision; NaN where nobody has the event."""
+    """Average precision, the area under the precision-recall curve; NaN where nobody has the event."""
     return float(average_precision_score(truth, scores)) if truth.any() else float("nan")
 
 

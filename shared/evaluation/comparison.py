@@ -8,32 +8,34 @@ from typing import Any
 from scipy.stats import binomtest
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, gain
+from shared.evaluation.answers import Answer
+from shared.evaluation.figures import gain
 from shared.questions.record import Question
 
 
 def check_same(other: Sequence[Answer], questions: Sequence[Question]) -> None:
-    """Raise InputError unless another model's answers are of these very questions, once each."""
+    """Raise InputError unless another model's answers are to exactly these questions, one answer for each."""
     asked = {question.id: (question.patient, question.feature) for question in questions}
-    given = {answer.question_id: (answer.patient, answer.feature) for answer in other}
-    missing, unasked = asked.keys() - given.keys(), given.keys() - asked.keys()
+    answered = {answer.question_id: (answer.patient, answer.feature) for answer in other}
+    missing, unasked = asked.keys() - answered.keys(), answered.keys() - asked.keys()
     if missing or unasked:
         raise InputError(
             f"--compare: answers {len(unasked)} other questions and lacks {len(missing)} of these {len(asked)}; evaluate both "
             "models on the same files, with the same --limit and --cyclic"
         )
-    if len(given) != len(other):
+    if len(answered) != len(other):
         raise InputError("--compare: answers some questions more than once; give the answers.parquet of one evaluation")
-    if given != asked:
+    if answered != asked:
         raise InputError("--compare: its questions have the same names but are about other patients or features")
 
 
 def compare(first: Sequence[Answer], second: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """`difference` of accuracy (second less first) with its 95 % `ci`, and McNemar's exact test of the questions.
+    """`difference` of accuracy (second less first), its 95% interval `ci`, and McNemar's exact test.
 
-    `only_first` and `only_second` count the questions that one of them alone got right; `p` is the two-sided exact
-    binomial probability of so uneven a split. It takes questions as independent: with several questions of a patient,
-    judge by the interval. Raises InputError where the two answered different questions.
+    `only_first` and `only_second` count the questions that only one of the two answered rightly. `p` is the two-sided exact
+    binomial probability of a split at least as uneven. The test takes questions as independent: where patients have several
+    questions, judge by the interval. Raises InputError where the two answered different questions. Source: McNemar,
+    Psychometrika 1947.
     """
     right = {answer.question_id: answer.correct for answer in first}
     if len(right) != len(first) or {answer.question_id for answer in second} != set(right):

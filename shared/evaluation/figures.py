@@ -1,132 +1,34 @@
-"""Accuracy before and after training: who answered what, how sure the figure is, and what it can be compared with.
+"""Figures of one policy's answers, what an accuracy can be compared with, and the change from before to after training.
 
-Questions of one patient share a record and so are not independent: every interval resamples patients, never questions (or
-counts them, where all answers are right or all wrong).
+Every interval resamples patients, never questions (shared/evaluation/intervals.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.evaluation.answers import COLUMNS, Answer
+from shared.evaluation.intervals import accuracy_interval, interval_of
 from shared.questions.record import LETTERS, Question
-from shared.randomness import generator
-from shared.storage import files
 from shared.training.metrics_log import plain
-
-CONFIDENCE = 0.95
-RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, an integer for each patient
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a policy answered to one question. `predicted` is a letter, "" where the completion holds none.
-
-    `truncated`: the length limit ended the completion, which is `tokens` long; both are None where that is not known, as it may
-    be of answers made elsewhere. `probabilities` are those of the options, in order: the model's own, or shares of votes; empty
-    where there is one greedy answer. `strict` and `lenient` are the letters by the two readings of boxes
-    (`shared.questions.boxes`), one of which is `predicted`; None where the letter comes from elsewhere, or the file is of an
-    earlier version.
-    """
-
-    question_id: str
-    patient: str
-    feature: str
-    section: str
-    predicted: str
-    correct: bool
-    truncated: bool | None
-    tokens: int | None
-    probabilities: tuple[float, ...] = ()
-    strict: str | None = None
-    lenient: str | None = None
-
-
-COLUMNS = [field.name for field in dataclasses.fields(Answer)]
-KINDS = {"correct": "bool", "truncated": "boolean", "tokens": "Int64", "probabilities": "object"}
-OPTIONAL = {"probabilities", "strict", "lenient"}  # not in files of earlier versions
-
-
-def answer_to(
-    question: Question,
-    predicted: str,
-    *,
-    truncated: bool | None,
-    tokens: int | None,
-    probabilities: tuple[float, ...] = (),
-    strict: str | None = None,
-    lenient: str | None = None,
-) -> Answer:
-    """The record for `question` answered with the letter `predicted` ("": no answer found)."""
-    return Answer(
-        question_id=question.id,
-        patient=question.patient,
-        feature=question.feature,
-        section=question.section,
-        predicted=predicted,
-        correct=predicted == question.answer,
-        truncated=truncated,
-        tokens=tokens,
-        probabilities=probabilities,
-        strict=strict,
-        lenient=lenient,
-    )
-
-
-def read_by(rule: str, question: Question, answer: Answer) -> Answer:
-    """The same answer with the letter of another of `shared.questions.boxes.RULES`; as it is where that letter is not known."""
-    letter = answer.strict if rule == "strict_first" else answer.lenient
-    if letter is None:
-        return answer
-    return dataclasses.replace(answer, predicted=letter, correct=letter == question.answer)
-
-
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """Write answers as Parquet, readable by its owner only; replaces `path` atomically."""
-    table = pd.DataFrame([dataclasses.asdict(answer) for answer in answers], columns=COLUMNS)
-    table["probabilities"] = table["probabilities"].map(list)
-    table = table.astype({name: KINDS.get(name, "string") for name in COLUMNS})
-    with files.replacing(path) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
-def read_answers(path: Path) -> list[Answer]:
-    """Read what `write_answers` wrote. Raises InputError if the file is missing or is not such a file."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of answers; write one with `creason evaluate`")
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})".replace("\n", " ")) from error
-    missing = [name for name in COLUMNS if name not in table.columns and name not in OPTIONAL]
-    if missing:
-        raise InputError(f"{path}: not a file of answers, these columns are missing: {', '.join(missing)}")
-    if "probabilities" not in table.columns:
-        table["probabilities"] = [()] * len(table)
-    table["probabilities"] = table["probabilities"].map(lambda shares: tuple(map(float, shares)))
-    table = table.reindex(columns=COLUMNS).astype(object)
-    table = table.where(table.notna(), None)
-    columns = {name: table[name].tolist() for name in COLUMNS}
-    return [Answer(**dict(zip(COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """Figures of one policy on `questions`, ready for JSON (unknown: None).
+    """Figures of one policy on `questions`, ready for JSON; a figure that is not known is None.
 
-    `accuracy` with `ci` (95%, see `accuracy_interval`; None for a single patient), `n` questions, `patients`, `macro_f1`,
-    the shares `answered` (any letter), `format` (the letter of an option that was shown) and `truncated`, `mean_tokens`,
-    `readings` (see there), and the tables `per_section` and `per_feature` (rows of name, n, accuracy, macro_f1, bayes, majority
-    and chance accuracy; sections with `ci`). `mean_tokens` and `truncated` are of the answers of which they are known, None
-    where they are of none.
-    Raises InputError where the answers are not one for each question.
+    `accuracy` and its 95% interval `ci` (`accuracy_interval`), `n` questions, `patients`, `macro_f1` (`_macro_f1`), the shares
+    `answered` (any letter), `format` (the letter of an option that was shown) and `truncated`, `mean_tokens`, and `readings`
+    (see there). Two tables, `per_section` and `per_feature`: a row has a name, `n`, `accuracy`, `macro_f1`, and the accuracies
+    of Bayes, majority and chance (`ceilings`); a section also has `ci`. `mean_tokens` and `truncated` count only the answers
+    of which they are known.
+    `bootstrap`: resamples of patients. Raises InputError unless there is one answer for each question.
     """
     table = _table(questions, answers)
     return plain(
@@ -148,32 +50,34 @@ def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, boots
 def readings(
     questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int
 ) -> dict[str, Any] | None:
-    """What the two readings of boxes make of the same completions.
+    """Figures of the same completions by both readings of boxes; None where a letter is not known.
 
-    Of `strict` and `lenient` each `accuracy`, `ci` and `answered`; `differ`: in how many questions their letters differ. None
-    where a letter is not known.
-
-    Raises InputError where the answers are not one for each question.
+    `strict` and `lenient` each have `accuracy`, `ci` and `answered`. `differ` counts the questions in which their letters
+    differ. Raises InputError unless there is one answer for each question.
     """
     table = _table(questions, answers)
     if table[["strict", "lenient"]].isna().any(axis=None):
         return None
-    found: dict[str, Any] = {"differ": int((table["strict"] != table["lenient"]).sum())}
+    by_reading: dict[str, Any] = {"differ": int((table["strict"] != table["lenient"]).sum())}
     for name in ("strict", "lenient"):
         right = table[name] == table["letter"]
-        found[name] = {
+        by_reading[name] = {
             "accuracy": right.mean(),
             "ci": accuracy_interval(right, table["patient"], bootstrap, seed),
             "answered": (table[name] != "").mean(),
         }
-    return plain(found)
+    return plain(by_reading)
 
 
 def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Any]:
-    """Further figures of one policy, ready for JSON: `macro_accuracy` (each feature counts once), the table `per_options`
-    (by number of options), the share of each letter among the answers (`letters`, "" for none) and the right ones, and
-    `endings`, shares of the answers that are `right`, `wrong`, or have no readable letter: `cut_off`, or `unreadable` though they
-    ended by themselves; both together are `no_answer` where that is not known."""
+    """Further figures of one policy, ready for JSON.
+
+    `macro_accuracy`: the mean over features of their accuracies. `per_options`: a table by the number of options. `letters`
+    and `right_letters`: the share of each letter among the answers ("" for none), and among the right answers. `endings`:
+    the shares of answers that are `right`, that are `wrong`, and that have no readable letter. The last are `cut_off` by the
+    length limit or `unreadable` though they ended by themselves; where that is not known both are `no_answer`.
+    Raises InputError unless there is one answer for each question.
+    """
     table = _table(questions, answers)
     table["options"] = [len(question.choices) for question in questions]
     return plain(
@@ -188,10 +92,10 @@ def details(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[st
 
 
 def gain(before: Sequence[Answer], after: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """`value`: accuracy after minus before, with its 95% `ci` from a bootstrap of patients.
+    """Accuracy after less accuracy before, as `value`, and its 95% interval `ci` from a bootstrap of patients.
 
-    Paired: a resample takes the same patients, so the same questions, on both sides. Raises InputError where the two
-    sides do not answer the same questions.
+    The comparison is paired: a resample takes the same patients, and so the same questions, on both sides. Raises InputError
+    unless both sides answer the same questions.
     """
     right_before = {answer.question_id: answer.correct for answer in before}
     table = pd.DataFrame([dataclasses.asdict(answer) for answer in after], columns=COLUMNS)
@@ -202,7 +106,7 @@ def gain(before: Sequence[Answer], after: Sequence[Answer], *, bootstrap: int, s
 
 
 def ceilings(questions: Sequence[Question]) -> dict[str, float | None]:
-    """What an accuracy on `questions` is to be held against.
+    """What an accuracy on `questions` is compared with.
 
     `bayes_accuracy`: the mean posterior probability of the best option, the most that any reader of the records can
     expect (None where a question's is unknown); `majority_accuracy`: of always taking the option that is most frequent
@@ -223,9 +127,9 @@ def summary(
 ) -> dict[str, Any]:
     """What goes into `summary.json`: every figure of a run, ready for JSON.
 
-    An evaluation that has not been made is None, and with it `gain`. `timings` as `metrics.timings` gives them;
-    `environment` says what it ran on (backend, versions, devices) and is copied. `per_section` and `per_feature` have
-    one row each, with both accuracies and the levels to hold them against.
+    An evaluation that has not been made is None, and `gain` too. `timings` are those of `metrics_log.timings`; `environment`
+    says what the run used (backend, versions, devices). A row of `per_section` and `per_feature` has the accuracies of both
+    evaluations and what to compare them with (`ceilings`).
     """
     options = {"bootstrap": config.evaluation.bootstrap, "seed": config.seed}
     parts = {
@@ -252,6 +156,7 @@ def summary(
 
 
 def _question_table(questions: Sequence[Question]) -> pd.DataFrame:
+    """One row for each question. Raises InputError where there is none."""
     rows = [
         {
             "question_id": question.id,
@@ -274,12 +179,12 @@ def _question_table(questions: Sequence[Question]) -> pd.DataFrame:
 def _table(questions: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:
     """One row for each question, with what was answered."""
     table = _question_table(questions)
-    given = {answer.question_id: answer for answer in answers}
-    if not len(given) == len(answers) == len(questions) or set(given) != set(table["question_id"]):
+    by_question = {answer.question_id: answer for answer in answers}
+    if not len(by_question) == len(answers) == len(questions) or set(by_question) != set(table["question_id"]):
         raise InputError(
             f"{len(answers)} answers to {len(questions)} questions: there must be one for each, of the same file"
         )
-    matched = [given[identifier] for identifier in table["question_id"]]
+    matched = [by_question[identifier] for identifier in table["question_id"]]
     for name in ("predicted", "correct", "truncated", "tokens", "strict", "lenient"):
         table[name] = [getattr(answer, name) for answer in matched]
     table["answer_text"] = [
@@ -295,6 +200,7 @@ def _text(question: Question, letter: str) -> str:
 
 
 def _levels(table: pd.DataFrame) -> dict[str, float]:
+    """See `ceilings`."""
     return {
         "bayes_accuracy": table["bayes"].mean(skipna=False),
         "majority_accuracy": table["majority"].mean(),
@@ -315,14 +221,14 @@ def _macro_f1(table: pd.DataFrame) -> float:
     scores = []
     for _, group in table.groupby("feature"):
         true = group["truth"].value_counts()
-        given = group["answer_text"].value_counts().reindex(true.index, fill_value=0)
+        predicted = group["answer_text"].value_counts().reindex(true.index, fill_value=0)
         hits = group["truth"][group["truth"] == group["answer_text"]].value_counts().reindex(true.index, fill_value=0)
-        scores.append((2 * hits / (true + given)).mean())
+        scores.append((2 * hits / (true + predicted)).mean())
     return float(np.mean(scores))
 
 
 def _by(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
-    """A row for each value of `name`, in order; features with their section, by section."""
+    """A row of figures for each value of the column `name`, in order; a feature also has its section, and sections come first."""
     keys = ["section", "feature"] if name == "feature" else [name]
     return [
         {**dict(zip(keys, values, strict=True)), **_figures(group), **_levels(group)}
@@ -344,13 +250,13 @@ def _with_intervals(
 
 def _endings(table: pd.DataFrame) -> dict[str, float]:
     answered, correct = table["predicted"] != "", table["correct"].astype(bool)
-    found = {"right": correct, "wrong": answered & ~correct}
+    endings = {"right": correct, "wrong": answered & ~correct}
     if table["truncated"].isna().any():
-        found["no_answer"] = ~answered
+        endings["no_answer"] = ~answered
     else:
         cut_off = table["truncated"].astype(bool)
-        found |= {"cut_off": ~answered & cut_off, "unreadable": ~answered & ~cut_off}
-    return {name: float(rows.mean()) for name, rows in found.items()}
+        endings |= {"cut_off": ~answered & cut_off, "unreadable": ~answered & ~cut_off}
+    return {name: float(rows.mean()) for name, rows in endings.items()}
 
 
 def _side_by_side(parts: Mapping[str, dict[str, Any] | None], name: str) -> list[dict[str, Any]]:
@@ -365,35 +271,3 @@ def _side_by_side(parts: Mapping[str, dict[str, Any] | None], name: str) -> list
             row |= {f"ci_{when}": side.get("ci")} if "ci" in first else {}
         rows.append(row)
     return rows
-
-
-def accuracy_interval(correct: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
-    """95% interval of an accuracy: `interval_of`, but Wilson's where all are right or all are wrong; None for one patient.
-
-    There every resample says the same and the bootstrap's interval has no width. Wilson's counts patients, not questions: how
-    far the questions of one patient go together cannot be seen then. Source: Wilson, JASA 1927; by SciPy.
-    """
-    count = patients.nunique()
-    if count > 1 and correct.nunique() == 1:
-        found = binomtest(count if correct.iloc[0] else 0, count).proportion_ci(CONFIDENCE, method="wilson")
-        return [float(found.low), float(found.high)]
-    return interval_of(correct, patients, bootstrap, seed)
-
-
-def interval_of(values: pd.Series, patients: pd.Series, bootstrap: int, seed: int) -> list[float] | None:
-    """95% percentile interval of the mean of `values`, patients resampled; None for a single patient.
-
-    Equal seeds give equal resamples, so the intervals of two policies on the same questions move together.
-    """
-    by_patient = values.astype(float).groupby(patients.to_numpy())
-    sums = np.stack([by_patient.sum(), by_patient.count()], axis=1)  # [patients, (sum, questions)]
-    if len(sums) < 2:
-        return None
-    random = generator(seed, "bootstrap")
-    blocks = []
-    for start in range(0, bootstrap, RESAMPLES_AT_ONCE):
-        size = (min(RESAMPLES_AT_ONCE, bootstrap - start), len(sums))
-        blocks.append(sums[random.integers(len(sums), size=size)].sum(axis=1))
-    resampled = np.concatenate(blocks)  # [bootstrap, (sum, questions)]
-    tail = (1 - CONFIDENCE) / 2
-    return [float(bound) for bound in np.quantile(resampled[:, 0] / resampled[:, 1], [tail, 1 - tail])]

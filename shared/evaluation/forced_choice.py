@@ -1,9 +1,9 @@
-"""The paper's protocol: after its reasoning a model must go on with the answer phrase, and the letter is chosen for it.
+"""The paper's protocol: a fixed answer phrase is put behind the model's reasoning, and its likeliest letter is the answer.
 
-Mended (spec: registry, quirks 11 and 32): only the letters of the options shown compete; the phrase begins a paragraph and is
-encoded together with its letter, where the original put a second beginning-of-text token in the middle and left a blank
-before a letter that tokenizers write with one; a text that is too long loses the end of its reasoning, not the question or
-the phrase. What the model boxed itself plays no part; `launch.evaluate` reports it beside.
+Three faults of the original are mended (spec: registry, quirks 11 and 32). Only the letters of the options shown compete. The
+phrase begins a paragraph and is encoded together with its letter: the original put a second beginning-of-text token in the
+middle, and left a blank before a letter that tokenizers write with one. A text that is too long loses the end of its
+reasoning, not the question or the phrase. What the model boxed itself has no influence; an evaluation reports it beside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Completion, RolloutEngine
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.questions.prompts import encode
 from shared.questions.record import LETTERS, Question
 
@@ -23,9 +23,9 @@ PHRASE = "\n\nTherefore, the answer to Q1 is"
 
 
 def phrase_and_letters(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of the answer phrase `[time]`, and of what each letter begins with after it `[5]`, int32.
+    """Token ids of the answer phrase `[time]`, and the first token of each letter after it `[5]`, int32.
 
-    Raises InputError for a tokenizer whose letters do not begin with a token each.
+    Raises InputError for a tokenizer in which two letters begin with the same token.
     """
     whole = [encode(tokenizer, f"{PHRASE} {letter}") for letter in LETTERS]
     columns = np.stack([text[: min(map(len, whole))] for text in whole], axis=1)
@@ -61,8 +61,9 @@ def forced_answers(
 ) -> list[Answer]:
     """The most likely letter of each question among its options, with the probabilities of all of them.
 
-    `longest`: tokens that the engine takes, `shared.backend.longest_scored`; `stop`: tokens that end a completion. Raises
-    InputError where the engine gives no numbers: the first letter would win every time.
+    `prompts`: token ids of each question `[time]`. `longest`: the most tokens that the engine takes
+    (`shared.backend.longest_scored`). `stop`: the tokens that end a completion. Raises InputError where a log-probability is not
+    a number, since the first letter would win every time.
     """
     phrase, letters = phrase_and_letters(tokenizer)
     texts = [
@@ -72,17 +73,17 @@ def forced_answers(
     answers = []
     scored = engine.next_token_logprobs(texts, letters)
     for question, logprobs, completion in zip(questions, scored, completions, strict=True):
-        shown = logprobs[: len(question.choices)].astype(np.float64)
-        if np.isnan(shown).any() or not np.isfinite(shown.max()):
+        competing = logprobs[: len(question.choices)].astype(np.float64)
+        if np.isnan(competing).any() or not np.isfinite(competing.max()):
             raise InputError(
                 f"question {question.id}: the model's log-probabilities of its letters are not numbers; its weights are "
                 "broken, or too large for the number format: try --compute_dtype=float32"
             )
-        shares = np.exp(shown - shown.max())
+        shares = np.exp(competing - competing.max())
         answers.append(
             answer_to(
                 question,
-                LETTERS[int(np.argmax(shown))],
+                LETTERS[int(np.argmax(competing))],
                 truncated=completion.truncated,
                 tokens=len(completion.tokens),
                 probabilities=tuple((shares / shares.sum()).tolist()),

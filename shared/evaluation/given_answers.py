@@ -1,4 +1,4 @@
-"""Answers made elsewhere: completions by question id from a file, so that they get the figures of our own.
+"""Answers made elsewhere: completions by question id, read from a file, so that they get the same figures as our own.
 
 A line of JSON (`.jsonl`) or a row of Parquet is one completion:
 
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.evaluation.votes import Sample, answer_of
 from shared.questions.record import Question
 
@@ -43,38 +43,41 @@ SUM = 1e-3  # how far probabilities may be from a sum of 1: they may be written 
 
 
 class Given:
-    """The completions of a file, by question, each checked. `repeated` lines said again what an earlier one had said."""
+    """The completions of a file, by question, each checked. `repeated` counts the lines that repeat an earlier one."""
 
     def __init__(self, path: Path, questions: Sequence[Question], *, samples: int = 1, allow_missing: bool = False):
-        """Read `path`: `samples` completions of each of `questions`, or of those that are there where some may be missing.
+        """Read `path`: `samples` completions of each of `questions`; of some questions none, with `allow_missing`.
 
-        Raises InputError naming the line that is wrong, never with what it holds.
+        Raises InputError with the number of the line that is wrong, never with its text.
         """
         self.path, self.samples, self.repeated = path, samples, 0
         self.sha256 = _sha256(path)
-        self._found: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # by id: where it stands, and the row
-        known = {question.id: question for question in questions}
-        first: tuple[str, set[str]] | None = None
+        self._completions: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # by id: where it stands, and the row
+        by_id = {question.id: question for question in questions}
+        first_row = ""
+        optional_fields: set[str] = set()  # of the first row; all others must have the same
         for where, row in _rows(path):
             _check_row(f"{path}, {where}", row)
-            if row["id"] not in known:
-                raise InputError(f"{path}, {where}: its id is not one of the {len(known)} questions that are asked")
-            there = {name for name in OPTIONAL if row.get(name) is not None}
-            first = first or (where, there)
-            if there != first[1]:
-                name = min(there ^ first[1])
-                raise InputError(f"{path}, {where}: {name} stands here and not in {first[0]}, or the other way round; give it "
+            if row["id"] not in by_id:
+                raise InputError(f"{path}, {where}: its id is not one of the {len(by_id)} questions that are asked")
+            fields = {name for name in OPTIONAL if row.get(name) is not None}
+            if not first_row:
+                first_row, optional_fields = where, fields
+            if fields != optional_fields:
+                name = min(fields ^ optional_fields)
+                raise InputError(f"{path}, {where}: {name} stands here and not in {first_row}, or the other way round; give it "
                                  "in all or in none")  # fmt: skip
-            _check_probabilities(f"{path}, {where}", row, known[row["id"]], samples)
+            _check_probabilities(f"{path}, {where}", row, by_id[row["id"]], samples)
             self._add(where, {name: row.get(name) for name in KINDS})
         self._check_counts(questions, allow_missing)
-        self._with_probabilities = samples > 1 or (first is not None and "probabilities" in first[1])
-        self.missing = sum(question.id not in self._found for question in questions)
+        self._with_probabilities = samples > 1 or "probabilities" in optional_fields
+        self.missing = sum(question.id not in self._completions for question in questions)
 
     def answers(self, questions: Sequence[Question], rule: str) -> list[Answer]:
-        """One answer to each question by `rule` (`shared.questions.boxes.RULES`); none, "", where its completion is missing."""
+        """One answer to each question by `rule` (`shared.questions.boxes.RULES`); the letter "" where a completion is missing."""
         return [
-            self._answer(question, [row for _, row in self._found.get(question.id, [])], rule) for question in questions
+            self._answer(question, [row for _, row in self._completions.get(question.id, [])], rule)
+            for question in questions
         ]
 
     def described(self) -> dict[str, Any]:
@@ -82,7 +85,7 @@ class Given:
         return {
             "file": self.path.name,
             "sha256": self.sha256,
-            "completions": sum(map(len, self._found.values())),
+            "completions": sum(map(len, self._completions.values())),
             "samples": self.samples,
             "missing": self.missing,
         }
@@ -104,26 +107,26 @@ class Given:
         return answer_of(question, samples, rule, probabilities=tuple(map(float, rows[0]["probabilities"] or ())))
 
     def _add(self, where: str, row: dict[str, Any]) -> None:
-        held = self._found.setdefault(row["id"], [])
-        if self.samples == 1 and held:
-            earlier, other = held[0]
-            if row != other:
+        rows = self._completions.setdefault(row["id"], [])
+        if self.samples == 1 and rows:
+            earlier_place, earlier_row = rows[0]
+            if row != earlier_row:
                 raise InputError(
-                    f"{self.path}, {where}: answers the question of {earlier} again, and differs; leave one of them out, or "
-                    "give --samples where several completions of a question are to vote"
+                    f"{self.path}, {where}: answers the question of {earlier_place} again, and differs; leave one of them out, "
+                    "or give --samples where several completions of a question are to vote"
                 )
             self.repeated += 1
             return
-        held.append((where, row))
+        rows.append((where, row))
 
     def _check_counts(self, questions: Sequence[Question], allow_missing: bool) -> None:
-        for rows in self._found.values():
+        for rows in self._completions.values():
             if len(rows) != self.samples:
                 raise InputError(
                     f"{self.path}, {rows[-1][0]}: the last of {len(rows)} completions of its question, and --samples says "
                     f"{self.samples} of each"
                 )
-        missing = [place for place, question in enumerate(questions, start=1) if question.id not in self._found]
+        missing = [place for place, question in enumerate(questions, start=1) if question.id not in self._completions]
         if missing and not allow_missing:
             raise InputError(
                 f"{self.path}: answers none of {len(missing)} of the {len(questions)} questions, the first of them number "
@@ -182,15 +185,15 @@ def _check_row(where: str, row: Any) -> None:
 
 
 def _check_probabilities(where: str, row: dict[str, Any], question: Question, samples: int) -> None:
-    given = row.get("probabilities")
-    if given is None:
+    probabilities = row.get("probabilities")
+    if probabilities is None:
         return
     if samples > 1:
         raise InputError(
             f"{where}: probabilities cannot go with --samples, whose votes give them; leave one of the two out"
         )
-    numbers = [share for share in given if type(share) in (int, float) and math.isfinite(share) and share >= 0]
-    if len(numbers) < len(given) or len(given) != len(question.choices) or abs(sum(numbers) - 1) > SUM:
+    numbers = [share for share in probabilities if type(share) in (int, float) and math.isfinite(share) and share >= 0]
+    if len(numbers) < len(probabilities) or len(probabilities) != len(question.choices) or abs(sum(numbers) - 1) > SUM:
         raise InputError(
             f"{where}: probabilities must be {len(question.choices)} numbers, one for each option in its order, that add up to 1"
         )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import InputError
+from shared.policy.tokenizer import load_tokenizer, special_tokens
 from shared.questions import boxes
 from shared.questions.prompts import SYSTEM_PROMPT, user_message
 from shared.questions.record import Question
@@ -66,16 +67,25 @@ def process_results(doc, results):
 
 
 def check_target(questions: Sequence[Question], folder: Path, name: str) -> None:
-    """Raise InputError for a name that is no plain word, where there are no questions, or where the folder, which would be
-    replaced, holds something else than such a task."""
+    """Raise InputError for a name that is no plain word, where there are no questions, and for a folder with other files.
+
+    The folder would be replaced, so it may hold an earlier task and nothing else.
+    """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise InputError(f"task name {name!r}: letters, digits and underscores only, a letter first")
     if not questions:
         raise InputError("there are no questions to export; the question file is empty")
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     ours = {QUESTIONS, UTILS, "__pycache__"}  # the last is left by the harness
-    if there and not (QUESTIONS in there and all(each in ours or each.endswith(".yaml") for each in there)):
+    if names and not (QUESTIONS in names and all(file in ours or file.endswith(".yaml") for file in names)):
         raise InputError(f"{folder}: holds other files than a task, and would be replaced; give a new folder")
+
+
+def model_ends(model: Path) -> list[str]:
+    """The tokens that end a completion of the model in a Hugging Face directory, as texts for `export`."""
+    tokenizer = load_tokenizer(model)
+    stop = special_tokens(tokenizer, model).stop
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(list(stop))]
 
 
 def export(
@@ -89,8 +99,8 @@ def export(
 ) -> Path:
     """Write `NAME.yaml`, `utils.py` and the questions into `folder`, which is replaced; returns the path of the task file.
 
-    `until`: texts that end a completion beside the end token of the harness' own tokenizer; `max_new_tokens` limits it, and
-    `prefill` begins the assistant's turn. Raises InputError as `check_target`.
+    `until`: texts that end a completion, in addition to the end token of the harness' own tokenizer. `max_new_tokens`: the
+    longest completion. `prefill`: what the assistant's turn begins with. Raises InputError as `check_target` does.
     """
     check_target(questions, folder, name)
     with files.replacing(folder) as temporary:

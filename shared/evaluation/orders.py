@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer
+from shared.evaluation.answers import Answer
 from shared.questions.record import LETTERS, Question
 
 MARK = "~"  # between a question's id and the number of places that its options are moved by
 
 
 def cyclic(questions: Sequence[Question]) -> list[Question]:
-    """Each question once for every rotation of its options; the first keeps the order, and the id gains `~0`, `~1`, ..."""
+    """Each question once for every rotation of its options. The first keeps the order; ids end in `~0`, `~1`, and so on."""
     return [rotated(question, places) for question in questions for places in range(len(question.choices))]
 
 
@@ -37,18 +37,19 @@ def rotated(question: Question, places: int) -> Question:
 
 
 def consistency(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, Any]:
-    """What the orders change, for questions from `cyclic` and their answers.
+    """What the order of options changes, for questions from `cyclic` and their answers.
 
-    `accuracy` over all orders, `always_right` and `same_option` (shares of the original questions that are answered
-    rightly, or with the same option, in every order), `letters` (share of each letter among the answers) and
-    `right_letters` (the same of the right answers). Raises InputError where an answer is missing.
+    `questions`: how many original questions there are. `accuracy`: over all orders. `always_right` and `same_option`: the shares
+    of original questions that are answered rightly in every order, and with the same option in every order. `letters` and
+    `right_letters`: the share of each letter among the answers, and among the right answers. Raises InputError where an
+    answer is missing.
     """
-    given = {answer.question_id: answer for answer in answers}
+    by_question = {answer.question_id: answer for answer in answers}
     groups: dict[str, list[tuple[Question, Answer]]] = {}
     for question in questions:
-        if question.id not in given:
+        if question.id not in by_question:
             raise InputError(f"{len(answers)} answers to {len(questions)} questions: there must be one for each")
-        groups.setdefault(question.id.rpartition(MARK)[0], []).append((question, given[question.id]))
+        groups.setdefault(question.id.rpartition(MARK)[0], []).append((question, by_question[question.id]))
     texts = [{_option(question, answer) for question, answer in pairs} for pairs in groups.values()]
     right = [all(answer.correct for _, answer in pairs) for pairs in groups.values()]
     return {

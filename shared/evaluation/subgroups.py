@@ -9,17 +9,18 @@ from typing import Any
 import pandas as pd
 
 from shared.errors import InputError
-from shared.evaluation.figures import Answer, accuracy_interval
+from shared.evaluation.answers import Answer
+from shared.evaluation.intervals import accuracy_interval
 from shared.registry.patients import SUBGROUPS, UNKNOWN
 
 FEWEST = 10  # patients; a group with fewer is suppressed
 
 
 def subgroups(answers: Sequence[Answer], patients: pd.DataFrame, *, bootstrap: int, seed: int) -> list[dict[str, Any]]:
-    """One row for each group: `by`, `group`, `patients`, `n` questions, `accuracy`, `ci`.
+    """One row for each group: `by` (age band, sex or site), `group`, `patients`, `n` questions, `accuracy`, `ci`, `suppressed`.
 
-    A group of fewer than 10 patients has `suppressed` true and no figures; where just one group of a kind is suppressed,
-    the next smallest is too, or the totals would tell it. Raises InputError where a patient is not known.
+    A group of fewer than 10 patients has `suppressed` true and no figures. Where only one group would be suppressed, the next
+    smallest is too: else the totals would tell its figures. Raises InputError where a patient is not in the table.
     """
     check_patients(patients, {answer.patient for answer in answers})
     known = patients.set_index("patient")
@@ -47,7 +48,7 @@ def subgroups(answers: Sequence[Answer], patients: pd.DataFrame, *, bootstrap: i
 
 
 def check_patients(patients: pd.DataFrame, asked: AbstractSet[str]) -> None:
-    """Raise InputError unless each patient who is asked about is in the table of patients, and nobody is twice."""
+    """Raise InputError unless each patient who is asked about is in the table of patients, and no patient has two rows."""
     missing = asked - set(patients["patient"])
     if missing:
         raise InputError(f"--patients: {len(missing)} patients of the answers are not in the file of patients; give the one "

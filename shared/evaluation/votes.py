@@ -1,4 +1,4 @@
-"""From the completions of one question to its answer: the letter of the only one, or the one that most of them box."""
+"""From the completions of one question to its answer: the letter of the only completion, or the most frequent letter."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to
 from shared.questions.boxes import RULES, answer_letter
 from shared.questions.record import LETTERS, Question
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A completion as text. `truncated`: the length limit ended it; `tokens` counts it; both None where that is not known.
+    """A completion as text.
 
-    `thinking`: its prompt ended inside the model's reasoning, and so the text begins there.
+    `truncated`: whether the length limit ended it. `tokens`: its length. Both are None where they are not known. `thinking`:
+    whether its prompt ended inside the model's reasoning, so that the text begins inside it.
     """
 
     completion: str
@@ -34,16 +35,17 @@ def answer_of(
 ) -> Answer:
     """One answer with the letters by both readings of boxes; `rule` (`shared.questions.boxes.RULES`) says which is the answer.
 
-    Several samples vote: `vote`, whose shares are the answer's probabilities; `probabilities` are those of a single one.
+    Of several samples the letters are put to the vote (`vote`), and the shares are the answer's probabilities. `probabilities`
+    are those of the options where there is one sample.
     """
     letters = {
-        each: [
-            answer_letter(sample.completion, each, options=len(question.choices), thinking=sample.thinking)
+        reading: [
+            answer_letter(sample.completion, reading, options=len(question.choices), thinking=sample.thinking)
             for sample in samples
         ]
-        for each in RULES
+        for reading in RULES
     }
-    strict, lenient = (vote(question, letters[each])[0] for each in RULES)
+    strict, lenient = (vote(question, letters[reading])[0] for reading in RULES)
     predicted, shares = vote(question, letters[rule])
     return answer_to(
         question,
@@ -57,7 +59,10 @@ def answer_of(
 
 
 def vote(question: Question, letters: Sequence[str]) -> tuple[str, tuple[float, ...]]:
-    """The most frequent letter, the first of those that tie ("" where nobody has one), and the share of each option."""
+    """The most frequent letter ("" where there is none), and the share of votes of each option.
+
+    Where some letters are equally frequent, the first in the alphabet is taken. Where no vote is for an option, shares are equal.
+    """
     votes = Counter(letter for letter in letters if letter)
     best = max(sorted(votes), key=votes.__getitem__, default="")
     known = LETTERS[: len(question.choices)]
@@ -66,10 +71,10 @@ def vote(question: Question, letters: Sequence[str]) -> tuple[str, tuple[float, 
 
 
 def _most(truncated: Sequence[bool | None]) -> bool | None:
-    known = [each for each in truncated if each is not None]
+    known = [value for value in truncated if value is not None]
     return sum(known) * 2 > len(known) if known else None
 
 
 def _mean(tokens: Sequence[int | None]) -> int | None:
-    known = [each for each in tokens if each is not None]
+    known = [count for count in tokens if count is not None]
     return round(sum(known) / len(known)) if known else None

@@ -66,12 +66,14 @@ def _presets() -> str:
     for field in fields:
         values = [f"`{PRESETS[name].get(field, defaults[f'grpo.{field}'])!r}`" for name in names]
         rows.append(f"| `grpo.{field}` | {' | '.join(values)} |")
-    said = "What `grpo_preset(NAME)` gives a config file's `grpo` section to start from; everything else is as above."
-    return "\n".join(["## Presets", "", said, "", *rows, ""])
+    introduction = (
+        "What `grpo_preset(NAME)` gives a config file's `grpo` section to start from; everything else is as above."
+    )
+    return "\n".join(["## Presets", "", introduction, "", *rows, ""])
 
 
 def _cited(text: str) -> str:
-    return re.sub(r"\(spec: ([^()]*)\)", lambda found: f"({_link(found[1])})", text)
+    return re.sub(r"\(spec: ([^()]*)\)", lambda citation: f"({_link(citation[1])})", text)
 
 
 def _link(source: str) -> str:

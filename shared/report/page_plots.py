@@ -1,4 +1,4 @@
-"""The figures of pages alone: narrow, so that a phone shows their text in its own size; wide screens put them side by side."""
+"""The plots of pages: narrow, so that a phone shows their text in its own size; wide screens put them side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A share with its interval, where it has one."""
+    """A row of a plot: a share between 0 and 1, and the two bounds of its interval where it has one."""
 
     label: str
     value: float
@@ -60,15 +60,16 @@ def accuracies(rows: Sequence[Row]) -> Figure:
 def sections(
     rows: Sequence[Mapping[str, Any]], sides: Mapping[str, str], *, majority: str = "majority class"
 ) -> Figure:
-    """For each section its name and its number of questions, and below it accuracy and levels on a line of their own.
+    """For each section its name and number of questions; on the line below, its accuracies and what they are compared with.
 
-    `rows` as in `summary.json`; `sides` gives the keys of the accuracies (their intervals: `ci` with what follows in the key)
-    and what the legend calls them, `majority` what it calls the most frequent option.
+    `rows`: the table `per_section` of a `summary.json`. `sides`: the keys of the accuracies in a row, each with its name in the
+    legend; the interval of the key `accuracy` is `ci`, of any other key `ci_KEY`. `majority`: the legend's name for the most
+    frequent option.
     """
     heights, texts, height = [], [], 0.0
     for row in rows:
-        asked = "1 question" if row["n"] == 1 else f"{row['n']:,} questions"
-        lines = wrapped(f"{section_name(row['section'])}, {asked}", SMALL)
+        count = "1 question" if row["n"] == 1 else f"{row['n']:,} questions"
+        lines = wrapped(f"{section_name(row['section'])}, {count}", SMALL)
         texts.append((height, "\n".join(lines)))
         height += LINE_HEIGHT * len(lines) + 0.14
         heights.append(height)
@@ -85,9 +86,9 @@ def sections(
                     _point(axes, place + shift * (2 * number - 1), Row(label, row[key], ci, colour), size=5)
             axes.plot([], [], "o", color=colour, label=label)
         for key, label, colour, _ in LEVELS:
-            known = [(row[key], place) for row, place in zip(rows, heights) if row.get(key) is not None]
-            if known:
-                axes.plot(*zip(*known), MARKERS[key], color=colour, markersize=4.5,
+            points = [(row[key], place) for row, place in zip(rows, heights) if row.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points), MARKERS[key], color=colour, markersize=4.5,
                           label=majority if key == "majority_accuracy" else label, fillstyle="none",
                           clip_on=False)  # fmt: skip
         for place, text in texts:
@@ -118,23 +119,23 @@ def letters(answered: Mapping[str, float], right: Mapping[str, float]) -> Figure
 
 
 def endings(shares: Mapping[str, float]) -> Figure:
-    """How the answers ended, as bars: shares by the keys of ENDINGS, in their order."""
-    shown = [(*ENDINGS[name], shares[name]) for name in ENDINGS if name in shares]
+    """How the answers ended, as bars: `shares` by the keys of ENDINGS, in the order of ENDINGS."""
+    bars = [(*ENDINGS[name], shares[name]) for name in ENDINGS if name in shares]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.5 + 0.46 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.5 + 0.46 * len(bars)), layout="constrained")
         axes = figure.subplots()
-        for height, (label, colour, value) in enumerate(shown):
+        for height, (label, colour, value) in enumerate(bars):
             axes.barh(height, value, 0.36, color=colour)
             axes.annotate(f"{label}: {value:.1%}", (0, height - 0.24), (3, 0), textcoords="offset points", va="bottom",
                           fontsize=SMALL, color=INK)  # fmt: skip
         axes.set_yticks([])
-        axes.set_ylim(len(shown) - 0.65, -0.8)
+        axes.set_ylim(len(bars) - 0.65, -0.8)
         _shares(axes)
     return figure
 
 
 def reliability(binary: Mapping[str, Any]) -> Figure:
-    """Frequency of the event over the probability given to it; the size of a point is its number of questions."""
+    """How often the answer was yes, over the probability given to yes; a larger point has more questions."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
         axes = figure.subplots()
@@ -157,7 +158,7 @@ def reliability(binary: Mapping[str, Any]) -> Figure:
 
 
 def times(steps: pd.Series, phases: pd.DataFrame) -> Figure:
-    """Seconds of each of `steps`, stacked by phase (the columns of `phases`); neighbouring steps share a bar."""
+    """Seconds of each of `steps`, as bars stacked by phase (the columns of `phases`). A bar may stand for neighbouring steps."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         axes = figure.subplots()
@@ -177,17 +178,20 @@ def times(steps: pd.Series, phases: pd.DataFrame) -> Figure:
 
 
 def section_name(header: str) -> str:
-    """The header of a section without its brackets, its parts apart, so that lines can end between them."""
+    """The header of a section without its brackets, with blanks between its parts, so that a line can end there."""
     return " / ".join(part.strip() for part in header.strip("[]").split("/"))
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: a pair of dollars would begin a formula."""
+    """The text as matplotlib must have it to show it unchanged: two dollar signs would enclose a formula."""
     return text.replace("$", r"\$")
 
 
 def wrapped(text: str, size: float) -> list[str]:
-    """Lines of at most TEXT_WIDTH points; wide characters (Chinese, Japanese, Korean) take more."""
+    """The text in lines of at most TEXT_WIDTH points; `size` is that of the letters, in points.
+
+    Chinese, Japanese and Korean characters are wider than others.
+    """
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -204,11 +208,12 @@ def wrapped(text: str, size: float) -> list[str]:
 
 
 def _width(text: str, size: float) -> float:
-    """About how wide it is, in points, in DejaVu Sans, which is wider than most fonts that a page is shown in."""
-    return size * sum(1.05 if unicodedata.east_asian_width(each) in "WF" else 0.58 for each in text)
+    """The width of the text in points, roughly, in DejaVu Sans; most fonts that a browser may take are narrower."""
+    return size * sum(1.05 if unicodedata.east_asian_width(letter) in "WF" else 0.58 for letter in text)
 
 
 def _point(axes: Axes, height: float, row: Row, *, size: float) -> None:
+    """Draw a row's interval and its marker."""
     if row.ci is not None:
         axes.plot(row.ci, [height, height], color=row.colour, linewidth=1.6, zorder=3, clip_on=False)
     axes.plot([row.value], [height], row.marker, color=row.colour, markersize=size, markeredgecolor=SHEET, zorder=4,
@@ -216,6 +221,7 @@ def _point(axes: Axes, height: float, row: Row, *, size: float) -> None:
 
 
 def _shares(axes: Axes) -> None:
+    """Make the horizontal axis one of shares, from 0% to 100%."""
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="y", visible=False)

@@ -1,7 +1,7 @@
-"""The figures of a report, drawn with matplotlib without a display: SVG for the page, PNG for a README.
+"""Plots of runs, drawn with matplotlib without a display: SVG for a page, PNG for a README.
 
-Colours are Okabe and Ito's, told apart with any colour vision; what matters is also told apart by dash or marker. In a page
-they are the style sheet's, which knows a light and a dark form of each.
+The colours are those of Okabe and Ito, which readers with any colour vision can tell apart. Lines that matter also differ in
+dash or marker. In a page the colours come from the style sheet, which has a light and a dark form of each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLOURS = {
 }  # fmt: skip
 INK, SOFT, GRID, SHEET = (COLOURS[name] for name in ("ink", "soft", "grid", "sheet"))
 BEFORE, AFTER, LINE = COLOURS["before"], COLOURS["after"], COLOURS["one"]
-# What an accuracy is held against: summary key, label, colour, dash.
+# What an accuracy is compared with: key in the summary, label, colour, dash.
 LEVELS = (
     ("bayes_accuracy", "Bayes ceiling", COLOURS["bayes"], (0, (6, 2))),
     ("majority_accuracy", "majority class", COLOURS["majority"], (0, (3, 2))),
@@ -72,7 +72,7 @@ DPI = 150
 def main_figure(summary: Mapping[str, Any], metrics: pd.DataFrame) -> Figure:
     """Two panels: accuracy before and after with intervals and levels, and the mean reward over steps.
 
-    What is missing is said in its panel.
+    A panel without data says what is missing.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -134,9 +134,9 @@ def overlay_figure(runs: Mapping[str, pd.DataFrame], names: Sequence[str]) -> Fi
             base = runs[first].set_index("step")[name]
             for number, label in enumerate(others, 1):
                 gap = (runs[label].set_index("step")[name] - base).abs().dropna()
-                shown = gap[gap > 0]
-                lower.plot(shown.index, shown, ".", color=PHASES[number % len(PHASES)], markersize=4)
-                if shown.empty:
+                positive = gap[gap > 0]  # a logarithmic axis has no zero
+                lower.plot(positive.index, positive, ".", color=PHASES[number % len(PHASES)], markersize=4)
+                if positive.empty:
                     lower.text(
                         0.5,
                         0.5 - 0.12 * number,
@@ -163,7 +163,7 @@ def series_figure(metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> F
 
 
 def curve(axes: Axes, metrics: pd.DataFrame, name: str, *, smooth: bool = True) -> None:
-    """Draw column `name` over `step`: every step faint and a moving average over about 5 % of the run."""
+    """Draw column `name` over `step`: every step as a faint line, and a moving average over about 5% of the run."""
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if name not in metrics.columns or metrics[name].isna().all():
@@ -181,9 +181,9 @@ def curve(axes: Axes, metrics: pd.DataFrame, name: str, *, smooth: bool = True) 
 
 
 def svg(figure: Figure, alt: str) -> str:
-    """The figure as an `<svg>` element to stand in a page, `alt` its text for those who do not see it.
+    """The figure as an `<svg>` element for a page; `alt` is the text for readers who do not see it.
 
-    Its colours are the page's. The same figure gives the same text: no date, no random ids.
+    It has the colours of the page. The same figure gives the same text: no date, no random ids.
     """
     text = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}), warnings.catch_warnings():
@@ -192,10 +192,10 @@ def svg(figure: Figure, alt: str) -> str:
         FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     element = text.getvalue()
     element = element[element.index("<svg") :]
-    # What would hold for the whole page: names that other figures have too, and rules for every element.
+    # Removed, since they would affect the whole page: ids that other figures have too, and style rules for every element.
     element = re.sub(r'<g id="[^"]*"', "<g", element)
     element = re.sub(r"<style type=\"text/css\">.*?</style>", "", element, flags=re.DOTALL)
-    element = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda found: _NAMED.get(found[0], found[0]), element)
+    element = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda colour: _NAMED.get(colour[0], colour[0]), element)
     element = element.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     return element.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
 

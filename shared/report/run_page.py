@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, made from the files in its work directory, and one screen for a terminal.
+"""One self-contained HTML page about a run, made from the files in its work directory.
 
 The page needs no network and says so to the browser (a content security policy that allows none). Everything that
 comes from a run, completions above all, is escaped.
@@ -7,34 +7,33 @@ comes from a run, completions above all, is escaped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from shared.config import validate
 from shared.errors import InputError
-from shared.evaluation import figures
+from shared.evaluation.answers import read_answers
 from shared.registry.features import display_names
 from shared.report import page_plots, plots
+from shared.report.page import drawn, level_rows, listed, write_html
+from shared.report.run_words import REPORT_FILE, SUMMARY_FILE, headline
+from shared.report.words import duration, percent
 from shared.storage import files
 from shared.training import health
 from shared.training.metrics_log import METRICS_FILE, phases, read_metrics
 
-TEMPLATES = Path(__file__).parent / "templates"
-REPORT_FILE = "report.html"
-SUMMARY_FILE = "summary.json"
 MAIN_PLOT = Path("plots") / "main.png"
 SUMMARY_KEYS = ("before", "after", "gain", "per_section", "per_feature", "timings")  # None where a run has none yet
 EXAMPLE_KEYS = {"when", "question", "completion", "answer", "predicted"}
-FEW = 10  # questions; a change over fewer is shown without a colour, it says too little
-SLOW_START = 2  # a first step that takes so many times as long as later ones has compiled programs
+FEW = 10  # questions; a change over fewer has no colour on the page, since it says too little
+SLOW_START = 2  # a first step that takes more than so many times as long as later steps has compiled programs
 NO_STEPS = pd.DataFrame({"step": pd.Series(dtype="int64")})
 
-# Metric, title, what it says. In the order of the page; a metric that a run lacks is left out and named as missing.
+# Metric, title, explanation, in the order of the page. A metric that a run lacks is left out and named as missing.
 SERIES = (
     ("reward", "Reward", "Mean over the step's sampled completions. It should rise."),
     ("kl", "KL to the reference", "Nats per token. A slow rise is learning; a sudden one is the policy breaking away."),
@@ -53,7 +52,7 @@ REQUIRED_SERIES = ("reward", "kl", "completion_length", "entropy", "grad_norm", 
 
 
 def examples_allowed(config: Mapping[str, Any], show_examples: bool) -> bool:
-    """Whether completions may be shown: asked for, or the records are drawn here and so belong to nobody.
+    """Whether completions may be shown: where that is asked for, or where the records were drawn here and are of no real patient.
 
     A run on question files or raw files of its own may be about real patients, whatever its `cohort` says.
     """
@@ -65,8 +64,8 @@ def examples_allowed(config: Mapping[str, Any], show_examples: bool) -> bool:
 def write_report(workdir: Path, *, show_examples: bool) -> Path:
     """Write `report.html` and `plots/main.png` from a work directory's files, and return the page's path.
 
-    What a run has not made yet is left out and said to be missing. `show_examples` is the caller's decision, see
-    `examples_allowed`. Raises InputError where the folder holds no run at all, or a file of it is broken.
+    The page names what the run has not made yet, and leaves it out. `show_examples`: whether completions are shown
+    (`examples_allowed`). Raises InputError where the folder holds no run, or a file of the run is damaged.
     """
     page = _gather(workdir, show_examples)
     plots.write_png(plots.main_figure(page["summary"], page["metrics"]), workdir / MAIN_PLOT)
@@ -75,160 +74,24 @@ def write_report(workdir: Path, *, show_examples: bool) -> Path:
     return workdir / REPORT_FILE
 
 
-def write_html(path: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Fill a template of this package and write the page, atomically. Values are escaped; one that is missing raises."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "interval": interval, "duration": duration, "points": points}
-    environment.filters |= {"readings": readings_in_words, "section": page_plots.section_name}
-    environment.globals["points"] = points
-    html = environment.get_template(template).render(values)
-    with files.replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-
-
-def terminal_summary(summary: Mapping[str, Any], workdir: Path) -> str:
-    """The result of a run for one screen: no patient's text, at most 80 columns beside the paths."""
-    before, after = summary.get("before"), summary.get("after")
-    lines = [f"{summary.get('run_name', 'run')}  (seed {summary.get('seed', '?')})", ""]
-    lines += [f"  {'':<16}{'accuracy':>9}   {'95% interval':<17}{'macro-F1':>9}{'answered':>10}{'cut off':>9}"]
-    for name, part in (("before GRPO", before), ("after GRPO", after)):
-        if part:
-            lines.append(
-                f"  {name:<16}{percent(part['accuracy']):>9}   {interval(part['ci']):<17}{part['macro_f1']:>9.3f}"
-                f"{percent(part['answered']):>10}{percent(part['truncated']):>9}"
-            )
-        else:
-            lines.append(f"  {name:<16}{'not evaluated yet':>9}")
-    if summary.get("gain"):
-        change = f"{100 * summary['gain']['value']:+.1f}"
-        bounds = interval(summary["gain"]["ci"], points).removesuffix(" points")
-        lines.append(f"  {'gain, points':<16}{change:>8}    {bounds}")
-    lines += [
-        f"  boxes {when}: {readings_in_words(part['readings'])}"
-        for when, part in (("before", before), ("after", after))
-        if part and part.get("readings")
-    ]
-    lines += [
-        f"  {label:<16}{percent(summary[key]):>9}" for key, label, *_ in plots.LEVELS if summary.get(key) is not None
-    ]
-    timings = summary.get("timings") or {}
-    if timings:
-        speed = timings.get("tokens_per_second")
-        speed_text = f", {speed:,.0f} tokens/s" if speed else ""
-        lines += ["", f"  {timings['steps']:,} optimizer steps in {duration(timings['seconds'])}{speed_text}"]
-    lines += ["", f"  report   {workdir / REPORT_FILE}", f"  figures  {workdir / SUMMARY_FILE}"]
-    return "\n".join(lines)
-
-
-def both_readings(figures: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The two readings of boxes of an evaluation, of the reasoning where letters were forced; None where they are not known."""
-    return (figures.get("boxed") or figures).get("readings")
-
-
-def readings_in_words(found: Mapping[str, Any]) -> str:
-    """Both accuracies and how many answers differ, for a line of a terminal or a page."""
-    strict, lenient, differ = found["strict"], found["lenient"], found["differ"]
-    return (
-        f"first box, read strictly: {percent(strict['accuracy'])}; last box, read leniently: {percent(lenient['accuracy'])}; "
-        f"the two read another letter in {differ} {'question' if differ == 1 else 'questions'}"
-    )
-
-
-def headline(summary: Mapping[str, Any]) -> str:
-    """The result in words, no more certain than its intervals."""
-    before, after, gain = (summary.get(name) for name in ("before", "after", "gain"))
-    if not (before and after and gain):
-        done = before or after
-        if not done:
-            return "This run has not been evaluated yet."
-        when, other = ("Before", "after") if before else ("After", "before")
-        return f"{when} GRPO, accuracy on {_whom(done)} is {_sure(done)}. The evaluation {other} is still missing."
-    text = (
-        f"On {_whom(after)}, accuracy went from {_sure(before)} before GRPO to {_sure(after)} after it: a change of "
-        f"{points(gain['value'])} ({interval(gain['ci'], points)})."
-    )
-    return " ".join([text, *_verdicts(summary, before, after, gain)])
-
-
-def _verdicts(
-    summary: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], gain: Mapping[str, Any]
-) -> list[str]:
-    verdicts = []
-    if gain["ci"] is not None and gain["ci"][0] <= 0 <= gain["ci"][1]:
-        verdicts.append("The interval holds zero: these questions cannot tell the change from none.")
-    bayes, majority = summary.get("bayes_accuracy"), summary.get("majority_accuracy")
-    if majority is not None and after["ci"] is not None:
-        low, high = after["ci"]
-        side = "above" if low > majority else "below" if high < majority else "not distinguishable from"
-        verdicts.append(f"That is {side} always taking the most frequent option ({percent(majority)}).")
-    if bayes is not None and bayes > before["accuracy"] and gain["value"] > 0:
-        closed = gain["value"] / (bayes - before["accuracy"])
-        verdicts.append(f"It closes {closed:.0%} of the distance to the Bayes ceiling ({percent(bayes)}).")
-    return verdicts
-
-
-def _whom(part: Mapping[str, Any]) -> str:
-    patients = "patient" if part["patients"] == 1 else "patients"
-    return f"{part['n']:,} questions about {part['patients']:,} held-out {patients}"
-
-
-def _sure(part: Mapping[str, Any]) -> str:
-    return f"{percent(part['accuracy'])} (95% interval {interval(part['ci'])})"
-
-
-def percent(value: float | None) -> str:
-    """`0.1234` as `12.3%`; a dash where it is unknown."""
-    return "–" if value is None else f"{100 * value:.1f}%"
-
-
-def points(value: float | None) -> str:
-    """A difference of accuracies, `0.1234` as `+12.3 points`."""
-    return "–" if value is None else f"{100 * value:+.1f} points"
-
-
-def interval(bounds: Sequence[float] | None, form: Any = percent) -> str:
-    """Both bounds of an interval, their unit once."""
-    if bounds is None:
-        return "no interval"
-    low, high = (form(bound) for bound in bounds)
-    number = low.removesuffix("%").removesuffix(" points")
-    return f"{number} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """`75` as `1 min 15 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
 def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
-    """What the page is made of, and what is missing of it."""
-    known = [SUMMARY_FILE, METRICS_FILE, "config.json"]
-    if not any((workdir / name).is_file() for name in known):
-        raise InputError(f"{workdir}: holds no run (none of {', '.join(known)}); give a run's work directory")
-    found = optional_json(workdir / SUMMARY_FILE, {})
-    summary = dict.fromkeys(SUMMARY_KEYS) | found
-    config = optional_json(workdir / "config.json", found.get("config", {}))
+    """The values of the page's template, but for its plots, and what is missing."""
+    run_files = [SUMMARY_FILE, METRICS_FILE, "config.json"]
+    if not any((workdir / name).is_file() for name in run_files):
+        raise InputError(f"{workdir}: holds no run (none of {', '.join(run_files)}); give a run's work directory")
+    written = optional_json(workdir / SUMMARY_FILE, {})
+    summary = dict.fromkeys(SUMMARY_KEYS) | written
+    config = optional_json(workdir / "config.json", written.get("config", {}))
     metrics = read_metrics(workdir / METRICS_FILE) if (workdir / METRICS_FILE).is_file() else NO_STEPS
     warmup_path = workdir / "warmup" / METRICS_FILE
     warmup = read_metrics(warmup_path) if warmup_path.is_file() else NO_STEPS
     examples = optional_json(workdir / "evaluation" / "examples.json", [])
     if not all(isinstance(example, dict) and EXAMPLE_KEYS <= example.keys() for example in examples):
         raise InputError(f"{workdir / 'evaluation' / 'examples.json'}: not what a run writes there; remove it")
-    parts = {when: _answered(workdir, when) for when in ("before", "after")}
     return {
         "summary": summary,
-        "run_name": found.get("run_name") or config.get("name", workdir.name),
-        "seed": found.get("seed", config.get("seed", "?")),
+        "run_name": written.get("run_name") or config.get("name", workdir.name),
+        "seed": written.get("seed", config.get("seed", "?")),
         "environment": summary.get("environment") or {},
         "headline": headline(summary),
         "metrics": metrics,
@@ -237,8 +100,8 @@ def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
         "config": json.dumps(config, indent=2, ensure_ascii=False),
         "examples": examples if show_examples else [],
         "hidden_examples": 0 if show_examples else len(examples),
-        "lengths": parts,
-        "missing": _missing(workdir, found, config, metrics),
+        "lengths": {when: _answer_lengths(workdir, when) for when in ("before", "after")},
+        "missing": _missing(workdir, written, config, metrics),
         "names": display_names(workdir / "data" / "registry"),
         "few": FEW,
     }
@@ -255,6 +118,7 @@ def _health(config: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, 
 
 
 def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any], metrics: pd.DataFrame) -> list[str]:
+    """A line for each part of the page that cannot be shown, with the reason."""
     missing = [] if summary else [f"{SUMMARY_FILE}: the run has not finished, so there is no result yet"]
     missing += [f"the evaluation {when} GRPO" for when in ("before", "after") if summary and not summary.get(when)]
     if summary and summary.get("bayes_accuracy") is None:
@@ -273,12 +137,12 @@ def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any
     return missing
 
 
-def _answered(workdir: Path, when: str) -> dict[str, float] | None:
-    """Completion lengths of an evaluation in tokens, at the quartiles; None where it has not been made."""
+def _answer_lengths(workdir: Path, when: str) -> dict[str, float] | None:
+    """Quartiles of an evaluation's completion lengths, in tokens; None where it has not been made."""
     path = workdir / "evaluation" / f"{when}.parquet"
     if not path.is_file():
         return None
-    lengths = pd.Series([answer.tokens for answer in figures.read_answers(path)])
+    lengths = pd.Series([answer.tokens for answer in read_answers(path)])
     if lengths.empty:
         return None
     quantiles = {"low": 0.25, "median": 0.5, "high": 0.75}
@@ -286,15 +150,18 @@ def _answered(workdir: Path, when: str) -> dict[str, float] | None:
 
 
 def optional_json(path: Path, otherwise: Any) -> Any:
-    """What a JSON file of a run holds, or `otherwise` where there is none; InputError where it is of another type."""
-    found = files.read_json(path) if path.is_file() else otherwise
-    if not isinstance(found, type(otherwise)):
+    """The value in a JSON file of a run, or `otherwise` where there is no file.
+
+    Raises InputError where the value is of another type than `otherwise`.
+    """
+    value = files.read_json(path) if path.is_file() else otherwise
+    if not isinstance(value, type(otherwise)):
         raise InputError(f"{path}: not what a run writes there; give a run's work directory")
-    return found
+    return value
 
 
 def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
-    """The page's figures as SVG, and the rows of its table of times."""
+    """The page's plots as SVG, and the rows of its table of times."""
     summary, metrics, warmup = page["summary"], page["metrics"], page["warmup"]
     series = {
         name: {
@@ -310,22 +177,22 @@ def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
     sections = summary.get("per_section") or []
     evaluated = [when for when in ("before", "after") if summary.get(when)]
     sides = {when: f"{when} GRPO" for when in evaluated}
-    found: dict[str, Any] = {"accuracy_figure": "", "sections_figure": "", "warmup_figure": ""}
+    figures: dict[str, Any] = {"accuracy_figure": "", "sections_figure": "", "warmup_figure": ""}
     if evaluated:
         rows = _accuracies(summary)
-        found["accuracy_figure"] = drawn(page_plots.accuracies(rows), listed("Accuracy", rows))
+        figures["accuracy_figure"] = drawn(page_plots.accuracies(rows), listed("Accuracy", rows))
     if sections:
-        told = [
+        accuracies = [
             f"{page_plots.section_name(row['section'])} {', '.join(f'{w} {percent(row[w])}' for w in evaluated)}"
             for row in sections
         ]
-        found["sections_figure"] = drawn(
-            page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(told)}"
+        figures["sections_figure"] = drawn(
+            page_plots.sections(sections, sides), f"Accuracy by section: {'; '.join(accuracies)}"
         )
     if not warmup.empty:
-        found["warmup_figure"] = drawn(plots.series_figure(warmup, "loss"), _course("Warm-up loss", warmup["loss"]))
+        figures["warmup_figure"] = drawn(plots.series_figure(warmup, "loss"), _course("Warm-up loss", warmup["loss"]))
     return (
-        found
+        figures
         | _times(metrics)
         | {
             "reward": series.pop("reward", None),
@@ -335,26 +202,8 @@ def _figures(page: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def drawn(figure: Any, alt: str) -> Markup:
-    """A figure for a page, with the text that stands for it."""
-    return Markup(plots.svg(figure, alt))
-
-
-def listed(what: str, rows: Sequence[page_plots.Row]) -> str:
-    """A figure of accuracies in words."""
-    return f"{what}: {'; '.join(f'{row.label} {percent(row.value)} ({interval(row.ci)})' for row in rows)}"
-
-
-def level_rows(figures: Mapping[str, Any]) -> list[page_plots.Row]:
-    """What an accuracy is held against, for a figure."""
-    return [
-        page_plots.Row(label, figures[key], None, colour, page_plots.MARKERS[key])
-        for key, label, colour, _ in plots.LEVELS
-        if figures.get(key) is not None
-    ]
-
-
 def _accuracies(summary: Mapping[str, Any]) -> list[page_plots.Row]:
+    """The rows of the accuracy plot: before, after, and what they are compared with."""
     sides = (("before", plots.BEFORE), ("after", plots.AFTER))
     rows = [
         page_plots.Row(f"{when} GRPO", summary[when]["accuracy"], summary[when]["ci"], colour)
@@ -365,22 +214,23 @@ def _accuracies(summary: Mapping[str, Any]) -> list[page_plots.Row]:
 
 
 def _course(title: str, values: pd.Series) -> str:
-    known = values.dropna()
-    return f"{title} over {len(values)} steps: {known.iloc[0]:.3g} at first, {known.iloc[-1]:.3g} at last"
+    """The text that stands for a curve."""
+    measured = values.dropna()
+    return f"{title} over {len(values)} steps: {measured.iloc[0]:.3g} at first, {measured.iloc[-1]:.3g} at last"
 
 
 def _times(metrics: pd.DataFrame) -> dict[str, Any]:
-    """Where the time went; a first step that compiled programs is told apart, or nothing else could be seen."""
+    """The time of each phase of a step. A slow first step, which compiled programs, is not plotted: it would hide the rest."""
     seconds = phases(metrics)
     steps = seconds.sum(axis=1)
     total = float(steps.sum())
     slow = len(steps) > 2 and steps.iloc[0] > SLOW_START * steps.iloc[1:].median()
-    shown = slice(1 if slow else 0, None)
-    later = seconds.iloc[shown]
+    plotted = slice(1 if slow else 0, None)  # steps
+    later = seconds.iloc[plotted]
     figure: Markup | str = ""
     if total:
         spent = ", ".join(f"{name} {duration(value)}" for name, value in later.mean().items())
-        figure = drawn(page_plots.times(metrics["step"].iloc[shown], later), f"Seconds per step, on average: {spent}")
+        figure = drawn(page_plots.times(metrics["step"].iloc[plotted], later), f"Seconds per step, on average: {spent}")
     return {
         "phases_figure": figure,
         "phases": [
@@ -388,7 +238,7 @@ def _times(metrics: pd.DataFrame) -> dict[str, Any]:
                 "name": name,
                 "seconds": values.sum(),
                 "share": values.sum() / total if total else None,
-                "mean": values.iloc[shown].mean(),
+                "mean": values.iloc[plotted].mean(),
                 "first": values.iloc[0],
             }
             for name, values in seconds.items()

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 from shared.cohorts.tables import RawTable, read_table
 from shared.errors import InputError
-from shared.evaluation.figures import interval_of
+from shared.evaluation.intervals import interval_of
 from shared.review.agreement import agreed, alpha
 from shared.review.store import BETTER, GRADES, STORE_FILE, Said, Store
 from shared.storage import files

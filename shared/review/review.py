@@ -19,7 +19,7 @@ import numpy as np
 
 from shared.errors import InputError
 from shared.randomness import generator
-from shared.report.run_page import write_html
+from shared.report.page import write_html
 from shared.review import store
 from shared.review.ratings import write_sheet
 from shared.review.store import STORE_FILE, Case

@@ -26,7 +26,7 @@ from shared.preparation import inputs, prepare
 from shared.questions import prompt_style
 from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
-from shared.report.run_page import duration
+from shared.report.words import duration
 from shared.runs import forecast, memory, run
 from shared.runs.policy import make_tokenizer
 from shared.runs.workdir import check_config, checkpoint_folder, question_files

@@ -19,10 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Learner, RolloutEngine
 from shared.errors import SyncError
-from shared.evaluation import figures
 from shared.evaluation.answering import Answered, answer_questions
+from shared.evaluation.answers import Answer, write_answers
 from shared.evaluation.engine_check import check_by_learner
-from shared.evaluation.figures import Answer
 from shared.questions.record import Question
 from shared.runs.kept import Kept, digest, request_changes
 from shared.runs.workdir import Job
@@ -102,7 +101,7 @@ def write(
     own = [{**example, "when": when} for example in examples]
     files.write_json(_file(workdir, "examples"), _other_examples(workdir, when) + own)
     files.write_json(_file(workdir, "engines"), _read(workdir, "engines", {}) | {when: checked})
-    figures.write_answers(answers_file(workdir, when), answers)
+    write_answers(answers_file(workdir, when), answers)
 
 
 @contextlib.contextmanager

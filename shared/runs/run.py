@@ -20,6 +20,7 @@ from shared.backend import Backend, Workload
 from shared.config import RunConfig, changed_in_preset
 from shared.errors import InputError
 from shared.evaluation import figures
+from shared.evaluation.answers import read_answers
 from shared.evaluation.engine_check import engine_name
 from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
 from shared.preparation import inputs, prepare
@@ -186,7 +187,7 @@ def _check_it_fits(job: Job, policy: Path, prompts: Sequence[np.ndarray], worklo
 def summarise(job: Job, questions: Sequence[Question], *, show_examples: bool) -> dict[str, Any]:
     """Write `summary.json` and the report from what the run left in its work directory; returns the summary."""
     workdir = job.workdir
-    before, after = (figures.read_answers(evaluations.answers_file(workdir, when)) for when in evaluations.WHEN)
+    before, after = (read_answers(evaluations.answers_file(workdir, when)) for when in evaluations.WHEN)
     summary = figures.summary(
         job.config.name,
         questions,

@@ -94,6 +94,24 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise InputError if the directory that a flag names cannot be written, or is missing and cannot be made."""
+    check_folder_name(flag, folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise InputError(f"--{flag}={folder}: cannot be made ({there} is a file); give another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--{flag}={folder}: cannot be written ({there} does not allow it); give another directory")
+
+
+def check_folder_name(flag: str, folder: Path) -> None:
+    """Raise InputError if a flag names an address or a file, which is no folder of this machine."""
+    if re.match(r"\w+:/", str(folder)):
+        raise InputError(f"--{flag}={folder}: must be a folder; an address in a bucket is not understood here")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--{flag}={folder}: is a file; give a directory")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. When the block ends without an error, it is renamed to `path`; else it is removed.

@@ -82,6 +82,16 @@ def test_a_page_as_it_is_seen(name, plots, size, scheme, pages, browser):
         assert len(names) == len(set(names))
 
 
+def test_both_readings_of_boxes_fit_a_phone(pages, browser):
+    with browsers.page(browser, "phone") as page:
+        page.goto(pages["evaluation"].as_uri())
+        table = page.locator("[aria-label='Boxes, read in two ways']")
+        assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
+        said = " ".join(table.locator("xpath=..").inner_text().split())
+    assert "The letters of the two readings differ in 1,234 of" in said
+    assert said.endswith("All other figures of boxes are by the lenient reading.")
+
+
 def test_plots_follow_the_colours_of_the_page(pages, browser):
     """What is dark by day is light by night; and the two sides of a comparison are never of one colour."""
     colours = {}

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from absl import flags
 from transformers import Phi3ForCausalLM
 
 from creason_jax.learner.learner import Learner
@@ -18,11 +17,12 @@ from creason_jax.mesh import memory, sharding
 from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import decoding
 from creason_jax.rollout.engine import Engine
-from launch import generation
 from shared.backend import Completion, Sampling, Workload
 from shared.config import LearnerConfig, OptimizerConfig
 from shared.errors import InputError
+from shared.evaluation.options import GenerationOptions
 from shared.grpo import GroupLayout, pack
+from shared.runs import model_engine
 from tests.support.tiny import run_config, tiny_phi3
 
 pytestmark = pytest.mark.slow
@@ -253,27 +253,10 @@ def test_no_more_slots_than_a_step_has_questions(world):
     assert engine.prefill_width() == 16
 
 
-def test_a_program_that_only_answers_draws_in_all_its_slots(world, monkeypatch):
-    given = {
-        "max_prompt_tokens": 32,
-        "max_new_tokens": LIMIT,
-        "slots": 40,
-        "compute_dtype": "float32",
-        "engine": "auto",
-        "prefill": "auto",
-        "thinking": "auto",
-        "template_date": "",
-        "server_url": "",
-        "server_weights": "",
-    }
-    held = flags.FlagValues()
-    for name, value in given.items():
-        define = flags.DEFINE_integer if isinstance(value, int) else flags.DEFINE_string
-        define(name, value, "", flag_values=held)
-    held.mark_as_parsed()
-    monkeypatch.setattr(generation, "FLAGS", held)
+def test_a_program_that_only_answers_draws_in_all_its_slots(world):
+    options = GenerationOptions(max_prompt_tokens=32, max_new_tokens=LIMIT, slots=40, compute_dtype="float32")
     for questions, slots in ((400, 40), (7, 7)):
-        config = generation.config_of(world.folder, questions=questions, samples=GROUP)
+        config = model_engine.config_of(options, world.folder, questions=questions, samples=GROUP)
         engine = Engine(config, world.config, world.mesh, stop_tokens=world.stops)
         assert engine.slots(SAMPLED) == engine.slots(GREEDY) == slots
 

@@ -15,17 +15,17 @@ import pandas as pd
 import pytest
 
 from creason_jax.rollout.engine import Engine
-from launch import backends, generation
+from launch import backends
 from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import TrainingError
 from shared.evaluation import orders
-from shared.evaluation.figures import answer_to, read_answers, write_answers
+from shared.evaluation.answers import answer_to, read_answers, write_answers
 from shared.policy.tokenizer import load_tokenizer
 from shared.questions.prompts import encode
 from shared.questions.record import write_questions
-from shared.report.run_page import percent
-from shared.runs import run
+from shared.report.words import percent
+from shared.runs import model_engine, run
 from shared.runs.workdir import with_dtype_of, with_dtype_of_workdir
 from tests.support.commands import REPOSITORY, here
 from tests.support.exam import exam, exam_tokenizer, of_others
@@ -81,7 +81,7 @@ def evaluate(root, monkeypatch, capfd):
         return np.float32([[-(int(text.sum()) % 7 + token % 5) for token in tokens] for text in texts])
 
     checked = {"engine": "jax Engine", "tokens": 48, "gap": 2e-6, "bound": 1e-3}
-    monkeypatch.setattr(generation, "check_by_file", lambda *_: checked)  # it would find that this is no network
+    monkeypatch.setattr(model_engine, "check_by_file", lambda *_: checked)  # it would find that this is no network
     monkeypatch.setattr(Engine, "generate", generate)
     monkeypatch.setattr(Engine, "next_token_logprobs", next_token_logprobs)
 

@@ -14,13 +14,12 @@ import pytest
 
 from creason_jax.backend import Backend
 from creason_jax.rollout.engine import Engine
-from launch import generation
 from shared.backend import Completion
 from shared.policy.tokenizer import load_tokenizer
 from shared.questions import prompt_style
 from shared.questions.prompts import PREFILL
 from shared.questions.record import write_questions
-from shared.runs import evaluations, run
+from shared.runs import evaluations, model_engine, run
 from tests.support import chats
 from tests.support.commands import here
 from tests.support.exam import exam, exam_tokenizer, of_others
@@ -66,7 +65,7 @@ def asked(monkeypatch) -> list[list[str]]:
         ended = Completion(np.array([3], np.int32), np.zeros(1, np.float32), truncated=False)
         return [[ended] * sampling.group_size for _ in prompts]
 
-    for module, check in ((generation, "check_by_file"), (evaluations, "check_by_learner")):
+    for module, check in ((model_engine, "check_by_file"), (evaluations, "check_by_learner")):
         monkeypatch.setattr(
             module, check, lambda *_: {"engine": "a rule", "tokens": 0, "gap": 0.0, "bound": 1e-3}
         )  # it would find that this is no network

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.evaluation.figures import read_answers
+from shared.evaluation.answers import read_answers
 from shared.policy.tokenizer import load_tokenizer
 from shared.questions.prompts import PromptStyle, chat_text, encode, prompt_tokens
 from shared.questions.record import read_questions

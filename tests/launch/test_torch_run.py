@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.evaluation.figures import read_answers
+from shared.evaluation.answers import read_answers
 from shared.questions.record import LETTERS, read_questions
 from shared.storage import files
 from shared.training.metrics_log import without_timings

@@ -11,7 +11,7 @@ from shared.backend import Completion
 from shared.config import RunConfig, grpo_preset, validate
 from shared.errors import InputError
 from shared.questions.prompts import encode, opens_reasoning
-from shared.report.run_page import readings_in_words
+from shared.report.words import readings_in_words
 from shared.runs import run
 from shared.runs.workdir import claim
 from shared.training.rollouts import Sampled

@@ -11,8 +11,8 @@ import pytest
 from shared import grpo
 from shared.backend import Completion, Sampling
 from shared.errors import SyncError
+from shared.evaluation.answers import Answer
 from shared.evaluation.engine_check import TOKENS, Forced, check_by_file, check_by_learner
-from shared.evaluation.figures import Answer
 from shared.runs import evaluations
 from shared.storage import files
 from tests.support.tiny import run_config

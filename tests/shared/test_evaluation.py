@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 from shared.config import EvaluationConfig, RunConfig
 from shared.errors import InputError
 from shared.evaluation import figures
-from shared.evaluation.figures import Answer, answer_to
+from shared.evaluation.answers import Answer, answer_to, read_answers, write_answers
 from shared.questions.record import LETTERS, Question
 
 OPTIONS = {"bootstrap": 2_000, "seed": 3}
@@ -69,26 +69,26 @@ def many(patients: int, each: int, *, seed: int = 0) -> list[Question]:
 def test_answers_survive_the_round_trip_and_only_their_owner_reads_them(tmp_path):
     answers = answered([question(0, "p"), question(1, "p")], "A.")
     path = tmp_path / "evaluation" / "before.parquet"
-    figures.write_answers(path, answers)
-    assert figures.read_answers(path) == answers
-    assert [type(value) for value in dataclasses.astuple(figures.read_answers(path)[1])] == [
+    write_answers(path, answers)
+    assert read_answers(path) == answers
+    assert [type(value) for value in dataclasses.astuple(read_answers(path)[1])] == [
         type(value) for value in dataclasses.astuple(answers[1])
     ]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    figures.write_answers(path, [])
-    assert figures.read_answers(path) == []
+    write_answers(path, [])
+    assert read_answers(path) == []
 
 
 def test_a_bad_file_of_answers_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="no such file of answers"):
-        figures.read_answers(tmp_path / "absent.parquet")
+        read_answers(tmp_path / "absent.parquet")
     (tmp_path / "text.parquet").write_text("hello")
     with pytest.raises(InputError, match="not a readable Parquet file") as caught:
-        figures.read_answers(tmp_path / "text.parquet")
+        read_answers(tmp_path / "text.parquet")
     assert "\n" not in str(caught.value)
     pd.DataFrame({"patient": ["p"]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="question_id, feature"):
-        figures.read_answers(tmp_path / "other.parquet")
+        read_answers(tmp_path / "other.parquet")
 
 
 def test_summarise_counts_by_hand():

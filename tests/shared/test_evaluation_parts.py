@@ -16,8 +16,9 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from shared.backend import Completion
 from shared.errors import InputError
 from shared.evaluation import binary, forced_choice, lm_eval, orders
+from shared.evaluation.answers import answer_to, read_answers, read_by, write_answers
 from shared.evaluation.comparison import check_same, compare
-from shared.evaluation.figures import answer_to, details, read_answers, read_by, summarise, write_answers
+from shared.evaluation.figures import details, summarise
 from shared.evaluation.subgroups import check_patients, subgroups
 from shared.evaluation.votes import Sample, answer_of, vote
 from shared.questions.prompts import SYSTEM_PROMPT, encode, user_message

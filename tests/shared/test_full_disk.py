@@ -14,13 +14,13 @@ from shared.cohorts.custom.codebook import Line, write_codebook
 from shared.cohorts.custom.problems import Problem, write_report
 from shared.config import ModelConfig
 from shared.errors import InputError
-from shared.evaluation import figures, lm_eval
-from shared.evaluation.figures import answer_to
+from shared.evaluation import lm_eval
+from shared.evaluation.answers import answer_to, write_answers
 from shared.policy.initial import write_model
 from shared.policy.tokenizer import train_tokenizer
 from shared.questions.record import write_questions
 from shared.report import plots
-from shared.report.run_page import write_html
+from shared.report.page import write_html
 from shared.review import review
 from shared.storage import files
 from shared.training.metrics_log import MetricsWriter, read_metrics
@@ -54,7 +54,7 @@ WRITERS = {
     "json": lambda path: files.write_json(path, list(range(9_000))),
     "json lines": lambda path: files.write_json_lines(path, ({"a": number} for number in range(9_000))),
     "questions": lambda path: write_questions(path, QUESTIONS),
-    "answers": lambda path: figures.write_answers(
+    "answers": lambda path: write_answers(
         path, [answer_to(question, "A", truncated=False, tokens=3) for question in QUESTIONS]
     ),
     "lm_eval": lambda path: lm_eval.export(QUESTIONS, path, "task"),

@@ -11,9 +11,8 @@ import pytest
 from shared.backend import Completion, told_by_first
 from shared.config import validate
 from shared.errors import InputError
-from shared.evaluation import figures
 from shared.evaluation.answering import Answered
-from shared.evaluation.figures import answer_to
+from shared.evaluation.answers import answer_to, read_answers
 from shared.questions.prompts import decode
 from shared.runs import evaluations
 from shared.runs.kept import Kept, digest, model_digest, request_changes
@@ -204,7 +203,7 @@ def test_a_runs_evaluation_goes_on_in_its_middle(tmp_path):
     left = {path.name for path in (tmp_path / "cut" / "evaluation").iterdir()}
     assert left == {"before.parquet", "examples.json", "engines.json"}
     assert len(files.read_json(tmp_path / "cut" / "evaluation" / "examples.json")) == 3
-    found = figures.read_answers(tmp_path / "cut" / "evaluation" / "before.parquet")
+    found = read_answers(tmp_path / "cut" / "evaluation" / "before.parquet")
     assert [(answer.question_id, answer.predicted) for answer in found] == [(f"question-{i}", "A") for i in range(10)]
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 from shared.config import EvaluationConfig, RunConfig
 from shared.errors import InputError
 from shared.evaluation import figures
+from shared.evaluation.answers import Answer, answer_to, write_answers
 from shared.questions.record import LETTERS, Question
-from shared.report import run_page
+from shared.report import run_page, run_words, words
 from shared.storage import files
 from shared.training import metrics_log
 
@@ -55,10 +56,10 @@ def questions() -> list[Question]:
     ]
 
 
-def answers(share: float) -> list[figures.Answer]:
+def answers(share: float) -> list[Answer]:
     random = np.random.default_rng(int(share * 100))
     return [
-        figures.answer_to(item, item.answer if random.random() < share else "", truncated=False, tokens=9)
+        answer_to(item, item.answer if random.random() < share else "", truncated=False, tokens=9)
         for item in questions()
     ]
 
@@ -78,8 +79,8 @@ def finished(tmp_path_factory) -> Path:
                     "seconds_prefill": 0.5, "seconds_decode": 2.0, "tokens_per_second": 123.0,
                 },
             )  # fmt: skip
-    figures.write_answers(folder / "evaluation" / "before.parquet", before)
-    figures.write_answers(folder / "evaluation" / "after.parquet", after)
+    write_answers(folder / "evaluation" / "before.parquet", before)
+    write_answers(folder / "evaluation" / "after.parquet", after)
     files.write_json(folder / "evaluation" / "examples.json", [EXAMPLE])
     files.write_json(folder / "config.json", dataclasses.asdict(CONFIG))
     timings = metrics_log.timings(metrics_log.read_metrics(folder / "metrics.jsonl"))
@@ -154,13 +155,13 @@ def test_the_page_holds_the_numbers_of_the_summary(shown):
     assert page.open == []
     summary = json.loads((shown / "summary.json").read_text())
     for part in (summary["before"], summary["after"]):
-        assert run_page.percent(part["accuracy"]) in page.text
-        assert run_page.interval(part["ci"]) in page.text
-    assert run_page.points(summary["gain"]["value"]) in page.text
+        assert words.percent(part["accuracy"]) in page.text
+        assert words.interval(part["ci"]) in page.text
+    assert words.points(summary["gain"]["value"]) in page.text
     for key in ("bayes_accuracy", "majority_accuracy", "chance_accuracy"):
-        assert run_page.percent(summary[key]) in page.text
+        assert words.percent(summary[key]) in page.text
     for row in summary["per_feature"]:
-        assert row["feature"] in page.text and run_page.percent(row["after"]) in page.text
+        assert row["feature"] in page.text and words.percent(row["after"]) in page.text
     for title in ("Reward", "KL to the reference", "Entropy", "Gradient norm", "Learning rate", "Completion length"):
         assert title in page.text
     assert "prefill" in page.text and "decode" in page.text and "123 tokens per second" in page.text
@@ -267,7 +268,7 @@ def test_a_run_evaluated_only_before(workdir):
     page = Page(run_page.write_report(workdir, show_examples=False))
     assert "Before GRPO, accuracy on 90 questions about 30 held-out patients" in page.text
     assert "the evaluation after GRPO" in page.text
-    assert "not evaluated yet" in run_page.terminal_summary(summary, workdir)
+    assert "not evaluated yet" in run_words.terminal_summary(summary, workdir)
 
 
 @pytest.mark.slow
@@ -277,7 +278,7 @@ def test_an_unknown_ceiling_is_said_to_be_unknown(workdir):
     files.write_json(workdir / "summary.json", summary)
     page = Page(run_page.write_report(workdir, show_examples=False))
     assert "the Bayes ceiling: it is known only" in page.text
-    assert "Bayes" not in run_page.headline(summary) and "Bayes" not in run_page.terminal_summary(summary, workdir)
+    assert "Bayes" not in run_words.headline(summary) and "Bayes" not in run_words.terminal_summary(summary, workdir)
 
 
 def part(accuracy: float, low: float, high: float) -> dict:
@@ -289,34 +290,34 @@ def test_the_headline_claims_no_more_than_the_intervals():
         "before": part(0.3, 0.25, 0.35), "after": part(0.6, 0.55, 0.65), "gain": {"value": 0.3, "ci": [0.22, 0.38]},
         "majority_accuracy": 0.4, "bayes_accuracy": 0.8,
     }  # fmt: skip
-    text = run_page.headline(clear)
+    text = run_words.headline(clear)
     assert "from 30.0% (95% interval 25.0 to 35.0%) before GRPO to 60.0%" in text
     assert "+30.0 points (+22.0 to +38.0 points)" in text
     assert "above always taking the most frequent option (40.0%)" in text and "closes 60% of the distance" in text
     assert "zero" not in text
     unclear = clear | {"gain": {"value": 0.02, "ci": [-0.04, 0.08]}, "after": part(0.32, 0.27, 0.43)}
-    assert "cannot tell the change from none" in run_page.headline(unclear)
-    assert "not distinguishable from always" in run_page.headline(unclear)
+    assert "cannot tell the change from none" in run_words.headline(unclear)
+    assert "not distinguishable from always" in run_words.headline(unclear)
     worse = clear | {"gain": {"value": -0.1, "ci": [-0.15, -0.05]}, "after": part(0.2, 0.15, 0.25)}
-    assert "below always" in run_page.headline(worse) and "closes" not in run_page.headline(worse)
+    assert "below always" in run_words.headline(worse) and "closes" not in run_words.headline(worse)
     single = clear | {"before": part(0.3, 0, 0) | {"ci": None, "patients": 1}, "gain": {"value": 0.3, "ci": None}}
-    assert "no interval" in run_page.headline(single)
+    assert "no interval" in run_words.headline(single)
 
 
 def test_terminal_summary_fits_a_screen(workdir):
     summary = json.loads((workdir / "summary.json").read_text())
-    lines = run_page.terminal_summary(summary, Path("run")).splitlines()
+    lines = run_words.terminal_summary(summary, Path("run")).splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    assert run_page.percent(summary["after"]["accuracy"]) in text and "run/report.html" in text
+    assert words.percent(summary["after"]["accuracy"]) in text and "run/report.html" in text
     assert "40 optimizer steps in 1 min 40 s, 123 tokens/s" in text
 
 
 def test_words_for_numbers():
-    assert (run_page.percent(0.1234), run_page.percent(None), run_page.points(-0.05)) == ("12.3%", "–", "-5.0 points")
-    assert run_page.interval([0.1, 0.25]) == "10.0 to 25.0%"
-    assert run_page.interval([-0.1, 0.25], run_page.points) == "-10.0 to +25.0 points"
-    assert [run_page.duration(s) for s in (0.25, 75, 59.99, 3_700)] == ["0.2 s", "1 min 15 s", "60.0 s", "1 h 01 min"]
+    assert (words.percent(0.1234), words.percent(None), words.points(-0.05)) == ("12.3%", "–", "-5.0 points")
+    assert words.interval([0.1, 0.25]) == "10.0 to 25.0%"
+    assert words.interval([-0.1, 0.25], words.points) == "-10.0 to +25.0 points"
+    assert [words.duration(s) for s in (0.25, 75, 59.99, 3_700)] == ["0.2 s", "1 min 15 s", "60.0 s", "1 h 01 min"]
 
 
 def test_a_folder_without_a_run_or_with_a_broken_file_is_one_clear_line(tmp_path, workdir):

@@ -15,6 +15,7 @@ from parity.report import Check
 from parity.world import World
 from shared.config import EvaluationConfig, RunConfig
 from shared.evaluation import binary, figures
+from shared.evaluation.answers import Answer, answer_to, write_answers
 from shared.evaluation.comparison import compare
 from shared.questions.record import LETTERS, Question, write_questions
 from shared.report import run_page
@@ -76,7 +77,7 @@ def questions(*, yes_no: bool = False) -> list[Question]:
     ]
 
 
-def answers(asked: list[Question], share: float) -> list[figures.Answer]:
+def answers(asked: list[Question], share: float) -> list[Answer]:
     """A `share` of them right; of the others every third without a letter, half of those cut off."""
     random = np.random.default_rng(7)
     found = []
@@ -85,7 +86,7 @@ def answers(asked: list[Question], share: float) -> list[figures.Answer]:
         other = "" if number % 3 == 0 else LETTERS[(LETTERS.index(question.answer) + 1) % len(question.choices)]
         letter, cut_off = question.answer if right else other, number % 6 == 0 and not right
         chances = random.dirichlet(np.ones(len(question.choices)))
-        found.append(figures.answer_to(question, letter, truncated=cut_off, tokens=90, probabilities=tuple(chances)))
+        found.append(answer_to(question, letter, truncated=cut_off, tokens=90, probabilities=tuple(chances)))
     return found
 
 
@@ -108,8 +109,8 @@ def write_run(folder: Path) -> Path:
                     "seconds_total": 95.0 if step == 0 else 8.0, "tokens_per_second": 12_345.0,
                 },
             )  # fmt: skip
-    figures.write_answers(folder / "evaluation" / "before.parquet", before)
-    figures.write_answers(folder / "evaluation" / "after.parquet", after)
+    write_answers(folder / "evaluation" / "before.parquet", before)
+    write_answers(folder / "evaluation" / "after.parquet", after)
     files.write_json(folder / "evaluation" / "examples.json", [EXAMPLE])
     files.write_json(folder / "config.json", dataclasses.asdict(config))
     feature = {
@@ -135,7 +136,8 @@ def write_evaluation(path: Path) -> Path:
     assert known is not None
     one = {"accuracy": 0.613, "ci": [0.5, 0.7], "macro_f1": 0.4, "answered": 0.9}
     found |= {
-        "boxed": one,
+        "boxed": one | {"readings": {"differ": 1234, "strict": one, "lenient": one}},
+        "answer_rule": "lenient_last",
         "binary": binary.figures(*known, **options),
         "comparison": compare(others, given, **options),
         "baselines": {"most frequent value": one, "boosted trees": one},

@@ -68,7 +68,7 @@ def main() -> None:
             f"none of {', '.join(browsers.NAMES)} is on PATH; install Chromium (Debian: apt-get install chromium)"
         )
     out = Path(FLAGS.out)
-    app.check_folder("out", out)
+    files.check_folder("out", out)
     with tempfile.TemporaryDirectory() as temporary:
         workdir = Path(FLAGS.workdir or temporary).absolute()
         for name, (place, command) in PAGES.items():

@@ -1,0 +1,24 @@
+"""Who hears of a task while it is done: a program prints what it hears, a library call needs to hear nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+def _ignored(*_: Any) -> None:
+    """Nobody hears it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listener:
+    """What is called as a task goes on. By default nothing is said, and no progress bar is shown."""
+
+    line: Callable[[str], Any] = _ignored  # a line about what is done, of process 0 only
+    warning: Callable[[str], Any] = _ignored  # a line that should be read even where the others are not
+    kept: Callable[[], Any] = _ignored  # from here on what is answered is kept, and the same call goes on from it
+    progress: bool = False  # progress bars on standard error
+
+
+SILENT = Listener()
