@@ -2,7 +2,7 @@
 
     creason jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
         --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
-    creason jobset --config=configs/phi4_sepsis.py --topology=v5e:4x8 --slices=2 --train=--config.learner.mesh_data=2 \\
+    creason jobset --config=configs/phi4_sepsis.py --topology=v5e:4x8 --slices=2 --train=--config.jax.mesh_data=2 \\
         --image=REGISTRY/creason:1 --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
 """
 
@@ -51,7 +51,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "/mnt/runs/run", "Work directory of the run, on that mount.")
     flags.DEFINE_string("name", "creason", "Name of the JobSet, and of its headless service.")
     flags.DEFINE_integer(
-        "slices", 1, "Slices that train together; give --train=--config.learner.mesh_data=SLICES.", lower_bound=1
+        "slices", 1, "Slices that train together; give --train=--config.jax.mesh_data=SLICES.", lower_bound=1
     )
     flags.DEFINE_multi_string("train", [], "A further flag of `creason train`; may come several times.")
     flags.DEFINE_integer("max_restarts", 100, "How often all is started again where a process ends.", lower_bound=0)

@@ -276,10 +276,9 @@ class RolloutConfig:
     slots: int = 64  # groups that decode at once; the JAX backend takes fewer where memory does not hold them
     prefill_batch: int = 16  # prompts computed in one call
     decode_steps: int = 8  # tokens for each round trip to the host
-    mesh_tensor: int = 0  # devices that decode together, on the JAX backend; 0: the learner's mesh
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "temperature", "top_k", "mesh_tensor")
+        at_least(self, 0, "temperature", "top_k")
         at_least(self, 1, "max_prompt_tokens", "max_new_tokens", "slots", "prefill_batch", "decode_steps")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
         check(0 <= self.min_p < 1, "min_p", self.min_p, "must be in [0, 1)")
@@ -297,21 +296,32 @@ class LearnerConfig:
     # What the backward pass keeps of each layer, the rest is computed again. "none": all of it; "dots": its products with
     # weights; "layer": its input; "offload": its input, in the host's memory. PyTorch knows "none" and "layer".
     remat: Remat = "layer"
-    # How Adam's moments are stored; computed with in float32. bfloat16 is rounded at random, without bias. JAX only.
-    moments_dtype: Literal["float32", "bfloat16"] = "float32"
-    # Where the reference policy is when it does not score and is not mixed. JAX only.
-    reference_memory: Literal["device", "host"] = "device"
     logprob_chunk: int = 1_024  # tokens whose logits exist at once on one device
     length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "micro_batch_rows", "logprob_chunk")
+        at_least(self, 0, "length_bucket")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JaxConfig:
+    """What only the JAX backend reads. But for `moments_dtype`, none of it changes the result beyond rounding."""
+
     mesh_data: int = 1  # devices along the axis that splits rows and copies weights
     mesh_fsdp: int = -1  # devices along the axis that splits rows and weights; -1: all remaining devices
     mesh_tensor: int = 1  # devices along the axis that splits each layer's products
     # Hidden states between layers split along time over mesh_tensor: the backward pass keeps 1 / mesh_tensor of them.
     sequence_parallel: bool = False
+    rollout_mesh_tensor: int = 0  # devices that decode together; 0: the learner's mesh
+    # How Adam's moments are stored; computed with in float32. bfloat16 is rounded at random, without bias.
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    # where the reference policy is when it does not score and is not mixed
+    reference_memory: Literal["device", "host"] = "device"
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "micro_batch_rows", "logprob_chunk", "mesh_data", "mesh_tensor")
-        at_least(self, 0, "length_bucket")
+        at_least(self, 1, "mesh_data", "mesh_tensor")
+        at_least(self, 0, "rollout_mesh_tensor")
         check(self.mesh_fsdp == -1 or self.mesh_fsdp >= 1, "mesh_fsdp", self.mesh_fsdp, "must be at least 1, or -1")
 
 
@@ -390,6 +400,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    jax: JaxConfig = JaxConfig()
     torch: TorchConfig = TorchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
@@ -458,14 +469,17 @@ KINDS_IN_WORDS = {
     tuple: "a list",
     type(None): "None",
 }
-# What only one backend reads; a config file serves both, so it may say it for either.
-ONE_BACKEND = {
-    "learner.mesh_data": "jax",
-    "learner.mesh_fsdp": "jax",
-    "learner.mesh_tensor": "jax",
-    "learner.sequence_parallel": "jax",
-    "rollout.mesh_tensor": "jax",
-    "torch": "torch",
+# Sections that only the backend of that name reads; a config file serves both, so it may have either.
+ONE_BACKEND = ("jax", "torch")
+# Fields that had another name: a config file and the command line are told the new one, a run's stored config is read.
+RENAMED = {
+    "learner.mesh_data": "jax.mesh_data",
+    "learner.mesh_fsdp": "jax.mesh_fsdp",
+    "learner.mesh_tensor": "jax.mesh_tensor",
+    "learner.sequence_parallel": "jax.sequence_parallel",
+    "learner.moments_dtype": "jax.moments_dtype",
+    "learner.reference_memory": "jax.reference_memory",
+    "rollout.mesh_tensor": "jax.rollout_mesh_tensor",
 }
 NOT_IN_PRESETS = ("preset", "steps")  # a preset says how a step is made, not how many are
 
@@ -480,8 +494,8 @@ def changed_in_preset(config: GrpoConfig) -> list[str]:
 def check_backend(fields: Iterable[str], backend: str) -> None:
     """Raise InputError for the first of `fields`, given for this run alone, that its backend does not read."""
     for field in fields:
-        reader = ONE_BACKEND.get(field) or ONE_BACKEND.get(field.partition(".")[0], backend)
-        if reader != backend:
+        reader = field.partition(".")[0]
+        if reader in ONE_BACKEND and reader != backend:
             raise InputError(
                 f"--config.{field}: only the {reader} backend reads it, and this is {backend}; leave it out"
             )
@@ -520,6 +534,32 @@ def validate(config: ConfigDict | Mapping[str, Any], given: Iterable[str] = ()) 
     return _build(RunConfig, _without_unread(values, set(given)), "")
 
 
+def validate_stored(values: Mapping[str, Any]) -> RunConfig:
+    """The config that a run wrote into its work directory: old names of fields are read as the new ones.
+
+    Raises InputError as `validate` does.
+    """
+    return validate(under_new_names(values) if isinstance(values, Mapping) else values)
+
+
+def old_names(values: Mapping[str, Any]) -> list[str]:
+    """Fields of a stored config that have another name now, under the names that they have there."""
+    sections = {name: section for name, section in values.items() if isinstance(section, Mapping)}
+    return [old for old in RENAMED if old.partition(".")[2] in sections.get(old.partition(".")[0], {})]
+
+
+def under_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with each field under the name that it has now."""
+    renamed = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    for old in old_names(values):
+        (old_section, old_field), (section, field) = old.split("."), RENAMED[old].split(".")
+        value = renamed[old_section].pop(old_field)
+        fields = renamed.setdefault(section, {})
+        if isinstance(fields, dict):
+            fields.setdefault(field, value)
+    return renamed
+
+
 # Of a section, the fields that decide which others are read, and what says which are not.
 UNREAD: dict[str, tuple[type, tuple[str, ...], Callable[..., dict[str, str]]]] = {
     "data": (DataConfig, data.DECIDING, data.unread),
@@ -547,6 +587,8 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str, default: Any = No
     sections = {field.name: field.default for field in dataclasses.fields(kind)}
     arguments = {} if default is None else {name: getattr(default, name) for name in hints}
     for name, value in dict(values).items():
+        if prefix + name in RENAMED:
+            raise InputError(f"{prefix}{name}: is now {RENAMED[prefix + name]}")
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(hints)}"

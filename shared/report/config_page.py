@@ -36,8 +36,7 @@ def _section(section: Section) -> str:
 
 def _row(section: Section, field: Field) -> str:
     default = "needed" if field.needed else f"`{field.default!r}`"
-    reader = ONE_BACKEND.get(field.name) or ONE_BACKEND.get(section.name)
-    only = f" Only the {reader} backend reads it." if reader and not field.help.endswith("only.") else ""
+    only = f" Only the {section.name} backend reads it." if section.name in ONE_BACKEND else ""
     cells = (f"`{field.name}`", f"`{field.kind}`", default, f"{field.help}{only}", _link(field.source) or "-")
     # A bar would end the cell, in a code span too.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from shared.config import validate
+from shared.config import validate_stored
 from shared.errors import InputError
 from shared.evaluation import figures
 from shared.registry.features import display_names
@@ -249,7 +249,7 @@ def _health(config: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, 
     if metrics.empty:
         return []
     try:
-        return health.table(metrics, validate(config))
+        return health.table(metrics, validate_stored(config))
     except InputError:
         return []
 

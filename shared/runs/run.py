@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Backend, Learner, RolloutEngine, Workload
-from shared.config import RunConfig, changed_in_preset, validate, with_compute_dtype
+from shared.config import RENAMED, RunConfig, changed_in_preset, old_names, validate_stored, with_compute_dtype
 from shared.errors import InputError
 from shared.evaluation import figures
 from shared.evaluation.answering import Answered, answer_questions
@@ -68,13 +68,13 @@ MAY_CHANGE = {
     "torch",
     "learner.micro_batch_rows",
     "learner.remat",
-    "learner.reference_memory",
+    "jax.reference_memory",
     "learner.logprob_chunk",
-    "learner.mesh_data",
-    "learner.mesh_fsdp",
-    "learner.mesh_tensor",
-    "learner.sequence_parallel",
-    "rollout.mesh_tensor",
+    "jax.mesh_data",
+    "jax.mesh_fsdp",
+    "jax.mesh_tensor",
+    "jax.sequence_parallel",
+    "jax.rollout_mesh_tensor",
     "health",
 }
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "deepspeed", "vllm", "transformers", "numpy")
@@ -248,7 +248,12 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str, new: list[Path 
         changed = check_config(config, folder, "--workdir" if folder == workdir else "checkpoint.folder")
         if changed is None and new is not None:
             new += [place, *([buckets.join(folder, inputs.INPUTS_FILE)] if folder != workdir else [])]
-        if changed != []:
+        renamed = [] if changed is None else old_names(buckets.read_json(place))
+        if renamed:
+            tqdm.write(
+                f"{place}: {renamed[0]} is now {RENAMED[renamed[0]]}; the file gets the new names of such fields"
+            )
+        if changed != [] or renamed:
             outdated.append(place)
     noted = Inputs(workdir, *others, begun=begun)
     for place in reversed(outdated):  # the work directory last: a bucket may refuse
@@ -274,9 +279,9 @@ def check_config(config: RunConfig, folder: Path | str, field: str) -> list[str]
 
 
 def read_config(path: Path | str) -> RunConfig:
-    """The config of a run. A field that is younger than the run has its default."""
+    """The config of a run. A field that is younger than the run has its default; one that is renamed since has its value."""
     try:
-        return validate(buckets.read_json(path))
+        return validate_stored(buckets.read_json(path))
     except InputError as error:
         raise InputError(f"{path}: not the config of a run of this version ({error}); give another --workdir") from None
 
