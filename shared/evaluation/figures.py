@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from shared.config import RunConfig
 from shared.errors import InputError
 from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
 from shared.storage import files
 from shared.training.metrics_log import plain
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 CONFIDENCE = 0.95
 RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, an integer for each patient

@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared.config import GrpoConfig
 from shared.errors import InputError
 from shared.grpo.batch import GroupBatch, completion_view, real_completions
+from shared.grpo.options import GrpoConfig
 
 ROW_MEAN = frozenset({"grpo", "gspo", "sapo"})  # losses that average over each completion's own tokens
 TOKEN_NORMALISED = frozenset({"bnpo", "dapo", "cispo", "vespo"})  # losses divided by the batch's tokens

@@ -1,11 +1,15 @@
-"""Which options of the data section mean something to a task: the others are refused, not silently ignored.
-
-`shared.config` refuses what differs from its default, `launch.prepare` any flag that is given.
+"""The section `data` of a run's config: where questions come from. An option that its task does not read is refused, not
+silently ignored: `DataConfig` refuses what differs from its default, `launch.prepare` any flag that is given.
 """
 
 from __future__ import annotations
 
-# How questions are made; the defaults are in `shared.config.DataConfig`.
+import dataclasses
+from typing import Literal
+
+from shared.options.checks import at_least, check
+
+# How questions are made; the defaults are in `DataConfig`.
 OF_QUESTIONS = (
     "num_choices",
     "difficulty",
@@ -52,3 +56,74 @@ def unread(*, cohort: str, task: str, compat: str, source: str, split: str, held
     if held_out:
         found["valid_patients"] = "held_out says who is held out; leave one of the two out"
     return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
+
+    # which registry; custom: your own table and codebook
+    cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
+    # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year
+    task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
+    source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
+    # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
+    encoding: str = ""
+    delimiter: str = ""  # between the cells of a custom registry's text file; empty: found, and said
+    decimal: str = ""  # mark of decimals in a custom registry, a point or a comma; empty: found, and said
+    exclude: str = ""  # file of the ids of patients to leave out of a custom registry, such as those who withdrew
+    train: str = ""  # question files that exist already: paths, or addresses such as gs://bucket/train.parquet
+    valid: str = ""  # the same for held-out questions
+    compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
+    patients: int = 2_000  # drawn, for `synthetic` only
+    valid_patients: int = 1_000  # held out
+    split: Literal["random", "site", "time"] = "random"  # who is held out
+    held_out: str = ""  # sites held out, or the first date held out; empty: by valid_patients
+    fit: Literal["train", "all"] = "train"  # whose values statistics and mutual information describe (the paper: all)
+    train_questions: int = 30_000  # training questions (spec: grpo, section 1)
+    valid_questions: int = 1_000  # held-out questions
+    num_choices: int = 5  # options of a question, 2 to 5 (spec: registry, section e)
+    # Distance between options that are numbers, in standard deviations: smaller is harder (spec: registry, section e).
+    difficulty: float = 2.0
+    mi_cutoff: float = 0.5  # nats; features that share more with the masked one are hidden (spec: registry, section e)
+    # Each option is the right one equally often, so that frequency is no answer. "train": held-out values come as often as
+    # among patients, e.g. to judge calibration. "none": the paper.
+    balance: Literal["all", "train", "none"] = "all"
+    all_victims: bool = False  # held-out patients: every value of one after the other, not one drawn from each in turn
+    masked: int = 1  # values masked together in a record; each is asked for
+    causal: bool = False  # show nothing from sections that a record shows after that of the masked value
+    core_features: int = 0  # keep only so many features of the registry, the most informative; 0 keeps all
+    core_kind: Literal["any", "category", "number"] = "any"  # kind of the features kept
+    # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
+    option_order: Literal["shuffled", "sorted"] = "shuffled"
+    context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions", "masked")
+        at_least(self, 0, "core_features", "context_features", "mi_cutoff")
+        check(2 <= self.num_choices <= 5, "num_choices", self.num_choices, "must be 2 to 5, the letters A to E")
+        check(self.difficulty > 0, "difficulty", self.difficulty, "must be above 0")
+        check(bool(self.train) == bool(self.valid), "valid", self.valid, "give both `train` and `valid`, or neither")
+        check(self.cohort == "synthetic" or bool(self.source or self.train), "source", self.source,
+              f"the folder with the raw files of {self.cohort!r} is needed")  # fmt: skip
+        drawn = self.cohort == "synthetic" and not self.source and not self.held_out
+        check(not drawn or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
+              f"must leave training patients: below patients = {self.patients}")  # fmt: skip
+        wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
+        check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(not (self.exclude and self.train), "exclude", self.exclude,
+              "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
+        check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
+              "the original had no custom cohort")  # fmt: skip
+        check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
+              "fixes the split and what is fitted; leave split and fit alone")  # fmt: skip
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, reason in self.unread().items():
+            check(getattr(self, name) == defaults[name], name, getattr(self, name), reason)
+
+    def unread(self) -> dict[str, str]:
+        """The options that nothing would read, and why; `balance` = "none" is what compat = "paper" does anyway."""
+        found = unread(**{name: getattr(self, name) for name in DECIDING})
+        if (self.compat, self.balance) == ("paper", "none"):
+            del found["balance"]
+        return found

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from shared import grpo
 from shared.backend import Completion, Learner, RolloutEngine, Sampling
-from shared.config import RunConfig
 from shared.grpo import GroupBatch, GroupLayout
 from shared.questions import rewards
 from shared.questions.prompts import decode, opens_reasoning
@@ -27,6 +26,9 @@ from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
 from shared.training.stopping import Stopped, StopRequest
 from shared.training.trajectories import TrajectoryWriter
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 REFILL_ROUNDS = 3  # further batches of questions asked for when groups have equal rewards
 
