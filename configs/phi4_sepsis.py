@@ -13,7 +13,7 @@ from shared.config import grpo_preset
 
 
 def get_config() -> ConfigDict:
-    """The run's configuration; fields and defaults (the paper's): shared/config.py."""
+    """The run's configuration; fields and defaults (the paper's): docs/configuration.md."""
     config = ConfigDict()
     config.name = "phi4_sepsis"
     config.seed = 42
