@@ -15,8 +15,8 @@ from shared.options.checks import at_least, check
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
-    from shared.grpo.options import GrpoConfig
     from shared.grpo.schedule import OptimizerConfig
+    from shared.grpo.section import GrpoConfig
     from shared.runs.forecast import Need
 
 

@@ -18,16 +18,16 @@ from ml_collections import ConfigDict
 
 from shared.backend import LearnerConfig, Remat, RolloutConfig
 from shared.errors import InputError
-from shared.evaluation.options import EvaluationConfig
-from shared.grpo.options import PRESETS, GrpoConfig, Loss, changed_in_preset, grpo_preset
+from shared.evaluation.section import EvaluationConfig
 from shared.grpo.schedule import OptimizerConfig
-from shared.options import data
+from shared.grpo.section import PRESETS, GrpoConfig, Loss, changed_in_preset, grpo_preset
 from shared.options.backends import JaxConfig, TorchConfig, torch_unread
 from shared.options.checks import check
-from shared.options.data import DataConfig
 from shared.options.reading import build
-from shared.policy.options import ModelConfig
-from shared.training.options import CheckpointConfig, HealthConfig, WarmupConfig
+from shared.policy.section import ModelConfig
+from shared.preparation import section as data
+from shared.preparation.section import DataConfig
+from shared.training.sections import CheckpointConfig, HealthConfig, WarmupConfig
 
 # All that a program or a config file needs stands under this name.
 __all__ = [

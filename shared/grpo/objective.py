@@ -34,7 +34,7 @@ import numpy as np
 
 from shared.errors import InputError
 from shared.grpo.batch import GroupBatch, completion_view, real_completions
-from shared.grpo.options import GrpoConfig
+from shared.grpo.section import GrpoConfig
 
 ROW_MEAN = frozenset({"grpo", "gspo", "sapo"})  # losses that average over each completion's own tokens
 TOKEN_NORMALISED = frozenset({"bnpo", "dapo", "cispo", "vespo"})  # losses divided by the batch's tokens

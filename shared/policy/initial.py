@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from shared.policy.families import FAMILIES, POSITIONS
-from shared.policy.options import ModelConfig
+from shared.policy.section import ModelConfig
 from shared.randomness import generator
 from shared.storage import files
 

@@ -14,11 +14,11 @@ from shared.cohorts import custom, synthetic, tables
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.custom import problems
 from shared.cohorts.custom.exclusions import keyed_digest
-from shared.config import DataConfig
 from shared.errors import InputError
 from shared.evaluation import baselines
 from shared.paper import cohorts as paper_cohorts
 from shared.paper import questions as paper_questions
+from shared.preparation.section import DataConfig
 from shared.preparation.vocabulary import registry_words
 from shared.questions import shortcuts
 from shared.questions.record import Question, read_questions, write_questions

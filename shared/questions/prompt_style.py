@@ -24,7 +24,7 @@ from shared.storage import buckets, files
 
 if TYPE_CHECKING:
     from shared.config import RunConfig
-    from shared.policy.options import ModelConfig
+    from shared.policy.section import ModelConfig
 
 PROMPTS_FILE = "prompts.json"
 EVALUATION_FILE = "evaluation_prompts.json"  # beside answers: their folder may be a run's

@@ -9,7 +9,7 @@ from shared.questions.boxes import answer_letter
 from shared.questions.record import Question
 
 if TYPE_CHECKING:
-    from shared.grpo.options import GrpoConfig
+    from shared.grpo.section import GrpoConfig
 
 
 def letter_of(question: Question, text: str, config: GrpoConfig, *, thinking: bool = False) -> str:

@@ -22,7 +22,7 @@ from shared import grpo
 from shared.backend import Backend
 from shared.errors import TrainingError
 from shared.grpo import GroupBatch, GroupLayout
-from shared.grpo.options import GrpoConfig
+from shared.grpo.section import GrpoConfig
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, special_tokens
 from shared.questions.prompts import PromptStyle, encode, user_message
 from shared.questions.record import LETTERS, Question

@@ -8,8 +8,9 @@ import dataclasses
 from typing import Literal
 
 from shared.options.checks import at_least, check
+from shared.tasks.rules import QuestionRules
 
-# How questions are made; the defaults are in `DataConfig`.
+# How questions are made.
 OF_QUESTIONS = (
     "num_choices",
     "difficulty",
@@ -59,7 +60,7 @@ def unread(*, cohort: str, task: str, compat: str, source: str, split: str, held
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(QuestionRules):
     """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
 
     # which registry; custom: your own table and codebook
@@ -82,27 +83,14 @@ class DataConfig:
     fit: Literal["train", "all"] = "train"  # whose values statistics and mutual information describe (the paper: all)
     train_questions: int = 30_000  # training questions (spec: grpo, section 1)
     valid_questions: int = 1_000  # held-out questions
-    num_choices: int = 5  # options of a question, 2 to 5 (spec: registry, section e)
-    # Distance between options that are numbers, in standard deviations: smaller is harder (spec: registry, section e).
-    difficulty: float = 2.0
-    mi_cutoff: float = 0.5  # nats; features that share more with the masked one are hidden (spec: registry, section e)
     # Each option is the right one equally often, so that frequency is no answer. "train": held-out values come as often as
     # among patients, e.g. to judge calibration. "none": the paper.
     balance: Literal["all", "train", "none"] = "all"
     all_victims: bool = False  # held-out patients: every value of one after the other, not one drawn from each in turn
-    masked: int = 1  # values masked together in a record; each is asked for
-    causal: bool = False  # show nothing from sections that a record shows after that of the masked value
-    core_features: int = 0  # keep only so many features of the registry, the most informative; 0 keeps all
-    core_kind: Literal["any", "category", "number"] = "any"  # kind of the features kept
-    # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
-    option_order: Literal["shuffled", "sorted"] = "shuffled"
-    context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions", "masked")
-        at_least(self, 0, "core_features", "context_features", "mi_cutoff")
-        check(2 <= self.num_choices <= 5, "num_choices", self.num_choices, "must be 2 to 5, the letters A to E")
-        check(self.difficulty > 0, "difficulty", self.difficulty, "must be above 0")
+        super().__post_init__()
+        at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions")
         check(bool(self.train) == bool(self.valid), "valid", self.valid, "give both `train` and `valid`, or neither")
         check(self.cohort == "synthetic" or bool(self.source or self.train), "source", self.source,
               f"the folder with the raw files of {self.cohort!r} is needed")  # fmt: skip
