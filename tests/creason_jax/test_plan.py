@@ -343,14 +343,14 @@ def test_a_search_passes_over_what_the_compiler_fails_on(monkeypatch):
     tried, told = [], []
 
     def plan(config, model, name, *, steps=(), say):
-        tried.append(config.learner)
+        tried.append((config.learner, config.jax))
         if len(tried) == 1:
             raise InputError(f"{name}: the TPU compiler ends with an error of its own")
-        return types.SimpleNamespace(fits=True, learner=config.learner)
+        return types.SimpleNamespace(fits=True, tried=tried[-1])
 
     monkeypatch.setattr(planning, "plan", plan)
     found = search.search(run_config(), MODEL, "v5e:2x4", say=told.append)
-    assert found.learner == tried[1] == tried[2] != tried[0]
+    assert found.tried == tried[1] == tried[2] != tried[0]
     assert "v5e:2x4: the TPU compiler ends with an error of its own" in told
 
 
