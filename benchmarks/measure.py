@@ -56,7 +56,7 @@ def write_model(folder: Path, model: ModelConfig, *, seed: int = 0) -> Path:
 
 
 def learner(folder: Path, layout: GroupLayout, moments_dtype: str = "float32", **options: Any) -> Learner:
-    """A learner on all devices for rows of `layout`; `options` are fields of LearnerConfig."""
+    """A learner on all devices for rows of `layout`; `moments_dtype` is of JaxConfig, `options` are fields of LearnerConfig."""
     config = validate(
         {
             "name": "benchmark",

@@ -10,7 +10,10 @@ from shared.options.checks import at_least, check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JaxConfig:
-    """What only the JAX backend reads. But for `moments_dtype`, none of it changes the result beyond rounding."""
+    """What only the JAX backend reads. But for `moments_dtype`, none of it changes the result beyond rounding.
+
+    The PyTorch backend refuses a config in which `moments_dtype` or `reference_memory` is not the default: it has neither.
+    """
 
     mesh_data: int = 1  # devices along the axis that splits rows and copies weights
     mesh_fsdp: int = -1  # devices along the axis that splits rows and weights; -1: all remaining devices
