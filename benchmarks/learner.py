@@ -90,5 +90,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("micro_batches", ["4", "16", "64"], "Rows in a micro-batch.")
     flags.DEFINE_list("remats", ["none", "layer"], f"Values of `learner.remat`: {', '.join(REMATS)}.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "`learner.compute_dtype`.")
-    flags.DEFINE_enum("moments_dtype", "float32", ["float32", "bfloat16"], "`learner.moments_dtype`.")
+    flags.DEFINE_enum("moments_dtype", "float32", ["float32", "bfloat16"], "`jax.moments_dtype`.")
     app.run(main)

@@ -59,14 +59,15 @@ def write_model(folder: Path, model: ModelConfig, *, seed: int = 0) -> Path:
     return folder
 
 
-def learner(folder: Path, layout: GroupLayout, **options: Any) -> Learner:
-    """A JAX learner on all devices for rows of `layout`; `options` are fields of LearnerConfig."""
+def learner(folder: Path, layout: GroupLayout, moments_dtype: str = "float32", **options: Any) -> Learner:
+    """A learner on all devices for rows of `layout`; `moments_dtype` is of JaxConfig, `options` are fields of LearnerConfig."""
     config = validate(
         {
             "name": "benchmark",
             "grpo": {"group_size": max(2, layout.group)},
             "rollout": {"max_prompt_tokens": layout.prompt, "max_new_tokens": layout.completion},
             "learner": {"compute_dtype": "float32", "remat": "none"} | options,
+            "jax": {"moments_dtype": moments_dtype},
         }
     )
     return Backend(config).learner(config, folder, optimizer=config.optimizer, steps=1_000, reference=False)

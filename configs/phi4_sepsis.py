@@ -13,7 +13,7 @@ from shared.config import grpo_preset
 
 
 def get_config() -> ConfigDict:
-    """The run's configuration; fields and defaults (the paper's): shared/config.py."""
+    """The run's configuration; fields and defaults (the paper's): docs/configuration.md."""
     config = ConfigDict()
     config.name = "phi4_sepsis"
     config.seed = 42
@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
     config.rollout = ConfigDict(dict(temperature=0.9, max_prompt_tokens=9_000, max_new_tokens=2_000, decode_steps=32))
     # A row holds a question with its seven completions; five rows are one each for five of the learners.
     # compute_dtype is left at auto: bfloat16 on the GPUs and TPUs that this is for.
-    config.learner = ConfigDict(dict(micro_batch_rows=5, remat="layer", length_bucket=512, mesh_tensor=1))
+    config.learner = ConfigDict(dict(micro_batch_rows=5, remat="layer", length_bucket=512))
+    config.jax = ConfigDict(dict(mesh_tensor=1))
     config.torch = ConfigDict(
         dict(
             zero_stage=3,

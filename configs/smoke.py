@@ -12,7 +12,7 @@ from shared.config import grpo_preset
 
 
 def get_config() -> ConfigDict:
-    """The run's configuration; fields and defaults: shared/config.py."""
+    """The run's configuration; fields and defaults: docs/configuration.md."""
     config = ConfigDict()
     config.name = "smoke"
     config.seed = 42

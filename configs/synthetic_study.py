@@ -13,7 +13,7 @@ from configs import quickstart
 
 
 def get_config() -> ConfigDict:
-    """The run's configuration; fields and defaults: shared/config.py."""
+    """The run's configuration; fields and defaults: docs/configuration.md."""
     config = quickstart.get_config()
     config.name = "synthetic_study"
     config.seed = 1

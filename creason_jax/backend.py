@@ -36,7 +36,7 @@ class Backend:
         if config.learner.compute_dtype == "float32":
             # On TPU and GPU the default precision of a float32 product is lower than float32.
             jax.config.update("jax_default_matmul_precision", "highest")
-        self.mesh = sharding.make_mesh(config.learner)
+        self.mesh = sharding.make_mesh(config.jax)
         self.process, self.processes = jax.process_index(), jax.process_count()
 
     def resolved(self, config: RunConfig) -> RunConfig:

@@ -27,7 +27,7 @@ class Backend:
 
     def __init__(self, config: RunConfig):
         config = self.resolved(config)
-        check_supported(config.learner)
+        check_supported(config)
         if config.learner.compute_dtype == "float32":
             # By default a GPU may round the operands of a float32 product (to TF32).
             torch.backends.cuda.matmul.allow_tf32 = False

@@ -2,7 +2,7 @@
 
     creason jobset --config=configs/phi4_sepsis.py --topology=v5p:4x4x4 --image=REGISTRY/creason:1 \\
         --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
-    creason jobset --config=configs/phi4_sepsis.py --topology=v5e:4x8 --slices=2 --train=--config.learner.mesh_data=2 \\
+    creason jobset --config=configs/phi4_sepsis.py --topology=v5e:4x8 --slices=2 --train=--config.jax.mesh_data=2 \\
         --image=REGISTRY/creason:1 --claim=creason-work --workdir=/mnt/runs/phi4 > jobset.yaml
 """
 
@@ -53,7 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "/mnt/runs/run", "Work directory of the run, inside --mount.")
     flags.DEFINE_string("name", "creason", "Name of the JobSet, and of its headless service.")
     flags.DEFINE_integer(
-        "slices", 1, "Slices that train together; give --train=--config.learner.mesh_data=SLICES.", lower_bound=1
+        "slices", 1, "Slices that train together; give --train=--config.jax.mesh_data=SLICES.", lower_bound=1
     )
     flags.DEFINE_multi_string("train", [], "A further flag for `creason train`; may come several times.")
     flags.DEFINE_integer(

@@ -7,9 +7,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from shared.config import kinds_in_words
 from shared.errors import InputError
 from shared.options.checks import check
+from shared.options.reading import kinds_in_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
     # Old log-probabilities are recorded, so ratios are not 1 and some are clipped.
     "grpo": {"group_size": LAYOUT.group, "questions_per_step": QUESTIONS, "steps": 20, "epsilon_high": 0.15},
     "rollout": {"max_prompt_tokens": LAYOUT.prompt, "max_new_tokens": LAYOUT.completion, "slots": 4, "prefill_batch": 2},
-    "learner": {"compute_dtype": "float32", "logprob_chunk": 64, "micro_batch_rows": QUESTIONS, "remat": "none", "mesh_fsdp": 1},
+    "learner": {"compute_dtype": "float32", "logprob_chunk": 64, "micro_batch_rows": QUESTIONS, "remat": "none"},
+    "jax": {"mesh_fsdp": 1},
     "optimizer": {"learning_rate": 1e-3, "max_grad_norm": 1e9},
     "torch": {"zero_stage": 0, "rollout_engine": "hf"},
 }  # fmt: skip
@@ -100,9 +101,8 @@ class JaxSide:
         )
 
     def _mesh(self, config: RunConfig) -> jax.sharding.Mesh:
-        learner = config.learner
-        count = learner.mesh_data * max(1, learner.mesh_fsdp) * learner.mesh_tensor
-        return sharding.make_mesh(learner, jax.devices()[:count])
+        count = config.jax.mesh_data * max(1, config.jax.mesh_fsdp) * config.jax.mesh_tensor
+        return sharding.make_mesh(config.jax, jax.devices()[:count])
 
 
 class TorchSide:

@@ -9,12 +9,61 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from shared.config import GrpoConfig, OptimizerConfig, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch
+from shared.options.checks import at_least, check
 
 if TYPE_CHECKING:
+    from shared.config import RunConfig
+    from shared.grpo.schedule import OptimizerConfig
+    from shared.grpo.section import GrpoConfig
     from shared.runs.forecast import Need
+
+
+Remat = Literal["none", "layer", "dots", "offload"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Generation during training."""
+
+    temperature: float = 0.9  # of sampling (spec: grpo, section 1)
+    top_k: int = 0  # sample from the likeliest k tokens; 0: off (spec: grpo, section 1)
+    # sample from the likeliest tokens that together have this probability; 1: off (spec: grpo, section 1)
+    top_p: float = 1.0
+    # leave out tokens less likely than this share of the likeliest one; 0: off (spec: grpo, section 1)
+    min_p: float = 0.0
+    max_prompt_tokens: int = 9_000  # longest prompt (spec: grpo, section 1)
+    max_new_tokens: int = 2_000  # longest completion (spec: grpo, section 1)
+    slots: int = 64  # groups that decode at once; the JAX backend takes fewer where memory does not hold them
+    prefill_batch: int = 16  # prompts computed in one call
+    decode_steps: int = 8  # tokens for each round trip to the host
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "temperature", "top_k")
+        at_least(self, 1, "max_prompt_tokens", "max_new_tokens", "slots", "prefill_batch", "decode_steps")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "must be in (0, 1]")
+        check(0 <= self.min_p < 1, "min_p", self.min_p, "must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """How the update is computed; none of it changes the result beyond rounding."""
+
+    micro_batch_rows: int = 1  # rows in one forward and backward pass, over all devices
+    group_layout: bool = True  # False: a row for each completion, its prompt computed again
+    # auto: bfloat16 where the device is faster in it (TPUs, GPUs; under PyTorch also CPUs with units for it), float32
+    # elsewhere. A run's config.json says which; to compare backends, name one.
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    # What the backward pass keeps of each layer, the rest is computed again. "none": all of it; "dots": its products with
+    # weights; "layer": its input; "offload": its input, in the host's memory. PyTorch knows "none" and "layer".
+    remat: Remat = "layer"
+    logprob_chunk: int = 1_024  # tokens whose logits exist at once on one device
+    length_bucket: int = 0  # rows are as long as the batch needs, rounded up to this; 0: as the limits, compiled once
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "micro_batch_rows", "logprob_chunk")
+        at_least(self, 0, "length_bucket")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from shared.config import RunConfig
+from shared.config import RENAMED, RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CODE = ("shared", "creason_jax", "creason_torch", "parity", "launch", "configs")
@@ -69,6 +69,7 @@ NOT_FIELDS = {
     },  # file names
     "evaluation": {"html", "md"},
     "health": {"md"},
+    "jax": {"jit", "lax", "nn", "numpy"},  # the library
     "model": {"embed_tokens", "layers", "norm", "safetensors"},  # names of weights
     "torch": {"optim", "set_num_threads"},  # the library
 }
@@ -173,6 +174,7 @@ def test_every_field_that_is_named_exists():
         for where, text in texts()
         for section, field in pattern.findall(text)
         if field not in fields()[section] and field not in NOT_FIELDS.get(section, ())
+        if not (where.startswith("shared/config.py:") and f"{section}.{field}" in RENAMED)  # the table itself
     ]
     assert wrong == []
 

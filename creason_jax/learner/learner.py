@@ -57,7 +57,7 @@ INTEGER_ARRAYS = ("tokens", "positions", "groups")
 class State(NamedTuple):
     """Everything that training changes.
 
-    `params` (the master weights) and `reference` are float32; `moments` have `learner.moments_dtype`. `reference` is None where
+    `params` (the master weights) and `reference` are float32; `moments` have `jax.moments_dtype`. `reference` is None where
     the run has no reference policy (beta = 0). `step` is the number of updates."""
 
     params: Any
@@ -129,7 +129,7 @@ class Learner:
         self.model = model
         sharding.check_divisible(model, mesh)
         self.shardings = sharding.param_shardings(model, mesh)
-        self.reference_on_host = config.learner.reference_memory == "host"
+        self.reference_on_host = config.jax.reference_memory == "host"
         self.reference_shardings = sharding.on_host(self.shardings) if self.reference_on_host else self.shardings
         self.whole = sharding.replicated(mesh)
         self.step = 0
@@ -277,7 +277,7 @@ class Learner:
         return optax.scale_by_adam(b1=self.optimizer.b1, b2=self.optimizer.b2, eps=self.optimizer.eps)
 
     def _zero_moments(self, params: Any) -> optax.ScaleByAdamState:
-        return moments.cast(self._adam().init(params), self.config.learner.moments_dtype)
+        return moments.cast(self._adam().init(params), self.config.jax.moments_dtype)
 
     def _micro_batches(self, batch: GroupBatch, names: tuple[str, ...]) -> dict[str, jax.Array]:
         """The batch's arrays as `[micro-batches, rows, time]`; empty rows fill up the last micro-batch."""
@@ -303,7 +303,7 @@ class Learner:
     ) -> tuple[jax.Array, jax.Array]:
         """As `_completion_logprobs`, for a device's own rows; both `[rows, G * C]`."""
         valid = rows["groups"] >= 0
-        time = sharding.stream_axis(self.mesh, layout.length, self.config.learner.sequence_parallel)
+        time = sharding.stream_axis(self.mesh, layout.length, self.config.jax.sequence_parallel)
         hidden, _ = forward(
             params,
             self.model,
@@ -395,7 +395,7 @@ class Learner:
         updates, adam = self._adam().update(grads, moments.cast(state.moments, "float32"), state.params)
         decay = self.optimizer.weight_decay
         params = jax.tree.map(lambda leaf, update: leaf - rate * (update + decay * leaf), state.params, updates)
-        stored = moments.store(adam, self.config.learner.moments_dtype)
+        stored = moments.store(adam, self.config.jax.moments_dtype)
         return State(params, stored, None, state.step + 1), (sums, {**extra, "grad_norm": norm})
 
     def _mixed(self, reference: Any, params: Any, mixup: jax.Array) -> Any:

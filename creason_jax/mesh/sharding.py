@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from creason_jax.axes import AXES, BATCH, TENSOR
 from creason_jax.model import DecoderConfig, abstract_params
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 from shared.errors import InputError
 
 # Logical names of a parameter's dimensions, by the last two parts of its path; stacked layers have "layers" in front.
@@ -46,14 +46,14 @@ LEARNER_RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "ffn"
 ENGINE_RULES = {**LEARNER_RULES, "embed": None}
 
 
-def make_mesh(config: LearnerConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh `data, fsdp, tensor`. Raises InputError where the product of the axes is not the number of devices."""
+def make_mesh(config: JaxConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh `data, fsdp, tensor`. Raises InputError where the axes do not multiply to the number of devices."""
     devices = jax.devices() if devices is None else devices
     data_and_tensor = config.mesh_data * config.mesh_tensor
     fsdp = len(devices) // data_and_tensor if config.mesh_fsdp == -1 else config.mesh_fsdp
     if data_and_tensor * fsdp != len(devices):
         raise InputError(
-            f"learner.mesh_data x mesh_fsdp x mesh_tensor = {config.mesh_data} x {config.mesh_fsdp} x "
+            f"jax.mesh_data x mesh_fsdp x mesh_tensor = {config.mesh_data} x {config.mesh_fsdp} x "
             f"{config.mesh_tensor} does not make the {len(devices)} devices that are here; "
             f"{_remedy(config, len(devices))}"
         )
@@ -71,7 +71,7 @@ def engine_mesh(mesh: Mesh, tensor: int) -> Mesh:
         return mesh
     if mesh.size % tensor:
         raise InputError(
-            f"rollout.mesh_tensor = {tensor} does not divide the {mesh.size} devices; nearest that does: "
+            f"jax.rollout_mesh_tensor = {tensor} does not divide the {mesh.size} devices; nearest that does: "
             f"{_nearest_divisor(mesh.size, tensor)}"
         )
     return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
@@ -88,7 +88,7 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndar
     data, fsdp, tensor = shape
     if data % slices:
         raise InputError(
-            f"learner.mesh_data = {data} is no multiple of the {slices} slices, which only `data` can span; "
+            f"jax.mesh_data = {data} is no multiple of the {slices} slices, which only `data` can span; "
             f"nearest that is: {max(slices, round(data / slices) * slices)}"
         )
     return mesh_utils.create_hybrid_device_mesh(
@@ -96,14 +96,14 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndar
     )
 
 
-def _remedy(config: LearnerConfig, devices: int) -> str:
-    """Which axis to change, and to what value, so that the other axes can stay as they are."""
+def _remedy(config: JaxConfig, devices: int) -> str:
+    """Which axis to change, and to what, so that the others can stay."""
     if devices % config.mesh_data:
-        return f"nearest learner.mesh_data: {_nearest_divisor(devices, config.mesh_data)}"
-    devices_left = devices // config.mesh_data
-    if devices_left % config.mesh_tensor:
-        return f"nearest learner.mesh_tensor: {_nearest_divisor(devices_left, config.mesh_tensor)}"
-    return f"set learner.mesh_fsdp = {devices_left // config.mesh_tensor}, or -1 for whatever is left"
+        return f"nearest jax.mesh_data: {_nearest_divisor(devices, config.mesh_data)}"
+    left = devices // config.mesh_data
+    if left % config.mesh_tensor:
+        return f"nearest jax.mesh_tensor: {_nearest_divisor(left, config.mesh_tensor)}"
+    return f"set jax.mesh_fsdp = {left // config.mesh_tensor}, or -1 for whatever is left"
 
 
 def _nearest_divisor(number: int, target: int) -> int:
@@ -116,10 +116,9 @@ def tensor_ways(model: DecoderConfig, devices: int) -> list[int]:
     return [way for way in range(1, devices + 1) if not any(size % way for size in sizes)]
 
 
-def check_divisible(model: DecoderConfig, mesh: Mesh, section: str = "learner") -> None:
-    """Raise InputError where a mesh axis does not divide a dimension of the model. The error names the axis's field in `section`.
-
-    KV heads are not checked: where they do not divide, they are replicated."""
+def check_divisible(model: DecoderConfig, mesh: Mesh, prefix: str = "mesh") -> None:
+    """Raise InputError where a dimension cannot be split evenly (KV heads are replicated instead). `prefix` begins the names
+    of the fields that made this mesh: "mesh", or "rollout_mesh" for one that decodes."""
     for name, size, axis in (
         ("num_attention_heads", model.num_attention_heads, "tensor"),
         ("intermediate_size", model.intermediate_size, "tensor"),
@@ -130,7 +129,7 @@ def check_divisible(model: DecoderConfig, mesh: Mesh, section: str = "learner") 
         if size % ways:
             nearest = _nearest_divisor(size, ways)
             raise InputError(
-                f"{section}.mesh_{axis} = {ways} does not divide {name} = {size}; nearest that does: {nearest}"
+                f"jax.{prefix}_{axis} = {ways} does not divide {name} = {size}; nearest that does: {nearest}"
             )
 
 

@@ -121,9 +121,9 @@ def check(config: RunConfig, model: DecoderConfig, name: str) -> None:
     sequences are longer than the model's positions.
     """
     chip_of(name)
-    mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
+    mesh = sharding.make_mesh(config.jax, list(topology.devices(name)))
     sharding.check_divisible(model, mesh)
-    sharding.check_divisible(model, sharding.engine_mesh(mesh, config.rollout.mesh_tensor), "rollout")
+    sharding.check_divisible(model, sharding.engine_mesh(mesh, config.jax.rollout_mesh_tensor), "rollout_mesh")
     longest = config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
     if longest > model.max_position_embeddings:
         raise InputError(
@@ -148,7 +148,7 @@ def plan(
     config = with_compute_dtype(config, "bfloat16")  # the meaning of `auto` on every TPU
     check(config, model, name)
     chip = chip_of(name)
-    mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
+    mesh = sharding.make_mesh(config.jax, list(topology.devices(name)))
     if config.learner.compute_dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")  # as the backend does
     learner = Learner.without_weights(
@@ -184,8 +184,8 @@ def plan(
         "decode": lambda: engine.lower_decode(sampling),
         "publish": lambda: engine.lower_publish(learner.state.params),
     }
-    scored = 0 if config.learner.reference_memory == "host" and config.grpo.beta > 0 else params
-    # Bytes in memory during each program that are not its arguments: the engine's weights, parts of the learner's state.
+    scored = 0 if config.jax.reference_memory == "host" and config.grpo.beta > 0 else params
+    # What each leaves untouched in memory: the engine's weights, the learner's state.
     beside = {
         "update": bytes_on_device(learner.state.reference) + published,
         "scoring": state - scored + published,
@@ -340,19 +340,19 @@ def _advice(
         tensor_sizes = sharding.tensor_ways(model, mesh.size)
         ways = [way for way in tensor_sizes if way > mesh.shape["tensor"]]
         if ways:
-            helps.append(f"learner.mesh_tensor = {ways[0]}")
-        if tightest.name == "update" and mesh.shape["tensor"] > 1 and not config.learner.sequence_parallel:
-            helps.append("learner.sequence_parallel = True")
-        decoders = sharding.engine_mesh(mesh, config.rollout.mesh_tensor).shape["tensor"]
+            helps.append(f"jax.mesh_tensor = {ways[0]}")
+        if tightest.name == "update" and mesh.shape["tensor"] > 1 and not config.jax.sequence_parallel:
+            helps.append("jax.sequence_parallel = True")
+        decoders = sharding.engine_mesh(mesh, config.jax.rollout_mesh_tensor).shape["tensor"]
         shares = [way for way in tensor_sizes if way > decoders]
         if shares:
-            helps.append(f"rollout.mesh_tensor = {shares[-1]} (a chip holds that part of the engine's weights)")
+            helps.append(f"jax.rollout_mesh_tensor = {shares[-1]} (a chip holds that part of the engine's weights)")
         if tightest.name == "update" and config.learner.remat != "offload":
             helps.append(f"learner.remat = {LESS_KEPT[config.learner.remat]!r}")
-        if tightest.name != "scoring" and config.grpo.beta > 0 and config.learner.reference_memory == "device":
-            helps.append("learner.reference_memory = 'host'")
-        if config.learner.moments_dtype == "float32":
-            helps.append("learner.moments_dtype = 'bfloat16'")
+        if tightest.name != "scoring" and config.grpo.beta > 0 and config.jax.reference_memory == "device":
+            helps.append("jax.reference_memory = 'host'")
+        if config.jax.moments_dtype == "float32":
+            helps.append("jax.moments_dtype = 'bfloat16'")
         if tightest.name in ROLLOUT:
             helps.append("a smaller rollout.prefill_batch")
         if tightest.name in ("update", "scoring"):
@@ -363,7 +363,7 @@ def _advice(
     if useful < 0.5:
         advice.append(
             f"{100 * (1 - useful):.0f} % of the update's rows are empty: more grpo.questions_per_step, or more of the "
-            "devices along learner.mesh_tensor"
+            "devices along jax.mesh_tensor"
         )
     return advice
 

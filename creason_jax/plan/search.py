@@ -11,7 +11,7 @@ from creason_jax.mesh.chips import GIB, SHAPES, Chip, chip_of
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import plan as planning
 from creason_jax.plan.plan import Plan
-from shared.config import LearnerConfig, Remat, RunConfig
+from shared.config import JaxConfig, Remat, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 
@@ -25,10 +25,10 @@ class Candidate:
     """A slice and a mesh on it, with estimates of memory and time."""
 
     topology: str
-    learner: LearnerConfig
-    decode_together: int  # rollout.mesh_tensor
-    bytes: float  # the most that one chip's memory holds at a time
-    seconds: float  # of the matrix products of one update at the chip's peak FLOP/s, padded rows included
+    jax: JaxConfig
+    remat: Remat  # learner.remat
+    bytes: float  # in the memory of a chip, at the fullest moment
+    seconds: float  # of one update's products at the chip's peak, padded rows included
 
 
 def search(
@@ -53,12 +53,12 @@ def search(
         if not likely and least is not None:
             say(f"{topology}: {least.bytes / GIB:.0f} GiB a chip at least, of {chip.hbm / GIB:.0f}")
         for candidate in likely[:TRIED]:
-            axes = candidate.learner
-            say(f"{topology}: data {axes.mesh_data}, fsdp {axes.mesh_fsdp}, tensor {axes.mesh_tensor}, remat {axes.remat}, "
-                f"{axes.micro_batch_rows} rows, {candidate.decode_together} decode together; about "
+            axes = candidate.jax
+            say(f"{topology}: data {axes.mesh_data}, fsdp {axes.mesh_fsdp}, tensor {axes.mesh_tensor}, remat {candidate.remat}, "
+                f"{config.learner.micro_batch_rows} rows, {axes.rollout_mesh_tensor} decode together; about "
                 f"{candidate.bytes / GIB:.0f} GiB")  # fmt: skip
-            rollout = dataclasses.replace(config.rollout, mesh_tensor=candidate.decode_together)
-            candidate_config = dataclasses.replace(config, learner=axes, rollout=rollout)
+            learner = dataclasses.replace(config.learner, remat=candidate.remat)
+            candidate_config = dataclasses.replace(config, learner=learner, jax=axes)
             try:
                 # The update needs the most memory, so it is compiled first, alone: if it does not fit, the rest is not compiled.
                 if planning.plan(candidate_config, model, topology, steps=("update",), say=say).fits:
@@ -88,29 +88,28 @@ def candidates(config: RunConfig, model: DecoderConfig, topology: str, devices: 
                 continue
             data = devices // tensor // fsdp
             width = min(-(-config.learner.micro_batch_rows // (data * fsdp)), -(-rows // (data * fsdp))) * data * fsdp
+            axes = dataclasses.replace(
+                config.jax,
+                mesh_data=data,
+                mesh_fsdp=fsdp,
+                mesh_tensor=tensor,
+                sequence_parallel=tensor > 1 and layout.length % tensor == 0,
+                rollout_mesh_tensor=decode_ways,
+            )
             for remat in REMATS:
-                axes = dataclasses.replace(
-                    config.learner,
-                    mesh_data=data,
-                    mesh_fsdp=fsdp,
-                    mesh_tensor=tensor,
-                    remat=remat,
-                    sequence_parallel=tensor > 1 and layout.length % tensor == 0,
-                )
                 forward = planning.forward_flops(model, layout)
                 recomputed = {"none": 0.0, "dots": planning.attention_flops(model, layout), "layer": forward}[remat]
                 work = (3 * forward + recomputed) * -(-rows // width) * width
-                needed = (
-                    _bytes(config, model, layout, axes, width // (data * fsdp)) + 2.0 * model.num_params / decode_ways
-                )
+                update = _bytes(config, model, layout, axes, remat, width // (data * fsdp))
+                needed = update + 2.0 * model.num_params / decode_ways
                 seconds = work / devices / chip.flops
-                yield Candidate(
-                    topology=topology, learner=axes, decode_together=decode_ways, bytes=needed, seconds=seconds
-                )
+                yield Candidate(topology=topology, jax=axes, remat=remat, bytes=needed, seconds=seconds)
 
 
-def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: LearnerConfig, rows: int) -> float:
-    """Bytes in a chip's memory during the update: state, gradients, and the activations stored for the backward pass."""
+def _bytes(
+    config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: JaxConfig, remat: Remat, rows: int
+) -> float:
+    """Of a chip during the update: state and gradients, and what the backward pass keeps."""
     tensor, tokens = axes.mesh_tensor, rows * layout.length
     copies = 3 + (config.grpo.beta > 0 and axes.reference_memory == "device")  # weights, gradients, new gradients
     moments = 2 * {"float32": 4.0, "bfloat16": 2.0}[axes.moments_dtype]
@@ -124,7 +123,7 @@ def _bytes(config: RunConfig, model: DecoderConfig, layout: GroupLayout, axes: L
         "dots": stream + layer + products * model.num_hidden_layers,
         "layer": stream + layer,
         "offload": layer,
-    }[axes.remat]
+    }[remat]
     head = 10.0 * model.hidden_size * model.vocab_size / tensor
     return state + activations + head
 

@@ -66,8 +66,8 @@ class Engine:
         # Rounded up to a bucket, so that workloads of about the same prompt length share compiled programs.
         self.longest_prompt = min(_bucket(self.workload.prompt_tokens), config.rollout.max_prompt_tokens)
         self.model = model
-        self.mesh = sharding.engine_mesh(mesh, config.rollout.mesh_tensor)
-        sharding.check_divisible(model, self.mesh, "rollout" if config.rollout.mesh_tensor else "learner")
+        self.mesh = sharding.engine_mesh(mesh, config.jax.rollout_mesh_tensor)
+        sharding.check_divisible(model, self.mesh, "rollout_mesh" if config.jax.rollout_mesh_tensor else "mesh")
         self.stop_tokens = tuple(stop_tokens)
         self.dtype = jnp.dtype(config.learner.compute_dtype)
         self.program = Program(
@@ -254,7 +254,7 @@ class Engine:
                 raise InputError(
                     f"rollout: the memory left on a device holds no slot with a prompt of {self.longest_prompt} and "
                     f"{sampling.group_size} x {sampling.max_new_tokens} new tokens; what helps: more devices, a greater "
-                    "rollout.mesh_tensor, fewer tokens, a smaller model, compute_dtype = 'bfloat16'"
+                    "jax.rollout_mesh_tensor, fewer tokens, a smaller model, compute_dtype = 'bfloat16'"
                 )
             self._prefill = max(1, self.prefill_width(sampling) // 2)
         if self._prefill < configured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from creason_torch.model.decoder import (
 from creason_torch.rollout import readback
 from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
-from shared.config import LearnerConfig, OptimizerConfig, RunConfig
+from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
 from shared.grpo.schedule import learning_rate
 from shared.options.checks import check
@@ -35,15 +36,19 @@ from shared.storage import files
 # The arrays of a batch that an update needs, as tensors `[rows, time]`.
 ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
 OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
-# Options of the learner that save memory -> their values that this backend supports.
-KNOWN = {"remat": ("none", "layer"), "moments_dtype": ("float32",), "reference_memory": ("device",)}
+# What this backend knows of the options for memory.
+KNOWN = {
+    "learner.remat": ("none", "layer"),
+    "jax.moments_dtype": ("float32",),
+    "jax.reference_memory": ("device",),
+}
 
 
-def check_supported(config: LearnerConfig) -> None:
-    """Raise InputError for a value of a learner option that only the JAX backend supports."""
-    for name, supported in KNOWN.items():
-        value, remedy = getattr(config, name), " or ".join(map(repr, supported))
-        check(value in supported, f"learner.{name}", value, f"only the JAX backend does that; set {remedy}")
+def check_supported(config: RunConfig) -> None:
+    """Raise InputError for an option of the learner that only the JAX backend has."""
+    for name, known in KNOWN.items():
+        value, remedy = operator.attrgetter(name)(config), " or ".join(map(repr, known))
+        check(value in known, name, value, f"only the JAX backend does that; set {remedy}")
 
 
 class Learner:
@@ -59,7 +64,7 @@ class Learner:
         steps: int,
         reference: bool,
     ):
-        check_supported(config.learner)
+        check_supported(config)
         self.config = config
         self.optimizer = optimizer
         self.steps = steps

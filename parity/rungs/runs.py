@@ -77,7 +77,7 @@ def _from_the_policy_of(config: RunConfig, workdir: Path) -> RunConfig:
 
 def _one_device(backend: Any, config: RunConfig) -> Any:
     """The backend on the first device only: a small run gains nothing from pretended ones."""
-    backend.mesh = sharding.make_mesh(config.learner, jax.devices()[:1])
+    backend.mesh = sharding.make_mesh(config.jax, jax.devices()[:1])
     return backend
 
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shared.backend import Completion, RolloutEngine, Sampling, longest_scored
-from shared.config import RunConfig
 from shared.evaluation.answers import Answer
 from shared.evaluation.forced_choice import forced_answers
 from shared.evaluation.votes import Sample, answer_of
 from shared.questions.prompts import decode, opens_reasoning, user_message
 from shared.questions.record import Question
 from shared.randomness import uniforms
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

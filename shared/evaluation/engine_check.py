@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,11 +29,13 @@ from shared.backend import (
     longest_scored,
     scoring_temperature,
 )
-from shared.config import RunConfig
 from shared.errors import SyncError
 from shared.evaluation.forced_choice import forced_text
 from shared.grpo import GroupLayout
 from shared.randomness import uniforms
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 PROMPTS = 4  # and at least one for each process, which may have an engine of its own
 TOKENS = 32  # of each answer, at most

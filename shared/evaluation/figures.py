@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from shared.config import RunConfig
 from shared.errors import InputError
 from shared.evaluation.answers import COLUMNS, Answer
 from shared.evaluation.intervals import accuracy_interval, interval_of
 from shared.questions.record import LETTERS, Question
 from shared.training.metrics_log import plain
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 
 def summarise(questions: Sequence[Question], answers: Sequence[Answer], *, bootstrap: int, seed: int) -> dict[str, Any]:

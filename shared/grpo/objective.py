@@ -24,16 +24,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shared.errors import InputError
 from shared.grpo.batch import GroupBatch, completion_view, real_completions
 from shared.grpo.losses import LOSSES
-
-if TYPE_CHECKING:  # the config reads the table of losses, which is of this room
-    from shared.config import GrpoConfig
+from shared.grpo.section import GrpoConfig
 
 
 class Sums(NamedTuple):

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the config reads the table of losses, which is of this room
-    from shared.config import OptimizerConfig
+from shared.options.checks import at_least, check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up from 0 and cosine decay to 0."""
+
+    learning_rate: float = 1e-6  # peak (spec: grpo, section 1)
+    warmup_ratio: float = 0.1  # of all steps, rounded up (spec: grpo, section 1)
+    b1: float = 0.9  # decay of Adam's first moment (spec: grpo, section 1)
+    b2: float = 0.999  # decay of Adam's second moment (spec: grpo, section 1)
+    eps: float = 1e-8  # added to the root of the second moment (spec: grpo, section 1)
+    weight_decay: float = 0.0  # decoupled, as in AdamW (spec: grpo, section 1)
+    max_grad_norm: float = 1.0  # the gradient's global norm is clipped to this (spec: grpo, section 1)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "learning_rate", "weight_decay")
+        check(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "must be in [0, 1)")
+        check(0 <= self.b1 < 1, "b1", self.b1, "must be in [0, 1)")
+        check(0 <= self.b2 < 1, "b2", self.b2, "must be in [0, 1)")
+        check(self.eps > 0, "eps", self.eps, "must be above 0")
+        check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be above 0")
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:

@@ -1,1 +1,1 @@
-"""The sections of a run's configuration, one dataclass each, and what is checked of them; `shared.config` composes them."""
+"""How values become a section of a run's configuration, how a section refuses one, and what its fields mean."""

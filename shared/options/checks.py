@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from shared.errors import InputError
@@ -17,3 +18,11 @@ def at_least(config: Any, minimum: float, *fields: str) -> None:
     """Check that each of `fields` is at least `minimum`."""
     for field in fields:
         check(getattr(config, field) >= minimum, field, getattr(config, field), f"must be at least {minimum}")
+
+
+def is_day(text: str) -> bool:
+    """Whether this is a day as ISO 8601 writes it, such as 2026-11-26."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -49,11 +49,17 @@ def sections(kind: type) -> list[Section]:
 
 
 def _sections(kind: type, name: str, default: Any) -> Iterator[Section]:
-    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    hints: dict[str, Any] = typing.get_type_hints(kind)
+    comments: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
+        comments |= _comments(base)
     # Where a section has defaults of its own, what is said of the dataclass's defaults is not about them.
     own = default is None or all(getattr(default, field.name) == field.default for field in dataclasses.fields(kind))
     found, inner = [], []
-    for field in dataclasses.fields(kind):
+    declared = inspect.get_annotations(kind)
+    for field in sorted(
+        dataclasses.fields(kind), key=lambda field: field.name not in declared
+    ):  # inherited ones come last
         hint, full = hints[field.name], f"{name}.{field.name}".lstrip(".")
         value = field.default if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(hint):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from shared.policy.families import FAMILIES, POSITIONS
+from shared.policy.section import ModelConfig
 from shared.randomness import generator
 from shared.storage import files
-
-if TYPE_CHECKING:  # shared.config imports the table of families from this room, so an import here would be a circle
-    from shared.config import ModelConfig
 
 MAX_POSITIONS = 4_096
 

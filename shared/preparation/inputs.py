@@ -19,9 +19,9 @@ from tqdm import tqdm
 from shared.backend import Backend
 from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
-from shared.config import DataConfig
 from shared.errors import InputError
 from shared.policy import weight_files
+from shared.preparation.section import DataConfig
 from shared.storage import buckets, files
 
 INPUTS_FILE = "inputs.json"

@@ -14,11 +14,11 @@ from shared.cohorts import custom, synthetic, tables
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.custom import problems
 from shared.cohorts.custom.exclusions import keyed_digest
-from shared.config import DataConfig
 from shared.errors import InputError
 from shared.evaluation import baselines
 from shared.paper import cohorts as paper_cohorts
 from shared.paper import questions as paper_questions
+from shared.preparation.section import DataConfig
 from shared.preparation.vocabulary import registry_words
 from shared.questions import shortcuts
 from shared.questions.record import Question, read_questions, write_questions
@@ -175,7 +175,7 @@ def question_maker(registry: Registry, data: DataConfig, seed: int) -> Maker:
             difficulty=data.difficulty,
             mi_cutoff=data.mi_cutoff,
             masked=data.masked,
-            hide_later_sections=data.causal,
+            causal=data.causal,
             core_features=data.core_features,
             core_kind=data.core_kind,
             context_features=data.context_features,

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
-from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation.prepare import MIMIC3, PATIENTS, PROVENANCE, RULES, SPLITS, question_maker
+from shared.preparation.section import DataConfig
 from shared.questions.record import Question, read_questions
 from shared.registry import store
 from shared.registry.build import versions

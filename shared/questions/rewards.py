@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from shared.config import GrpoConfig
 from shared.questions.boxes import answer_letter
 from shared.questions.record import Question
+
+if TYPE_CHECKING:
+    from shared.grpo.section import GrpoConfig
 
 
 def letter_of(question: Question, text: str, config: GrpoConfig, *, thinking: bool = False) -> str:

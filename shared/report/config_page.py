@@ -13,8 +13,8 @@ from shared.storage import files
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 INTRODUCTION = """# Configuration
 
-Every field of a run's config, made from the dataclasses in `shared/config.py` by
-`python -m shared.report.config_page`; edit those. A config file is Python with `get_config()`, which returns these fields in
+Every field of a run's config, made by `python -m shared.report.config_page` from the dataclasses that `shared/config.py` puts
+together; edit those. A config file is Python with `get_config()`, which returns these fields in
 their sections; what it leaves out has the default.
 Each can be set on the command line of a program with `--config`, as `--config.grpo.beta=0.0`, or
 `--noconfig.learner.group_layout` for one that is on or off; `creason help train` shows the same list. Source: where the
@@ -40,8 +40,7 @@ def _section(section: Section) -> str:
 
 def _row(section: Section, field: Field) -> str:
     default = "needed" if field.needed else f"`{field.default!r}`"
-    reader = ONE_BACKEND.get(field.name) or ONE_BACKEND.get(section.name)
-    only = f" Only the {reader} backend reads it." if reader and not field.help.endswith("only.") else ""
+    only = f" Only the {section.name} backend reads it." if section.name in ONE_BACKEND else ""
     cells = (f"`{field.name}`", f"`{field.kind}`", default, f"{field.help}{only}", _link(field.source) or "-")
     # A bar would end the cell, in a code span too.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from shared.config import validate
+from shared.config import validate_stored
 from shared.errors import InputError
 from shared.evaluation.answers import read_answers
 from shared.registry.features import display_names
@@ -112,7 +112,7 @@ def _health(config: Mapping[str, Any], metrics: pd.DataFrame) -> list[dict[str, 
     if metrics.empty:
         return []
     try:
-        return health.table(metrics, validate(config))
+        return health.table(metrics, validate_stored(config))
     except InputError:
         return []
 

@@ -59,7 +59,7 @@ MAY_DIFFER = MAY_CHANGE | {
     "rollout.prefill_batch",
     "rollout.decode_steps",
     "learner.compute_dtype",
-    "learner.moments_dtype",
+    "jax.moments_dtype",
     "learner.length_bucket",
 }
 ADVANTAGE_TOLERANCE = 1e-6

@@ -27,8 +27,10 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from tqdm import tqdm
+
 from shared.backend import Backend
-from shared.config import RunConfig, validate, with_compute_dtype
+from shared.config import RENAMED, RunConfig, old_names, validate_stored, with_compute_dtype
 from shared.errors import InputError
 from shared.preparation import inputs
 from shared.preparation.inputs import Inputs
@@ -46,13 +48,13 @@ MAY_CHANGE = {
     "torch",
     "learner.micro_batch_rows",
     "learner.remat",
-    "learner.reference_memory",
+    "jax.reference_memory",
     "learner.logprob_chunk",
-    "learner.mesh_data",
-    "learner.mesh_fsdp",
-    "learner.mesh_tensor",
-    "learner.sequence_parallel",
-    "rollout.mesh_tensor",
+    "jax.mesh_data",
+    "jax.mesh_fsdp",
+    "jax.mesh_tensor",
+    "jax.sequence_parallel",
+    "jax.rollout_mesh_tensor",
     "health",
 }
 
@@ -145,7 +147,12 @@ def claim(config: RunConfig, workdir: Path, *others: Path | str, new_files: list
         changed = check_config(config, folder, "--workdir" if folder == workdir else "checkpoint.folder")
         if changed is None and new_files is not None:
             new_files += [config_file, *([buckets.join(folder, inputs.INPUTS_FILE)] if folder != workdir else [])]
-        if changed != []:
+        renamed = [] if changed is None else old_names(buckets.read_json(config_file))
+        if renamed:
+            tqdm.write(
+                f"{config_file}: {renamed[0]} is now {RENAMED[renamed[0]]}; the file gets the new names of such fields"
+            )
+        if changed != [] or renamed:
             outdated.append(config_file)
     noted = Inputs(workdir, *others, begun=begun)
     for config_file in reversed(outdated):  # the work directory last: writing to a bucket may be refused
@@ -205,9 +212,9 @@ def check_shared(backend: Backend, workdir: Path, *, own_workdirs: bool, fix: st
 
 
 def read_config(path: Path | str) -> RunConfig:
-    """The config of a run. A field that is younger than the run has its default."""
+    """The config of a run. A field that the run's file lacks has its default; a renamed field has its value."""
     try:
-        return validate(buckets.read_json(path))
+        return validate_stored(buckets.read_json(path))
     except InputError as error:
         raise InputError(f"{path}: not the config of a run of this version ({error}); give another --workdir") from None
 

@@ -6,7 +6,6 @@ order, the number of workers or the other questions asked for.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from shared.registry.patients import pseudonym
 from shared.registry.store import Registry
 from shared.tasks import balanced, choices
 from shared.tasks.choices import OptionLaw
+from shared.tasks.rules import QuestionRules
 
 TASK = "denoising"
 MASK = "[MASK]"
@@ -51,7 +51,7 @@ def section_ranks(features: Sequence[Feature]) -> dict[str, int]:
 
 
 def later_features(features: Sequence[Feature]) -> dict[str, frozenset[str]]:
-    """The features of later sections, for each visible feature: `hide_later_sections` does not show them with it."""
+    """The features of later sections, for each visible feature: `causal` does not show them with it."""
     ranks = section_ranks(features)
     return {name: frozenset(other for other in ranks if ranks[other] > rank) for name, rank in ranks.items()}
 
@@ -78,54 +78,37 @@ def render(
     return "\n\n".join("\n".join((header, *lines) if header else lines) for header, lines in blocks.items() if lines)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How questions are made.
+class Denoising:
+    """Makes the questions of one split; `ask` is a pure function of its arguments and of what is given here.
 
-    `balance`: each option is the right one equally often, given the options (`shared.tasks.balanced`). `masked`: so many
-    values of a record are masked together, and each is asked for. `hide_later_sections` (data.causal): nothing is shown from
-    sections that a record shows after that of the masked value. `core_features` keeps only so many features, the most
-    informative (0: all), of `core_kind`; `context_features` shows only so many of a record, at random (0: all).
-    `option_order`: "shuffled" or "sorted".
+    `balance`: each option is the right one equally often, given the options (`shared.tasks.balanced`). `rules` are fields of
+    `QuestionRules`.
     """
 
-    num_choices: int = 5
-    difficulty: float = 2.0
-    mi_cutoff: float = 0.5
-    balance: bool = True
-    masked: int = 1
-    hide_later_sections: bool = False
-    core_features: int = 0
-    core_kind: str = "any"
-    context_features: int = 0
-    option_order: str = "shuffled"
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.num_choices <= len(LETTERS):
-            raise InputError(f"num_choices = {self.num_choices}: must be 2 to {len(LETTERS)}")
-        if self.masked < 1:
-            raise InputError(f"masked = {self.masked}: must be at least 1")
-
-
-class Denoising:
-    """Makes the questions of one split; `ask` is a pure function of its arguments and of what is given here."""
-
     def __init__(
-        self, registry: Registry, split: str, *, seed: int, oracle: Oracle | None = None, **rules: Any
+        self,
+        registry: Registry,
+        split: str,
+        *,
+        seed: int,
+        oracle: Oracle | None = None,
+        balance: bool = True,
+        **rules: Any,
     ) -> None:
-        self.rules = Rules(**rules)
+        self.rules = QuestionRules(**rules)
+        self.balance = balance
         self.registry = registry
         self.seed = seed
         self.oracle = oracle
         self.records = registry.shown(split)
         self._by_name = {feature.name: feature for feature in registry.features}
         self._section = section_ranks(registry.features)
-        if self.rules.hide_later_sections and len(set(self._section.values())) < 2:
+        if self.rules.causal and len(set(self._section.values())) < 2:
             raise InputError("causal = True: this registry's features stand in one section, so nothing comes later")
         sizes: dict[str, Any] = {"num_choices": self.rules.num_choices, "difficulty": self.rules.difficulty}
         self._training = choices.option_laws(registry, **sizes)
         natural: dict[str, OptionLaw] = {**self._training}
-        self._laws = balanced.option_laws(registry, split, **sizes) if self.rules.balance else natural
+        self._laws = balanced.option_laws(registry, split, **sizes) if balance else natural
         self._hidden = {
             name: hidden_with(
                 name,
@@ -202,7 +185,7 @@ class Denoising:
         rng = generator(self.seed, patient, feature, draw)
         drawn = law.draw(label, rng)
         options = [drawn[i] for i in rng.permutation(len(drawn))]
-        if not options or (self.rules.balance and rng.random() >= law.accept(label, options)):
+        if not options or (self.balance and rng.random() >= law.accept(label, options)):
             return None
         if self.rules.option_order == "sorted":
             options.sort(key=self._by_name[feature].rank)
@@ -237,7 +220,7 @@ class Denoising:
     ) -> dict[str, str]:
         hidden = self._hidden[victim].union(masked, *(self._hidden[name] for name in masked))
         names = [name for name in texts if name != victim and name not in hidden]
-        if self.rules.hide_later_sections:
+        if self.rules.causal:
             names = [name for name in names if self._section[name] <= self._section[victim]]
         keep = self.rules.context_features - 1 - len(masked)
         if self.rules.context_features and keep < len(names):
@@ -248,7 +231,7 @@ class Denoising:
         if self.oracle is None:
             return None, None
         posterior = np.asarray(self.oracle.posterior(shown, victim, options), dtype=np.float64)
-        if self.rules.balance:  # each option is the right one equally often, so values' own frequencies do not count
+        if self.balance:  # each option is the right one equally often, so values' own frequencies do not count
             posterior = posterior / np.asarray(self.oracle.posterior({}, victim, options), dtype=np.float64)
         else:
             law = self._training[victim]
@@ -271,7 +254,7 @@ def questions(
     progress: Callable[[int], object] | None = None,
     **rules: Any,
 ) -> list[Question]:
-    """Up to `count` questions about the patients of `split`, made by `rules` (see `Rules`).
+    """Up to `count` questions about the patients of `split`, made by `balance` and `rules` (see `Denoising`).
 
     In each round one record of every patient is asked about; a round's order of patients is keyed by (seed, round), and
     the draw is the round's number. With `all_victims`, every value of one patient after the other instead. No two

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from shared.config import RunConfig
 from shared.errors import SyncError, TrainingError
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 Line = Mapping[str, Any]  # a step's metrics
 COUNT = "health."  # and the name of a check: under this name a checkpoint has the count of the check

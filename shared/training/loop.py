@@ -7,19 +7,21 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from shared.backend import Learner
-from shared.config import RunConfig
 from shared.grpo import GroupBatch
 from shared.training import health
 from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
 from shared.training.stopping import Stopped, StopRequest
 from shared.training.trajectories import TrajectoryWriter
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

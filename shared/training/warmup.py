@@ -13,21 +13,25 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from shared import grpo
 from shared.backend import Backend
-from shared.config import GrpoConfig, RunConfig
 from shared.errors import TrainingError
 from shared.grpo import GroupBatch, GroupLayout
+from shared.grpo.section import GrpoConfig
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, special_tokens
 from shared.questions.prompts import PromptStyle, encode, user_message
 from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
 from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 MASK = "[MASK]"
 # Weights of tokens in the loss; a token of a record has 1.

@@ -16,7 +16,7 @@ from creason_jax.model import group_attention
 from creason_jax.model.attention import choose as choosing
 from creason_jax.model.attention import chunked, flash, reference, splash
 from creason_jax.plan import topology
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from tests.support.attending import Shape, full_mask, naive, random_arrays, random_case, random_groups
@@ -81,7 +81,7 @@ def test_rows_without_any_token_are_finite_and_reach_no_gradient(kernel):
 def test_a_kernel_on_a_mesh_equals_one_on_a_device(monkeypatch, tensor, kv_heads):
     """(4, 2): key-value heads are repeated, so that each device holds those that its queries read."""
     monkeypatch.setitem(choosing.KERNELS, "splash", KERNELS["splash"])
-    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=1, mesh_tensor=tensor), jax.devices()[: 2 * tensor])
+    mesh = sharding.make_mesh(JaxConfig(mesh_data=2, mesh_fsdp=1, mesh_tensor=tensor), jax.devices()[: 2 * tensor])
     shape = Shape(
         shared=8 // kv_heads, kv_heads=kv_heads, rows=2, layout=GroupLayout(prompt=100, group=2, completion=60)
     )
@@ -177,7 +177,7 @@ def test_the_choice_is_logged_once(caplog):
 def test_splash_compiles_for_a_tpu_forwards_and_backwards(heads, kv_heads, size, dtype, precision):
     """Four devices along tensor: each key-value head of the 2 twice, of the 5 four times."""
     slice_devices = topology.devices("v5e:2x2")
-    mesh = sharding.make_mesh(LearnerConfig(mesh_fsdp=1, mesh_tensor=4), list(slice_devices))
+    mesh = sharding.make_mesh(JaxConfig(mesh_fsdp=1, mesh_tensor=4), list(slice_devices))
     layout = GroupLayout(prompt=700, group=2, completion=300)
 
     def array(count):

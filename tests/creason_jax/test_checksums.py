@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from creason_jax.checkpoint.checksums import checksums
 from creason_jax.mesh import sharding
 from creason_torch.checkpoint.orbax import checksum
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 
 # 1.0, 2.0 and -0.5 in float32 are 0x3f800000, 0x40000000 and 0xbf000000. With their places times 0x9e3779b1 they are
 # 0x3f800000, 0xde3779b1 and 0x836ef362, which MurmurHash3's last steps make into
@@ -52,7 +52,7 @@ def test_the_formula_on_both_backends(shape, dtype):
 @pytest.mark.parametrize("kind", ["device", "pinned_host"])
 def test_a_mesh_and_the_hosts_memory_change_nothing(kind):
     array = jax.random.normal(jax.random.key(1), (4, 8, 16))
-    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
+    mesh = sharding.make_mesh(JaxConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
     for split in (PartitionSpec(), PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(("data", "fsdp", "tensor"))):
         if split and split[0] is not None:
             split = PartitionSpec(None, split[0])

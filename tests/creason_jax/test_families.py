@@ -24,7 +24,7 @@ from creason_jax.model.decoder import RMSNorm
 from creason_jax.model.rotary import inverse_frequencies, rotary, rotate
 from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
-from shared.config import LearnerConfig, OptimizerConfig
+from shared.config import JaxConfig, OptimizerConfig
 from shared.grpo import GroupLayout, pack
 from shared.policy.families import COMMON, FAMILIES
 from shared.storage import files
@@ -192,7 +192,7 @@ def test_late_rounding_of_norms_and_rotation_is_transformers_to_the_bit():
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 @pytest.mark.parametrize("rules", [sharding.LEARNER_RULES, sharding.ENGINE_RULES], ids=["learner", "engine"])
 def test_each_device_loads_its_own_part(pair, axes, rules):
-    mesh = sharding.make_mesh(LearnerConfig(**dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), axes))))
+    mesh = sharding.make_mesh(JaxConfig(**dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), axes))))
     params = ours.load_params(pair.folder, pair.config, sharding.param_shardings(pair.config, mesh, rules))
     jax.tree.map(np.testing.assert_array_equal, params, pair.params)
     ways = {
@@ -213,7 +213,7 @@ def test_each_device_loads_its_own_part(pair, axes, rules):
 def make_engine(pair: Pair, longest: int) -> tuple[Any, Engine]:
     """A run with sequences of at most `longest` tokens, and its engine."""
     config = run_config(rollout={"max_prompt_tokens": longest - LIMIT, "max_new_tokens": LIMIT}, grpo={"group_size": 2})
-    mesh = sharding.make_mesh(LearnerConfig(), jax.devices()[:1])
+    mesh = sharding.make_mesh(JaxConfig(), jax.devices()[:1])
     engine = Engine(config, limited(pair, config.longest_sequence), mesh, stop_tokens=[3])
     engine.load(ours.load_params(pair.folder, pair.config, sharding.param_shardings(pair.config, mesh)))
     return config, engine

@@ -49,9 +49,9 @@ def kinds(tree: Any) -> set[str | None]:
     return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)}
 
 
-def without_weights(devices: Any, **options: Any) -> Learner:
-    config = run_config(learner={"mesh_fsdp": -1, "micro_batch_rows": 4} | options)
-    mesh = sharding.make_mesh(config.learner, list(devices))
+def without_weights(devices: Any, jax_options: dict[str, Any] | None = None, **options: Any) -> Learner:
+    config = run_config(learner={"micro_batch_rows": 4} | options, jax={"mesh_fsdp": -1} | (jax_options or {}))
+    mesh = sharding.make_mesh(config.jax, list(devices))
     return Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
 
 
@@ -64,16 +64,16 @@ def plain(model):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "options"),
+    ("mesh", "learner_options", "jax_options"),
     [
-        ((1, 1, 1), {"remat": "dots"}),
-        ((1, 1, 1), {"remat": "offload"}),
-        ((1, 4, 2), {"reference_memory": "host"}),
+        ((1, 1, 1), {"remat": "dots"}, {}),
+        ((1, 1, 1), {"remat": "offload"}, {}),
+        ((1, 4, 2), {}, {"reference_memory": "host"}),
     ],
     ids=str,
 )
-def test_updates_are_those_without_the_option(model, plain, tmp_path, mesh, options):
-    learner = make_learner(model, mesh=mesh, learner=PLAIN | options)
+def test_updates_are_those_without_the_option(model, plain, tmp_path, mesh, learner_options, jax_options):
+    learner = make_learner(model, mesh=mesh, learner=PLAIN | learner_options, jax_options=jax_options)
     *found, scored = two_updates(learner)
     *expected, expected_scored = plain[1]
     for ours, theirs in zip(found, expected, strict=True):
@@ -138,7 +138,7 @@ def test_a_second_moment_falls_when_gradients_do():
 @pytest.fixture(scope="module")
 def halved(model, tmp_path_factory):
     """A learner with bfloat16 moments after two updates, and the folder of its checkpoint."""
-    learner = make_learner(model, learner=PLAIN | {"moments_dtype": "bfloat16"})
+    learner = make_learner(model, learner=PLAIN, jax_options={"moments_dtype": "bfloat16"})
     found = two_updates(learner)
     folder = tmp_path_factory.mktemp("halved") / "checkpoints"
     learner.save(folder, 2, {"position": 16})
@@ -179,9 +179,9 @@ def test_moments_of_the_other_type_are_converted(model, halved, tmp_path, writte
         writer.state = writer.state._replace(moments=adam._replace(count=writer.state.moments.count))
         writer.save(folder, 2, {"position": 16})
         writer.finish_saves()
-    same = make_learner(model, learner=PLAIN | {"moments_dtype": written})
+    same = make_learner(model, learner=PLAIN, jax_options={"moments_dtype": written})
     same.restore(folder)
-    learner = make_learner(model, learner=PLAIN | {"moments_dtype": read})
+    learner = make_learner(model, learner=PLAIN, jax_options={"moments_dtype": read})
     assert learner.restore(folder) == (2, {"position": 16})
     ours, theirs = (jax.tree.leaves((each.state.moments.mu, each.state.moments.nu)) for each in (learner, same))
     for leaf, stored in zip(ours, theirs, strict=True):
@@ -197,7 +197,7 @@ def same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 
 
 def test_a_reference_on_the_host_stays_there(model, tmp_path):
-    learner = make_learner(model, mesh=(1, 4, 2), learner=PLAIN | {"reference_memory": "host"})
+    learner = make_learner(model, mesh=(1, 4, 2), learner=PLAIN, jax_options={"reference_memory": "host"})
     assert kinds(learner.state.reference) == {"pinned_host"}
     assert kinds((learner.state.params, learner.state.moments)) == {"device"}
     at_first = flat(learner.state.reference)
@@ -223,7 +223,7 @@ def test_a_reference_on_the_host_stays_there(model, tmp_path):
 
 @needs_libtpu
 def test_a_reference_on_the_host_of_a_tpu_is_an_argument_there():
-    learner = without_weights(topology.devices("v5e:2x2"), reference_memory="host", compute_dtype="bfloat16")
+    learner = without_weights(topology.devices("v5e:2x2"), {"reference_memory": "host"}, compute_dtype="bfloat16")
     device = without_weights(topology.devices("v5e:2x2"), compute_dtype="bfloat16")
     reference = memory.bytes_on_device(device.state.reference)
     assert memory.bytes_on_device(device.state) - memory.bytes_on_device(learner.state) == reference

@@ -32,14 +32,11 @@ COMPLETIONS = [Completion(some(length), np.zeros(length, np.float32), True) for 
 
 
 def started(folder: Any, **sections: Any) -> tuple[Any, Backend, Any]:
-    learner = {"compute_dtype": "float32", "mesh_fsdp": 1} | sections.pop("learner", {})
-    config = run_config(
-        rollout={"max_prompt_tokens": SWITCH - LIMIT, "max_new_tokens": LIMIT}, learner=learner, **sections
-    )
+    config = run_config(rollout={"max_prompt_tokens": SWITCH - LIMIT, "max_new_tokens": LIMIT}, **sections)
     backend = object.__new__(Backend)  # on some of the devices
     backend.process, backend.processes = 0, 1
-    ways = config.learner.mesh_data * config.learner.mesh_fsdp * config.learner.mesh_tensor
-    backend.mesh = sharding.make_mesh(config.learner, jax.devices()[:ways])
+    ways = config.jax.mesh_data * config.jax.mesh_fsdp * config.jax.mesh_tensor
+    backend.mesh = sharding.make_mesh(config.jax, jax.devices()[:ways])
     engine = backend.engine(config, folder, stop_tokens=[3])
     backend.load(engine, folder)
     return config, backend, engine
@@ -49,9 +46,9 @@ def started(folder: Any, **sections: Any) -> tuple[Any, Backend, Any]:
     ("variant", "options"),
     [
         ("phi3 partial", {}),
-        ("phi4 mini", {"learner": {"mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2}}),
+        ("phi4 mini", {"jax": {"mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2}}),
         ("llama3", {"grpo": {"score_temperature": "sampling"}}),
-        ("qwen2 tied", {"learner": {"mesh_fsdp": 3}}),
+        ("qwen2 tied", {"jax": {"mesh_fsdp": 3}}),
         ("qwen3 biased", {}),
     ],
 )

@@ -26,7 +26,7 @@ from creason_jax.plan import search, topology
 from creason_jax.plan.hlo import Collective, Program
 from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from tests.support.tiny import run_config
@@ -59,7 +59,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
 
 
 def test_collectives_are_counted_with_the_bytes_that_a_device_moves():
-    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=4), jax.devices())
+    mesh = sharding.make_mesh(JaxConfig(mesh_data=2, mesh_fsdp=4), jax.devices())
     split = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
     whole = jax.jit(lambda x: x * 2, out_shardings=NamedSharding(mesh, PartitionSpec()))
     found = Program(whole.lower(split).compile().as_text()).cost().collectives
@@ -195,8 +195,8 @@ def test_useful_flops_are_those_of_the_compiled_forward_pass():
 
 
 def abstract_and_real(mesh_axes):
-    config = run_config(learner=mesh_axes | {"micro_batch_rows": 4, "sequence_parallel": True})
-    return config, sharding.make_mesh(config.learner)
+    config = run_config(learner={"micro_batch_rows": 4}, jax=mesh_axes | {"sequence_parallel": True})
+    return config, sharding.make_mesh(config.jax)
 
 
 def test_a_learner_without_weights_compiles_what_a_learner_runs():
@@ -298,15 +298,15 @@ def test_a_shape_from_a_file(tmp_path):
         (
             {"mesh_tensor": 8, "mesh_fsdp": 1},
             "v5e:2x4",
-            "learner.mesh_tensor = 8 does not divide num_attention_heads = 4",
+            "jax.mesh_tensor = 8 does not divide num_attention_heads = 4",
         ),
-        ({"mesh_data": 3, "mesh_fsdp": -1}, "v5e:2x2", "nearest learner.mesh_data: 2"),
+        ({"mesh_data": 3, "mesh_fsdp": -1}, "v5e:2x2", "nearest jax.mesh_data: 2"),
         ({}, "v3:2x2", "no figures for 'v3'; there are v4, v5e, v5p, v6e"),
     ],
 )
 def test_what_a_slice_would_refuse_is_refused_before_compiling(axes, name, message):
     with pytest.raises(InputError, match=message):
-        planning.check(run_config(learner=axes), MODEL, name)
+        planning.check(run_config(jax=axes), MODEL, name)
 
 
 def test_the_search_goes_from_the_least_memory_and_splits_what_divides():
@@ -315,8 +315,8 @@ def test_the_search_goes_from_the_least_memory_and_splits_what_divides():
                         rollout={"max_prompt_tokens": 9_000, "max_new_tokens": 2_000})  # fmt: skip
     model = planning.model_shape(config)
     found = list(search.candidates(config, model, "v5e:8x16", 128, CHIPS["v5e"]))
-    assert {c.learner.mesh_tensor for c in found} == {1, 2, 4, 8}  # 40 heads, 16 does not divide
-    assert all(c.learner.mesh_data * c.learner.mesh_fsdp * c.learner.mesh_tensor == 128 for c in found)
+    assert {c.jax.mesh_tensor for c in found} == {1, 2, 4, 8}  # 40 heads, 16 does not divide
+    assert all(c.jax.mesh_data * c.jax.mesh_fsdp * c.jax.mesh_tensor == 128 for c in found)
     assert any(c.bytes < CHIPS["v5e"].hbm for c in found)
     small = list(search.candidates(config, model, "v5e:4x4", 16, CHIPS["v5e"]))
     assert min(c.bytes for c in small) > 1.1 * CHIPS["v5e"].hbm
@@ -327,15 +327,15 @@ def test_arithmetic_knows_the_options_for_memory():
     config = run_config(learner={"compute_dtype": "bfloat16"})
     layout = GroupLayout(prompt=512, group=4, completion=256)
 
-    def needed(**options):
-        return search._bytes(config, MODEL, layout, dataclasses.replace(config.learner, **options), 4)
+    def needed(remat="layer", **options):
+        return search._bytes(config, MODEL, layout, dataclasses.replace(config.jax, **options), remat, 4)
 
     kept = [needed(remat=remat) for remat in ("offload", "layer", "dots", "none")]
     assert kept == sorted(set(kept))
     assert needed() - needed(moments_dtype="bfloat16") == 2 * 2 * MODEL.num_params
     assert needed() - needed(reference_memory="host") == 4 * MODEL.num_params
     tried = list(search.candidates(config, MODEL, "v5e:1x1", 1, CHIPS["v5e"]))
-    seconds = {each.learner.remat: each.seconds for each in tried}
+    seconds = {each.remat: each.seconds for each in tried}
     assert seconds["none"] < seconds["dots"] < seconds["layer"]
 
 
@@ -343,14 +343,14 @@ def test_a_search_passes_over_what_the_compiler_fails_on(monkeypatch):
     tried, told = [], []
 
     def plan(config, model, name, *, steps=(), say):
-        tried.append(config.learner)
+        tried.append((config.learner, config.jax))
         if len(tried) == 1:
             raise InputError(f"{name}: the TPU compiler ends with an error of its own")
-        return types.SimpleNamespace(fits=True, learner=config.learner)
+        return types.SimpleNamespace(fits=True, tried=tried[-1])
 
     monkeypatch.setattr(planning, "plan", plan)
     found = search.search(run_config(), MODEL, "v5e:2x4", say=told.append)
-    assert found.learner == tried[1] == tried[2] != tried[0]
+    assert found.tried == tried[1] == tried[2] != tried[0]
     assert "v5e:2x4: the TPU compiler ends with an error of its own" in told
 
 
@@ -363,7 +363,7 @@ def test_an_error_of_the_compilers_own_is_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("INTERNAL: Value <7\n> overlaps")
 
     monkeypatch.setattr(memory, "compiled", fail)
-    config = run_config(learner={"mesh_fsdp": -1, "compute_dtype": "bfloat16"})
+    config = run_config(learner={"compute_dtype": "bfloat16"}, jax={"mesh_fsdp": -1})
     with pytest.raises(
         InputError, match=r"^update: the TPU compiler .* \(INTERNAL: Value <7 > overlaps\); another mesh, "
     ):
@@ -375,7 +375,7 @@ def test_a_reference_on_the_host_takes_no_memory_of_a_chip_but_while_it_scores()
     name = "v5e:2x2"
     plans = {}
     for where in ("device", "host"):
-        config = run_config(learner={"mesh_fsdp": -1, "compute_dtype": "bfloat16", "reference_memory": where})
+        config = run_config(learner={"compute_dtype": "bfloat16"}, jax={"mesh_fsdp": -1, "reference_memory": where})
         with jax.default_matmul_precision("default"):
             plans[where] = planning.plan(config, MODEL, name, steps=("scoring",)).steps[0]
     reference = 4 * MODEL.num_params / 4
@@ -391,7 +391,8 @@ def test_a_step_too_large_says_by_how_much():
     config = run_config(
         model={"path": "models/phi-4"},
         grpo={"beta": 0.0, "group_size": 2, "questions_per_step": 4},
-        learner={"mesh_fsdp": -1, "compute_dtype": "bfloat16"},
+        learner={"compute_dtype": "bfloat16"},
+        jax={"mesh_fsdp": -1},
     )
     model = planning.model_shape(config)
     found = planning.plan(config, model, "v5e:2x2", steps=("publish",))
@@ -399,14 +400,17 @@ def test_a_step_too_large_says_by_how_much():
     lacks = -found.headroom / GIB
     published = 2 * model.num_params / GIB  # whole on every chip
     assert lacks > published + 4 * model.num_params / 4 / GIB - 15.75
-    wanted = f"publish lacks {lacks:.1f} GiB a chip; what helps: a larger slice; learner.mesh_tensor = 2"
+    wanted = f"publish lacks {lacks:.1f} GiB a chip; what helps: a larger slice; jax.mesh_tensor = 2"
     assert any(line.startswith(wanted) for line in found.advice)
 
 
 @needs_libtpu
 def test_decoding_compiled_for_a_tpu_gathers_nothing():
     config = run_config(
-        learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1}, rollout={"slots": 8}, grpo={"questions_per_step": 8}
+        learner={"compute_dtype": "bfloat16"},
+        jax={"mesh_fsdp": -1},
+        rollout={"slots": 8},
+        grpo={"questions_per_step": 8},
     )
     with jax.default_matmul_precision("default"):
         found = planning.plan(config, MODEL, "v5e:2x2", steps=("decode",))
@@ -429,7 +433,10 @@ def compiled_text(lowered: Any) -> str:
 @needs_libtpu
 def test_a_plan_takes_as_many_slots_as_fit(monkeypatch):
     config = run_config(
-        learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1}, rollout={"slots": 12}, grpo={"questions_per_step": 12}
+        learner={"compute_dtype": "bfloat16"},
+        jax={"mesh_fsdp": -1},
+        rollout={"slots": 12},
+        grpo={"questions_per_step": 12},
     )
 
     def decoding(spare: int) -> planning.Plan:
@@ -449,7 +456,8 @@ def test_a_plan_takes_as_many_slots_as_fit(monkeypatch):
 def test_an_update_compiled_for_a_tpu_moves_each_layers_weights_three_times():
     """Gathered forwards and, as the layer is computed again, backwards; gradients summed."""
     config = run_config(
-        learner={"compute_dtype": "bfloat16", "mesh_fsdp": -1, "micro_batch_rows": 4, "logprob_chunk": 64},
+        learner={"compute_dtype": "bfloat16", "micro_batch_rows": 4, "logprob_chunk": 64},
+        jax={"mesh_fsdp": -1},
         rollout={"max_prompt_tokens": 1_024, "max_new_tokens": 128},
         grpo={"questions_per_step": 4},
     )
@@ -477,11 +485,12 @@ def test_an_update_compiled_for_a_tpu_gathers_nobody_elses_rows():
         MODEL, hidden_size=512, intermediate_size=1_024, num_attention_heads=20, num_key_value_heads=10, head_dim=32
     )
     config = run_config(
-        learner=axes | {"compute_dtype": "bfloat16", "micro_batch_rows": 8, "logprob_chunk": 64},
+        learner={"compute_dtype": "bfloat16", "micro_batch_rows": 8, "logprob_chunk": 64},
+        jax=axes,
         rollout={"max_prompt_tokens": 4_096, "max_new_tokens": 512},
         grpo={"questions_per_step": 8},
     )
-    mesh = sharding.make_mesh(config.learner, list(topology.devices("v5e:2x4")))
+    mesh = sharding.make_mesh(config.jax, list(topology.devices("v5e:2x4")))
     learner = Learner.without_weights(config, model, mesh, optimizer=config.optimizer, steps=4, reference=True)
     layout = GroupLayout(prompt=4_096, group=2, completion=512)
     with jax.default_matmul_precision("default"):

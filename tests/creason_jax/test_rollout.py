@@ -18,7 +18,7 @@ from creason_jax.model import DecoderConfig, load_params
 from creason_jax.rollout import decoding
 from creason_jax.rollout.engine import Engine
 from shared.backend import Completion, Sampling, Workload
-from shared.config import LearnerConfig, OptimizerConfig
+from shared.config import JaxConfig, OptimizerConfig
 from shared.errors import InputError
 from shared.evaluation.options import GenerationOptions
 from shared.grpo import GroupLayout, pack
@@ -48,8 +48,10 @@ class World:
     def params(self, mesh: jax.sharding.Mesh | None = None) -> Any:
         return load_params(self.folder, self.config, sharding.param_shardings(self.config, mesh or self.mesh))
 
-    def engine(self, mesh: jax.sharding.Mesh | None = None, grpo: dict[str, Any] | None = None, **rollout) -> Engine:
-        config = run_config(rollout=ROLLOUT | rollout, grpo=grpo or {})
+    def engine(
+        self, mesh: jax.sharding.Mesh | None = None, grpo: dict[str, Any] | None = None, together: int = 0, **rollout
+    ) -> Engine:
+        config = run_config(rollout=ROLLOUT | rollout, grpo=grpo or {}, jax={"rollout_mesh_tensor": together})
         engine = Engine(config, self.config, mesh or self.mesh, stop_tokens=self.stops)
         engine.load(self.params(mesh))
         return engine
@@ -84,7 +86,7 @@ def world(tmp_path_factory) -> World:
         folder=folder,
         torch=model,
         config=DecoderConfig.read(folder),
-        mesh=sharding.make_mesh(LearnerConfig(), jax.devices()[:1]),
+        mesh=sharding.make_mesh(JaxConfig(), jax.devices()[:1]),
         prompts=prompts,
         stops=(paths[0][0], paths[1][5], paths[3][LIMIT - 1]),
         uniforms=rng.random((len(prompts), GROUP, LIMIT), np.float32),
@@ -223,7 +225,7 @@ def test_numbers_of_later_tokens_do_not_move_earlier_ones(world, engine, short, 
 
 @pytest.mark.parametrize("axes", [(2, 2, 2), (1, 2, 4)], ids=str)  # the second has fewer key-value heads than parts
 def test_eight_devices_give_the_same(world, short, sampled, axes):
-    mesh = sharding.make_mesh(LearnerConfig(**dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), axes))))
+    mesh = sharding.make_mesh(JaxConfig(**dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), axes))))
     engine = world.engine(mesh)
     scored = engine.next_token_logprobs(world.prompts[:2], ASKED)
     np.testing.assert_allclose(scored, scored_by_hand(world, world.prompts[:2], ASKED), rtol=0, atol=1e-5)
@@ -235,8 +237,8 @@ def test_eight_devices_give_the_same(world, short, sampled, axes):
 @pytest.mark.parametrize("tensor", [1, 4])
 def test_decoding_may_split_the_devices_otherwise(world, short, sampled, tensor):
     """The engine takes the learner's weights from a mesh of another shape, and holds them once."""
-    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
-    engine = world.engine(mesh, mesh_tensor=tensor)
+    mesh = sharding.make_mesh(JaxConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
+    engine = world.engine(mesh, together=tensor)
     assert dict(engine.mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
     kernel = engine.params["layers"][0]["gate"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // tensor
@@ -315,7 +317,7 @@ def test_a_cpu_gives_what_the_machine_has_left(world, monkeypatch):
     left = 2**30
     monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers: left // sharers)
     assert engine.free_bytes() == left
-    assert memory.free_bytes(sharding.make_mesh(LearnerConfig())) == left // 8 // 2**20 * 2**20
+    assert memory.free_bytes(sharding.make_mesh(JaxConfig())) == left // 8 // 2**20 * 2**20
     assert engine.limit_slots(SAMPLED) and engine.slots(SAMPLED) == 400
     left = 8 * 2**20
     engine._slots_that_fit.clear()
@@ -341,9 +343,9 @@ def test_prompts_are_spread_over_the_parts_of_the_mesh(engine):
 
 
 def test_a_split_of_the_devices_that_is_none_is_refused(world):
-    mesh = sharding.make_mesh(LearnerConfig())
-    with pytest.raises(InputError, match="rollout.mesh_tensor = 3 does not divide the 8 devices; nearest"):
-        world.engine(mesh, mesh_tensor=3)
+    mesh = sharding.make_mesh(JaxConfig())
+    with pytest.raises(InputError, match="jax.rollout_mesh_tensor = 3 does not divide the 8 devices; nearest"):
+        world.engine(mesh, together=3)
 
 
 def test_new_weights_replace_the_old_ones(world, engine, tmp_path):

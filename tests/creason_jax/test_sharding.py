@@ -13,7 +13,7 @@ from creason_jax.mesh import sharding
 from creason_jax.model import DecoderConfig
 from creason_jax.model.logprobs import token_logprobs
 from creason_jax.plan.hlo import Program
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from tests.support.small import LAYOUT, MODEL, distance, flat, gradients, make_learner, random_batch
@@ -25,9 +25,9 @@ MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 4)]
 ROWS = 5  # no multiple of 8 devices: empty rows fill the last device
 
 
-def one_update(model, mesh, **options):
-    fields = {"micro_batch_rows": 8, "logprob_chunk": 4, "remat": "none"} | options
-    learner = make_learner(model, mesh=mesh, learner=fields)
+def one_update(model, mesh, remat="none", **jax_options):
+    fields = {"micro_batch_rows": 8, "logprob_chunk": 4, "remat": remat}
+    learner = make_learner(model, mesh=mesh, learner=fields, jax_options=jax_options)
     batch = random_batch(ROWS)
     logprobs = learner.logprobs(batch, "policy")
     metrics = learner.update(batch)
@@ -63,7 +63,7 @@ def test_hidden_states_split_along_time_change_nothing(model, expected):
 
 def test_a_row_is_whole_between_entering_and_leaving_in_gradients_too():
     """Weights stay where they are, though sending them round would be less than the hidden states."""
-    mesh = sharding.make_mesh(LearnerConfig(mesh_fsdp=1, mesh_tensor=8))
+    mesh = sharding.make_mesh(JaxConfig(mesh_fsdp=1, mesh_tensor=8))
     time, width, inner = 4_096, 64, 128
 
     def laid(*spec):
@@ -89,7 +89,7 @@ def test_a_row_is_whole_between_entering_and_leaving_in_gradients_too():
 
 
 def test_table_splits_every_parameter(model):
-    mesh = sharding.make_mesh(LearnerConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
+    mesh = sharding.make_mesh(JaxConfig(mesh_data=2, mesh_fsdp=2, mesh_tensor=2))
     specs = sharding.param_shardings(DecoderConfig.read(model), mesh)
     assert specs["embed"]["kernel"].spec == PartitionSpec("tensor", "fsdp")
     assert specs["head"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
@@ -102,7 +102,7 @@ def test_table_splits_every_parameter(model):
 
 
 def test_key_value_heads_fewer_than_tensor_are_replicated(model):
-    mesh = sharding.make_mesh(LearnerConfig(mesh_tensor=4), jax.devices()[:4])
+    mesh = sharding.make_mesh(JaxConfig(mesh_tensor=4), jax.devices()[:4])
     config = DecoderConfig.read(model)
     sharding.check_divisible(config, mesh)
     specs = sharding.param_shardings(config, mesh)["layers"]
@@ -113,28 +113,28 @@ def test_key_value_heads_fewer_than_tensor_are_replicated(model):
 @pytest.mark.parametrize(
     ("axes", "remedy"),
     [
-        ({"mesh_data": 3}, "nearest learner.mesh_data: 2"),
-        ({"mesh_data": 2, "mesh_tensor": 3}, "nearest learner.mesh_tensor: 2"),
-        ({"mesh_tensor": 16}, "nearest learner.mesh_tensor: 8"),
-        ({"mesh_data": 2, "mesh_fsdp": 3, "mesh_tensor": 2}, "set learner.mesh_fsdp = 2"),
-        ({"mesh_fsdp": 4}, "set learner.mesh_fsdp = 8"),
+        ({"mesh_data": 3}, "nearest jax.mesh_data: 2"),
+        ({"mesh_data": 2, "mesh_tensor": 3}, "nearest jax.mesh_tensor: 2"),
+        ({"mesh_tensor": 16}, "nearest jax.mesh_tensor: 8"),
+        ({"mesh_data": 2, "mesh_fsdp": 3, "mesh_tensor": 2}, "set jax.mesh_fsdp = 2"),
+        ({"mesh_fsdp": 4}, "set jax.mesh_fsdp = 8"),
     ],
 )
 def test_axes_that_do_not_make_the_devices_are_refused(axes, remedy):
     with pytest.raises(InputError, match=re.escape("the 8 devices that are here; " + remedy)) as refusal:
-        sharding.make_mesh(LearnerConfig(**axes))
+        sharding.make_mesh(JaxConfig(**axes))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"mesh_tensor": 8}, "learner.mesh_tensor = 8 does not divide num_attention_heads = 4; nearest that does: 4"),
-        ({"mesh_fsdp": 5}, "learner.mesh_fsdp = 5 does not divide hidden_size = 64; nearest that does: 4"),
+        ({"mesh_tensor": 8}, "jax.mesh_tensor = 8 does not divide num_attention_heads = 4; nearest that does: 4"),
+        ({"mesh_fsdp": 5}, "jax.mesh_fsdp = 5 does not divide hidden_size = 64; nearest that does: 4"),
     ],
 )
 def test_dimensions_that_an_axis_does_not_divide_are_refused(model, axes, message):
-    wanted = LearnerConfig(**axes)
+    wanted = JaxConfig(**axes)
     mesh = sharding.make_mesh(wanted, jax.devices()[: wanted.mesh_tensor * max(1, wanted.mesh_fsdp)])
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         sharding.check_divisible(DecoderConfig.read(model), mesh)
@@ -216,7 +216,7 @@ def test_head_is_gathered_and_its_gradient_summed_outside_the_loop_over_chunks(c
 
 def test_a_head_gathered_in_the_loop_would_be_seen():
     """The control of the test above: the same log-probabilities with a split head and nothing said about it."""
-    mesh = sharding.make_mesh(LearnerConfig(mesh_fsdp=FSDP, mesh_tensor=TENSOR))
+    mesh = sharding.make_mesh(JaxConfig(mesh_fsdp=FSDP, mesh_tensor=TENSOR))
     rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH))
     head = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
     args = (

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from creason_jax import model as ours
 from creason_jax.mesh import sharding
 from creason_jax.model import weights
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 from shared.policy import weight_files
 from shared.storage import files
 from tests.support.pairs import Pair, error_of, load_whole, phi3_pair, variant_pair
@@ -46,7 +46,7 @@ def test_what_is_on_the_host_at_once_is_a_few_shards(tmp_path, monkeypatch):
     """Bytes that Python and NumPy hold while a model loads, beside the arrays of the devices (a CPU keeps some as they are)."""
     monkeypatch.setattr(weights, "CHUNK_BYTES", 2**12)
     big = phi3_pair(tmp_path, hidden_size=256, intermediate_size=512, num_hidden_layers=6, vocab_size=2_048)
-    mesh = sharding.make_mesh(LearnerConfig(mesh_fsdp=4, mesh_tensor=2))
+    mesh = sharding.make_mesh(JaxConfig(mesh_fsdp=4, mesh_tensor=2))
     for rules in (sharding.LEARNER_RULES, sharding.ENGINE_RULES):
         shardings = sharding.param_shardings(big.config, mesh, rules)
         pairs = zip(jax.tree.leaves(ours.abstract_params(big.config)), jax.tree.leaves(shardings), strict=True)

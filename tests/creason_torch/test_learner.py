@@ -35,21 +35,27 @@ CLIP = {"max_grad_norm": 2.0}  # some of the updates are clipped, some are not
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"remat": "dots"}, "learner.remat = 'dots': only the JAX backend does that; set 'none' or 'layer'"),
-        ({"remat": "offload"}, "learner.remat = 'offload': only the JAX backend does that; set 'none' or 'layer'"),
         (
-            {"moments_dtype": "bfloat16"},
-            "learner.moments_dtype = 'bfloat16': only the JAX backend does that; set 'float32'",
+            {"learner": {"remat": "dots"}},
+            "learner.remat = 'dots': only the JAX backend does that; set 'none' or 'layer'",
         ),
         (
-            {"reference_memory": "host"},
-            "learner.reference_memory = 'host': only the JAX backend does that; set 'device'",
+            {"learner": {"remat": "offload"}},
+            "learner.remat = 'offload': only the JAX backend does that; set 'none' or 'layer'",
+        ),
+        (
+            {"jax": {"moments_dtype": "bfloat16"}},
+            "jax.moments_dtype = 'bfloat16': only the JAX backend does that; set 'float32'",
+        ),
+        (
+            {"jax": {"reference_memory": "host"}},
+            "jax.reference_memory = 'host': only the JAX backend does that; set 'device'",
         ),
     ],
 )
 def test_what_only_the_jax_backend_does_is_refused(options, message, tmp_path):
     """Before a process starts or a file is read."""
-    config = run_config(learner=options)
+    config = run_config(**options)
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Backend(config)
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):

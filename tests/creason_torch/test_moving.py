@@ -135,7 +135,7 @@ def test_from_torch_to_jax(by_torch, stayed_jax, model, tmp_path, caplog):
     shutil.copytree(folder / "stayed", tmp_path / "checkpoints")
     learner = make_learner(model, steps=STEPS, learner=LEARNER)
     assert learner.restore(tmp_path / "checkpoints") == (HALF, {"position": 7 * HALF})
-    small = make_learner(model, learner=LEARNER | {"moments_dtype": "bfloat16", "reference_memory": "host"})
+    small = make_learner(model, learner=LEARNER, jax_options={"moments_dtype": "bfloat16", "reference_memory": "host"})
     assert small.restore(tmp_path / "checkpoints") == (HALF, {"position": 7 * HALF})
     for found, whole in zip(jax.tree.leaves(small.state), jax.tree.leaves(learner.state), strict=True):
         np.testing.assert_array_equal(found, whole.astype(found.dtype))

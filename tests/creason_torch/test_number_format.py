@@ -75,7 +75,7 @@ def test_jax(device, fast):
 def test_jax_here_and_what_its_parts_are_given(model):
     """Also where nobody has asked `resolved`: learner and engine compute in the decided format."""
     assert jax.default_backend() == "cpu"
-    config = run_config(learner={"compute_dtype": "auto", "mesh_fsdp": -1})
+    config = run_config(learner={"compute_dtype": "auto"}, jax={"mesh_fsdp": -1})
     backend = JaxBackend(config)
     assert backend.resolved(config).learner.compute_dtype == "float32"
     assert backend.engine(config, model, stop_tokens=[3]).dtype == "float32"

@@ -15,7 +15,7 @@ from creason_jax.rollout.engine import Engine as JaxEngine
 from creason_torch.rollout import Engine, engine_kind, make_engine, vllm_options
 from creason_torch.rollout.hf import Caches, HfEngine
 from shared.backend import Sampling
-from shared.config import LearnerConfig
+from shared.config import JaxConfig
 from shared.errors import InputError
 from shared.policy.families import FAMILIES
 from tests.support import rollouts
@@ -57,7 +57,7 @@ def test_draws_follow_the_uniforms(world, engine):
 def test_completions_are_those_of_the_jax_engine(world, score_temperature):
     options = {"grpo": {"score_temperature": score_temperature}, "rollout": {"max_prompt_tokens": 32}}
     model = DecoderConfig.read(world.folder)
-    mesh = sharding.make_mesh(LearnerConfig(), jax.devices()[:1])
+    mesh = sharding.make_mesh(JaxConfig(), jax.devices()[:1])
     other = JaxEngine(rollout_config("hf", **options), model, mesh, stop_tokens=world.stops)
     other.load(load_params(world.folder, model, sharding.param_shardings(model, mesh)))
     ours = world.engine("hf", **options)

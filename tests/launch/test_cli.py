@@ -76,24 +76,27 @@ CASES = [
     ((*EXPORT, "--num_processes=2"), "--coordinator, --num_processes and --process_id go together"),
     # What only the other backend reads.
     (
-        (*TRAIN, "--backend=torch", "--config.learner.mesh_data=1"),
-        "--config.learner.mesh_data: only the jax backend reads it",
+        (*TRAIN, "--backend=torch", "--config.jax.mesh_data=1"),
+        "--config.jax.mesh_data: only the jax backend reads it",
     ),
     (
-        (*TRAIN, "--backend=torch", "--config.learner.mesh_fsdp=2"),
-        "--config.learner.mesh_fsdp: only the jax backend reads it",
+        (*TRAIN, "--backend=torch", "--config.jax.mesh_fsdp=2"),
+        "--config.jax.mesh_fsdp: only the jax backend reads it",
     ),
     (
-        (*TRAIN, "--backend=torch", "--config.learner.mesh_tensor=2"),
-        "--config.learner.mesh_tensor: only the jax backend",
+        (*TRAIN, "--backend=torch", "--config.jax.mesh_tensor=2"),
+        "--config.jax.mesh_tensor: only the jax backend",
     ),
     (
-        (*TRAIN, "--backend=torch", "--config.rollout.mesh_tensor=2"),
-        "--config.rollout.mesh_tensor: only the jax backend",
+        (*TRAIN, "--backend=torch", "--config.jax.rollout_mesh_tensor=2"),
+        "--config.jax.rollout_mesh_tensor: only the jax backend",
     ),
+    ((*TRAIN, "--config.learner.mesh_fsdp=4"), "learner.mesh_fsdp: is now jax.mesh_fsdp"),
+    ((*TRAIN, "--backend=torch", "--config.learner.mesh_fsdp=4"), "learner.mesh_fsdp: is now jax.mesh_fsdp"),
+    ((*TRAIN, "--noconfig.learner.sequence_parallel"), "learner.sequence_parallel: is now jax.sequence_parallel"),
     (
-        (*TRAIN, "--backend=torch", "--noconfig.learner.sequence_parallel", "--dry_run"),
-        "--config.learner.sequence_parallel: only the jax backend reads it, and this is torch; leave it out",
+        (*TRAIN, "--backend=torch", "--noconfig.jax.sequence_parallel", "--dry_run"),
+        "--config.jax.sequence_parallel: only the jax backend reads it, and this is torch; leave it out",
     ),
     (
         (*TRAIN, "--config.torch.zero_stage=2"),
@@ -216,8 +219,8 @@ CASES = [
         (*GIVEN, "--config.rollout.max_prompt_tokens=5", "--config.grpo.overlong_prompts=drop"),
         "all 4 prompts are longer",
     ),
-    ((*GIVEN, "--config.learner.mesh_tensor=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
-    ((*GIVEN, "--config.learner.mesh_fsdp=3"), "learner.mesh_data x mesh_fsdp x mesh_tensor"),
+    ((*GIVEN, "--config.jax.mesh_tensor=3"), "jax.mesh_data x mesh_fsdp x mesh_tensor"),
+    ((*GIVEN, "--config.jax.mesh_fsdp=3"), "jax.mesh_data x mesh_fsdp x mesh_tensor"),
     ((*EVALUATE, "--model={root}/none"), "{root}/none: no such folder; give the folder of a Hugging Face model"),
     ((*EVALUATE, "--model={root}/file"), "{root}/file: is a file; give the folder of"),
     ((*EVALUATE, "--model={root}/no_weights"), "{root}/no_weights: no model.safetensors"),
@@ -346,12 +349,12 @@ def places(tmp_path_factory):
     tiny_phi3(model, vocab_size=512, num_hidden_layers=1)
     write_questions(questions, exam(4))
     write_questions(root / "train.parquet", of_others(exam(4)))
-    config = run_config(model={"path": str(model)}, learner={"mesh_fsdp": -1})
+    config = run_config(model={"path": str(model)}, jax={"mesh_fsdp": -1})
     files.write_json(run / "config.json", plain(dataclasses.asdict(config)))
     learner = Learner(
         config,
         model,
-        make_mesh(config.learner, jax.devices()),
+        make_mesh(config.jax, jax.devices()),
         optimizer=config.optimizer,
         steps=config.steps,
         reference=True,
@@ -512,7 +515,7 @@ class TestOverrides:
             ("--config.checkpoint.keep=7", "checkpoint.keep", 7),
             ("--config.warmup.optimizer.eps=1e-6", "warmup.optimizer.eps", 1e-6),
             ("--config.model.path=some/where", "model.path", "some/where"),
-            ("--config.learner.mesh_data=2", "learner.mesh_data", 2),
+            ("--config.jax.mesh_data=2", "jax.mesh_data", 2),
             ("--config.store_trajectories", "store_trajectories", True),
             ("--noconfig.learner.group_layout", "learner.group_layout", False),
         ],

@@ -138,7 +138,7 @@ def jobset(monkeypatch, capfd, *flags: str):
     ],
 )
 def test_a_jobset_has_a_pod_for_each_host_of_its_slices(topology, label, hosts, chips, monkeypatch, capfd):
-    found = jobset(monkeypatch, capfd, f"--topology={topology}", "--slices=2", "--train=--config.learner.mesh_data=2")
+    found = jobset(monkeypatch, capfd, f"--topology={topology}", "--slices=2", "--train=--config.jax.mesh_data=2")
     assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     # The headless service is JobSet's own, asked for here.
     assert found["spec"]["network"] == {
@@ -161,7 +161,7 @@ def test_a_jobset_has_a_pod_for_each_host_of_its_slices(topology, label, hosts, 
     assert container["command"][:3] == ["python", "-m", "launch.train"]
     # Stopped, it has not succeeded: another code than 0, so that it is started again.
     assert "--stopped_exit_code=75" in container["command"]
-    assert container["command"][-1] == "--config.learner.mesh_data=2"
+    assert container["command"][-1] == "--config.jax.mesh_data=2"
     [volume], [mounted] = pod["volumes"], container["volumeMounts"]
     assert volume["name"] == mounted["name"] and volume["persistentVolumeClaim"] == {"claimName": "work"}
     assert f"--workdir={mounted['mountPath']}/run" in container["command"]

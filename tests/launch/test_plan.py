@@ -62,7 +62,7 @@ def test_a_run_too_large_ends_with_one_and_says_what_would_help(plan, tmp_path):
     assert ended.code == 1
     assert not json.loads(file.read_text(encoding="utf-8"))["fits"]
     assert "GiB a chip too much" in ended.out.splitlines()[-1] and "at the roofline" not in ended.out
-    assert "what helps: a larger slice; learner.mesh_tensor = 2; rollout.mesh_tensor = 4" in ended.out
+    assert "what helps: a larger slice; jax.mesh_tensor = 2; jax.rollout_mesh_tensor = 4" in ended.out
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_run_and_whoever_uses_its_model_later(tmp_path, questions, asked, monk
     config = run_config(
         model={"path": str(model)}, data={"train": str(questions.with_name("train.parquet")), "valid": str(questions)},
         grpo={"group_size": 2, "questions_per_step": 2, "steps": 1, "max_logprob_gap": 1e9},
-        rollout={"max_prompt_tokens": 600, "max_new_tokens": 4}, checkpoint={"every": 1}, learner={"mesh_fsdp": -1},
+        rollout={"max_prompt_tokens": 600, "max_new_tokens": 4}, checkpoint={"every": 1}, jax={"mesh_fsdp": -1},
     )  # fmt: skip
     days = iter(f"2026-11-{day}" for day in range(26, 31))
     monkeypatch.setattr(prompt_style, "today", lambda: next(days))

@@ -88,7 +88,7 @@ def backend_of(name: str, config: RunConfig) -> Backend:
     if name == "torch":
         return TorchBackend(config)
     backend = JaxBackend(config)
-    backend.mesh = sharding.make_mesh(config.learner, jax.devices()[:1])  # as on a machine with one
+    backend.mesh = sharding.make_mesh(config.jax, jax.devices()[:1])  # as on a machine with one
     return backend
 
 

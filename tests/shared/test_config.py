@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from parity import config as parity_config
 from shared.config import (
     PRESETS,
+    RENAMED,
     CheckpointConfig,
     DataConfig,
     GrpoConfig,
@@ -28,6 +29,7 @@ from shared.config import (
     WarmupConfig,
     grpo_preset,
     validate,
+    validate_stored,
 )
 from shared.errors import InputError
 from shared.grpo.losses import LOSSES
@@ -230,7 +232,7 @@ class TestErrors:
             ("rollout.top_p", 0.0, "must be in (0, 1]"),
             ("rollout.min_p", 1.0, "must be in [0, 1)"),
             ("rollout.max_new_tokens", 0, "must be at least 1"),
-            ("learner.mesh_fsdp", 0, "must be at least 1, or -1"),
+            ("jax.mesh_fsdp", 0, "must be at least 1, or -1"),
             ("learner.micro_batch_rows", 0, "must be at least 1"),
             ("evaluation.bootstrap", 99, "must be at least 100"),
             ("checkpoint.every", 0, "must be at least 1"),
@@ -306,6 +308,30 @@ def test_a_config_survives_its_own_file():
     """`config.json` in a work directory is validated again by `launch.export`."""
     config = validate({"name": "run", "grpo": grpo_preset("modern"), "model": {"hidden_size": 64}})
     assert validate(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_answered_with_the_new_one(old, new):
+    section, field = old.split(".")
+    assert refused(**{section: {field: 1}}) == f"{old}: is now {new}"
+    assert new in dict(leaves()) and old not in dict(leaves())
+
+
+def test_a_stored_config_is_read_under_the_new_names():
+    stored = {"name": "run", "learner": {"mesh_tensor": 4, "remat": "dots"}, "rollout": {"mesh_tensor": 8, "slots": 3}}
+    config = validate_stored(stored)
+    assert (config.jax.mesh_tensor, config.jax.rollout_mesh_tensor) == (4, 8)
+    assert (config.learner.remat, config.rollout.slots) == ("dots", 3)
+    assert stored["learner"] == {"mesh_tensor": 4, "remat": "dots"}
+    assert validate_stored(stored | {"jax": {"mesh_tensor": 2}}).jax.mesh_tensor == 2
+    for damaged, message in (
+        ({"jax": 3}, "^jax = 3: must be a section"),
+        ({"learner": 3}, "^learner = 3: must be a section"),
+    ):
+        with pytest.raises(InputError, match=message):
+            validate_stored(stored | damaged)
+    with pytest.raises(InputError, match="must be a mapping of fields, not list"):
+        validate_stored([])
 
 
 def test_defaults_are_valid():

@@ -396,14 +396,14 @@ def test_every_value_of_held_out_patients(registry):
 
 
 def test_causal_records_show_nothing_later(registry):
-    for question in questions(registry, "train", 200, seed=4, hide_later_sections=True, balance=False):
+    for question in questions(registry, "train", 200, seed=4, causal=True, balance=False):
         if question.feature == "age":  # its section comes first
             assert "[V/lab]" not in question.context and "[P/basic]" in question.context
 
 
 def test_causal_follows_the_order_in_which_sections_are_shown(registry):
     """The hospital's factors come last in the registry and first in a record: they must not show what comes after them."""
-    made = questions(registry, "train", 300, seed=4, hide_later_sections=True)
+    made = questions(registry, "train", 300, seed=4, causal=True)
     assert list(dict.fromkeys(feature.section for feature in registry.features))[-1] == HOSPITAL
     asked = [question for question in made if question.feature == "beds"]
     assert asked and all(question.context.split("\n")[1:] == ["Beds: [MASK]"] for question in asked)
@@ -418,7 +418,7 @@ def test_causal_follows_the_order_in_which_sections_are_shown(registry):
     assert dropped["beds"] == {f.name for f in registry.features if f.name != "beds"} and not dropped["died"]
     plain = [dataclasses.replace(feature, section="[V/lab]") for feature in registry.features]
     with pytest.raises(InputError, match="stand in one section, so nothing comes later"):
-        questions(dataclasses.replace(registry, features=plain), "train", 5, seed=4, hide_later_sections=True)
+        questions(dataclasses.replace(registry, features=plain), "train", 5, seed=4, causal=True)
 
 
 def test_a_registry_without_sections_reads_without_headers(registry):

@@ -144,6 +144,9 @@ def test_the_health_of_a_run_is_a_table_and_a_config_of_another_version_is_said(
     text = Page(shown / "report.html").text
     assert "Health of the run" in text and "exploding KL" in text and "> 5 for 5 steps" in text
     config = files.read_json(workdir / "config.json")
+    files.write_json(workdir / "config.json", config | {"learner": {"mesh_data": 2}})  # it has another name now
+    run_page.write_report(workdir, show_examples=False)
+    assert "exploding KL" in Page(workdir / "report.html").text
     files.write_json(workdir / "config.json", config | {"unknown": 1})
     run_page.write_report(workdir, show_examples=False)
     text = Page(workdir / "report.html").text

@@ -17,7 +17,8 @@ from shared.questions.record import read_questions, write_questions
 from shared.runs import run
 from shared.runs.policy import check_policy
 from shared.runs.workdir import CONFIG_FILE, Job, checkpoint_folder, claim, read_config
-from shared.storage import buckets
+from shared.storage import buckets, files
+from shared.training.metrics_log import plain
 from tests.support.commands import here
 from tests.support.exam import numbered
 
@@ -173,6 +174,30 @@ def test_a_run_may_go_on_with_its_devices_split_otherwise(tmp_path):
     split = {"learner": {"mesh_tensor": 4, "sequence_parallel": True}, "rollout": {"mesh_tensor": 8}}
     claim(validate({"name": "run", **split}), tmp_path)
     assert read_config(tmp_path / CONFIG_FILE).rollout.mesh_tensor == 8
+    run.claim(validate({"name": "run"}), tmp_path)
+    split = {"jax": {"mesh_tensor": 4, "sequence_parallel": True, "rollout_mesh_tensor": 8}}
+    run.claim(validate({"name": "run", **split}), tmp_path)
+    assert run.read_config(tmp_path / run.CONFIG_FILE).jax.rollout_mesh_tensor == 8
+
+
+def test_a_run_with_old_names_of_fields_goes_on_under_the_new_ones(tmp_path, capsys):
+    config = validate({"name": "run", "jax": {"mesh_tensor": 4, "rollout_mesh_tensor": 8, "moments_dtype": "bfloat16"}})
+    before = dataclasses.asdict(config)
+    options = before.pop("jax")
+    before["rollout"]["mesh_tensor"] = options.pop("rollout_mesh_tensor")
+    before["learner"] |= options
+    place = tmp_path / run.CONFIG_FILE
+    files.write_json(place, before)
+    assert run.read_config(place) == config
+    with pytest.raises(InputError, match=r"differs in .*jax\.moments_dtype"):
+        run.claim(validate({"name": "run"}), tmp_path)
+    assert files.read_json(place) == before and capsys.readouterr().out == ""
+    run.claim(config, tmp_path)
+    told = f"{place}: learner.mesh_data is now jax.mesh_data; the file gets the new names of such fields\n"
+    assert told in capsys.readouterr().out
+    assert files.read_json(place) == plain(dataclasses.asdict(config))
+    run.claim(config, tmp_path)
+    assert "is now" not in capsys.readouterr().out
 
 
 class TestCheckpointFolder:

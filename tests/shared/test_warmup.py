@@ -315,10 +315,11 @@ def test_an_update_is_the_gradient_of_the_weighted_mean_negative_log_likelihood(
         {
             "name": "run",
             "grpo": {"loss": "bnpo", "beta": 0.0},
-            "learner": {"compute_dtype": "float32", "micro_batch_rows": 3, "logprob_chunk": 8, "mesh_fsdp": 1},
+            "learner": {"compute_dtype": "float32", "micro_batch_rows": 3, "logprob_chunk": 8},
+            "jax": {"mesh_fsdp": 1},
         }
     )
-    mesh = make_mesh(config.learner, jax.devices()[:1])
+    mesh = make_mesh(config.jax, jax.devices()[:1])
     learner = JaxLearner(config, tmp_path / "model", mesh, optimizer=optimizer, steps=10, reference=False)
     metrics = learner.update(document_batch(documents, longest))
     learner.export(tmp_path / "after")

@@ -28,15 +28,8 @@ SETTINGS = {
     "grpo": {"group_size": GROUP, "questions_per_step": 2, "steps": 4},
     "optimizer": OPTIMIZER,
     # fsdp and with it every parameter is spread over both processes, and rows over all four of its parts.
-    "learner": {
-        "mesh_data": 1,
-        "mesh_fsdp": 4,
-        "mesh_tensor": 2,
-        "micro_batch_rows": 4,
-        "remat": "none",
-        "compute_dtype": "float32",
-        "logprob_chunk": 16,
-    },
+    "jax": {"mesh_data": 1, "mesh_fsdp": 4, "mesh_tensor": 2},
+    "learner": {"micro_batch_rows": 4, "remat": "none", "compute_dtype": "float32", "logprob_chunk": 16},
     "rollout": {"max_prompt_tokens": 16, "max_new_tokens": LIMIT, "slots": 4, "prefill_batch": 4, "decode_steps": 3},
 }
 GREEDY = Sampling(group_size=1, temperature=0.0, max_new_tokens=LIMIT)

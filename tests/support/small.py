@@ -36,12 +36,16 @@ def make_learner(
     reference: bool = True,
     optimizer: dict[str, Any] | None = None,
     learner: dict[str, Any] | None = None,
+    jax_options: dict[str, Any] | None = None,
     **sections: dict[str, Any],
 ) -> Learner:
-    """A float32 learner on a mesh (data, fsdp, tensor) of the first devices; `sections` as in `run_config`."""
+    """A float32 learner on a mesh (data, fsdp, tensor) of the first devices; `learner` and `jax_options` are fields of
+    those sections, `sections` as in `run_config`."""
     axes = dict(zip(("mesh_data", "mesh_fsdp", "mesh_tensor"), mesh, strict=True))
-    config = run_config(optimizer=OPTIMIZER | (optimizer or {}), learner=axes | (learner or {}), **sections)
-    built = sharding.make_mesh(config.learner, jax.devices()[: int(np.prod(mesh))])
+    config = run_config(
+        optimizer=OPTIMIZER | (optimizer or {}), learner=learner or {}, jax=axes | (jax_options or {}), **sections
+    )
+    built = sharding.make_mesh(config.jax, jax.devices()[: int(np.prod(mesh))])
     return Learner(config, model, built, optimizer=config.optimizer, steps=steps, reference=reference)
 
 

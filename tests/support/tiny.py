@@ -16,7 +16,8 @@ EOS = 3  # the stop token of the tiny models
 SECTIONS: dict[str, dict[str, Any]] = {
     "grpo": {"group_size": 2, "questions_per_step": 2, "steps": 4},
     "rollout": {"max_prompt_tokens": 32, "max_new_tokens": 12, "slots": 3, "prefill_batch": 2, "decode_steps": 4},
-    "learner": {"compute_dtype": "float32", "logprob_chunk": 16, "micro_batch_rows": 2, "mesh_fsdp": 1},
+    "learner": {"compute_dtype": "float32", "logprob_chunk": 16, "micro_batch_rows": 2},
+    "jax": {"mesh_fsdp": 1},
 }
 
 

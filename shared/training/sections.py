@@ -1,10 +1,29 @@
-"""The section `health` of a run's config: from where on a run is not well, and for how long it may be so."""
+"""The sections of a run's config about training: `warmup`, `health` and `checkpoint`."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from shared.grpo.schedule import OptimizerConfig
 from shared.options.checks import at_least, check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """Next-token training before GRPO, for a policy that starts from random weights; off where `steps` is 0."""
+
+    steps: int = 0  # optimizer steps; 0: none
+    batch_size: int = 32  # documents in a step
+    sequence_length: int = 256  # tokens of a document; longer ones are cut
+    worked_answers: int = 1_000  # training questions shown with their answer; the rest is serialised records
+    worked_fraction: float = 0.5  # of each batch
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, b2=0.95, warmup_ratio=0.05)
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps", "worked_answers")
+        at_least(self, 1, "batch_size")
+        at_least(self, 2, "sequence_length")
+        check(0 <= self.worked_fraction <= 1, "worked_fraction", self.worked_fraction, "must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,3 +57,18 @@ class HealthConfig:
         )
         check(self.kl > 0, "kl", self.kl, "must be above 0; kl_steps = 0 switches the check off")
         check(0 < self.cut_off < 1, "cut_off", self.cut_off, "must be in (0, 1); cut_off_steps = 0 switches it off")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole state of a run is saved."""
+
+    every: int = 256  # optimizer steps between two checkpoints (spec: grpo, section 1)
+    keep: int = 2  # checkpoints kept, the newest
+    # This run's alone: a folder that all processes see, or gs://bucket/folder (JAX backend); empty: in the work directory.
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "keep")
+        check("://" not in self.folder or self.folder.startswith("gs://"), "folder", self.folder,
+              "must be a folder or a gs:// address; elsewhere a killed save may look whole")  # fmt: skip
