@@ -264,8 +264,7 @@ class GrpoConfig:
               f"must be {level!r} with loss = {self.loss!r}")  # fmt: skip
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, reason in losses.unread(loss=self.loss).items():
-            value = getattr(self, name)
-            check(value == defaults[name] or value == PRESETS[self.preset].get(name), name, value, reason)
+            check(getattr(self, name) == defaults[name], name, getattr(self, name), reason)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
