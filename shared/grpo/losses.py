@@ -23,6 +23,10 @@ CLIP_RULES = {
     "none": "none",
 }
 CLIP_RANGE = ("epsilon_low", "epsilon_high", "delta")
+ALWAYS_ALLOWED = (
+    "epsilon_low",
+    "epsilon_high",
+)  # presets set them, and a file may choose another loss after its preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Loss:
     term: str  # key of POLICY_TERMS
     normaliser: str  # key of NORMALISERS
     clip: str = "none"  # key of CLIP_RULES
-    reads: tuple[str, ...] = ()  # fields of the grpo section that the term reads; other losses refuse them
+    reads: tuple[str, ...] = ()  # fields of the grpo section that the term reads
     ratio_level: str | None = None  # the `grpo.ratio_level` that defines the loss; None: either
 
     def __post_init__(self) -> None:
@@ -60,8 +64,9 @@ LOSSES: dict[str, Loss] = {
 
 
 def unread(*, loss: str) -> dict[str, str]:
-    """The fields that other losses read and this one does not, and for each the reason, as the end of a message."""
+    """The fields that only other losses read, but for ALWAYS_ALLOWED, and for each the reason, as the end of a message."""
     if loss not in LOSSES:
         return {}
-    others = dict.fromkeys(name for row in LOSSES.values() for name in row.reads if name not in LOSSES[loss].reads)
+    allowed = {*LOSSES[loss].reads, *ALWAYS_ALLOWED}
+    others = [name for row in LOSSES.values() for name in row.reads if name not in allowed]
     return dict.fromkeys(others, f"loss {loss!r} does not read it; leave it out")

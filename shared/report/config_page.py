@@ -20,8 +20,8 @@ Each can be set on the command line of a program with `--config`, as `--config.g
 `--noconfig.learner.group_layout` for one that is on or off; `creason help train` shows the same list. Source: where the
 default is from, in `docs/spec`; a dash: this project's choice.
 """
-LOSSES_SAID = """The rows of `shared/grpo/losses.py`; the formulas of the terms: `shared/grpo/objective.py`. A field that other
-losses read and the chosen one does not must keep its default, or its preset's value."""
+LOSSES_SAID = """The rows of `shared/grpo/losses.py`; the formulas of the terms: `shared/grpo/objective.py`. A field that only
+other losses read is refused, but for `grpo.epsilon_low` and `grpo.epsilon_high`, which presets set."""
 CLIPPED_SAID = "The tokens counted as clipped, with r the ratio to the old policy and A the advantage:"
 
 

@@ -43,7 +43,7 @@ def test_the_page_names_every_field_of_a_row():
 
 def test_the_page_adds_one_row_and_what_the_tests_need():
     assert NAME not in FAMILIES
-    assert list(additions(SECTION)) == ["shared/policy/families.py", "tests/shared/families.py"]
+    assert list(additions(SECTION)) == ["shared/policy/families.py", "tests/support/families.py"]
 
 
 @pytest.fixture(scope="module")

@@ -57,12 +57,12 @@ def test_the_formula_by_hand():
 
 @pytest.mark.slow
 def test_the_config_takes_its_name_and_refuses_what_it_does_not_read(copy):
-    sections = [{"loss": NAME}, {"loss": NAME, "epsilon_high": 0.3}, {"loss": NAME, "sapo_temperature_pos": 2.0}]
+    sections = [{"loss": NAME}, {"loss": NAME, "delta": 1.6}, {"loss": NAME, "sapo_temperature_pos": 2.0}]
     sections += [{"loss": "other"}]
     known = ", ".join([*LOSSES, NAME])
     assert json.loads(run(copy, "-c", ASKED, json.dumps(sections))) == [
         NAME,
-        "grpo.epsilon_high = 0.3: loss 'topr' does not read it; leave it out",
+        "grpo.delta = 1.6: loss 'topr' does not read it; leave it out",
         "grpo.sapo_temperature_pos = 2.0: loss 'topr' does not read it; leave it out",
         f"grpo.loss = 'other': must be one of {known}",
     ]

@@ -32,7 +32,7 @@ from shared.config import (
     validate_stored,
 )
 from shared.errors import InputError
-from shared.grpo.losses import LOSSES
+from shared.grpo.losses import ALWAYS_ALLOWED, LOSSES
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
 
@@ -270,17 +270,17 @@ def test_a_field_that_only_other_losses_read_is_refused(loss):
     level = {"ratio_level": LOSSES[loss].ratio_level or "token"}
     for name in {name for row in LOSSES.values() for name in row.reads}:
         section = level | {"loss": loss, name: 0.75}
-        if name in LOSSES[loss].reads:
+        if name in LOSSES[loss].reads or name in ALWAYS_ALLOWED:
             assert getattr(validate({"name": "run", "grpo": section}).grpo, name) == 0.75
         else:
             assert refused(grpo=section) == f"grpo.{name} = 0.75: loss {loss!r} does not read it; leave it out"
 
 
-def test_the_value_of_a_preset_may_stay_with_a_loss_that_does_not_read_it():
-    section = grpo_preset("modern") | {"loss": "sapo"}
-    assert validate({"name": "run", "grpo": section}).grpo.epsilon_high == 0.28
-    message = refused(grpo=section | {"epsilon_high": 0.3})
-    assert message == "grpo.epsilon_high = 0.3: loss 'sapo' does not read it; leave it out"
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_goes_with_every_preset(loss, preset):
+    section = grpo_preset(preset) | {"loss": loss, "ratio_level": LOSSES[loss].ratio_level or "token"}
+    assert validate({"name": "run", "grpo": section}).grpo.loss == loss
 
 
 def test_a_loss_of_the_command_line_makes_the_files_fields_for_another_loss_as_if_not_set():

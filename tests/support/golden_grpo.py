@@ -11,7 +11,7 @@ import pytest
 
 from shared import grpo
 from shared.config import GrpoConfig
-from shared.grpo.losses import CLIP_RANGE, LOSSES
+from shared.grpo.losses import LOSSES, unread
 from tests.support import golden_folder
 from tests.support.golden_folder import GOLDEN
 
@@ -76,9 +76,8 @@ def golden_config(case: dict) -> GrpoConfig:
 
 
 def config_of(loss: Any, **options: Any) -> GrpoConfig:
-    """The section with this loss and these options, but for those of the clip range that the loss does not read."""
-    refused = set(CLIP_RANGE) - set(LOSSES[loss].reads)
-    return GrpoConfig(loss=loss, **{name: value for name, value in options.items() if name not in refused})
+    """The section with this loss and these options, but for those that the loss does not read."""
+    return GrpoConfig(loss=loss, **{name: value for name, value in options.items() if name not in unread(loss=loss)})
 
 
 def golden_inputs(case: dict) -> dict[str, np.ndarray]:
