@@ -218,7 +218,7 @@ class Learner:
             with files.replacing(folder) as temporary:
                 temporary.mkdir()
                 save_params(temporary, self.state.params, self.model)
-                weight_files.add_companions(self.model_folder, temporary)
+                weight_files.copy_config_and_tokenizer(self.model_folder, temporary)
         distributed.barrier()
 
     def compiled_updates(self) -> int:

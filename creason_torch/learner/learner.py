@@ -180,7 +180,7 @@ class Learner:
             with files.replacing(folder) as temporary:
                 temporary.mkdir()
                 save_params(temporary, masters)
-                weight_files.add_companions(self.model_folder, temporary)
+                weight_files.copy_config_and_tokenizer(self.model_folder, temporary)
         dist.barrier()
 
     def _load(self, settings: Mapping[str, Any]) -> Policy:

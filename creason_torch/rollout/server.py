@@ -74,7 +74,7 @@ class ServerEngine(Engine):
                 # Under both names where it is tied: a server on a CPU, which cannot be told from here, packs its head again
                 # for a weight of that name only (`creason_torch.rollout.vllm`).
                 save_params(temporary, self._named_twice(weights))
-                weight_files.add_companions(self.model, temporary)
+                weight_files.copy_config_and_tokenizer(self.model, temporary)
             try:
                 self._publish()
             except InputError as error:

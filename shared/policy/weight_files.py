@@ -60,7 +60,7 @@ def write(
     files.write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def add_companions(source: Path, target: Path) -> None:
+def copy_config_and_tokenizer(source: Path, target: Path) -> None:
     """Copy configuration and tokenizer from `source` to `target`, and state the dtype of the weights in `target`.
 
     Transformers loads a model in the dtype that config.json states. If that were not the stored one, it would round the weights.

@@ -112,10 +112,10 @@ class Watch:
         """The counts that are not 0, to be saved in the checkpoint."""
         return {COUNT + name: count for name, count in self._steps_beyond.items() if count}
 
-    def check_update(self, step: int, line: Line, gap_means: str) -> None:
+    def check_update(self, step: int, line: Line, gap_explanation: str) -> None:
         """Raise TrainingError where the loss is no finite number, SyncError where engine and learner differ beyond the bound.
 
-        `line` are the metrics of the update at `step`; `gap_means` says what such a difference means in this run.
+        `line` are the metrics of the update at `step`; `gap_explanation` says what such a difference means in this run.
         """
         if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
             raise TrainingError(
@@ -126,7 +126,7 @@ class Watch:
         if gap.is_beyond(line[gap.metric]):
             raise SyncError(
                 f"step {step}: engine and learner differ by {line[gap.metric]:.3g} nats a token, more than "
-                f"grpo.max_logprob_gap = {gap.bound}; {gap_means}"
+                f"grpo.max_logprob_gap = {gap.bound}; {gap_explanation}"
             )
 
     def count_step(self, step: int, line: Line) -> list[str]:

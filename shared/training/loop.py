@@ -43,7 +43,7 @@ class Round:
 class Source(Protocol):
     """Where the rounds of a run come from."""
 
-    gap_means: str  # what is wrong where the learner's log-probabilities differ from the rollouts' own
+    gap_explanation: str  # why the log-probabilities of learner and rollouts may differ too much, for an error message
 
     def publish(self, learner: Learner) -> None:
         """Sample later rounds with the learner's weights."""
@@ -168,7 +168,7 @@ class _Training:
         """
         with self.phases("update"):
             update_metrics = self.learner.update(batch)
-        self.watch.check_update(self.step, update_metrics, self.source.gap_means)
+        self.watch.check_update(self.step, update_metrics, self.source.gap_explanation)
         self.step += 1
         sync_steps = self.config.grpo.ref_sync_steps
         if sync_steps and self.step % sync_steps == 0:

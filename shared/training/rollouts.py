@@ -64,7 +64,7 @@ class Rollouts:
 class Sampled:
     """Rounds sampled from the engine, each with the newest weights (`shared.training.loop.Source`)."""
 
-    gap_means = "the engine's weights or caches are stale"
+    gap_explanation = "the engine's weights or caches are stale"
 
     def __init__(
         self,

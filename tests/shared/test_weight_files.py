@@ -125,7 +125,7 @@ def test_what_is_written_beside_weights_states_their_dtype(tmp_path, spelling, s
     target.mkdir()
     save_file(some(stored), target / weight_files.SINGLE)
     (source / "tokenizer.json").write_text("{}")
-    weight_files.add_companions(source, target)
+    weight_files.copy_config_and_tokenizer(source, target)
     assert json.loads((target / "config.json").read_text()) == {
         "vocab_size": 20,
         "torch_dtype": name,
@@ -139,5 +139,5 @@ def test_what_is_written_beside_weights_states_their_dtype(tmp_path, spelling, s
 def test_of_several_dtypes_the_widest_is_stated(tmp_path):
     source = written(tmp_path / "source", some(), dtype="bfloat16")
     target = written(tmp_path / "target", some(torch.bfloat16) | {NORM: torch.ones(4)}, files=2)
-    weight_files.add_companions(source, target)
+    weight_files.copy_config_and_tokenizer(source, target)
     assert json.loads((target / "config.json").read_text()) == {"dtype": "float32", "torch_dtype": "float32"}
