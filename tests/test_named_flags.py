@@ -52,6 +52,8 @@ FOREIGN = {
 }
 # What looks like a field of the config and is none, by the section's name.
 NOT_FIELDS = {
+    "jax": {"shard_map", "numpy", "nn"},  # names of the library
+    "torch": {"where", "clamp", "exp"},
     "data": {
         "csv",
         "dta",

@@ -1,7 +1,7 @@
 """The forward pass over a device's own rows, with each layer's weights all-gathered before use (ZeRO-3, also called FSDP).
 
 With automatic sharding over fsdp, the compiler may all-gather the activations of all rows for the gradient of a split weight. So
-here `jax.shard_map` makes the data and fsdp axes manual: each device computes its own rows and all-gathers each layer's weights.
+here `shard_map` makes the data and fsdp axes manual: each device computes its own rows and all-gathers each layer's weights.
 In the backward pass an all-gather becomes a reduce-scatter: it sums the gradients over the devices, and each device keeps its
 part. The tensor axis stays automatic: the compiler splits along it.
 """

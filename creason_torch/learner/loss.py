@@ -126,7 +126,7 @@ def clipped_term(tokens: Tokens, config: GrpoConfig) -> torch.Tensor:
 
 def soft_gate_term(tokens: Tokens, config: GrpoConfig) -> torch.Tensor:
     """-A (4 / tau) sigmoid(tau (r - 1)), tau = sapo_temperature_pos where A > 0, else sapo_temperature_neg."""
-    # Between two plain numbers torch.where gives torch's default dtype: float32 inside a float64 objective.
+    # Between two plain numbers `where` gives torch's default dtype: float32 inside a float64 objective.
     tau = torch.full_like(tokens.advantages, config.sapo_temperature_neg)
     tau = tau.masked_fill(tokens.advantages > 0, config.sapo_temperature_pos)
     return -tokens.advantages * 4 / tau * torch.sigmoid(tau * (tokens.ratio - 1))

@@ -21,9 +21,6 @@ from shared.randomness import uniforms
 if TYPE_CHECKING:
     from shared.config import RunConfig
 
-if TYPE_CHECKING:
-    from shared.config import RunConfig
-
 
 @dataclasses.dataclass(frozen=True)
 class Answered:

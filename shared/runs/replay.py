@@ -127,7 +127,7 @@ class Recording:
 class Recorded:
     """Rounds as another run stored them (`shared.training.loop.Source`)."""
 
-    gap_explanation = "its policy is not the one that the recording was made with, or it learns otherwise"
+    gap_explanation = "its policy is not the one that the recording was made with, or it learns in another way"
 
     def __init__(self, recording: Recording, policy: Path) -> None:
         """`policy` is the model directory that learns. Raises InputError where its embedding lacks a token of the first step."""

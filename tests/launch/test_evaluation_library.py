@@ -63,7 +63,7 @@ class RuleBackend:
     def barrier(self):
         pass
 
-    def agreed(self, flag):
+    def any_process(self, flag):
         return flag
 
     def need(self, config, model, workload, *, trains):
