@@ -52,8 +52,6 @@ FOREIGN = {
 }
 # What looks like a field of the config and is none, by the section's name.
 NOT_FIELDS = {
-    "jax": {"shard_map", "numpy", "nn"},  # names of the library
-    "torch": {"where", "clamp", "exp"},
     "data": {
         "csv",
         "dta",
@@ -73,7 +71,7 @@ NOT_FIELDS = {
     "health": {"md"},
     "jax": {"jit", "lax", "nn", "numpy"},  # the library
     "model": {"embed_tokens", "layers", "norm", "safetensors"},  # names of weights
-    "torch": {"optim", "set_num_threads"},  # the library
+    "torch": {"optim", "set_num_threads", "where"},  # the library
 }
 
 
