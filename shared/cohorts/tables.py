@@ -99,8 +99,8 @@ def suffix(path: Path) -> str:
 def check_folder(source: Path, should_hold: str) -> None:
     """Raise InputError if `source` is not a folder. The message says that it should hold `should_hold`."""
     if not source.is_dir():
-        what = "is a file; give the folder that it lies in" if source.is_file() else "no such folder"
-        raise InputError(f"{source}: {what}; it should hold {should_hold}")
+        problem = "is a file; give the folder that it lies in" if source.is_file() else "no such folder"
+        raise InputError(f"{source}: {problem}; it should hold {should_hold}")
 
 
 def find(source: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -152,12 +152,12 @@ def named(where: object, cells: Sequence[Any]) -> list[str]:
     `where` is how messages call the file. Raises InputError if two columns have the same name.
     """
     names = [plain_name(cell) for cell in cells]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if not twice:
+    duplicates = sorted({name for name in names if name and names.count(name) > 1})
+    if not duplicates:
         return names
-    as_written = [str(cell) for cell, name in zip(cells, names, strict=True) if name in twice]
+    as_written = [str(cell) for cell, name in zip(cells, names, strict=True) if name in duplicates]
     same = "" if len(set(as_written)) < len(as_written) else " (apart from blanks and the Unicode form of letters)"
-    raise InputError(f"{where}: these columns occur twice{same}: {', '.join(twice)}")
+    raise InputError(f"{where}: these columns occur twice{same}: {', '.join(duplicates)}")
 
 
 def read_table(path: Path, *, merged: bool = False, errors: bool = False, encoding: str = "") -> RawTable:
@@ -312,10 +312,10 @@ def _csv_rows(path: Path, encoding: str) -> list[list[Any]]:
 def lower_names(table: RawTable) -> dict[str, list[Any]]:
     """The columns by their names in lower case. Raises InputError if two columns then have the same name."""
     names = [name.lower() for name in table.columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise InputError(
-            f"{table.path}: these columns occur twice (apart from upper and lower case): {', '.join(twice)}"
+            f"{table.path}: these columns occur twice (apart from upper and lower case): {', '.join(duplicates)}"
         )
     return dict(zip(names, table.columns.values(), strict=True))
 

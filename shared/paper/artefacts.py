@@ -29,9 +29,9 @@ def tables(
     ids: Sequence[Any], columns: Mapping[str, Sequence[Any]], *, valid_patients: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The training and the validation table (spec: registry, a.1, 16). The ids are in the column `Unique ID`."""
-    whole = pd.DataFrame({ID: list(ids)} | {name: _written(typed(values)) for name, values in columns.items()})
-    order = np.random.RandomState(SEED).permutation(len(whole))
-    return through_csv(whole.iloc[order[valid_patients:]]), through_csv(whole.iloc[order[:valid_patients]])
+    table = pd.DataFrame({ID: list(ids)} | {name: _written(typed(values)) for name, values in columns.items()})
+    order = np.random.RandomState(SEED).permutation(len(table))
+    return through_csv(table.iloc[order[valid_patients:]]), through_csv(table.iloc[order[:valid_patients]])
 
 
 def _written(column: pd.Series) -> pd.Series:
@@ -85,8 +85,8 @@ def typed(values: Sequence[Any]) -> pd.Series:
     present = [value for value in values if value is not None]
     if len(present) < len(values) and all(isinstance(value, int | float) for value in present):
         return pd.Series([math.nan if value is None else float(value) for value in values])
-    whole = all(isinstance(value, int) for value in present)
-    return pd.Series(list(values), dtype="int64" if present and whole and len(present) == len(values) else object)
+    all_int = all(isinstance(value, int) for value in present)
+    return pd.Series(list(values), dtype="int64" if present and all_int and len(present) == len(values) else object)
 
 
 def distribution(column: pd.Series) -> Choices | None:

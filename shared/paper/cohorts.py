@@ -137,9 +137,9 @@ def _in_matrix(style: Style, feature: Feature, registry: Registry) -> bool:
     """
     if feature.name not in registry.leakage.columns or registry.leakage[feature.name].isna().all():
         return False
-    whole = pd.concat([registry.train[feature.name], registry.valid[feature.name]])
+    column = pd.concat([registry.train[feature.name], registry.valid[feature.name]])
     if style == "lines" and feature.kind == "datetime":
         return False
     if feature.kind == "number":
-        return whole.dtype == "float64"
-    return style != "lines" or feature.kind != "category" or whole.value_counts().min() >= MIN_CLASS
+        return column.dtype == "float64"
+    return style != "lines" or feature.kind != "category" or column.value_counts().min() >= MIN_CLASS

@@ -87,11 +87,11 @@ def _questions(
     for _ in range(TRIES):
         if len(asked) == count:
             return asked, hidden
-        taken = {question.victim for question in asked} | hidden
+        unusable = {question.victim for question in asked} | hidden
         candidates = [
             name
             for name, value in row.items()
-            if name != ID and name not in taken and not is_missing(value) and value != "NA"
+            if name != ID and name not in unusable and not is_missing(value) and value != "NA"
         ]
         if (victim is not None and (victim not in candidates or victim not in material.choices)) or not candidates:
             return None, hidden

@@ -121,9 +121,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def check_model_folder(folder: Path) -> None:
     """Raise InputError if the folder of a model does not exist, or is the work directory of a run, which contains models."""
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
+        problem = "is a file" if folder.exists() else "no such folder"
         raise InputError(
-            f"{folder}: {what}; give the folder of a Hugging Face model, on this machine, with its tokenizer"
+            f"{folder}: {problem}; give the folder of a Hugging Face model, on this machine, with its tokenizer"
         )
     models = [
         f"{folder / name} ({when})" for name, when in WORKDIR_MODELS if (folder / name / "tokenizer.json").is_file()

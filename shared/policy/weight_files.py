@@ -169,17 +169,21 @@ def opened(path: Path, framework: str = "numpy") -> Iterator[Any]:
         yield stored
 
 
-def _same(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
+def _same(left_tensor: tuple[Path, str], right_tensor: tuple[Path, str]) -> bool:
     """Whether two stored tensors, each a file and a name, have the same values; their dtypes may differ."""
-    with opened(one[0]) as first, opened(other[0]) as second:
-        left, right = first.get_slice(one[1]), second.get_slice(other[1])
+    with opened(left_tensor[0]) as left_file, opened(right_tensor[0]) as right_file:
+        left, right = left_file.get_slice(left_tensor[1]), right_file.get_slice(right_tensor[1])
         shape = left.get_shape()
         if shape != right.get_shape():
             return False
-        for tensor, name in ((left, one[1]), (right, other[1])):
-            check_dtype(one[0].parent, name, tensor.get_dtype())
+        for tensor, name in ((left, left_tensor[1]), (right, right_tensor[1])):
+            check_dtype(left_tensor[0].parent, name, tensor.get_dtype())
         if not shape:
-            return bool(np.array_equal(first.get_tensor(one[1]), second.get_tensor(other[1]), equal_nan=True))
+            return bool(
+                np.array_equal(
+                    left_file.get_tensor(left_tensor[1]), right_file.get_tensor(right_tensor[1]), equal_nan=True
+                )
+            )
         step = max(1, COMPARED_BYTES // (4 * max(1, int(np.prod(shape[1:])))))
         ranges = (slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step))
         values = ((left[rows].astype(np.float32), right[rows].astype(np.float32)) for rows in ranges)

@@ -127,12 +127,16 @@ def read(place: Path | str, name: str = PROMPTS_FILE) -> PromptStyle | None:
     if not buckets.is_file(path):
         return None
     values = buckets.read_json(path)
-    known = {field.name for field in dataclasses.fields(PromptStyle)}
-    if isinstance(values, dict) and values.keys() <= known and all(isinstance(value, str) for value in values.values()):
+    field_names = {field.name for field in dataclasses.fields(PromptStyle)}
+    if (
+        isinstance(values, dict)
+        and values.keys() <= field_names
+        and all(isinstance(value, str) for value in values.values())
+    ):
         style = PromptStyle(**values)
         if style.thinking in (AUTO, "on", "off") and (not style.date or is_day(style.date)):
             return style
-    raise InputError(f"{path}: does not say how prompts are rendered ({', '.join(sorted(known))}); remove it")
+    raise InputError(f"{path}: does not say how prompts are rendered ({', '.join(sorted(field_names))}); remove it")
 
 
 def write(place: Path | str, style: PromptStyle, name: str = PROMPTS_FILE) -> None:

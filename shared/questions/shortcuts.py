@@ -127,11 +127,11 @@ def _figures(credit: np.ndarray, chance: np.ndarray, patients: np.ndarray, false
     }
 
 
-def _credit(question: Question, taken: Sequence[int]) -> float:
+def _credit(question: Question, choices: Sequence[int]) -> float:
     """Expected accuracy of a random choice among the options `taken`, or among all options if `taken` is empty."""
-    if not taken:
+    if not choices:
         return question.chance
-    return (LETTERS.index(question.answer) in taken) / len(taken)
+    return (LETTERS.index(question.answer) in choices) / len(choices)
 
 
 def decimals(text: str) -> int:
@@ -236,7 +236,7 @@ def _looks(question: Question) -> np.ndarray:
     spread = np.ptp(numbers) if known and np.ptp(numbers) > 0 else 1.0
     gaps = np.abs(numbers[:, None] - numbers) + np.where(np.eye(count) > 0, np.inf, 0.0)
     by_text = np.argsort(np.argsort(np.array(texts)))
-    taken = out_of_order(question)
+    odd = out_of_order(question)
     return np.array(
         [
             [
@@ -250,7 +250,7 @@ def _looks(question: Question) -> np.ndarray:
                 (numbers[place] - numbers.min()) / spread if known else -1.0,
                 gaps[place].min() / spread if known else -1.0,
                 by_text[place],
-                place in taken,
+                place in odd,
                 LETTERS[place] == question.majority,
             ]
             for place, text in enumerate(texts)

@@ -1,4 +1,4 @@
-"""From named columns of plain values to a prepared registry: types, split, distributions, mutual information."""
+"""Makes a prepared registry from raw columns: types, split, distributions, mutual information, relations."""
 
 from __future__ import annotations
 

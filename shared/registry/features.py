@@ -1,4 +1,4 @@
-"""What a column of a registry is: its name, how it is shown, and what kind of values it holds."""
+"""The class for a column of a registry (a feature), and functions that turn its values into texts and numbers."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _texts(values: np.ndarray, decimals: int) -> int:
 
 
 def numbers_of(column: pd.Series) -> pd.Series:
-    """A number column as float64 `[patients]`: missing values and texts such as `<0.3` are NaN."""
+    """A number column as float64 `[patients]`; missing values and texts such as `<0.3` become NaN."""
     if column.dtype == "float64":
         return column
     return pd.Series([as_number(value) for value in column], index=column.index, dtype="float64")

@@ -198,12 +198,12 @@ def most_informative(
     `hidden` is the result of `hidden_with` for each feature. Pairs in which one hides the other are not counted. So features
     that repeat each other, such as a value and its category, gain nothing from one another.
     """
-    known = [name for name in names if name in leakage.columns]
-    scores = leakage.loc[known, known].to_numpy(dtype=np.float64, copy=True)
+    in_matrix = [name for name in names if name in leakage.columns]
+    scores = leakage.loc[in_matrix, in_matrix].to_numpy(dtype=np.float64, copy=True)
     np.fill_diagonal(scores, 0.0)
-    for column, target in enumerate(known):
-        scores[[row for row, name in enumerate(known) if name in hidden[target]], column] = 0.0
-    chosen = {known[i] for i in np.argsort(-np.nan_to_num(scores).sum(axis=0), kind="stable")[:count]}
+    for column, target in enumerate(in_matrix):
+        scores[[row for row, name in enumerate(in_matrix) if name in hidden[target]], column] = 0.0
+    chosen = {in_matrix[i] for i in np.argsort(-np.nan_to_num(scores).sum(axis=0), kind="stable")[:count]}
     return [name for name in names if name in chosen]
 
 

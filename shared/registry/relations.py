@@ -212,12 +212,12 @@ def arithmetic(table: pd.DataFrame, targets: Sequence[str]) -> list[Computed]:
     sample = _sampled(len(table), int(min(MAX_ROWS, max(FEWEST_SAMPLED, WORK / (20 * width**3)))))
     for logarithms in (False, True):
         usable = table.loc[:, (table > 0).sum() == table.notna().sum()] if logarithms else table
-        asked = [name for name in targets if name in usable.columns]
-        if usable.shape[1] < 3 or not asked:
+        usable_targets = [name for name in targets if name in usable.columns]
+        if usable.shape[1] < 3 or not usable_targets:
             continue
         values = pd.DataFrame(np.log(usable)) if logarithms else usable
         part = values.iloc[sample]
-        for first, second, target in _search(part, asked):
+        for first, second, target in _search(part, usable_targets):
             explained = _explained_by_two(values[target], values[first], values[second])
             if explained >= EXACT:
                 formulas.setdefault((target, first, second), Computed(target, first, second, logarithms, explained))

@@ -65,11 +65,11 @@ def _random(ids: pd.Index, valid_patients: int, seed: int | None) -> np.ndarray:
 def _sites(column: pd.Series, valid_patients: int, held_out: str, seed: int) -> np.ndarray:
     sites = np.array([_site(value) for value in column])
     if held_out:
-        wanted = [name.strip() for name in held_out.split(",")]
-        unknown = sorted(set(wanted) - set(sites))
+        sites_held_out = [name.strip() for name in held_out.split(",")]
+        unknown = sorted(set(sites_held_out) - set(sites))
         if unknown:
             raise InputError(f"held_out = {held_out!r}: there is no site {', '.join(unknown)}")
-        return np.isin(sites, wanted)
+        return np.isin(sites, sites_held_out)
     names = sorted(set(sites))
     chosen: list[str] = []
     for place in generator(seed, "split", "site").permutation(len(names)):
@@ -102,8 +102,8 @@ def _late(column: pd.Series, valid_patients: int, held_out: str) -> np.ndarray:
     if held_out:
         start = _date(held_out) if dated else as_number(held_out)
         if start != start:
-            known = "date such as 2023-01-31, or year" if dated else "number such as a year"
-            raise InputError(f"held_out = {held_out!r}: not a {known}")
+            expected = "date such as 2023-01-31, or year" if dated else "number such as a year"
+            raise InputError(f"held_out = {held_out!r}: not a {expected}")
     else:
         present = values.dropna().sort_values()
         if len(present) <= valid_patients:

@@ -57,22 +57,26 @@ class Key:
 
 def read_key(path: Path) -> Key:
     """Read the key of a review. Raises InputError if the file holds something else."""
-    known = files.read_json(path)
-    if not _is_key(known):
+    content = files.read_json(path)
+    if not _is_key(content):
         raise InputError(f"{path}: not the key of a review; it is the file that --key named when cases were written")
     drawn = {
         rater: [(place["id"], place.get("second_is_1", place.get("second_is_a"))) for place in places]
-        for rater, places in known["raters"].items()
+        for rater, places in content["raters"].items()
     }
     return Key(
-        tuple(known["names"]), drawn, known.get("review", ""), known.get("identical"), known.get("marked") is True
+        tuple(content["names"]),
+        drawn,
+        content.get("review", ""),
+        content.get("identical"),
+        content.get("marked") is True,
     )
 
 
-def _is_key(known: Any) -> bool:
-    if not isinstance(known, dict) or not {"names", "raters"} <= set(known):
+def _is_key(content: Any) -> bool:
+    if not isinstance(content, dict) or not {"names", "raters"} <= set(content):
         return False
-    names, raters = known["names"], known["raters"]
+    names, raters = content["names"], content["raters"]
     if not isinstance(names, list) or len(names) != 2 or not isinstance(raters, dict):
         return False
     places = [place for drawn in raters.values() for place in (drawn if isinstance(drawn, list) else [None])]

@@ -123,8 +123,8 @@ def export(
             write_html(temporary / rater / "cases.html", "review.html", {"rater": rater, "cases": shown})
             write_sheet(temporary / rater / "ratings.xlsx", len(shown), {}, review=review, rater=rater)
         store.create(temporary / STORE_FILE, review, cases)
-    known = {"names": list(names), "seed": seed, "review": review, "marked": True, "identical": written.identical}
-    files.write_json(key, known | {"raters": drawn})
+    key_content = {"names": list(names), "seed": seed, "review": review, "marked": True, "identical": written.identical}
+    files.write_json(key, key_content | {"raters": drawn})
     return written
 
 
@@ -139,11 +139,11 @@ def _check_places(names: tuple[str, str], raters: Sequence[str], out: Path, key:
             "--raters is needed: a name for each person who will rate, e.g. --raters=r1,r2; pseudonyms will do"
         )
     if len(set(raters)) < len(raters):
-        twice = next(rater for rater in raters if raters.count(rater) > 1)
-        raise InputError(f"--raters: {twice!r} stands there twice; name each rater once")
-    wrong = [rater for rater in raters if not RATER.fullmatch(rater)]
-    if wrong:
-        raise InputError(f"--raters: {wrong[0]!r} must be letters, digits, hyphens and underscores")
+        duplicate = next(rater for rater in raters if raters.count(rater) > 1)
+        raise InputError(f"--raters: {duplicate!r} stands there twice; name each rater once")
+    not_allowed = [rater for rater in raters if not RATER.fullmatch(rater)]
+    if not_allowed:
+        raise InputError(f"--raters: {not_allowed[0]!r} must be letters, digits, hyphens and underscores")
     if names[0] == names[1]:
         raise InputError("--names: the two models need different names")
     if out.resolve() in key.resolve().parents:

@@ -166,9 +166,9 @@ class _Site:
         choice = await _read_object(request)
         if set(choice) != {"field", "value"}:
             raise HTTPException(400, "must hold field and value, nothing else; nothing was kept")
-        wrong = problem(choice["field"], choice["value"])
-        if wrong:
-            raise HTTPException(400, f"{wrong}; nothing was kept")
+        reason = problem(choice["field"], choice["value"])
+        if reason:
+            raise HTTPException(400, f"{reason}; nothing was kept")
         said, rated = await run_in_threadpool(self.store.save, rater, number, choice["field"], choice["value"])
         return JSONResponse({"said": dataclasses.asdict(said), "rated": rated})
 

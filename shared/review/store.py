@@ -164,9 +164,9 @@ class Store:
         The value is on the disk when this returns. Raises ValueError for a value that `problem` refuses, and KeyError if the
         rater has no such case.
         """
-        wrong = problem(field, value)
-        if wrong:
-            raise ValueError(wrong)
+        reason = problem(field, value)
+        if reason:
+            raise ValueError(reason)
         if not 1 <= number <= self.counts.get(rater, 0):
             raise KeyError(f"{rater} has no case {number}")
         with self._alone() as connection:

@@ -67,8 +67,8 @@ def understood(address: Path | str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        known = known_implementations.get(str(address).split("://")[0], {}).get("class", "fsspec")
-        package = known.split(".")[0]
+        class_name = known_implementations.get(str(address).split("://")[0], {}).get("class", "fsspec")
+        package = class_name.split(".")[0]
         fix = str(error) if package == "fsspec" else f"its file system is not installed; pip install {package}"
         raise InputError(f"{address}: {fix}") from error
     except FileNotFoundError as error:

@@ -357,7 +357,7 @@ def test_a_save_that_cannot_begin_is_refused_and_so_is_what_follows(tmp_path, mo
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", fail)
     for attempt in (lambda: checkpoints.save(2, small_state(2), {}), checkpoints.wait, checkpoints.check):
         with pytest.raises(
-            InputError, match="a checkpoint cannot be written .*No space left .*; check that the disk has free space"
+            InputError, match="a checkpoint cannot be written .*No space left .*; see that there is room"
         ):
             attempt()
     assert Checkpoints(tmp_path, keep=2).restore(abstract(small_state(0)), None)[1] == 1

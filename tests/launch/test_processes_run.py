@@ -72,7 +72,7 @@ def test_a_run_goes_on_whatever_is_done_to_its_processes(whole, tmp_path):
     survivor, full = after(1, workdir, commands(workdir), environment(), without_room, to=1, within=60)
     assert (survivor.code, survivor.err.splitlines()) == (1, [GONE.format(1)])
     assert full.refusal.startswith(f"error: {workdir / 'checkpoints'}: a checkpoint cannot be written (")
-    assert "File too large); check that the disk has free space" in full.refusal
+    assert "File too large); see that there is room" in full.refusal
     assert not [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     # Process 1 gone: one line, and none but Orbax's about what the failed save has left.
     survivor, killed = signal_after(3, workdir, commands(workdir), environment(), signal.SIGKILL, to=1)

@@ -77,9 +77,9 @@ def lines_of(table: RawTable, labels: Mapping[str, str] | None = None) -> list[L
         raise InputError(f"{path}: unknown columns {', '.join(unknown)}; known are {', '.join(COLUMNS)}")
     lines = [_line(path, number, table, labels or {}) for number in range(table.rows)]
     names = [line.column for line in lines]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path}: these columns have two lines: {', '.join(twice)}")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(f"{path}: these columns have two lines: {', '.join(duplicates)}")
     if sum(line.kind == "id" for line in lines) != 1:
         count = sum(line.kind == "id" for line in lines)
         hint = "; where no column names patients, add one that numbers them" if not count else ""

@@ -262,8 +262,8 @@ def open_remarks(lines: Sequence[Line]) -> str:
     if not shown:
         return ""
     later = [line.column for line in shown if OUTCOME in line.look_at]
-    some = ", ".join(later[:NAMED]) + (", ..." if len(later) > NAMED else "")
-    about = f"; {len(later)} of them look like outcomes and are shown in records: {some}" if later else ""
+    names = ", ".join(later[:NAMED]) + (", ..." if len(later) > NAMED else "")
+    about = f"; {len(later)} of them look like outcomes and are shown in records: {names}" if later else ""
     return (
         f"{len(shown)} lines of the codebook still hold a remark in look_at{about}; empty the cell once you have looked"
     )

@@ -131,8 +131,8 @@ def _transport_rows(content: bytes, reader: Any) -> int:
 def _sas(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
     with pd.read_sas(path, format="sas7bdat", encoding="infer", iterator=True) as opened:
         reader: Any = opened
-        known = not reader.inferred_encoding.startswith("unknown")
-        if encoding or not known:
+        states_encoding = not reader.inferred_encoding.startswith("unknown")
+        if encoding or not states_encoding:
             reader.encoding = RAW
         reader.convert_dates = False  # _convert does it for both kinds of SAS files
         about = {str(column.name): str(column.label) for column in reader.columns}
@@ -141,7 +141,7 @@ def _sas(path: Path, encoding: str, catalogue: Path | None) -> RawTable:
     notes = _convert(path, frame, formats)
     names = [str(name) for name in frame.columns]
     meanings, unknown = meanings_of(path, dict(zip(names, formats, strict=True)), catalogue, encoding)
-    if known and not encoding:
+    if states_encoding and not encoding:
         return with_labels(table_of(path, frame, labels=about), meanings, [*notes, *unknown])
     return _decoded(path, frame, about, encoding, [*notes, *unknown], meanings, labels_are_raw=False)
 

@@ -113,8 +113,8 @@ def _with_mark(table: RawTable, form: Form, *, recognise: bool) -> RawTable:
     if not with_commas:
         places = {name: table.number(row) for name, row in undecided.items()}
         return dataclasses.replace(table, decimal=mark, undecided=places)
-    some = ", ".join(with_commas[:NAMED]) + (" ..." if len(with_commas) > NAMED else "")
-    note = f"{table.path.name}: numbers have decimal commas (in {some}); --decimal=. reads decimal points"
+    names = ", ".join(with_commas[:NAMED]) + (" ..." if len(with_commas) > NAMED else "")
+    note = f"{table.path.name}: numbers have decimal commas (in {names}); --decimal=. reads decimal points"
     return dataclasses.replace(table, decimal=mark, notes=[*table.notes, note])
 
 

@@ -88,12 +88,12 @@ def read_frames(
     if len(mask) != len(data):
         raise InputError(f"{paths['mask']}: {len(mask)} rows, but {paths['data'].name} has {len(data)}")
     shown = _display_names(paths["names"], [name for name in names if _FIRST.match(name) or not _DATED.match(name)])
-    wanted = [*placed(plan), plan["identifier"], plan["excluded"], plan["icu"], plan["year"], *FLAGS]
-    absent = [name for name in wanted if name not in data.columns]
+    needed_columns = [*placed(plan), plan["identifier"], plan["excluded"], plan["icu"], plan["year"], *FLAGS]
+    absent = [name for name in needed_columns if name not in data.columns]
     if absent:
         raise InputError(f"{paths['data']}: columns of the layout are missing: {', '.join(absent[:10])}; "
                          f"describe this export in a {LAYOUT} beside it")  # fmt: skip
-    unplaced = [name for name in shown if name not in {*wanted, *plan["not_shown"], *_first_slot(plan)}]
+    unplaced = [name for name in shown if name not in {*needed_columns, *plan["not_shown"], *_first_slot(plan)}]
     if unplaced:
         raise InputError(f"{paths['data']}: the layout does not place these columns: {', '.join(unplaced[:10])}; "
                          f"describe this export in a {LAYOUT} beside it")  # fmt: skip
@@ -114,10 +114,11 @@ def _flag(path: Path, column: pd.Series) -> pd.Series:
     Raises InputError for any other value, since the patient would be left out silently.
     """
     numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-    wrong = column.index[column.notna() & ~numbers.isin([0, 1])]
-    if len(wrong):
+    wrong_rows = column.index[column.notna() & ~numbers.isin([0, 1])]
+    if len(wrong_rows):
+        row = wrong_rows[0]
         raise InputError(
-            f"{path}: column {column.name}, row {int(wrong[0]) + 2}: {tables.shown_code(column[wrong[0]])} is neither 1 nor 0"
+            f"{path}: column {column.name}, row {int(row) + 2}: {tables.shown_code(column[row])} is neither 1 nor 0"
         )
     return numbers
 
@@ -155,11 +156,11 @@ def _frame(path: Path, *, in_parts: bool = False) -> tuple[pd.DataFrame, list[st
     return frame.iloc[:, 1:], tables.left_out(path, [first])
 
 
-def _same(path: Path, here: set[str], other: Path, there: set[str]) -> None:
-    only_here, only_there = sorted(here - there), sorted(there - here)
+def _same(path: Path, columns: set[str], other_path: Path, other_columns: set[str]) -> None:
+    only_here, only_there = sorted(columns - other_columns), sorted(other_columns - columns)
     if only_here or only_there:
         raise InputError(
-            f"{path} and {other} name different columns; only in the first: {', '.join(only_here[:10]) or 'none'}; "
+            f"{path} and {other_path} name different columns; only in the first: {', '.join(only_here[:10]) or 'none'}; "
             f"only in the second: {', '.join(only_there[:10]) or 'none'}"
         )
 
@@ -208,12 +209,12 @@ def read(source: Path, *, cohort: str = "hospitalized") -> RawRegistry:
     coded = words(plan)
     columns = []
     for name, section in placed(plan).items():
-        known = _as_numbers(data[name].where(mask[name] != 0))
+        values = _as_numbers(data[name].where(mask[name] != 0))
         if name in coded:
-            texts = _texts(name, known, coded[name])
+            texts = _texts(name, values, coded[name])
             columns.append(RawColumn(name, shown[name], section, "", texts, tuple(coded[name].values())))
         else:
-            columns.append(RawColumn(name, shown[name], section, "", _numbers(name, known)))
+            columns.append(RawColumn(name, shown[name], section, "", _numbers(name, values)))
     for name in (*FLAGS[-len(SLOTS) :], plan["year"]):
         columns.append(
             RawColumn(
@@ -264,15 +265,15 @@ def _numbers(name: str, values: pd.Series) -> np.ndarray:
     """
     if pd.api.types.is_numeric_dtype(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = np.isinf(numbers)
+        is_wrong = np.isinf(numbers)
     else:
-        present = values.notna().to_numpy()
+        is_present = values.notna().to_numpy()
         numbers = np.array(
-            [as_number(value) if known else np.nan for value, known in zip(values, present, strict=True)]
+            [as_number(value) if known else np.nan for value, known in zip(values, is_present, strict=True)]
         )
-        wrong = present & np.isnan(numbers)
-    if wrong.any():
+        is_wrong = is_present & np.isnan(numbers)
+    if is_wrong.any():
         raise InputError(
-            f"data column {name}, row {int(values.index[int(np.argmax(wrong))]) + 2}: the cell is no number"
+            f"data column {name}, row {int(values.index[int(np.argmax(is_wrong))]) + 2}: the cell is no number"
         )
     return numbers

@@ -35,11 +35,11 @@ def early(value: float) -> float:
         return value
     digits, power = _written(value)
     number = _number(digits)
-    factor, left = 10.0, abs(power)
-    while left:
-        if left % 2:
+    factor, remaining = 10.0, abs(power)
+    while remaining:
+        if remaining % 2:
             number = number * factor if power > 0 else number / factor
-        factor, left = factor * factor, left // 2
+        factor, remaining = factor * factor, remaining // 2
     return float(np.copysign(number, value))
 
 

@@ -59,9 +59,9 @@ def _partition(keys: np.ndarray, order: np.ndarray, left: int, right: int) -> in
     swaps = int((rising[:length] < falling[:length]).sum())
     end = int(rising[swaps])
     if swaps:
-        here, there = rising[:swaps], falling[:swaps]
-        order[here], order[there] = order[there], order[here]
-        end = min(end, int(there[-1]))
+        from_left, from_right = rising[:swaps], falling[:swaps]
+        order[from_left], order[from_right] = order[from_right], order[from_left]
+        end = min(end, int(from_right[-1]))
     order[end], order[right - 1] = order[right - 1], order[end]
     return end
 

@@ -123,9 +123,9 @@ def _table(name: str, path: Path) -> Table:
         raise InputError(f"{path}: line 1 is one column only; columns must be separated by commas")
     if missing:
         raise InputError(f"{path}: line 1 lacks {', '.join(missing)}; this is not MIMIC-III v1.4's {name.upper()}")
-    twice = sorted({column for column in lower if lower.count(column) > 1})
-    if twice:
-        raise InputError(f"{path}: line 1 has the column {twice[0].upper()} twice; {FIX}")
+    duplicates = sorted({column for column in lower if lower.count(column) > 1})
+    if duplicates:
+        raise InputError(f"{path}: line 1 has the column {duplicates[0].upper()} twice; {FIX}")
     if len(first) == len(header) + 1:
         raise InputError(f"{path}, line 2: {len(first)} columns in place of {len(header)}, as where R writes row names; "
                          f"write it with row.names = FALSE, or {FIX}")  # fmt: skip
@@ -151,18 +151,18 @@ def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False
     The file `record` stores them with the size and the time of change of each file, so that later starts need not read tens of
     gigabytes again.
     """
-    known = files.read_json_object(record) if record.is_file() else {}
+    stored = files.read_json_object(record) if record.is_file() else {}
     result = {}
     for table in tqdm(tables.values(), desc="digests of the files", unit=" files", disable=not progress):
         status = table.path.stat()
         stamp = [str(table.path.resolve()), status.st_size, status.st_mtime_ns]
-        entry = known.get(table.name, {})
+        entry = stored.get(table.name, {})
         if entry.get("stamp") != stamp:
             with table.path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            known[table.name] = {"stamp": stamp, "digest": digest}
-            files.write_json(record, known)
-        result[table.path.name] = known[table.name]["digest"]
+            stored[table.name] = {"stamp": stamp, "digest": digest}
+            files.write_json(record, stored)
+        result[table.path.name] = stored[table.name]["digest"]
     return result
 
 
@@ -185,21 +185,21 @@ def _times(table: Table) -> dict[str, str]:
 def _read_as(table: Table, column: str) -> str:
     name = column.lower()
     kind, cell = TABLES[table.name][name], _column(column)
-    said = {text: f"error({_quoted(f'{table.path}: {name.upper()} {text}')})" for text in (*_PROBLEMS, NOT_FINITE)}
+    error_of = {text: f"error({_quoted(f'{table.path}: {name.upper()} {text}')})" for text in (*_PROBLEMS, NOT_FINITE)}
     if kind == "BIGINT":
         # Nearly all cells are plain numbers, which this first condition recognises quickly.
         value = (
             f"CASE WHEN CAST(TRY_CAST({cell} AS BIGINT) AS VARCHAR) = {cell} THEN CAST({cell} AS BIGINT) "
             f"WHEN {cell} IS NULL THEN NULL "
-            f"WHEN {_is_whole(cell)} THEN CAST(TRY_CAST({cell} AS DOUBLE) AS BIGINT) ELSE {said[NO_WHOLE_NUMBER]} END"
+            f"WHEN {_is_whole(cell)} THEN CAST(TRY_CAST({cell} AS DOUBLE) AS BIGINT) ELSE {error_of[NO_WHOLE_NUMBER]} END"
         )
     elif kind == "DOUBLE":
         value = (
             f"CASE WHEN {_is_number(cell)} THEN CAST({cell} AS DOUBLE) WHEN {cell} IS NULL THEN NULL "
-            f"WHEN {_is_spelled(cell)} THEN {said[NOT_FINITE]} ELSE {said[NO_NUMBER]} END"
+            f"WHEN {_is_spelled(cell)} THEN {error_of[NOT_FINITE]} ELSE {error_of[NO_NUMBER]} END"
         )
     elif kind == "TIMESTAMP":
-        value = f"CASE WHEN isfinite({cell}) IS NOT false THEN {cell} ELSE {said[NO_TIME]} END"
+        value = f"CASE WHEN isfinite({cell}) IS NOT false THEN {cell} ELSE {error_of[NO_TIME]} END"
     else:
         value = cell
     return f"{value} AS {name}"
@@ -233,9 +233,9 @@ def check_keys(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Table
     for name, key in UNIQUE.items():
         query = f"SELECT count(*), count({key}), count(DISTINCT {key}) FROM {name}"
         with reading(tables):
-            count, known, distinct = connection.execute(query).fetchall()[0]
-        if known < count:
-            raise InputError(f"{tables[name].path}: {key.upper()} is missing in {count - known} rows; {FIX}")
+            count, present, distinct = connection.execute(query).fetchall()[0]
+        if present < count:
+            raise InputError(f"{tables[name].path}: {key.upper()} is missing in {count - present} rows; {FIX}")
         if distinct < count:
             line = _doubled_line(connection, name, key)
             where = f"line {line}: {key.upper()} occurs on an earlier line too ({count - distinct} such rows)"
@@ -319,12 +319,12 @@ def _column(name: str) -> str:
 
 
 def _explained(table: Table, message: str) -> str:
-    own = re.search(rf": (\w+) ({'|'.join(map(re.escape, (*_PROBLEMS, NOT_FINITE)))})", message)
-    if own:
-        place, hint = _place(table, own[1], own[2])
-        if own[2] == NOT_FINITE:
-            return f": {own[1]} {NOT_FINITE}{f' (line {place})' if place else ''}; correct it or {FIX}"
-        return f"{f', line {place}' if place else ''}: {own[1]} {own[2]}{hint}; correct it or {FIX}"
+    problem = re.search(rf": (\w+) ({'|'.join(map(re.escape, (*_PROBLEMS, NOT_FINITE)))})", message)
+    if problem:
+        place, hint = _place(table, problem[1], problem[2])
+        if problem[2] == NOT_FINITE:
+            return f": {problem[1]} {NOT_FINITE}{f' (line {place})' if place else ''}; correct it or {FIX}"
+        return f"{f', line {place}' if place else ''}: {problem[1]} {problem[2]}{hint}; correct it or {FIX}"
     line = re.search(r"CSV Error on Line: (\d+)", message)
     where = f", line {line[1]}" if line else ""
     column = re.search(r'Error when converting column "(\w+)".*? to \'(\w+)\'', message, re.DOTALL)

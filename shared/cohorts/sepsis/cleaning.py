@@ -94,9 +94,9 @@ def read_metadata(table: RawTable, dictionary: Mapping[str, str]) -> list[Column
         )
     names = [column.name for column in columns]
     _require(table, names, (SUBJECT, CENTER, BATCH), "variables")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{table.path}: these variables occur twice: {', '.join(twice)}")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(f"{table.path}: these variables occur twice: {', '.join(duplicates)}")
     return columns
 
 

@@ -133,8 +133,8 @@ def decode_column(name: str, values: Sequence[Any], coding: Coding) -> list[str 
         except KeyError as error:
             unknown.append(shown_code(error.args[0]))
     if unknown:
-        known = ", ".join(str(code) for code in coding if isinstance(code, str))
-        raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known})")
+        known_codes = ", ".join(str(code) for code in coding if isinstance(code, str))
+        raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known_codes})")
     return [decoded[value] for value in values]
 
 

@@ -171,12 +171,12 @@ def _cohort(columns: Mapping[str, Values], dates: Mapping[str, Values]) -> list[
     return in_cohort
 
 
-def _clear_vessels(data: dict[str, Values], known: Mapping[str, Field]) -> None:
+def _clear_vessels(data: dict[str, Values], field_of: Mapping[str, Field]) -> None:
     """Clear the side and the degree of stenosis of each vessel that is not symptomatic."""
-    for name in [name.removesuffix("_c") for name in known if name.startswith("a_") and name.endswith("_c")]:
-        parts = [part for part in (name, f"{name}_c", f"{name}_s") if part in data]
-        if len(parts) < 3:
+    for name in [name.removesuffix("_c") for name in field_of if name.startswith("a_") and name.endswith("_c")]:
+        columns = [part for part in (name, f"{name}_c", f"{name}_s") if part in data]
+        if len(columns) < 3:
             continue
         cleared = [symptomatic == 0 and symptomatic != "" for symptomatic in data[f"{name}_s"]]
-        for part, value in zip(parts, (0, None, None), strict=True):
+        for part, value in zip(columns, (0, None, None), strict=True):
             data[part] = [value if clear else cell for cell, clear in zip(data[part], cleared, strict=True)]

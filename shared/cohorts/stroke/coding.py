@@ -137,6 +137,6 @@ def decode_column(
             continue
         decoded[value] = dictionary.get(label, label) if isinstance(label, str) else label
     if unknown:
-        known = ", ".join(str(code) for code in coding or ())
-        raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known})")
+        known_codes = ", ".join(str(code) for code in coding or ())
+        raise InputError(f"data column {name}: code {', '.join(unknown[:5])} is not in its coding ({known_codes})")
     return [decoded[type(value), value] for value in values]

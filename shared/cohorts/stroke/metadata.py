@@ -67,6 +67,6 @@ def _field(row: dict[str, Any]) -> Field | None:
 
 
 def _require_unique(path: Path, names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path}: these fields occur twice: {', '.join(twice)}")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(f"{path}: these fields occur twice: {', '.join(duplicates)}")
