@@ -41,7 +41,6 @@ from shared.evaluation.forced_choice import phrase_and_letters
 from shared.evaluation.subgroups import check_patients, subgroups
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 from shared.questions import boxes, prompt_style
-from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, read_questions
 from shared.registry import store
 from shared.registry.patients import read_patients
@@ -50,6 +49,7 @@ from shared.report.evaluation_page import write_page
 from shared.report.run_page import both_readings, duration, interval, percent, readings_in_words
 from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
 from shared.storage import files
+from shared.tasks.prompts import prompt_tokens
 
 ANSWERS, BOXED, ENGINE = "answers.parquet", "boxed.parquet", "engine.json"
 FLAGS = flags.FLAGS

@@ -27,11 +27,13 @@ from shared.cohorts.custom.codebook import CODEBOOK, Line, write_codebook
 from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation.prepare import prepare, summary
+from shared.preparation.prepare import prepare
+from shared.preparation.summary import summary
 from shared.preparation.verification import check_sources, verify
 from shared.questions.record import read_questions
 from shared.runs import showing
 from shared.runs.showing import Selection
+from shared.tasks.catalogue import TASKS
 
 FLAGS = flags.FLAGS
 
@@ -45,7 +47,7 @@ DEFINE: dict[type, Callable[..., Any]] = {
 # Every field of DataConfig that makes questions is a flag of its name; this is what each flag says of itself.
 HELP = {
     "cohort": "Which registry.",
-    "task": "What is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year.",
+    "task": f"What is asked: {', '.join(line.asks for line in TASKS.values())}.",
     "source": "Folder of the raw files; without it, synthetic is drawn.",
     "encoding": "Of a custom registry's texts, such as cp949 or cp1252, where its files are not in UTF-8 and do not say it.",
     "delimiter": "What separates the cells of a custom registry's text file: a character, or comma, semicolon, tab, bar, space.",

@@ -7,7 +7,6 @@ the field and the reason. Defaults are the paper's (spec: grpo, section 1) unles
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import difflib
 import types
 import typing
@@ -22,22 +21,18 @@ from shared.options import data
 from shared.options.checks import at_least, check
 from shared.options.health import HealthConfig
 from shared.policy.families import FAMILIES
+from shared.questions.days import is_day
+from shared.tasks.catalogue import TASKS, suiting
 
 # The names of a table are a field's choices; a type checker cannot read them from a value.
 if TYPE_CHECKING:
     Family = str
+    TaskName = str
 else:
     Family = Literal[tuple(FAMILIES)]
+    TaskName = Literal[tuple(TASKS)]
 Loss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "vespo", "luspo"]
 Remat = Literal["none", "layer", "dots", "offload"]
-
-
-def is_day(text: str) -> bool:
-    """Whether this is a day as ISO 8601 writes it, such as 2026-11-26."""
-    try:
-        return datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +42,7 @@ class DataConfig:
     # which registry; custom: your own table and codebook
     cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
     # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year
-    task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
+    task: TaskName = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
     # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
     encoding: str = ""
@@ -91,8 +86,10 @@ class DataConfig:
         drawn = self.cohort == "synthetic" and not self.source and not self.held_out
         check(not drawn or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
               f"must leave training patients: below patients = {self.patients}")  # fmt: skip
-        wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
-        check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(self.task in TASKS, "task", self.task, f"must be one of {', '.join(TASKS)}")
+        suited = TASKS[self.task].cohorts
+        check(self.cohort in suited, "task", self.task, f"needs cohort = {' or '.join(map(repr, suited))}; the tasks of "
+              f"{self.cohort!r} are {', '.join(suiting(self.cohort))}")  # fmt: skip
         check(not (self.exclude and self.train), "exclude", self.exclude,
               "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,

@@ -15,9 +15,10 @@ from shared.config import RunConfig
 from shared.evaluation.figures import Answer
 from shared.evaluation.forced_choice import forced_answers
 from shared.evaluation.votes import Sample, answer_of
-from shared.questions.prompts import decode, opens_reasoning, user_message
+from shared.questions.prompts import decode, opens_reasoning
 from shared.questions.record import Question
 from shared.randomness import uniforms
+from shared.tasks.prompts import user_message
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,34 +5,10 @@
 
 from __future__ import annotations
 
-# How questions are made; the defaults are in `shared.config.DataConfig`.
-OF_QUESTIONS = (
-    "num_choices",
-    "difficulty",
-    "mi_cutoff",
-    "balance",
-    "all_victims",
-    "masked",
-    "causal",
-    "core_features",
-    "core_kind",
-    "option_order",
-    "context_features",
-)
-READ_BY_TASK = {
-    "denoising": frozenset(OF_QUESTIONS),
-    "aki": frozenset({"balance"}),  # its options are always yes and no
-    "mrs_3m": frozenset({"num_choices", "balance"}),
-    "mace_1y": frozenset({"balance"}),
-}
-READ_BY_PAPER = {
-    "denoising": frozenset({"num_choices", "difficulty", "mi_cutoff", "all_victims", "masked"}),
-    "aki": frozenset[str](),
-    "mrs_3m": frozenset[str](),
-    "mace_1y": frozenset[str](),
-}
+from shared.tasks.catalogue import TASKS
 
-
+# How questions are made, whatever the task; the defaults are in `shared.config.DataConfig`.
+OF_QUESTIONS = tuple(dict.fromkeys(option for line in TASKS.values() for option in line.options))
 OF_CUSTOM = ("encoding", "delimiter", "decimal", "exclude")
 # Fields by which it is decided which others are read.
 DECIDING = ("cohort", "task", "compat", "source", "split", "held_out")
@@ -40,7 +16,8 @@ DECIDING = ("cohort", "task", "compat", "source", "split", "held_out")
 
 def unread(*, cohort: str, task: str, compat: str, source: str, split: str, held_out: str) -> dict[str, str]:
     """The options that nothing would read, and for each the reason, as the end of a message."""
-    read = (READ_BY_PAPER if compat == "paper" else READ_BY_TASK).get(task, frozenset(OF_QUESTIONS))
+    line = TASKS.get(task)  # a name that is none is refused as such
+    read = OF_QUESTIONS if line is None else line.paper_options if compat == "paper" else line.options
     whose = f"with compat = {compat!r}, task" if compat == "paper" else "task"
     found = {name: f"{whose} {task!r} does not read it; leave it out" for name in OF_QUESTIONS if name not in read}
     if cohort != "custom":

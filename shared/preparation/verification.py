@@ -12,7 +12,9 @@ from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation.prepare import MIMIC3, PATIENTS, PROVENANCE, RULES, SPLITS, question_maker
+from shared.preparation.making import question_maker
+from shared.preparation.prepare import MIMIC3, PATIENTS, SPLITS
+from shared.preparation.provenance import PROVENANCE, RULES
 from shared.questions.record import Question, read_questions
 from shared.registry import store
 from shared.registry.build import versions

@@ -10,17 +10,20 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from shared.backend import Backend, Learner
-from shared.config import ModelConfig, RunConfig, is_day
 from shared.errors import InputError
 from shared.policy.tokenizer import load_tokenizer
+from shared.questions.days import is_day
 from shared.questions.prompts import PREFILL, SWITCHES, SYSTEM_PROMPT, PromptStyle, chat_text, render
 from shared.storage import buckets, files
+
+if TYPE_CHECKING:
+    from shared.backend import Backend, Learner
+    from shared.config import ModelConfig, RunConfig
 
 PROMPTS_FILE = "prompts.json"
 EVALUATION_FILE = "evaluation_prompts.json"  # beside answers: their folder may be a run's

@@ -24,11 +24,11 @@ from shared.policy.initial import hugging_face_config
 from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
 from shared.preparation import inputs, prepare
 from shared.questions import prompt_style
-from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
 from shared.report.run_page import duration
 from shared.runs import forecast, memory, run
 from shared.storage import buckets, files
+from shared.tasks.prompts import prompt_tokens
 from shared.training.metrics_log import METRICS_FILE, read_metrics
 
 TRAIN, VALID = 200, 100  # questions made to look at, where there are none yet

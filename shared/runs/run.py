@@ -46,13 +46,14 @@ from shared.preparation import inputs, prepare
 from shared.preparation.inputs import Inputs
 from shared.preparation.vocabulary import training_texts
 from shared.questions import prompt_style
-from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, prompt_tokens, user_message
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle
 from shared.questions.record import Question, check_apart, check_questions, read_questions, read_words
 from shared.questions.turns import end_of_turn_warning
 from shared.report import run_page
 from shared.runs import evaluations, forecast
 from shared.runs.kept import Kept, differences, digest
 from shared.storage import buckets, files
+from shared.tasks.prompts import prompt_tokens, user_message
 from shared.training import loop, published
 from shared.training.metrics_log import METRICS_FILE, plain, read_metrics, timings
 from shared.training.warmup import warm_up, worked_answer
@@ -445,7 +446,7 @@ def _prompts(
     style: PromptStyle,
     questions: Sequence[Question],
 ) -> tuple[list[Question], list[np.ndarray], int]:
-    """See `shared.questions.prompts.prompt_tokens`."""
+    """See `shared.tasks.prompts.prompt_tokens`."""
     return prompt_tokens(
         tokenizer, questions, style=style, rows=embedding_rows(policy),
         max_tokens=config.rollout.max_prompt_tokens, overlong=config.grpo.overlong_prompts,

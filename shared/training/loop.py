@@ -18,10 +18,10 @@ from shared import grpo
 from shared.backend import Completion, Learner, RolloutEngine, Sampling
 from shared.config import RunConfig
 from shared.grpo import GroupBatch, GroupLayout
-from shared.questions import rewards
 from shared.questions.prompts import decode, opens_reasoning
 from shared.questions.record import Question, question_at
 from shared.randomness import uniforms
+from shared.tasks import rewards
 from shared.training import health, published
 from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
@@ -315,8 +315,9 @@ def sample(
         ]
         for question, thinking, written, samples in zip(questions, inside, texts, completions, strict=True)
     ]
-    names = terms[0][0].keys()
-    by_term = {name: np.array([[each[name] for each in samples] for samples in terms]) for name in names}
+    # A task's reward names its own terms; what a completion's reward leaves out is 0.
+    names = dict.fromkeys(name for samples in terms for each in samples for name in each)
+    by_term = {name: np.array([[each.get(name, 0.0) for each in samples] for samples in terms]) for name in names}
     totals = np.array([[rewards.total(each) for each in samples] for samples in terms])
     answered = np.array(
         [

@@ -19,11 +19,12 @@ from launch import config_file
 from shared.config import validate, with_compute_dtype
 from shared.policy.tokenizer import load_tokenizer
 from shared.preparation import inputs
-from shared.questions.prompts import PromptStyle, prompt_tokens
+from shared.questions.prompts import PromptStyle
 from shared.questions.record import write_questions
 from shared.runs import run
 from shared.runs.forecast import FACTOR
 from shared.runs.memory import text
+from shared.tasks.prompts import prompt_tokens
 
 WORKER = Path(__file__).with_name("peak_worker.py")
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # see tests/conftest.py

@@ -15,11 +15,11 @@ from exam import exam
 
 from launch import app
 from shared.errors import InputError
-from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS, Question, read_questions, write_questions
 from shared.runs import showing
 from shared.runs.showing import Selection
 from shared.storage import files
+from shared.tasks.prompts import user_message
 
 ANSWERED = "Lactate is high.\n\\boxed{B}"
 

@@ -17,8 +17,9 @@ from exam import exam
 from transformers import AutoModelForCausalLM
 
 from shared.policy.tokenizer import load_tokenizer
-from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, user_message
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT
 from shared.questions.record import write_questions
+from shared.tasks.prompts import user_message
 
 pytestmark = pytest.mark.real
 

@@ -15,9 +15,9 @@ from shared.cohorts.mimic3.cohort import Options
 from shared.cohorts.mimic3.stages import Stages
 from shared.preparation import mimic3
 from shared.preparation.mimic3 import Settings
-from shared.questions.prompts import user_message
 from shared.questions.record import read_questions
 from shared.tasks import measurement, timeline
+from shared.tasks.prompts import user_message
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 

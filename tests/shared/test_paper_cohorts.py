@@ -15,10 +15,10 @@ from shared.config import DataConfig
 from shared.errors import InputError
 from shared.paper import artefacts, cohorts
 from shared.paper import questions as paper_questions
-from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS
 from shared.registry.build import build
 from shared.tasks.denoising import pseudonym
+from shared.tasks.prompts import user_message
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 NAMES = {"sepsis": "sepsis", "stroke": "stroke", "hospitalized": "aki"}

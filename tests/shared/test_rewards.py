@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import GrpoConfig
-from shared.questions import rewards
 from shared.questions.record import LETTERS, Question
+from shared.tasks import rewards
 
 
 def ask(answer: str = "B") -> Question:

@@ -19,9 +19,10 @@ from shared.backend import Completion
 from shared.config import RunConfig, validate
 from shared.errors import SyncError, TrainingError
 from shared.grpo import GroupLayout, completion_view
-from shared.questions.prompts import PromptStyle, encode, prompt_tokens
+from shared.questions.prompts import PromptStyle, encode
 from shared.questions.record import question_at
 from shared.randomness import uniforms
+from shared.tasks.prompts import prompt_tokens
 from shared.training import loop
 from shared.training.stopping import Stopped, StopRequest
 from shared.training.trajectories import TrajectoryReader
