@@ -361,7 +361,7 @@ def request(
     """What the answers depend on: only a start that asks for the same goes on from them."""
     return {
         "model": model_digest(Path(FLAGS.model)),
-        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "questions": digest(question.row() for question in questions),
         "prompts": digest(prompt.tolist() for prompt in prompts),
         "stop_tokens": [int(token) for token in stop],
         "protocol": FLAGS.protocol,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def answers(questions: list[Question], out: Path) -> tuple[list[Answer], dict[st
     given = Given(Path(FLAGS.answers), questions, samples=FLAGS.samples, allow_missing=FLAGS.allow_missing)
     request = {
         "answers": given.sha256,
-        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "questions": digest(question.row() for question in questions),
         "samples": FLAGS.samples,
         "answer_rule": FLAGS.answer_rule,
     }

@@ -540,7 +540,7 @@ def _unfinished(
     """The answers that an interrupted start of this evaluation left; without those that another engine gave."""
     folder = workdir / "evaluation" / f"{when}.unfinished"
     request = {
-        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "questions": digest(question.row() for question in questions),
         "prompts": digest(prompt.tolist() for prompt in prompts),
         "max_new_tokens": config.evaluation.max_new_tokens or config.rollout.max_new_tokens,
         "compute_dtype": config.learner.compute_dtype,
