@@ -80,12 +80,7 @@ def define_flags() -> None:
     hints = typing.get_type_hints(DataConfig)
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     for name, text in HELP.items():
-        kind, default = hints[name], defaults[name]
-        if typing.get_origin(kind) is typing.Literal:
-            also = [prepare_mimic3.COHORT] if name == "cohort" else []
-            flags.DEFINE_enum(name, str(default), [*typing.get_args(kind), *also], text)
-        else:
-            DEFINE[kind](name, default, text)
+        _define(name, hints[name], defaults[name], text)
     flags.DEFINE_string("out", "", "Folder for the prepared registry and the questions.")
     flags.DEFINE_integer("seed", 42, "Decides the split and every question.")
     flags.DEFINE_string("salt", "", "Goes into patients' pseudonyms; random for a real cohort if left out.")
@@ -106,9 +101,15 @@ def define_flags() -> None:
     prepare_mimic3.define_flags()
 
 
+def _define(name: str, kind: Any, default: Any, text: str) -> None:
+    if typing.get_origin(kind) is typing.Literal:
+        flags.DEFINE_enum(name, str(default), [*typing.get_args(kind)], text)
+    else:
+        DEFINE[kind](name, default, text)
+
+
 def main() -> None:
     """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
-    prepare_mimic3.check_flags(FLAGS.cohort)
     if FLAGS.draft_codebook:
         check_alone("draft_codebook", "cohort", "source", "encoding", "delimiter", "decimal", "dictionary")
         if FLAGS["cohort"].present and FLAGS.cohort != "custom":
@@ -122,18 +123,14 @@ def main() -> None:
         raise InputError("--dictionary: only --draft_codebook reads it; leave it out")
     if not FLAGS.out:
         raise InputError("--out must have a value: the folder for the prepared registry and the questions")
-    if FLAGS.cohort == prepare_mimic3.COHORT:
-        app.make_folder("out", Path(FLAGS.out))
-        print(prepare_mimic3.main(Path(FLAGS.out)))
-        print(made(Path(FLAGS.out) / "questions", "measurement", "mortality"))
-        return
     out = Path(FLAGS.out)
     if FLAGS.verify:
         check_alone("verify", "out", "source", "progress")
         lines = verify(out, progress=FLAGS.progress)
         print("\n".join([*lines, check_sources(out, Path(FLAGS.source))] if FLAGS.source else lines))
         return
-    data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP})
+    prepare_mimic3.check_csv(FLAGS.cohort)
+    data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP}, mimic3=prepare_mimic3.config())
     check_given(data)
     app.make_folder("out", out)
     prepare(
@@ -146,6 +143,7 @@ def main() -> None:
         overwrite=FLAGS.overwrite,
         say=None if FLAGS.progress or FLAGS["progress"].present else say,
     )
+    prepare_mimic3.write_csv(out / "registry")
     print(summary(out))
     print(made(out / "questions", "train", "valid"))
     if data.cohort == "custom" and (
@@ -178,16 +176,17 @@ def made(folder: Path, *names: str) -> str:
 def check_given(data: DataConfig) -> None:
     """Refuse a flag that was given but that nothing would read, whatever its value. Raises InputError."""
     for name, reason in data.unread().items():
-        if FLAGS[name].present:
-            raise InputError(f"--{name}: {reason}")
+        flag = name.rpartition(".")[2]
+        if FLAGS[flag].present:
+            raise InputError(f"--{flag}: {reason}")
     if FLAGS["seed"].present and data.compat == "paper" and data.source:
         raise InputError("--seed: compat = 'paper' draws with the original's own seed; leave it out")
 
 
 def check_alone(mode: str, *read: str) -> None:
     """Refuse a flag that was given but that the flag `mode` makes useless. Raises InputError."""
-    every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
-    for name in (flag.name for flag in every):
+    modules = {str(FLAGS.find_module_defining_flag(name)) for name in ("out", "fix")}
+    for name in (flag.name for module in sorted(modules) for flag in FLAGS.flags_by_module_dict()[module]):
         if FLAGS[name].present and name not in (mode, *read):
             raise InputError(f"--{name}: --{mode} does not read it; leave it out")
 

@@ -1,68 +1,53 @@
-"""The part of `creason prepare` that is MIMIC-III's alone: its flags, and what they start."""
+"""The flags of `creason prepare` that are for MIMIC-III alone."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 from absl import flags
 
-from shared.cohorts.mimic3 import fixes
-from shared.cohorts.mimic3.cohort import Options
+from shared.cohorts.mimic3 import fixes, registry
 from shared.cohorts.mimic3.neighbours import TIES
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.errors import InputError
-from shared.preparation.mimic3 import Settings, prepare
+from shared.registry import store
+from shared.registry.store import TIMELINE
 
 FLAGS = flags.FLAGS
 COHORT = "mimic3"
-ALSO = ("cohort", "source", "out", "salt", "progress", "show")  # flags of every cohort that mean something here too
-OWN = ("fix", "ties", "csv", "measurement_stays", "mortality_stays", "memory_limit", "threads")
-UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+FIELDS = ("fix", "ties", "stays", "memory_limit", "threads", "cache")  # of Mimic3Config
 
 
 def define_flags() -> None:
     """Define the flags that only this cohort has."""
-    settings = Settings()
-    flags.DEFINE_string("fix", "", f"mimic3: corrections of the original: all, or names of {', '.join(fixes.FIXES)}.")
+    default = Mimic3Config()
+    flags.DEFINE_string("fix", default.fix, f"Corrections of the original: all, or names of {', '.join(fixes.FIXES)}.")
     flags.DEFINE_enum(
-        "ties", "stable", TIES, "mimic3: equally near rows: the lowest, or the original's, with its numbers."
+        "ties", default.ties, TIES, "Equally near rows: the lowest fills, or the original's, with its numbers."
     )
-    flags.DEFINE_bool("csv", False, "mimic3: also write the final table as the original's CSV file.")
-    flags.DEFINE_integer("measurement_stays", settings.measurement_stays, "mimic3: stays asked about.", lower_bound=1)
-    flags.DEFINE_integer("mortality_stays", settings.mortality_stays, "mimic3: stays asked about.", lower_bound=1)
-    flags.DEFINE_string("memory_limit", "4GB", "mimic3: memory to stay below; more than that goes to disk.")
-    flags.DEFINE_integer("threads", os.cpu_count() or 1, "mimic3: threads that read the files.", lower_bound=1)
-
-
-def check_flags(cohort: str) -> None:
-    """Refuse a flag that was given but means nothing for `cohort`. Raises InputError."""
-    every = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
-    foreign = [flag.name for flag in every if flag.name not in ALSO] if cohort == COHORT else OWN
-    for name in foreign:
-        if FLAGS[name].present:
-            raise InputError(f"--{name} means nothing for --cohort={cohort}; leave it out")
-
-
-def main(out: Path) -> str:
-    """Prepare the cohort into `out`; returns a summary. Raises InputError for a bad flag or file."""
-    if not FLAGS.source:
-        raise InputError("--source is needed: the folder with MIMIC-III's CSV files")
-    settings = Settings(
-        options=Options(ties=FLAGS.ties, fixes=fixes.parse(FLAGS.fix)),
-        measurement_stays=FLAGS.measurement_stays,
-        mortality_stays=FLAGS.mortality_stays,
-        csv=FLAGS.csv,
-        salt=FLAGS.salt or None,
-        memory=size(FLAGS.memory_limit),
-        threads=FLAGS.threads,
+    flags.DEFINE_integer("stays", default.stays, "ICU stays asked about at most, of both splits together.")
+    flags.DEFINE_string("memory_limit", default.memory_limit, "Memory to stay below; more than that goes to disk.")
+    flags.DEFINE_integer("threads", default.threads, "Threads that read the files; 0: one for each processor.")
+    flags.DEFINE_string(
+        "cache", default.cache, "Folder of intermediate files, which preparations may share; empty: in --out."
     )
-    return prepare(Path(FLAGS.source), out, settings, progress=FLAGS.progress)
+    flags.DEFINE_bool(
+        "csv", False, f"Also write the final table as the original's {registry.CSV}, beside the registry."
+    )
 
 
-def size(text: str) -> int:
-    """Bytes of a size such as 4GB or 512MiB. Raises InputError for anything else."""
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
-    if not parts:
-        raise InputError(f"--memory_limit={text}: not a size; write it like 4GB or 1500MB")
-    return int(float(parts[1]) * UNITS[parts[2].upper()])
+def config() -> Mimic3Config:
+    """What the flags say. Raises InputError for a value that cannot be."""
+    return Mimic3Config(**{name: getattr(FLAGS, name) for name in FIELDS})
+
+
+def check_csv(cohort: str) -> None:
+    """Refuse --csv for another cohort. Raises InputError."""
+    if FLAGS["csv"].present and cohort != COHORT:
+        raise InputError(f"--csv: goes with --cohort={COHORT} only; leave it out")
+
+
+def write_csv(folder: Path) -> None:
+    """With --csv, the final table of the registry in `folder` as a CSV file beside its other files."""
+    if FLAGS.csv:
+        registry.write_csv(store.read_parquet(folder / TIMELINE), folder / registry.CSV)

@@ -12,10 +12,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ml_collections import ConfigDict
 
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.errors import InputError
 from shared.options import data
 from shared.options.checks import at_least, check
@@ -40,8 +42,9 @@ class DataConfig:
     """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
 
     # which registry; custom: your own table and codebook
-    cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
-    # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year
+    cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "mimic3", "custom"] = "synthetic"
+    # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year; of MIMIC-III a measurement 24 hours
+    # ahead, or death in the hospital
     task: TaskName = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
     # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
@@ -74,6 +77,7 @@ class DataConfig:
     # "sorted" shows options in the order of the codebook, or of the numbers, for policies too small to look a letter up.
     option_order: Literal["shuffled", "sorted"] = "shuffled"
     context_features: int = 0  # features shown in a record; 0 shows the whole record, as the paper does
+    mimic3: Mimic3Config = Mimic3Config()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "patients", "valid_patients", "train_questions", "valid_questions", "masked")
@@ -94,11 +98,14 @@ class DataConfig:
               "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
               "the original had no custom cohort")  # fmt: skip
+        check(self.compat == "none" or self.cohort != "mimic3", "compat", self.compat,
+              "the questions of mimic3 are the original's in any case; leave it out")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
               "fixes the split and what is fitted; leave split and fit alone")  # fmt: skip
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = types.SimpleNamespace(**{field.name: field.default for field in dataclasses.fields(self)})
         for name, reason in self.unread().items():
-            check(getattr(self, name) == defaults[name], name, getattr(self, name), reason)
+            value, default = (attrgetter(name)(values) for values in (self, defaults))
+            check(value == default, name, value, reason)
 
     def unread(self) -> dict[str, str]:
         """The options that nothing would read, and why; `balance` = "none" is what compat = "paper" does anyway."""
@@ -534,8 +541,17 @@ def _without_unread(values: Mapping[str, Any], given: AbstractSet[str]) -> dict[
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         chosen = {name: held.get(name, defaults[name]) for name in deciding}
         dropped = {name for name in unread(**chosen) if f"{section}.{name}" not in given}
-        left[section] = {name: value for name, value in held.items() if name not in dropped}
+        left[section] = _without(held, dropped)
     return left
+
+
+def _without(values: Mapping[str, Any], dropped: AbstractSet[str], prefix: str = "") -> dict[str, Any]:
+    """The values without `dropped`, of which `mimic3.fix` is a field of a section inside."""
+    return {
+        name: _without(value, dropped, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if prefix + name not in dropped
+    }
 
 
 def _build(kind: type, values: Mapping[str, Any], prefix: str, default: Any = None) -> Any:

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.tasks.catalogue import TASKS
 
 # How questions are made, whatever the task; the defaults are in `shared.config.DataConfig`.
 OF_QUESTIONS = tuple(dict.fromkeys(option for line in TASKS.values() for option in line.options))
 OF_CUSTOM = ("encoding", "delimiter", "decimal", "exclude")
+OF_MIMIC3 = tuple(f"mimic3.{field.name}" for field in dataclasses.fields(Mimic3Config))
 # Fields by which it is decided which others are read.
 DECIDING = ("cohort", "task", "compat", "source", "split", "held_out")
 
@@ -22,6 +26,8 @@ def unread(*, cohort: str, task: str, compat: str, source: str, split: str, held
     found = {name: f"{whose} {task!r} does not read it; leave it out" for name in OF_QUESTIONS if name not in read}
     if cohort != "custom":
         found |= dict.fromkeys(OF_CUSTOM, "goes with cohort = 'custom' only")
+    if cohort != "mimic3":
+        found |= dict.fromkeys(OF_MIMIC3, "goes with cohort = 'mimic3' only")
     if split == "random":
         found["held_out"] = "goes with split = 'site' or 'time'"
     if source or cohort != "synthetic":

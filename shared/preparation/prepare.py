@@ -9,13 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shared.cohorts import custom, synthetic, tables
-from shared.cohorts.catalogue import COHORTS
+from shared.cohorts import synthetic, tables
 from shared.cohorts.custom import problems
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.evaluation import baselines
 from shared.paper import cohorts as paper_cohorts
+from shared.preparation import reading
 from shared.preparation.making import Maker, paper_maker, question_maker
 from shared.preparation.provenance import PROVENANCE, changes, found_record, is_whole, kept_salt, wanted_record
 from shared.preparation.vocabulary import registry_words
@@ -28,11 +28,11 @@ from shared.registry.patients import write_patients
 from shared.registry.store import Registry
 from shared.storage import files
 from shared.tasks import denoising
-from shared.tasks.catalogue import TASKS
+from shared.tasks.catalogue import TASKS, task
 
 SPLITS = ("train", "valid")
 STAGED = "prepared"  # where everything is written before it takes its place
-MIMIC3 = "cohort.parquet"  # what the preparation of another kind leaves
+EARLIER = "cohort.parquet"  # what earlier versions left of MIMIC-III, in another form
 DRAWING, READING = "drawing a synthetic registry", "reading the raw files"
 NAMED = 5  # differences that a message names
 LEAKS, PATIENTS = "leaks.csv", "patients.parquet"
@@ -53,7 +53,8 @@ def prepare(
 ) -> None:
     """Write `out/registry`, `out/questions/train.parquet` and `out/questions/valid.parquet`, all of it or nothing.
 
-    For the synthetic cohort without a source the raw files are drawn, into `out/raw`. Nothing is done where the
+    For the synthetic cohort without a source the raw files are drawn, into `out/raw`; intermediate files of MIMIC-III stay in
+    `out/cache`. Nothing is done where the
     questions are there already, made by the same rules from the same files with the same options. `salt` goes into the
     pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. `ceiling`
     adds to the audit what boosted trees reach on held-out questions from what the records show. `overwrite` replaces questions
@@ -63,9 +64,9 @@ def prepare(
     codebook are then listed in `out/problems.csv`.
     """
     found = found_record(out)
-    if (out / MIMIC3).exists():
-        raise InputError(f"{out}: holds what --cohort=mimic3 prepared; give another folder")
-    wanted = wanted_record(data, seed, salt or kept_salt(data, found))
+    if (out / EARLIER).exists():
+        raise InputError(f"{out}: holds what an earlier version prepared of MIMIC-III; give another folder")
+    wanted = wanted_record(data, out, seed, salt or kept_salt(data, found))
     changed = changes(found, wanted) if found else []
     if changed and not overwrite:
         raise InputError(
@@ -75,13 +76,13 @@ def prepare(
     if found and not changed and is_whole(out, found):
         return
     if changed and not salt:
-        wanted = wanted_record(data, seed, kept_salt(data, {}))
+        wanted = wanted_record(data, out, seed, kept_salt(data, {}))
     for path in out.glob(".*.partial"):  # of a preparation that was killed
         files.remove(path)
     with files.replacing(out / STAGED) as staged:
         staged.mkdir(parents=True, mode=files.OWNER_ONLY_FOLDER)
         with _stages(progress, say) as stage:
-            registry, maker = _registry(data, staged, out, seed, wanted, stage)
+            registry, maker = _registry(data, staged, out, seed, wanted, stage, progress)
         _write_questions(registry, maker, data, staged, wanted, progress=progress, ceiling=ceiling, say=say)
         files.owner_only(staged)
         files.remove(out / "questions")  # so that no questions lie beside a registry that they were not made from
@@ -93,7 +94,7 @@ def prepare(
 
 
 def _registry(
-    data: DataConfig, staged: Path, out: Path, seed: int, wanted: dict[str, Any], stage: Stage
+    data: DataConfig, staged: Path, out: Path, seed: int, wanted: dict[str, Any], stage: Stage, progress: bool
 ) -> tuple[Registry, Maker]:
     """Write the registry, and the raw files where they are drawn."""
     source = Path(data.source) if data.source else staged / "raw"
@@ -101,7 +102,7 @@ def _registry(
         stage(DRAWING)
         synthetic.write_raw(source, patients=data.patients, seed=seed)
     try:
-        registry, maker = _made(data, source, seed, wanted["salt"], wanted, stage)
+        registry, maker = _made(data, source, out, seed, wanted, stage, progress)
     except problems.Problems as error:
         problems.write_report(out / problems.REPORT, error.found)
         raise
@@ -121,7 +122,7 @@ def _registry(
 
 
 def _made(
-    data: DataConfig, source: Path, seed: int, salt: str, wanted: dict[str, Any], stage: Stage
+    data: DataConfig, source: Path, out: Path, seed: int, wanted: dict[str, Any], stage: Stage, progress: bool
 ) -> tuple[Registry, Maker]:
     """The registry, and what makes its questions."""
     stage(READING)
@@ -129,18 +130,14 @@ def _made(
         "valid_patients": data.valid_patients,
         "seed": seed,
         "mi_cutoff": data.mi_cutoff,
-        "salt": salt,
+        "salt": wanted["salt"],
     }
     if data.compat == "paper":
         cohort = paper_cohorts.load(data.cohort, source, valid_patients=data.valid_patients)
         registry = build(cohort.raw, split="paper", fit="all", progress=stage, **options)
         registry = _stamped(registry, wanted)
         return registry, paper_maker(registry, cohort, data)
-    if data.cohort == "custom":
-        how = {"encoding": data.encoding, "delimiter": data.delimiter, "decimal": data.decimal}
-        raw = custom.read(source, **how, exclude=data.exclude)
-    else:
-        raw = COHORTS[data.cohort].read(source, cohort=data.cohort)
+    raw = reading.read(data, source, out, progress=progress)
     registry = build(raw, split=data.split, held_out=data.held_out, fit=data.fit, progress=stage, **options)
     registry = _stamped(registry, wanted)
     return registry, question_maker(registry, data, seed)
@@ -165,7 +162,7 @@ def _write_questions(
     folder.mkdir(mode=files.OWNER_ONLY_FOLDER)
     audits: dict[str, Any] = {}
     pseudonyms: dict[str, set[str]] = {}
-    words = registry_words(registry)
+    words = {*registry_words(registry), *task(data.task).words(registry)}
     for split in SPLITS:
         count = data.train_questions if split == "train" else data.valid_questions
         if say:

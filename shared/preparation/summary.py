@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.preparation.prepare import LEAKS, SPLITS
@@ -9,7 +10,7 @@ from shared.preparation.provenance import PROVENANCE
 from shared.questions import shortcuts
 from shared.questions.record import Question, read_questions
 from shared.registry import store
-from shared.registry.store import Registry
+from shared.registry.store import TIMELINE, Registry
 from shared.storage import files
 from shared.tasks import denoising
 
@@ -23,11 +24,10 @@ def summary(out: Path) -> str:
     lines = [
         f"cohort           {registry.cohort}",
         f"patients         {len(registry.train):,} train, {len(registry.valid):,} valid",
-        f"features         {len(kinds)}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))),
-        f"can be asked for {len(registry.statistics)}",
-        f"hidden with what {out / 'registry' / LEAKS}",
+        *_column_lines(registry, kinds, out),
         *(f"note             {note}" for note in registry.provenance.get("notes", [])),
         *_causal_lines(registry),
+        *_reading_lines(registry),
     ]
     audits = files.read_json(out / "questions" / PROVENANCE)["shortcuts"]
     for split in SPLITS:
@@ -35,6 +35,24 @@ def summary(out: Path) -> str:
         figures = [*_figures(read_questions(path), split), *shortcuts.lines(audits[split])]
         lines += ["", f"{split}: {path}", *(f"  {line}" for line in figures)]
     return "\n".join(lines)
+
+
+def _column_lines(registry: Registry, kinds: Sequence[str], out: Path) -> list[str]:
+    """What a record is made of: the registry's columns, or its timeline."""
+    if registry.timeline is not None:
+        return [f"timeline         {len(registry.timeline):,} rows: {out / 'registry' / TIMELINE}"]
+    return [
+        f"features         {len(kinds)}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))),
+        f"can be asked for {len(registry.statistics)}",
+        f"hidden with what {out / 'registry' / LEAKS}",
+    ]
+
+
+def _reading_lines(registry: Registry) -> list[str]:
+    """The stages of a long reading, with the rows that each left and its seconds."""
+    stages = registry.provenance.get("reading", {}).get("stages", {})
+    rows = [f"{name:<16} {stage['rows']:>12,} {stage['seconds']:>9.2f}" for name, stage in stages.items()]
+    return ["", f"{'stage':<16} {'rows':>12} {'seconds':>9}", *rows] if rows else []
 
 
 def _causal_lines(registry: Registry) -> list[str]:

@@ -64,7 +64,8 @@ class RawRegistry:
     counted from, `unknown` the categories that count as missing there. `roles` names the columns that hold a patient's
     `site`, `time`, `sex` and `age`, where there are such.
     `digests` are those of the raw files, `notes` what the reader left out or changed. `left_out` is how many patients of the raw
-    files are not here because they were asked to be left out.
+    files are not here because they were asked to be left out. `timeline` has what changes over time, many rows for each patient
+    (index: the patient's id); `reading` are figures of a long reading.
     """
 
     cohort: str
@@ -77,6 +78,8 @@ class RawRegistry:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     left_out: int = 0
+    timeline: pd.DataFrame | None = None
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def build(
@@ -130,6 +133,7 @@ def build(
         statistics=statistics,
         leakage=leakage,
         relations=relations,
+        timeline=raw.timeline,
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
@@ -146,6 +150,7 @@ def build(
             "patients": {"train": len(train), "valid": len(valid)},
             "left_out": raw.left_out,
             "versions": versions(),
+            **({"reading": dict(raw.reading)} if raw.reading else {}),
         },
     )
 

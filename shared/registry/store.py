@@ -20,6 +20,7 @@ from shared.registry.statistics import ValueStatistics
 from shared.storage import files
 
 PATIENT = "patient"  # name of the index
+TIMELINE = "timeline.parquet"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class Registry:
     order of `features`: float64 for numbers, str or None for texts (and for numbers mixed with texts), datetime64 for
     datetimes. `statistics` and `leakage` (mutual information in nats; column = target, row = feature, NaN where not
     defined) come from the training patients alone, and so do `relations`: which two give a third away.
-    `provenance` says where it came from: source digests, options, versions, salt.
+    `provenance` says where it came from: source digests, options, versions, salt. `timeline` has what changes over time, where
+    the cohort has such: many rows for each patient of both splits (index: patient id), ascending in time.
     """
 
     cohort: str
@@ -41,6 +43,7 @@ class Registry:
     leakage: pd.DataFrame
     provenance: Mapping[str, Any]
     relations: pd.DataFrame = dataclasses.field(default_factory=relation_files.nothing)
+    timeline: pd.DataFrame | None = None
 
     def split(self, name: str) -> pd.DataFrame:
         """The table of `train` or `valid`. Raises InputError for another name."""
@@ -73,6 +76,8 @@ def save(registry: Registry, folder: Path) -> None:
         statistics_files.to_table(registry.statistics).to_parquet(temporary / "statistics.parquet", index=False)
         registry.leakage.to_parquet(temporary / "leakage.parquet")
         registry.relations.to_parquet(temporary / "relations.parquet", index=False)
+        if registry.timeline is not None:
+            registry.timeline.rename_axis(PATIENT).to_parquet(temporary / TIMELINE)
         files.write_json(temporary / "features.json", feature_files.to_json(registry.features))
         files.write_json(temporary / "provenance.json", {**registry.provenance, "cohort": registry.cohort})
         for path in temporary.iterdir():
@@ -98,6 +103,7 @@ def load(folder: Path) -> Registry:
         leakage=read_parquet(folder / "leakage.parquet"),
         provenance=provenance,
         relations=_read_relations(folder / "relations.parquet"),
+        timeline=read_parquet(folder / TIMELINE) if (folder / TIMELINE).is_file() else None,
     )
 
 

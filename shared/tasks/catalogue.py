@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shared.questions.record import Question
     from shared.tasks.task import Task
+
+    Reward = Callable[..., float | Mapping[str, float]]
 
 # Cohorts with one row for each patient.
 REGISTRIES = ("synthetic", "sepsis", "hospitalized", "stroke", "custom")
@@ -20,7 +23,10 @@ DEFAULT = "denoising"  # words and scores letters among choices plainly
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """What is known of a task before its file is loaded. `options` and the like are fields of the config's section `data`."""
+    """What is known of a task before its file is loaded. `options` and the like are fields of the config's section `data`.
+
+    A field of a section inside it is named as `mimic3.stays`; the task is told it as `stays`.
+    """
 
     file: str  # the module that offers the task as TASK
     asks: str  # what it asks for, in a few words
@@ -35,6 +41,7 @@ class Line:
     # A model of the registry's columns can answer it, so that its ceiling is computed; not where a record ends at a moment of
     # the stay.
     table_answers: bool = False
+    reward: str = ""  # the function that scores its completions, as "module:function"; empty: the task's own
 
 
 TASKS: dict[str, Line] = {
@@ -62,6 +69,14 @@ TASKS: dict[str, Line] = {
         file="shared.tasks.mace_1y", asks="MACE within a year", cohorts=("stroke",), options=("balance",),
         table_answers=True,
     ),
+    "measurement": Line(
+        file="shared.tasks.measurement", asks="a measurement 24 hours ahead", cohorts=("mimic3",),
+        options=("mimic3.stays", "mimic3.ties"),
+    ),
+    "mortality": Line(
+        file="shared.tasks.mortality", asks="death in the hospital", cohorts=("mimic3",),
+        options=("mimic3.stays", "mimic3.ties"),
+    ),
 }  # fmt: skip
 
 
@@ -84,6 +99,13 @@ def line_of(question: Question) -> Line:
 def task_of(question: Question) -> Task:
     """The task that words and scores a question."""
     return task(name_of(question))
+
+
+def reward_of(question: Question) -> Reward:
+    """What scores completions of a question; see `shared.tasks.rewards`."""
+    module, _, name = line_of(question).reward.partition(":")
+    found: Reward = getattr(importlib.import_module(module), name) if module else task_of(question).reward
+    return found
 
 
 def suiting(cohort: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shared.errors import InputError
 from shared.questions.boxes import answer_letter
 from shared.questions.record import Question
-from shared.tasks.catalogue import task_of
+from shared.tasks.catalogue import reward_of
 
 if TYPE_CHECKING:
     from shared.config import GrpoConfig
@@ -49,7 +49,7 @@ def score(
     Any other term of the task stands as it is. `tokens` and `thinking`: see the top of this file. Raises InputError where the
     task's reward gives no finite number.
     """
-    given = task_of(question).reward(
+    given = reward_of(question)(
         question, text, rule=config.answer_rule, thinking=thinking, tokens=tokens, truncated=truncated
     )
     terms = given if isinstance(given, Mapping) else {"answer": given}

@@ -143,12 +143,13 @@ def _first_lines(path: Path) -> tuple[list[str], list[str]]:
     return header, first
 
 
-def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False) -> dict[str, str]:
+def digests(tables: Mapping[str, Table], record: Path | None, *, progress: bool = False) -> dict[str, str]:
     """BLAKE2b digest of each file, by file name.
 
-    `record` keeps them with size and time of change, so that tens of gigabytes are not read again by every start.
+    `record` keeps them with size and time of change, so that tens of gigabytes are not read again by every start; None: they
+    are read, and nothing is kept.
     """
-    known = files.read_json_object(record) if record.is_file() else {}
+    known = files.read_json_object(record) if record and record.is_file() else {}
     result = {}
     for table in tqdm(tables.values(), desc="digests of the files", unit=" files", disable=not progress):
         status = table.path.stat()
@@ -158,7 +159,8 @@ def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False
             with table.path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             known[table.name] = {"stamp": stamp, "digest": digest}
-            files.write_json(record, known)
+            if record:
+                files.write_json(record, known)
         result[table.path.name] = known[table.name]["digest"]
     return result
 
