@@ -323,7 +323,8 @@ def test_an_option_that_a_task_does_not_read_is_refused(cohort, task, compat):
 
 def test_every_option_of_the_data_section_is_walked_through():
     elsewhere = {"cohort", "task", "source", "train", "valid", "compat", "patients", "valid_patients", "split", "held_out",
-                 "fit", "train_questions", "valid_questions", "encoding", "delimiter", "decimal", "exclude", "mimic3"}  # fmt: skip
+                 "fit", "train_questions", "valid_questions", "encoding", "delimiter", "decimal", "exclude",
+                 "mimic3"}  # fmt: skip
     assert {field.name for field in dataclasses.fields(DataConfig)} == elsewhere | set(OTHER_VALUES)
 
 
