@@ -34,9 +34,8 @@ class Line:
     options: tuple[str, ...] = ()  # that say how its questions are made; any other is refused
     held_out_options: tuple[str, ...] = ()  # of these, the ones that hold for questions about held-out patients alone
     paper_options: tuple[str, ...] = ()  # that it reads with compat = "paper"
-    knows_law: bool = (
-        False  # it is given the law that a synthetic registry was drawn from, and says what is best possible
-    )
+    # It is given the law that a synthetic registry was drawn from, as `oracle`, and says what is best possible.
+    knows_law: bool = False
     masks_record: bool = False  # it asks for values of the record itself, and not for one outcome
     # A model of the registry's columns can answer it, so that its ceiling is computed; not where a record ends at a moment of
     # the stay.
