@@ -16,19 +16,25 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from absl import app, flags
 
 from benchmarks import mimic3_tables
 from shared.cohorts.mimic3.extracts import FROM_CHARTED
+from shared.cohorts.mimic3.options import GIGABYTE, Mimic3Config
+from shared.cohorts.mimic3.registry import read
 from shared.cohorts.mimic3.stages import Done, Stages
-from shared.preparation import mimic3
-from shared.preparation.mimic3 import GIGABYTE, Options, Settings
+from shared.questions.record import Question, write_questions
+from shared.registry.build import build
 from shared.storage import files
+from shared.tasks.catalogue import task
 
 FLAGS = flags.FLAGS
-ROWS = "rows.json"  # the number of rows of each table, in the tables' folder
+T = TypeVar("T")
+Ties = Literal["stable", "introsort"]
+EVERY = 10**9  # more questions than there are
+ROWS = "rows.json"  # of each table, beside them
 REAL_STAYS, REAL_CHARTED = 61_532, 330_712_483
 BY_CHARTED = ("charted", *FROM_CHARTED)  # stages whose work grows with CHARTEVENTS; the others grow with stays
 
@@ -53,15 +59,20 @@ class Watched(Stages):
     figures: dict[str, dict[str, float]] = {}  # noqa: RUF012 (one process, one run)
 
     def run(self, name: str, key: str, write: Any, **options: Any) -> Done:
-        """See `Stages.run`."""
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        begin = time.process_time()
-        done = super().run(name, key, write, **options)
-        seconds = time.process_time() - begin
-        status = Path("/proc/self/status").read_text()
-        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-        Watched.figures[name] = {"rows": done.rows, "cpu": seconds, "wall": done.seconds, "peak": peak}
-        return done
+        """As in Stages."""
+        return noted(name, lambda: super(Watched, self).run(name, key, write, **options), lambda done: done.rows)
+
+
+def noted(name: str, call: Callable[[], T], rows: Callable[[T], int]) -> T:
+    """What the call returns; notes its rows, CPU seconds and peak of memory as those of a stage."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    begin, started = time.process_time(), time.perf_counter()
+    done = call()
+    seconds, wall = time.process_time() - begin, time.perf_counter() - started
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    Watched.figures[name] = {"rows": rows(done), "cpu": seconds, "wall": wall, "peak": peak}
+    return done
 
 
 def draw(folder: Path, multiple: int) -> None:
@@ -71,12 +82,21 @@ def draw(folder: Path, multiple: int) -> None:
         files.write_json(source / ROWS, mimic3_tables.write(source, mimic3_tables.STAYS * multiple))
 
 
-def measure(folder: Path, multiple: int, memory: int, threads: int, ties: str) -> dict[str, dict[str, float]]:
-    """Prepare one size from its raw tables; returns stage -> figures."""
+def measure(folder: Path, multiple: int, memory: int, threads: int, ties: Ties) -> dict[str, dict[str, float]]:
+    """Prepare one size from nothing; figures by stage."""
     source, out = folder / f"tables_{multiple}", folder / f"out_{multiple}"
     files.remove(out)
-    settings = Settings(options=Options(ties=ties), salt="s", memory=memory, threads=threads)
-    mimic3.prepare(source, out, settings, progress=False, make_stages=Watched)
+    options = Mimic3Config(ties=ties, memory_limit=f"{memory // 10**6}MB", threads=threads)
+    raw = read(source, options=options, cache=out, make_stages=Watched)
+    registry = build(raw, valid_patients=1, seed=1, salt="s")
+    for name in ("measurement", "mortality"):
+
+        def make(name: str = name) -> list[Question]:
+            made = task(name).questions(registry, "train", EVERY, {"stays": options.stays, "ties": ties}, seed=1)
+            write_questions(out / f"{name}.parquet", made)
+            return made
+
+        noted(name, make, len)
     shutil.rmtree(out)
     return Watched.figures | {"tables": files.read_json(source / ROWS)}
 

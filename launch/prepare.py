@@ -28,11 +28,13 @@ from shared.cohorts.custom.codebook import CODEBOOK, Line, write_codebook
 from shared.cohorts.custom.table import find_files, read_data
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation.prepare import prepare, summary
+from shared.preparation.prepare import prepare
+from shared.preparation.summary import summary
 from shared.preparation.verification import check_sources, verify
 from shared.questions.record import read_questions
 from shared.runs import showing
 from shared.runs.showing import Selection
+from shared.tasks.catalogue import TASKS
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +48,7 @@ DEFINE: dict[type, Callable[..., Any]] = {
 # Field of DataConfig that makes questions -> the help of the flag with the same name.
 HELP = {
     "cohort": "The registry to prepare.",
-    "task": "What questions ask for: a masked value, AKI within 48 hours, mRS at 3 months, or MACE within a year.",
+    "task": f"What questions ask for: {', '.join(line.asks for line in TASKS.values())}.",
     "source": "Folder of the raw files; without it, a synthetic registry is drawn.",
     "encoding": "Character encoding of a custom registry, such as cp949 or cp1252, if its files are not UTF-8 and name no other.",
     "delimiter": "What separates the cells of a custom registry's text file: a character, or comma, semicolon, tab, bar, space.",
@@ -79,12 +81,7 @@ def define_flags() -> None:
     hints = typing.get_type_hints(DataConfig)
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     for name, text in HELP.items():
-        kind, default = hints[name], defaults[name]
-        if typing.get_origin(kind) is typing.Literal:
-            also = [prepare_mimic3.COHORT] if name == "cohort" else []
-            flags.DEFINE_enum(name, str(default), [*typing.get_args(kind), *also], text)
-        else:
-            DEFINE[kind](name, default, text)
+        _define(name, hints[name], defaults[name], text)
     flags.DEFINE_string("out", "", "Folder for the prepared registry and the questions.")
     flags.DEFINE_integer("seed", 42, "Seed of the split and of all questions.")
     flags.DEFINE_string("salt", "", "Secret text for patients' pseudonyms; default for a real cohort: random.")
@@ -109,9 +106,15 @@ def define_flags() -> None:
     prepare_mimic3.define_flags()
 
 
+def _define(name: str, kind: Any, default: Any, text: str) -> None:
+    if typing.get_origin(kind) is typing.Literal:
+        flags.DEFINE_enum(name, str(default), [*typing.get_args(kind)], text)
+    else:
+        DEFINE[kind](name, default, text)
+
+
 def main() -> None:
-    """Prepare and print a summary; or check, or draft a codebook. Raises InputError for a bad flag or raw file."""
-    prepare_mimic3.check_flags(FLAGS.cohort)
+    """Prepare, then say what was written; or check, or draft. Raises InputError for a bad flag or raw file."""
     if FLAGS.draft_codebook:
         check_alone("draft_codebook", "cohort", "source", "encoding", "delimiter", "decimal", "dictionary")
         if FLAGS["cohort"].present and FLAGS.cohort != "custom":
@@ -125,18 +128,14 @@ def main() -> None:
         raise InputError("--dictionary: only --draft_codebook reads it; leave it out")
     if not FLAGS.out:
         raise InputError("--out must have a value: the folder for the prepared registry and the questions")
-    if FLAGS.cohort == prepare_mimic3.COHORT:
-        app.make_folder("out", Path(FLAGS.out))
-        print(prepare_mimic3.main(Path(FLAGS.out)))
-        print(made(Path(FLAGS.out) / "questions", "measurement", "mortality"))
-        return
     out = Path(FLAGS.out)
     if FLAGS.verify:
         check_alone("verify", "out", "source", "progress")
         lines = verify(out, progress=FLAGS.progress)
         print("\n".join([*lines, check_sources(out, Path(FLAGS.source))] if FLAGS.source else lines))
         return
-    data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP})
+    prepare_mimic3.check_csv(FLAGS.cohort)
+    data = DataConfig(**{name: getattr(FLAGS, name) for name in HELP}, mimic3=prepare_mimic3.config())
     check_given(data)
     app.make_folder("out", out)
     prepare(
@@ -149,6 +148,7 @@ def main() -> None:
         overwrite=FLAGS.overwrite,
         say=None if FLAGS.progress or FLAGS["progress"].present else say,
     )
+    prepare_mimic3.write_csv(out / "registry")
     print(summary(out))
     print(made(out / "questions", "train", "valid"))
     if data.cohort == "custom" and (
@@ -181,16 +181,17 @@ def made(folder: Path, *names: str) -> str:
 def check_given(data: DataConfig) -> None:
     """Raise InputError for a flag on the command line that nothing would read, whatever its value."""
     for name, reason in data.unread().items():
-        if FLAGS[name].present:
-            raise InputError(f"--{name}: {reason}")
+        flag = name.rpartition(".")[2]
+        if FLAGS[flag].present:
+            raise InputError(f"--{flag}: {reason}")
     if FLAGS["seed"].present and data.compat == "paper" and data.source:
         raise InputError("--seed: compat = 'paper' draws with the original's own seed; leave it out")
 
 
 def check_alone(mode: str, *read: str) -> None:
-    """Raise InputError for a flag on the command line that the flag `mode` does not read; `read` are the flags that it reads."""
-    defined_flags = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
-    for name in (flag.name for flag in defined_flags):
+    """Refuse a flag that was given but that the flag `mode` makes useless. Raises InputError."""
+    modules = {str(FLAGS.find_module_defining_flag(name)) for name in ("out", "fix")}
+    for name in (flag.name for module in sorted(modules) for flag in FLAGS.flags_by_module_dict()[module]):
         if FLAGS[name].present and name not in (mode, *read):
             raise InputError(f"--{name}: --{mode} does not read it; leave it out")
 

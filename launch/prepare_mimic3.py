@@ -1,83 +1,53 @@
-"""The part of `creason prepare` that is only for MIMIC-III: its flags and its preparation."""
+"""The flags of `creason prepare` that are for MIMIC-III alone."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 from absl import flags
 
-from shared.cohorts.mimic3 import fixes
-from shared.cohorts.mimic3.cohort import Options
+from shared.cohorts.mimic3 import fixes, registry
 from shared.cohorts.mimic3.neighbours import TIES
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.errors import InputError
-from shared.preparation.mimic3 import Settings, prepare
+from shared.registry import store
+from shared.registry.store import TIMELINE
 
 FLAGS = flags.FLAGS
 COHORT = "mimic3"
-ALSO = ("cohort", "source", "out", "salt", "progress", "show")  # flags of other cohorts that this cohort uses too
-OWN = ("fix", "ties", "csv", "measurement_stays", "mortality_stays", "memory_limit", "threads")
-UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+FIELDS = ("fix", "ties", "stays", "memory_limit", "threads", "cache")  # of Mimic3Config
 
 
 def define_flags() -> None:
     """Define the flags that only this cohort has."""
-    settings = Settings()
-    flags.DEFINE_string(
-        "fix", "", f"mimic3: faults of the original to correct: all, or names from {', '.join(fixes.FIXES)}."
-    )
+    default = Mimic3Config()
+    flags.DEFINE_string("fix", default.fix, f"Corrections of the original: all, or names of {', '.join(fixes.FIXES)}.")
     flags.DEFINE_enum(
-        "ties",
-        "stable",
-        TIES,
-        "mimic3: which row to take among equally near ones: the first, or the one that the original takes (its numbers).",
+        "ties", default.ties, TIES, "Equally near rows: the lowest fills, or the original's, with its numbers."
     )
-    flags.DEFINE_bool("csv", False, "mimic3: also write the final table as a CSV file, as the original does.")
-    flags.DEFINE_integer(
-        "measurement_stays",
-        settings.measurement_stays,
-        "mimic3: how many stays the questions on measurements are about.",
-        lower_bound=1,
+    flags.DEFINE_integer("stays", default.stays, "ICU stays asked about at most, of both splits together.")
+    flags.DEFINE_string("memory_limit", default.memory_limit, "Memory to stay below; more than that goes to disk.")
+    flags.DEFINE_integer("threads", default.threads, "Threads that read the files; 0: one for each processor.")
+    flags.DEFINE_string(
+        "cache", default.cache, "Folder of intermediate files, which preparations may share; empty: in --out."
     )
-    flags.DEFINE_integer(
-        "mortality_stays",
-        settings.mortality_stays,
-        "mimic3: how many stays the questions on mortality are about.",
-        lower_bound=1,
+    flags.DEFINE_bool(
+        "csv", False, f"Also write the final table as the original's {registry.CSV}, beside the registry."
     )
-    flags.DEFINE_string("memory_limit", "4GB", "mimic3: most memory to use; what does not fit is kept on disk.")
-    flags.DEFINE_integer("threads", os.cpu_count() or 1, "mimic3: threads that read the files.", lower_bound=1)
 
 
-def check_flags(cohort: str) -> None:
-    """Raise InputError for a flag on the command line that has no effect for `cohort`."""
-    defined_flags = FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("out"))]
-    unused = [flag.name for flag in defined_flags if flag.name not in ALSO] if cohort == COHORT else OWN
-    for name in unused:
-        if FLAGS[name].present:
-            raise InputError(f"--{name} means nothing for --cohort={cohort}; leave it out")
+def config() -> Mimic3Config:
+    """What the flags say. Raises InputError for a value that cannot be."""
+    return Mimic3Config(**{name: getattr(FLAGS, name) for name in FIELDS})
 
 
-def main(out: Path) -> str:
-    """Prepare the cohort into the folder `out`; returns a summary. Raises InputError for a bad flag or file."""
-    if not FLAGS.source:
-        raise InputError("--source is needed: the folder with MIMIC-III's CSV files")
-    settings = Settings(
-        options=Options(ties=FLAGS.ties, fixes=fixes.parse(FLAGS.fix)),
-        measurement_stays=FLAGS.measurement_stays,
-        mortality_stays=FLAGS.mortality_stays,
-        csv=FLAGS.csv,
-        salt=FLAGS.salt or None,
-        memory=size(FLAGS.memory_limit),
-        threads=FLAGS.threads,
-    )
-    return prepare(Path(FLAGS.source), out, settings, progress=FLAGS.progress)
+def check_csv(cohort: str) -> None:
+    """Refuse --csv for another cohort. Raises InputError."""
+    if FLAGS["csv"].present and cohort != COHORT:
+        raise InputError(f"--csv: goes with --cohort={COHORT} only; leave it out")
 
 
-def size(text: str) -> int:
-    """The number of bytes of a size such as 4GB or 512MiB. Raises InputError for any other text."""
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
-    if not parts:
-        raise InputError(f"--memory_limit={text}: not a size; write it like 4GB or 1500MB")
-    return int(float(parts[1]) * UNITS[parts[2].upper()])
+def write_csv(folder: Path) -> None:
+    """With --csv, the final table of the registry in `folder` as a CSV file beside its other files."""
+    if FLAGS.csv:
+        registry.write_csv(store.read_parquet(folder / TIMELINE), folder / registry.CSV)

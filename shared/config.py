@@ -209,5 +209,14 @@ def _without_unread(values: Mapping[str, Any], given: AbstractSet[str]) -> dict[
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         chosen = {name: held.get(name, defaults[name]) for name in deciding}
         dropped = {name for name in unread(**chosen) if f"{section}.{name}" not in given}
-        left[section] = {name: value for name, value in held.items() if name not in dropped}
+        left[section] = _without(held, dropped)
     return left
+
+
+def _without(values: Mapping[str, Any], dropped: AbstractSet[str], prefix: str = "") -> dict[str, Any]:
+    """The values without `dropped`, of which `mimic3.fix` is a field of a section inside."""
+    return {
+        name: _without(value, dropped, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if prefix + name not in dropped
+    }

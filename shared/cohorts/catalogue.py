@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.cohorts import custom, hospitalized, sepsis, stroke
+from shared.cohorts.mimic3 import registry as mimic3
 from shared.registry.build import RawRegistry
 
 
@@ -26,5 +27,6 @@ COHORTS: dict[str, Cohort] = {
     "sepsis": sepsis,
     "hospitalized": hospitalized,
     "stroke": stroke,
+    "mimic3": mimic3,
     "custom": custom,
 }

@@ -14,9 +14,10 @@ from shared.backend import Completion, RolloutEngine, Sampling, longest_scored
 from shared.evaluation.answers import Answer
 from shared.evaluation.forced_choice import forced_answers
 from shared.evaluation.votes import Sample, answer_of
-from shared.questions.prompts import decode, opens_reasoning, user_message
+from shared.questions.prompts import decode, opens_reasoning
 from shared.questions.record import Question
 from shared.randomness import uniforms
+from shared.tasks.prompts import user_message
 
 if TYPE_CHECKING:
     from shared.config import RunConfig

@@ -21,12 +21,10 @@ from shared.evaluation.answers import Answer, answer_to
 from shared.questions.record import LETTERS, Question
 from shared.questions.record_guessers import read_record
 from shared.registry.features import Feature, as_number, numbers_of, value_text
-from shared.registry.leakage import hidden_with
 from shared.registry.patients import pseudonym
 from shared.registry.store import Registry
-from shared.tasks import stroke_outcome
+from shared.tasks.catalogue import line_of, task_of
 from shared.tasks.denoising import shown_section
-from shared.tasks.stroke_outcome import outcome_columns
 
 MAX_CATEGORIES = 200  # of a categorical input; rarer values count as missing
 CEILING_FEATURES, CEILING_QUESTIONS = 8, 500  # a look beside the audit, within seconds
@@ -50,7 +48,7 @@ def boosted_trees(
     """The trees' answer to each question about the registry's patients; probabilities where the options are categories.
 
     With `only_shown`, what a question's own record does not show is missing for the trees too (`causal`, few features).
-    Raises InputError for questions about other patients, and for the AKI task, whose records end at a moment of the stay.
+    Raises InputError for questions about other patients, and for tasks that no table answers.
     """
     check_registry(registry, questions)
     table = pd.concat([registry.train, registry.valid])
@@ -62,7 +60,7 @@ def boosted_trees(
         by_feature.setdefault(question.feature, []).append(question)
     for name, asked in by_feature.items():
         feature = registry.feature(name)
-        shown = [inputs[other] for other in _shown(registry, feature, asked[0], mi_cutoff) if other in inputs]
+        shown = [inputs[other] for other in task_of(asked[0]).columns(registry, name, mi_cutoff) if other in inputs]
         matrix = pd.concat(shown, axis=1) if shown else pd.DataFrame(index=range(len(table)))
         read = matrix.iloc[[rows[question.patient] for question in asked]]
         if only_shown:
@@ -75,8 +73,11 @@ def boosted_trees(
 
 def check_registry(registry: Registry, questions: Sequence[Question]) -> None:
     """Raise InputError unless the questions were made from this registry, and trees can answer them."""
-    if any(question.task == "aki" for question in questions):
-        raise InputError("--registry: the boosted trees do not know the AKI task; leave --registry out")
+    beyond = next((question.task for question in questions if not line_of(question).table_answers), None)
+    if beyond is not None:
+        raise InputError(
+            f"--registry: no table answers the task {beyond!r}, so boosted trees cannot; leave --registry out"
+        )
     rows = _rows(registry)
     if any(question.patient not in rows for question in questions):
         raise InputError("--registry: holds other patients than the questions; give the one that they were made from")
@@ -127,21 +128,6 @@ def _in_record(registry: Registry, columns: Sequence[str], questions: Sequence[Q
     features = {feature.name: feature for feature in registry.features}
     lines = [(shown_section(features[name].section), features[name].display_name) for name in columns]
     return np.array([[line in record for line in lines] for record in (read_record(q.context) for q in questions)])
-
-
-def _shown(registry: Registry, feature: Feature, question: Question, cutoff: float) -> list[str]:
-    names = [other.name for other in registry.features if other.visible and other.name != feature.name]
-    if question.task in stroke_outcome.TARGETS:
-        return outcome_columns(names, feature.name)
-    hidden = hidden_with(
-        feature.name,
-        cutoff,
-        leakage=registry.leakage,
-        features=registry.features,
-        statistics=registry.statistics,
-        relations=registry.relations,
-    )
-    return [name for name in names if name not in hidden]
 
 
 def _inputs(features: Sequence[Feature], table: pd.DataFrame, training: int) -> dict[str, pd.Series]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from shared.errors import InputError
 from shared.policy.tokenizer import load_tokenizer, special_tokens
 from shared.questions import boxes
-from shared.questions.prompts import SYSTEM_PROMPT, user_message
+from shared.questions.prompts import SYSTEM_PROMPT
 from shared.questions.record import Question
 from shared.storage import files
+from shared.tasks.prompts import user_message
 
 QUESTIONS, UTILS = "questions.jsonl", "utils.py"
 METRICS = ("accuracy_strict", "accuracy_lenient", "answered_strict", "answered_lenient")

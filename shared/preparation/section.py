@@ -5,51 +5,39 @@ silently ignored: `DataConfig` refuses what differs from its default, `launch.pr
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import types
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal
 
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.options.checks import at_least, check
+from shared.tasks.catalogue import TASKS, suiting
 from shared.tasks.rules import QuestionRules
 
-# How questions are made.
-OF_QUESTIONS = (
-    "num_choices",
-    "difficulty",
-    "mi_cutoff",
-    "balance",
-    "all_victims",
-    "masked",
-    "causal",
-    "core_features",
-    "core_kind",
-    "option_order",
-    "context_features",
-)
-READ_BY_TASK = {
-    "denoising": frozenset(OF_QUESTIONS),
-    "aki": frozenset({"balance"}),  # its options are always yes and no
-    "mrs_3m": frozenset({"num_choices", "balance"}),
-    "mace_1y": frozenset({"balance"}),
-}
-READ_BY_PAPER = {
-    "denoising": frozenset({"num_choices", "difficulty", "mi_cutoff", "all_victims", "masked"}),
-    "aki": frozenset[str](),
-    "mrs_3m": frozenset[str](),
-    "mace_1y": frozenset[str](),
-}
+# The names of a table are a field's choices; a type checker cannot read them from a value.
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
 
-
+# How questions are made, whatever the task.
+OF_QUESTIONS = tuple(dict.fromkeys(option for line in TASKS.values() for option in line.options))
 OF_CUSTOM = ("encoding", "delimiter", "decimal", "exclude")
+OF_MIMIC3 = tuple(f"mimic3.{field.name}" for field in dataclasses.fields(Mimic3Config))
 # Fields by which it is decided which others are read.
 DECIDING = ("cohort", "task", "compat", "source", "split", "held_out")
 
 
 def unread(*, cohort: str, task: str, compat: str, source: str, split: str, held_out: str) -> dict[str, str]:
     """The options that nothing would read, and for each the reason, as the end of a message."""
-    read = (READ_BY_PAPER if compat == "paper" else READ_BY_TASK).get(task, frozenset(OF_QUESTIONS))
+    line = TASKS.get(task)  # a name that is none is refused as such
+    read = OF_QUESTIONS if line is None else line.paper_options if compat == "paper" else line.options
     whose = f"with compat = {compat!r}, task" if compat == "paper" else "task"
     found = {name: f"{whose} {task!r} does not read it; leave it out" for name in OF_QUESTIONS if name not in read}
     if cohort != "custom":
         found |= dict.fromkeys(OF_CUSTOM, "goes with cohort = 'custom' only")
+    if cohort != "mimic3":
+        found |= dict.fromkeys(OF_MIMIC3, "goes with cohort = 'mimic3' only")
     if split == "random":
         found["held_out"] = "goes with split = 'site' or 'time'"
     if source or cohort != "synthetic":
@@ -64,9 +52,10 @@ class DataConfig(QuestionRules):
     """Where questions come from. With `train` and `valid` empty they are made from `cohort` into the work directory."""
 
     # which registry; custom: your own table and codebook
-    cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "custom"] = "synthetic"
-    # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year
-    task: Literal["denoising", "aki", "mrs_3m", "mace_1y"] = "denoising"
+    cohort: Literal["synthetic", "sepsis", "hospitalized", "stroke", "mimic3", "custom"] = "synthetic"
+    # what is asked: a masked value, AKI within 48 hours, mRS at 3 months, MACE within a year; of MIMIC-III a measurement 24 hours
+    # ahead, or death in the hospital
+    task: TaskName = "denoising"
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
     # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
     encoding: str = ""
@@ -87,6 +76,7 @@ class DataConfig(QuestionRules):
     # among patients, e.g. to judge calibration. "none": the paper.
     balance: Literal["all", "train", "none"] = "all"
     all_victims: bool = False  # held-out patients: every value of one after the other, not one drawn from each in turn
+    mimic3: Mimic3Config = Mimic3Config()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,17 +87,22 @@ class DataConfig(QuestionRules):
         drawn = self.cohort == "synthetic" and not self.source and not self.held_out
         check(not drawn or self.valid_patients < self.patients, "valid_patients", self.valid_patients,
               f"must leave training patients: below patients = {self.patients}")  # fmt: skip
-        wanted = {"aki": "hospitalized", "mrs_3m": "stroke", "mace_1y": "stroke"}.get(self.task, self.cohort)
-        check(self.cohort == wanted, "task", self.task, f"needs cohort = {wanted!r}")
+        check(self.task in TASKS, "task", self.task, f"must be one of {', '.join(TASKS)}")
+        suited = TASKS[self.task].cohorts
+        check(self.cohort in suited, "task", self.task, f"needs cohort = {' or '.join(map(repr, suited))}; the tasks of "
+              f"{self.cohort!r} are {', '.join(suiting(self.cohort))}")  # fmt: skip
         check(not (self.exclude and self.train), "exclude", self.exclude,
               "nobody can be left out of questions that are made already; leave them out when they are prepared")  # fmt: skip
         check(self.compat == "none" or self.cohort != "custom", "compat", self.compat,
               "the original had no custom cohort")  # fmt: skip
+        check(self.compat == "none" or self.cohort != "mimic3", "compat", self.compat,
+              "the questions of mimic3 are the original's in any case; leave it out")  # fmt: skip
         check(self.compat == "none" or (self.split, self.fit) == ("random", "train"), "compat", self.compat,
               "fixes the split and what is fitted; leave split and fit alone")  # fmt: skip
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = types.SimpleNamespace(**{field.name: field.default for field in dataclasses.fields(self)})
         for name, reason in self.unread().items():
-            check(getattr(self, name) == defaults[name], name, getattr(self, name), reason)
+            value, default = (attrgetter(name)(values) for values in (self, defaults))
+            check(value == default, name, value, reason)
 
     def unread(self) -> dict[str, str]:
         """The options that nothing would read, and why; `balance` = "none" is what compat = "paper" does anyway."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ from tqdm import tqdm
 
 from shared.cohorts import tables
 from shared.cohorts.catalogue import COHORTS
+from shared.cohorts.mimic3.registry import CACHE
 from shared.errors import InputError
-from shared.preparation.prepare import MIMIC3, PATIENTS, PROVENANCE, RULES, SPLITS, question_maker
-from shared.preparation.section import DataConfig
+from shared.preparation.making import question_maker
+from shared.preparation.prepare import EARLIER, PATIENTS, SPLITS
+from shared.preparation.provenance import PROVENANCE, RULES, options_of
 from shared.questions.record import Question, read_questions
 from shared.registry import store
 from shared.registry.build import versions
@@ -59,10 +60,11 @@ def check_sources(out: Path, source: Path) -> str:
 def _record(out: Path) -> dict[str, Any]:
     path = out / "questions" / PROVENANCE
     if not path.is_file():
-        if (out / MIMIC3).exists() or (out / "cache").is_dir():
-            raise InputError(f"{out}: holds what --cohort=mimic3 prepares, which --verify does not check; the same command again "
-                             f"goes on where it stopped")  # fmt: skip
-        begun = (out / "registry").is_dir() or any(out.glob(".*.partial"))
+        if (out / EARLIER).exists():
+            raise InputError(
+                f"{out}: holds what an earlier version prepared of MIMIC-III; prepare again in another folder"
+            )
+        begun = (out / "registry").is_dir() or (out / CACHE).is_dir() or any(out.glob(".*.partial"))
         raise InputError(
             f"{out}: {'a preparation that did not end: there are no questions' if begun else 'nothing was prepared there'}; "
             "prepare again"
@@ -112,11 +114,7 @@ def _check_again(
         return "made with compat = paper: prepare again elsewhere and compare to see whether it comes out again"
     if (record["rules"], record["versions"]) != (RULES, versions()):
         return "made by other rules or versions, so it is not made again here"
-    known = {field.name for field in dataclasses.fields(DataConfig)}
-    options = {name: value for name, value in record["options"].items() if name in known}
-    drawn = "patients" in options  # else the registry was read from a source, which is not needed here
-    data = DataConfig(**{**options, "source": "" if drawn else "unused"})
-    maker = question_maker(registry, data, record["seed"])
+    maker = question_maker(registry, options_of(record), record["seed"])
     total = 0
     for split in SPLITS:
         count = min(REPEATED, len(questions[split]))

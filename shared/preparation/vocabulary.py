@@ -19,7 +19,8 @@ from shared.questions.record import LETTERS, Question
 from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
 from shared.registry.store import Registry
-from shared.tasks.denoising import MASK, TASK, shown_section
+from shared.tasks.catalogue import TASKS
+from shared.tasks.denoising import MASK, shown_section
 
 MIN_PATIENTS = 10
 _NUMBER = re.compile(r"[-+]?[\d.:, -]*\d")  # digits are never merged: see `tokenizer.PIECES`
@@ -68,7 +69,7 @@ def question_words(questions: Sequence[Question]) -> list[str]:
                 numeric.add(name)
             elif mark and value != MASK:
                 values[name][value].add(who)
-    every = all(question.task != TASK for question in questions)
+    every = not any(question.task in TASKS and TASKS[question.task].masks_record for question in questions)
     sections = {question.section for question in questions}
     known = {name for name in names if every or name in asked or name in sections or name in numeric - values.keys()}
     found = {MASK} | {name for name in known if len(names[name]) >= MIN_PATIENTS}

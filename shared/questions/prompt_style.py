@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from shared.backend import Backend, Learner
 from shared.errors import InputError
 from shared.options.checks import is_day
 from shared.policy.tokenizer import load_tokenizer
@@ -23,6 +22,7 @@ from shared.questions.prompts import PREFILL, SWITCHES, SYSTEM_PROMPT, PromptSty
 from shared.storage import buckets, files
 
 if TYPE_CHECKING:
+    from shared.backend import Backend, Learner
     from shared.config import RunConfig
     from shared.policy.section import ModelConfig
 

@@ -1,4 +1,4 @@
-"""Question -> chat messages -> token ids, through the tokenizer's own chat template."""
+"""Message -> chat -> token ids, through the tokenizer's own chat template; `shared.tasks.prompts` makes messages of questions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InputError
-from shared.policy.tokenizer import check_in_embedding
 from shared.questions.boxes import THINK, THOUGHT
-from shared.questions.record import LETTERS, Question
 
 # The original's training prompts (spec: registry, section c).
 SYSTEM_PROMPT = (
@@ -46,13 +44,6 @@ class PromptStyle:
         return chat_text(
             tokenizer, message, system=system, prefill=self.prefill, thinking=self.thinking, date=self.date
         )
-
-
-def user_message(question: Question) -> str:
-    """The record, the question line, and one line for each option; the original's AKI options have no blank."""
-    mark = "." if question.task == "aki" else ". "
-    options = "".join(f"\n{letter}{mark}{choice}" for letter, choice in zip(LETTERS, question.choices))
-    return f"{question.context}\n{question.question}{options}"
 
 
 def chat_text(
@@ -131,37 +122,3 @@ def opens_reasoning(tokenizer: PreTrainedTokenizerFast, prompt: np.ndarray) -> b
     """Whether a prompt `[time]` ends inside the model's reasoning: its last tokens open it and do not close it."""
     end = decode(tokenizer, prompt[-OPENING:])
     return end.rfind(THINK) > end.rfind(THOUGHT)
-
-
-def prompt_tokens(
-    tokenizer: PreTrainedTokenizerFast,
-    questions: Sequence[Question],
-    *,
-    style: PromptStyle,
-    rows: int | None,
-    max_tokens: int,
-    overlong: str,
-) -> tuple[list[Question], list[np.ndarray], int]:
-    """Questions with their prompts as token ids, and how many prompts were longer than `max_tokens`.
-
-    `overlong`: "truncate_left" keeps a long prompt's last tokens (the paper), "drop" leaves its question out. `rows` of the
-    model's embedding: see `shared.policy.tokenizer.embedding_rows`. Raises InputError where nothing is left, and for a
-    token that the embedding does not have.
-    """
-    if not questions:
-        raise InputError("there are no questions; the question file is empty")
-    kept: list[Question] = []
-    prompts: list[np.ndarray] = []
-    too_long = 0
-    for question in questions:
-        tokens = encode(tokenizer, style.text(tokenizer, user_message(question)))
-        if len(tokens) > max_tokens:
-            too_long += 1
-            if overlong == "drop":
-                continue
-        kept.append(question)
-        prompts.append(tokens[-max_tokens:])
-    if not kept:
-        raise InputError(f"all {too_long} prompts are longer than rollout.max_prompt_tokens = {max_tokens}; raise it")
-    check_in_embedding(tokenizer, prompts, rows, "prompts")
-    return kept, prompts, too_long

@@ -6,8 +6,9 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,13 @@ from shared.randomness import generator
 from shared.storage import buckets, files
 
 LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: registry, e)
+CHOICE = "choice"
+KINDS = (CHOICE,)  # what an answer may be: a letter among choices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One multiple-choice question with a checkable answer.
+    """One question with a checkable answer. `kind` is one of `KINDS` and says what the answer is.
 
     `context` is the record with the masked value shown as `[MASK]`; `question` is the line that asks; `answer` and
     `majority` are letters into `choices`. `majority` is the option that the training split makes most frequent for this
@@ -44,8 +47,11 @@ class Question:
     majority: str
     bayes_accuracy: float | None = None
     bayes_answer: str | None = None
+    kind: str = CHOICE
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"question {self.id}: kind {self.kind!r} is not known; there is {', '.join(KINDS)}")
         if not 2 <= len(self.choices) <= len(LETTERS):
             raise InputError(f"question {self.id}: {len(self.choices)} choices; 2 to {len(LETTERS)} are possible")
         if self.answer not in tuple(LETTERS[: len(self.choices)]):
@@ -58,25 +64,32 @@ class Question:
         """Accuracy of a uniform guess among the options shown."""
         return 1.0 / len(self.choices)
 
+    def row(self) -> dict[str, Any]:
+        """Its fields as files and digests have them: without `kind` where it is a choice, as when there were no others."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("kind", CHOICE)}
+
 
 COLUMNS = [field.name for field in dataclasses.fields(Question)]
-KINDS = {"choices": pa.list_(pa.string()), "bayes_accuracy": pa.float64()}
-SCHEMA = pa.schema([(name, KINDS.get(name, pa.string())) for name in COLUMNS])
+TYPES = {"choices": pa.list_(pa.string()), "bayes_accuracy": pa.float64()}
 WORDS = b"words"  # key of the file's own note of which texts are no patient's: see `shared.preparation.vocabulary`
 ROWS_AT_ONCE = 2_048  # written together: questions may share a context in memory, but not on their way to the file
 
 
-def write_questions(path: Path, questions: Iterable[Question], *, words: Collection[str] | None = None) -> None:
+def write_questions(path: Path, questions: Sequence[Question], *, words: Collection[str] | None = None) -> None:
     """Write a question store (Parquet, readable by its owner only); replaces `path` atomically.
 
     `words`: texts in the questions that are no patient's own, from which a new tokenizer may learn
-    (`shared.preparation.vocabulary`).
+    (`shared.preparation.vocabulary`). Without a column `kind` all questions are choices.
     """
     waiting = iter(questions)
-    schema = SCHEMA if words is None else SCHEMA.with_metadata({WORDS: json.dumps(sorted(words))})
+    all_choices = all(question.kind == CHOICE for question in questions)
+    names = [name for name in COLUMNS if name != "kind" or not all_choices]
+    schema = pa.schema([(name, TYPES.get(name, pa.string())) for name in names])
+    if words is not None:
+        schema = schema.with_metadata({WORDS: json.dumps(sorted(words))})
     with files.replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         while part := list(itertools.islice(waiting, ROWS_AT_ONCE)):
-            columns = {name: [getattr(question, name) for question in part] for name in COLUMNS}
+            columns = {name: [getattr(question, name) for question in part] for name in names}
             writer.write_table(pa.table(columns, schema=schema))
 
 
@@ -101,6 +114,8 @@ def read_questions(path: Path | str) -> list[Question]:
         table = pd.read_parquet(source)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})".replace("\n", " ")) from error
+    if "kind" not in table.columns:
+        table["kind"] = CHOICE
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise InputError(f"{path}: not a question store, these columns are missing: {', '.join(missing)}")

@@ -65,7 +65,8 @@ class RawRegistry:
     `reference` names the datetime column from which other datetimes are counted; `unknown` are categories that count as
     missing. `roles` names the columns that hold a patient's `site`, `time`, `sex` and `age`, if the registry has them.
     `digests` are checksums of the raw files by file name. `notes` say what the reader left out or changed. `left_out` is the
-    number of patients who were excluded on request.
+    number of patients who were excluded on request. `timeline` has what changes over time, with many rows for each patient
+    (index: patient id); `reading` are figures of a reading that takes long.
     """
 
     cohort: str
@@ -78,6 +79,8 @@ class RawRegistry:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     left_out: int = 0
+    timeline: pd.DataFrame | None = None
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def build(
@@ -135,6 +138,7 @@ def build(
         statistics=statistics,
         leakage=leakage,
         relations=relations,
+        timeline=raw.timeline,
         provenance={
             "source": dict(raw.digests),
             "salt": salt,
@@ -151,6 +155,7 @@ def build(
             "patients": {"train": len(train), "valid": len(valid)},
             "left_out": raw.left_out,
             "versions": versions(),
+            **({"reading": dict(raw.reading)} if raw.reading else {}),
         },
     )
 

@@ -70,6 +70,8 @@ def mutual_information(
         train = train.iloc[rows]
     columns = _columns(train, features, ordered or {}, reference, unknown)
     names = list(columns)
+    if not names:  # a registry that asks for no column, only for what its timeline shows
+        return pd.DataFrame(index=names, columns=names, dtype=np.float64)
     binned_nats = binned(columns)
     result = np.full((len(names), len(names)), np.nan)
     for t, target in enumerate(names):

@@ -23,6 +23,7 @@ from shared.registry.statistics import ValueStatistics
 from shared.storage import files
 
 PATIENT = "patient"  # name of the index
+TIMELINE = "timeline.parquet"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class Registry:
     `statistics`, `leakage` and `relations` come from the training patients alone, unless the registry was made with
     `fit="all"`. `leakage` is the mutual information in nats (column = target, row = feature, NaN where it is not defined).
     `relations` lists dates, pairs and sums of features that reveal another one. `provenance` says how the registry was made:
-    digests of the raw files, options, versions, salt.
+    digests of the raw files, options, versions, salt. `timeline`, if the cohort has one, is what changes over time: many rows for
+    each patient of both splits (index: patient id), in ascending time.
     """
 
     cohort: str
@@ -45,6 +47,7 @@ class Registry:
     leakage: pd.DataFrame
     provenance: Mapping[str, Any]
     relations: pd.DataFrame = dataclasses.field(default_factory=relation_files.nothing)
+    timeline: pd.DataFrame | None = None
 
     def split(self, name: str) -> pd.DataFrame:
         """The table of the split `train` or `valid`. Raises InputError for any other name."""
@@ -80,6 +83,8 @@ def save(registry: Registry, folder: Path) -> None:
         statistics_files.to_table(registry.statistics).to_parquet(temporary / "statistics.parquet", index=False)
         registry.leakage.to_parquet(temporary / "leakage.parquet")
         registry.relations.to_parquet(temporary / "relations.parquet", index=False)
+        if registry.timeline is not None:
+            registry.timeline.rename_axis(PATIENT).to_parquet(temporary / TIMELINE)
         files.write_json(temporary / "features.json", feature_files.to_json(registry.features))
         files.write_json(temporary / "provenance.json", {**registry.provenance, "cohort": registry.cohort})
         for path in temporary.iterdir():
@@ -105,6 +110,7 @@ def load(folder: Path) -> Registry:
         leakage=read_parquet(folder / "leakage.parquet"),
         provenance=provenance,
         relations=_read_relations(folder / "relations.parquet"),
+        timeline=read_parquet(folder / TIMELINE) if (folder / TIMELINE).is_file() else None,
     )
 
 

@@ -24,13 +24,13 @@ from shared.policy.initial import hugging_face_config
 from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
 from shared.preparation import inputs, prepare
 from shared.questions import prompt_style
-from shared.questions.prompts import prompt_tokens
 from shared.questions.record import Question, check_apart, read_questions, read_words, write_questions
 from shared.report.words import duration
 from shared.runs import forecast, memory, run
 from shared.runs.policy import make_tokenizer
 from shared.runs.workdir import check_config, checkpoint_folder, question_files
 from shared.storage import buckets, files
+from shared.tasks.prompts import prompt_tokens
 from shared.training.metrics_log import METRICS_FILE, read_metrics
 
 MADE_TRAIN, MADE_VALID = 200, 100  # questions that are made here, where the run has none yet

@@ -10,7 +10,6 @@ It stands here, and not with the figures in `shared/evaluation/`, because it nee
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def _given_answers(
     given = Given(Path(options.answers), questions, samples=options.samples, allow_missing=options.allow_missing)
     request = {
         "answers": given.sha256,
-        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "questions": digest(question.row() for question in questions),
         "samples": options.samples,
         "answer_rule": options.answer_rule,
     }

@@ -7,7 +7,6 @@ as earlier versions wrote it, is made again; the answers of an engine that fails
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ def _unfinished(when: str, job: Job, questions: Sequence[Question], prompts: Seq
     """The answers of an interrupted start of this evaluation. Those of another engine, or to other prompts, are removed."""
     folder = job.workdir / "evaluation" / f"{when}.unfinished"
     request = {
-        "questions": digest(dataclasses.asdict(question) for question in questions),
+        "questions": digest(question.row() for question in questions),
         "prompts": digest(prompt.tolist() for prompt in prompts),
         "max_new_tokens": job.config.evaluation.max_new_tokens or job.config.rollout.max_new_tokens,
         "compute_dtype": job.config.learner.compute_dtype,

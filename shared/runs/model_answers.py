@@ -28,12 +28,13 @@ from shared.evaluation.forced_choice import phrase_and_letters
 from shared.evaluation.listener import Listener
 from shared.evaluation.options import EvaluationOptions
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
-from shared.questions.prompts import PromptStyle, prompt_tokens
+from shared.questions.prompts import PromptStyle
 from shared.questions.record import Question
 from shared.report.words import duration
 from shared.runs import model_engine
 from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
 from shared.storage import files
+from shared.tasks.prompts import prompt_tokens
 
 ANSWERS, BOXED, ENGINE = "answers.parquet", "boxed.parquet", "engine.json"
 COMPLETIONS, SAMPLES = "completions.jsonl", "samples.jsonl"
@@ -72,7 +73,7 @@ class ModelEvaluation:
         options = self.options
         return {
             "model": model_digest(Path(options.model)),
-            "questions": digest(dataclasses.asdict(question) for question in self.questions),
+            "questions": digest(question.row() for question in self.questions),
             "prompts": digest(prompt.tolist() for prompt in self.prompts),
             "stop_tokens": [int(token) for token in self.stop],
             "protocol": options.protocol,

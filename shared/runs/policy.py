@@ -14,10 +14,11 @@ from shared.preparation import inputs
 from shared.preparation.inputs import Inputs
 from shared.preparation.vocabulary import training_texts
 from shared.questions import prompt_style
-from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, user_message
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle
 from shared.questions.record import Question, read_words
 from shared.runs.workdir import Job
 from shared.storage import buckets, files
+from shared.tasks.prompts import user_message
 from shared.training.warmup import warm_up, worked_answer
 
 GIVEN_POLICY, OWN_POLICY = "model.path", "policy"  # names in inputs.json

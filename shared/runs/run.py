@@ -26,7 +26,7 @@ from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_toke
 from shared.preparation import inputs, prepare
 from shared.preparation.inputs import Inputs
 from shared.questions import prompt_style
-from shared.questions.prompts import PromptStyle, prompt_tokens
+from shared.questions.prompts import PromptStyle
 from shared.questions.record import Question, check_apart, check_questions, read_questions
 from shared.questions.turns import end_of_turn_warning
 from shared.report import run_page
@@ -34,6 +34,7 @@ from shared.runs import evaluations, forecast
 from shared.runs.policy import check_policy, check_prompts, fetch_policy, make_policy
 from shared.runs.workdir import Job, check_no_replay, check_shared, claim, release
 from shared.storage import files
+from shared.tasks.prompts import prompt_tokens
 from shared.training import loop
 from shared.training.metrics_log import METRICS_FILE, read_metrics, timings
 from shared.training.rollouts import Sampled
@@ -156,7 +157,7 @@ def _prompts(
     style: PromptStyle,
     questions: Sequence[Question],
 ) -> tuple[list[Question], list[np.ndarray], int]:
-    """See `shared.questions.prompts.prompt_tokens`."""
+    """See `shared.tasks.prompts.prompt_tokens`."""
     return prompt_tokens(
         tokenizer, questions, style=style, rows=embedding_rows(policy),
         max_tokens=config.rollout.max_prompt_tokens, overlong=config.grpo.overlong_prompts,

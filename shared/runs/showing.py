@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from shared.errors import InputError
-from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS, Question
-from shared.questions.rewards import answer_letter
 from shared.randomness import generator
+from shared.tasks.prompts import user_message
+from shared.tasks.rewards import answer_letter
 
 # Control characters in a text would be commands to the terminal, so each is replaced by a visible sign.
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(

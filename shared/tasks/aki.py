@@ -10,16 +10,19 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from shared.errors import InputError
+from shared.questions import letters
 from shared.questions.record import Question
 from shared.registry.features import Feature
 from shared.registry.store import Registry
 from shared.tasks import prediction
 from shared.tasks.denoising import render
 from shared.tasks.prediction import Case, Target
+from shared.tasks.task import Task
 
 AKI_QUESTION = "Q. Would AKI occur in the next 48 hours?"
 WINDOW = 6  # slots of 8 hours
@@ -103,3 +106,27 @@ def questions(
     here = cases(registry, split)
     training = here if split == "train" else cases(registry, "train")
     return prediction.questions(registry, TARGET, here, training, count, seed=seed, balance=balance, progress=progress)
+
+
+class _Aki(Task):
+    """See the top of this file."""
+
+    def questions(
+        self,
+        registry: Registry,
+        split: str,
+        count: int,
+        options: Mapping[str, Any],
+        *,
+        seed: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Question]:
+        """See `questions`."""
+        return questions(registry, split, count, seed=seed, progress=progress, **options)
+
+    def message(self, question: Question) -> str:
+        """As for other tasks, but for the blank that the original's options lack."""
+        return letters.message(question, mark=".")
+
+
+TASK = _Aki()

@@ -22,8 +22,9 @@ from shared.registry.store import Registry
 from shared.tasks import balanced, choices
 from shared.tasks.choices import OptionLaw
 from shared.tasks.rules import QuestionRules
+from shared.tasks.task import Task
 
-TASK = "denoising"
+NAME = "denoising"
 MASK = "[MASK]"
 
 # Shown first, and under another name: what a hospital is comes before its patient.
@@ -196,9 +197,9 @@ class Denoising:
         pseudonym = self.pseudonym(patient)
         where = f" in section {header}" if header else ""
         return Question(
-            id=f"{self.registry.cohort}-{TASK}-{pseudonym}-{feature}-{draw}",
+            id=f"{self.registry.cohort}-{NAME}-{pseudonym}-{feature}-{draw}",
             cohort=self.registry.cohort,
-            task=TASK,
+            task=NAME,
             feature=feature,
             section=header,
             patient=pseudonym,
@@ -305,3 +306,23 @@ def _rounds(maker: Denoising, patients: Sequence[str]) -> Iterator[Question]:
                     yield question
         idle = idle + 1 if len(seen) == before else 0
         draw += 1
+
+
+class _Denoising(Task):
+    """See the top of this file."""
+
+    def questions(
+        self,
+        registry: Registry,
+        split: str,
+        count: int,
+        options: Mapping[str, Any],
+        *,
+        seed: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Question]:
+        """See `questions`."""
+        return questions(registry, split, count, seed=seed, progress=progress, **options)
+
+
+TASK = _Denoising()

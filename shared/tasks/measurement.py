@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 
+from shared.cohorts.mimic3.reference import question_names
 from shared.questions.record import LETTERS, Question
+from shared.registry.store import Registry
 from shared.tasks import timeline
 from shared.tasks.forecast_options import SEED, ColumnStatistics, Draws, column_statistics
+from shared.tasks.task import Task
 
-TASK = "measurement"
+NAME = "measurement"
 AHEAD = 24 * timeline.HOUR
 LONGEST_GAP = 48 * timeline.HOUR  # a stay must be recorded for this long
 NOT_ASKED = (*timeline.PATIENT, "Mechanical Ventilation")
@@ -46,21 +50,23 @@ def questions(
     names: Mapping[str, str],
     patients: Mapping[int, str],
     *,
-    count: int,
+    stays: int,
     salt: str,
+    count: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Question]:
-    """The questions about up to `count` stays, every feature of each, in the table's order.
+    """Up to `count` questions about up to `stays` stays, every feature of each, in the table's order.
 
     `table` is the final table without missing or infinite values, `names` its columns' display names, `patients` the
-    pseudonym of each stay's patient. A target without any distractor is left out. `progress(1)` after each stay.
+    pseudonym of each stay's patient; a stay that is not in it is passed over. A target without any distractor is left out.
+    `progress(1)` after each question.
     """
     statistics = statistics_of(table, names)
     columns = {display: column.removeprefix("o:") for column, display in names.items()}
-    stays = sampled_stays(table, count)
-    by_stay = readable(table[table["m:icustayid"].isin(stays)], names).groupby("m:icustayid")
-    made = []
-    for stay in stays:
+    asked = [stay for stay in sampled_stays(table, stays) if stay in patients]
+    by_stay = readable(table[table["m:icustayid"].isin(asked)], names).groupby("m:icustayid")
+    made: list[Question] = []
+    for stay in asked:
         rows = by_stay.get_group(stay)
         times = rows["m:charttime"]
         context = timeline.context(rows[times.max() - times >= AHEAD])
@@ -69,12 +75,14 @@ def questions(
             choices, position = draws.options(float(rows[name].iloc[-1]), described)
             if len(choices) < 2:
                 continue
+            if len(made) == count:
+                return made
             frequencies = [described.frequency(text) for text in choices]
             made.append(
                 Question(
-                    id=f"{timeline.COHORT}-{TASK}-{timeline.pseudonym(salt, stay)}-{columns[name]}",
+                    id=f"{timeline.COHORT}-{NAME}-{timeline.pseudonym(salt, stay)}-{columns[name]}",
                     cohort=timeline.COHORT,
-                    task=TASK,
+                    task=NAME,
                     feature=columns[name],
                     section="24 hours ahead",
                     patient=patients[stay],
@@ -85,6 +93,32 @@ def questions(
                     majority=LETTERS[frequencies.index(max(frequencies))],
                 )
             )
-        if progress:
-            progress(1)
+            if progress:
+                progress(1)
     return made
+
+
+class _Measurement(Task):
+    """See the top of this file."""
+
+    def questions(
+        self,
+        registry: Registry,
+        split: str,
+        count: int,
+        options: Mapping[str, Any],
+        *,
+        seed: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Question]:
+        """See `questions`. The original's own seed decides; options are drawn from the values of all patients."""
+        table, patients, salt = timeline.asked(registry, split, as_csv=options["ties"] == "introsort")
+        names = question_names(NAME)
+        return questions(table, names, patients, stays=options["stays"], salt=salt, count=count, progress=progress)
+
+    def words(self, registry: Registry) -> set[str]:
+        """Names, headers and the words of flags."""
+        return timeline.words(timeline.finite(registry), question_names(NAME))
+
+
+TASK = _Measurement()

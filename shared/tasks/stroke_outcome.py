@@ -1,4 +1,4 @@
-"""The outcome of a stroke, predicted at discharge: mRS at 3 months, MACE within a year (spec: registry, d).
+"""The outcome of a stroke, predicted at discharge, for the tasks `mrs_3m` and `mace_1y` (spec: registry, d).
 
 Whatever is known only at a follow-up visit is left out. Mended (quirk 28): options are shuffled, so their order says nothing.
 """
@@ -6,7 +6,8 @@ Whatever is known only at a follow-up visit is left out. Mended (quirk 28): opti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from shared.errors import InputError
 from shared.questions.record import Question
@@ -14,6 +15,7 @@ from shared.registry.store import Registry
 from shared.tasks import prediction
 from shared.tasks.denoising import render
 from shared.tasks.prediction import Case, Target
+from shared.tasks.task import Task
 
 MRS, MACE = "mrs3mo", "cum_mve_1y"
 OUTCOME_QUESTIONS = {
@@ -23,11 +25,6 @@ OUTCOME_QUESTIONS = {
 # Known only at a follow-up visit, whatever their names say.
 FOLLOW_UP = ("ava", "ava_no", "inform", "in_txt", "m_forget", "m_keep", "m_order", "k_good", "k_bad", "k_adv", "dose",
              "drug_stop", "drug_stop_w")  # fmt: skip
-
-TARGETS = {
-    "mrs_3m": Target("mrs_3m", MRS, OUTCOME_QUESTIONS[MRS], tuple("0123456")),
-    "mace_1y": Target("mace_1y", MACE, OUTCOME_QUESTIONS[MACE], ("No", "Yes")),
-}
 
 
 def outcome_columns(names: Sequence[str], target: str) -> list[str]:
@@ -51,29 +48,30 @@ def cases(registry: Registry, split: str, target: Target) -> list[Case]:
     ]
 
 
-def questions(
-    registry: Registry,
-    split: str,
-    count: int,
-    *,
-    task: str,
-    seed: int,
-    num_choices: int = 5,
-    balance: bool = True,
-    progress: Callable[[int], object] | None = None,
-) -> list[Question]:
-    """Up to `count` questions of `task` (mrs_3m or mace_1y) about the patients of `split`."""
-    target = TARGETS[task]
-    here = cases(registry, split, target)
-    training = here if split == "train" else cases(registry, "train", target)
-    return prediction.questions(
-        registry,
-        target,
-        here,
-        training,
-        count,
-        seed=seed,
-        num_choices=num_choices,
-        balance=balance,
-        progress=progress,
-    )
+class StrokeOutcome(Task):
+    """One outcome, asked once about each patient who has it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def questions(
+        self,
+        registry: Registry,
+        split: str,
+        count: int,
+        options: Mapping[str, Any],
+        *,
+        seed: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Question]:
+        """Up to `count` questions about the patients of `split`; see `shared.tasks.prediction.questions`."""
+        here = cases(registry, split, self.target)
+        training = here if split == "train" else cases(registry, "train", self.target)
+        return prediction.questions(
+            registry, self.target, here, training, count, seed=seed, progress=progress, **options
+        )
+
+    def columns(self, registry: Registry, feature: str, mi_cutoff: float) -> list[str]:
+        """Those that are visible and known at discharge."""
+        names = [other.name for other in registry.features if other.visible and other.name != feature]
+        return outcome_columns(names, feature)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+
+from shared.cohorts.mimic3 import final
+from shared.errors import InputError
+from shared.registry import patients
+from shared.registry.store import Registry
 
 HOUR = 3600
 YEAR = 365.25
@@ -14,11 +18,36 @@ PATIENT = ("Gender", "Age", "Readmission")  # shown once; everything else for ev
 COHORT = "mimic3"
 
 
+def finite(registry: Registry) -> pd.DataFrame:
+    """The registry's final table without the stays in which a value is missing or infinite; one row for each window."""
+    return final.finite_stays(_whole(registry).reset_index(drop=True))[0]
+
+
+def asked(registry: Registry, split: str, *, as_csv: bool) -> tuple[pd.DataFrame, dict[int, str], str]:
+    """What questions about the patients of `split` are made from: a table, the patients of its stays, and the salt.
+
+    The table is that of `finite`, for both splits; with `as_csv` its numbers are as the original read them from its CSV file.
+    The patients are the pseudonyms by stay, those of the split only. Raises InputError where the registry has no timeline.
+    """
+    whole, table = _whole(registry), finite(registry)
+    salt = str(registry.provenance.get("salt", ""))
+    here = whole[whole.index.isin(registry.split(split).index)]
+    patient_of = dict(zip(here["m:icustayid"].astype("int64").tolist(), here.index, strict=True))
+    pseudonyms = {stay: patients.pseudonym(salt, patient) for stay, patient in patient_of.items()}
+    return (final.reread(table) if as_csv else table), pseudonyms, salt
+
+
+def _whole(registry: Registry) -> pd.DataFrame:
+    if registry.timeline is None:
+        raise InputError(f"the registry of {registry.cohort} has no timeline; the task needs the mimic3 cohort")
+    return registry.timeline
+
+
 def readable(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """The final table with features under the names shown: age in whole years, four flags as words.
 
     `names` maps `o:` columns to display names. Rows and the `m:` columns are kept. Raises ValueError where a value is
-    missing or infinite: see `finite_stays`.
+    missing or infinite: see `finite`.
     """
     shown = table.rename(columns=dict(names))
     shown["Age"] = (shown["Age"] / YEAR).round()
@@ -29,12 +58,6 @@ def readable(table: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     if not np.isfinite(numbers.to_numpy()).all():
         raise ValueError("a value is missing or infinite; leave such stays out")
     return shown[[*(name for name in table.columns if name.startswith("m:")), *names.values()]]
-
-
-def finite_stays(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The final table without the stays in which a value is missing or infinite, and how many stays these are."""
-    broken = table.loc[~np.isfinite(table.filter(like="o:").to_numpy()).all(axis=1), "m:icustayid"].unique()
-    return table[~table["m:icustayid"].isin(broken)].reset_index(drop=True), len(broken)
 
 
 def context(rows: pd.DataFrame) -> str:
@@ -69,4 +92,4 @@ def value_text(value: str | float) -> str:
 
 def pseudonym(salt: str, identifier: int) -> str:
     """What stands for a patient or a stay in a question."""
-    return hashlib.blake2b(f"{salt}{identifier}".encode(), digest_size=8).hexdigest()
+    return patients.pseudonym(salt, str(identifier))

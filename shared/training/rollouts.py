@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from shared import grpo
 from shared.backend import Completion, Learner, RolloutEngine, Sampling
 from shared.grpo import GroupBatch, GroupLayout
-from shared.questions import rewards
 from shared.questions.prompts import decode, opens_reasoning
 from shared.questions.record import Question, question_at
 from shared.randomness import uniforms
+from shared.tasks import rewards
 from shared.training import published
 from shared.training.loop import Round
 
@@ -53,13 +53,17 @@ class Rollouts:
         )
 
     def joined(self, other: Rollouts) -> Rollouts:
-        """These and `other`'s."""
+        """These and `other`'s. A term that only one of both has is 0 in the other's groups."""
+        none, none_of_other = np.zeros_like(self.rewards), np.zeros_like(other.rewards)
         return Rollouts(
             self.questions + other.questions,
             self.prompts + other.prompts,
             self.completions + other.completions,
             np.concatenate([self.rewards, other.rewards]),
-            {name: np.concatenate([values, other.terms[name]]) for name, values in self.terms.items()},
+            {
+                name: np.concatenate([self.terms.get(name, none), other.terms.get(name, none_of_other)])
+                for name in {**self.terms, **other.terms}
+            },
             np.concatenate([self.answered, other.answered]),
         )
 
@@ -107,8 +111,11 @@ class Sampled:
         completions = self._engine.generate(prompts, sampling_of(self._config), draws)
         scored = [self._scored(*group) for group in zip(questions, prompts, completions, strict=True)]
         terms = [group_terms for group_terms, _ in scored]
+        # A task's reward names its own terms; a term that a completion's reward leaves out is 0.
+        names = dict.fromkeys(name for group_terms in terms for of_one in group_terms for name in of_one)
         by_name = {
-            name: np.array([[of_one[name] for of_one in group_terms] for group_terms in terms]) for name in terms[0][0]
+            name: np.array([[of_one.get(name, 0.0) for of_one in group_terms] for group_terms in terms])
+            for name in names
         }
         totals = np.array([[rewards.total(of_one) for of_one in group_terms] for group_terms in terms])
         answered = np.array([group_answered for _, group_answered in scored])

@@ -24,9 +24,10 @@ from shared.errors import TrainingError
 from shared.grpo import GroupBatch, GroupLayout
 from shared.grpo.section import GrpoConfig
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, special_tokens
-from shared.questions.prompts import PromptStyle, encode, user_message
+from shared.questions.prompts import PromptStyle, encode
 from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
+from shared.tasks.prompts import user_message
 from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
 

@@ -264,7 +264,7 @@ CASES = [
     ((*SEPSIS, "--source={root}/file"), "{root}/file: is a file; give the folder that it lies in"),
     ((*PREPARE, "--source={root}/file"), "{root}/file: is a file; give the folder that it lies in"),
     ((*PREPARE, "--cohort=custom", "--source={root}/file"), "{root}/file: is a file; give the folder that it lies in"),
-    ((*PREPARE, "--cohort=mimic3", "--source={root}/file"), "{root}/file: no such folder"),
+    ((*PREPARE, "--cohort=mimic3", "--task=mortality", "--source={root}/file"), "{root}/file: no such folder"),
     (("prepare", "--cohort=custom", "--source={root}/file", "--draft_codebook"), "{root}/file: is a file"),
     ((*PREPARE, "--cohort=custom", "--source={root}/gz"), "{root}/gz/data.csv.gz: not a readable CSV file"),
     ((*PREPARE, "--cohort=sepsis", "--source={root}/none", "--out={root}/new/deep/er"), "{root}/none: no such folder"),

@@ -16,11 +16,12 @@ from launch import config_file
 from shared.config import validate, with_compute_dtype
 from shared.policy.tokenizer import load_tokenizer
 from shared.preparation import inputs
-from shared.questions.prompts import PromptStyle, prompt_tokens
+from shared.questions.prompts import PromptStyle
 from shared.questions.record import write_questions
 from shared.runs.forecast import FACTOR
 from shared.runs.memory import text
 from shared.runs.workdir import claim
+from shared.tasks.prompts import prompt_tokens
 from tests.support.commands import REPOSITORY, environment, here
 from tests.support.exam import exam, exam_tokenizer, of_others
 from tests.support.tiny import tiny_phi3

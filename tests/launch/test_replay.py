@@ -19,12 +19,13 @@ from shared.backend import Backend
 from shared.config import RunConfig, validate
 from shared.errors import InputError, SyncError
 from shared.policy.tokenizer import load_tokenizer
-from shared.questions.prompts import decode, user_message
+from shared.questions.prompts import decode
 from shared.questions.record import read_questions
 from shared.runs import replay, run
 from shared.runs.replay import Recording
 from shared.runs.showing import CONTROLS
 from shared.storage import files
+from shared.tasks.prompts import user_message
 from shared.training.metrics_log import METRICS_FILE, differences, read_metrics, without_timings
 from shared.training.trajectories import TrajectoryReader, TrajectoryWriter
 from tests.support.commands import REPOSITORY, apart, here

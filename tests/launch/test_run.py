@@ -15,10 +15,11 @@ import pytest
 
 from shared.evaluation.answers import read_answers
 from shared.policy.tokenizer import load_tokenizer
-from shared.questions.prompts import PromptStyle, chat_text, encode, prompt_tokens
+from shared.questions.boxes import answer_letter
+from shared.questions.prompts import PromptStyle, chat_text, encode
 from shared.questions.record import read_questions
-from shared.questions.rewards import answer_letter
 from shared.storage import files
+from shared.tasks.prompts import prompt_tokens
 from shared.training.metrics_log import without_timings
 from tests.support.commands import apart, environment, here
 from tests.support.smoke_runs import (

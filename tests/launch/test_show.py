@@ -13,11 +13,11 @@ import pytest
 
 from launch import app
 from shared.errors import InputError
-from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS, Question, read_questions, write_questions
 from shared.runs import showing
 from shared.runs.showing import Selection
 from shared.storage import files
+from shared.tasks.prompts import user_message
 from tests.support.commands import REPOSITORY, environment, here
 from tests.support.exam import exam
 

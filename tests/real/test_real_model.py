@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.policy.tokenizer import load_tokenizer
-from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, user_message
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT
 from shared.questions.record import write_questions
+from shared.tasks.prompts import user_message
 from tests.support.commands import REPOSITORY, environment
 from tests.support.exam import exam
 

@@ -54,5 +54,5 @@ def test_other_patients_are_refused(registry):
     made = questions(registry, "valid", 5, seed=1)
     with pytest.raises(InputError, match="holds other patients"):
         baselines.boosted_trees(dataclasses.replace(registry, provenance={"salt": "other"}), made)
-    with pytest.raises(InputError, match="AKI"):
+    with pytest.raises(InputError, match="no table answers the task 'aki'"):
         baselines.boosted_trees(registry, [dataclasses.replace(made[0], task="aki")])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from parity import config as parity_config
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.config import (
     PRESETS,
     RENAMED,
@@ -353,6 +354,8 @@ READ = {
     ("hospitalized", "aki", "none"): {"balance"},
     ("stroke", "mrs_3m", "none"): {"balance", "num_choices"},
     ("stroke", "mace_1y", "none"): {"balance"},
+    ("mimic3", "measurement", "none"): set(),
+    ("mimic3", "mortality", "none"): set(),
     ("sepsis", "denoising", "paper"): {"num_choices", "difficulty", "mi_cutoff", "masked", "all_victims"},
     ("hospitalized", "aki", "paper"): set(),
     ("stroke", "mrs_3m", "paper"): set(),
@@ -374,7 +377,8 @@ def test_an_option_that_a_task_does_not_read_is_refused(cohort, task, compat):
 
 def test_every_option_of_the_data_section_is_walked_through():
     elsewhere = {"cohort", "task", "source", "train", "valid", "compat", "patients", "valid_patients", "split", "held_out",
-                 "fit", "train_questions", "valid_questions", "encoding", "delimiter", "decimal", "exclude"}  # fmt: skip
+                 "fit", "train_questions", "valid_questions", "encoding", "delimiter", "decimal", "exclude",
+                 "mimic3"}  # fmt: skip
     assert {field.name for field in dataclasses.fields(DataConfig)} == elsewhere | set(OTHER_VALUES)
 
 
@@ -434,6 +438,39 @@ def test_what_the_file_set_for_its_own_choice_is_no_error_where_the_command_line
         set_there = {name: file[section][field]}
         with pytest.raises(InputError, match=f"^{name} = "):  # and on the command line
             validate(values(given, set_there), [*given, name])
+
+
+def test_options_of_mimic3_are_for_it_alone():
+    own = {"fix": "temperature", "ties": "introsort", "stays": 5, "memory_limit": "2GB", "threads": 1, "cache": "kept"}
+    base = {"cohort": "mimic3", "task": "mortality", "source": "raw"}
+    assert dataclasses.asdict(validate({"name": "run", "data": base | {"mimic3": own}}).data.mimic3) == own
+    other = {"cohort": "sepsis", "task": "denoising", "source": "raw"}
+    for name, value in own.items():
+        message = refused(data=other | {"mimic3": {name: value}})
+        assert message == f"data.mimic3.{name} = {value!r}: goes with cohort = 'mimic3' only"
+    # What the file set for its own cohort is as if not set; what the command line sets is refused.
+    chosen = {"name": "run", "data": other | {"mimic3": own}}
+    given = ["data.cohort", "data.task"]
+    assert validate(chosen, given).data.mimic3 == Mimic3Config()
+    with pytest.raises(InputError, match="^data.mimic3.stays = 5: goes with cohort = 'mimic3' only"):
+        validate(chosen, [*given, "data.mimic3.stays"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("fix", "everything", "'everything' is no correction; there are all, mean_pressure"),
+        ("ties", "coin", "must be one of stable, introsort"),
+        ("stays", 0, "must be at least 1"),
+        ("threads", -1, "must be at least 0"),
+        ("memory_limit", "lots", "not a size; write it like 4GB or 1500MB"),
+        ("memory_limit", "10MB", "is too little; give 1GB or more"),
+    ],
+)
+def test_wrong_options_of_mimic3_are_named(field, value, reason):
+    own = {"cohort": "mimic3", "task": "mortality", "source": "raw", "mimic3": {field: value}}
+    message = refused(data=own)
+    assert message.startswith(f"data.mimic3.{field} = {value!r}: ") and reason in message
 
 
 def test_a_wrong_choice_on_the_command_line_is_named():

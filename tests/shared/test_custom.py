@@ -21,6 +21,7 @@ from shared.cohorts.custom.table import read_data
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation import prepare
+from shared.preparation.summary import summary
 from shared.questions.record import read_questions
 from shared.registry.build import RawColumn, RawRegistry, build
 from tests.support.custom_tables import EXAMPLE, edit, sas_transport
@@ -53,7 +54,7 @@ def test_values_that_are_asked_for_many_times_are_said(source, tmp_path):
     prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
     made = read_questions(tmp_path / "out" / "questions" / "train.parquet")
     values = len({(question.patient, question.feature) for question in made})
-    (line,) = [line for line in prepare.summary(tmp_path / "out").splitlines() if "asked often" in line]
+    (line,) = [line for line in summary(tmp_path / "out").splitlines() if "asked often" in line]
     assert (
         f"each of {values:,} values {len(made) / values:.0f} times" in line
         and f"--train_questions={10 * values} " in line

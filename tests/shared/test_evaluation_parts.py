@@ -21,10 +21,11 @@ from shared.evaluation.comparison import check_same, compare
 from shared.evaluation.figures import details, summarise
 from shared.evaluation.subgroups import check_patients, subgroups
 from shared.evaluation.votes import Sample, answer_of, vote
-from shared.questions.prompts import SYSTEM_PROMPT, encode, user_message
+from shared.questions.prompts import SYSTEM_PROMPT, encode
 from shared.questions.record import LETTERS
 from shared.registry.patients import age_band
 from shared.report.evaluation_page import write_page
+from shared.tasks.prompts import user_message
 from tests.support.exam import exam, exam_tokenizer
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from shared.cohorts.mimic3 import extracts, tables
 from shared.errors import InputError
-from shared.preparation import mimic3
-from shared.preparation.mimic3 import Settings
-from tests.shared.test_mimic3_tables import change, lines_of, original, refusal, source, write_lines, written  # noqa: F401
+from shared.preparation.prepare import prepare
+from shared.preparation.summary import summary
+from tests.shared.test_mimic3_tables import change, data_of, lines_of, original, refusal, source, write_lines, written  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,8 @@ def test_a_column_of_row_numbers_changes_nothing_and_is_said(source, original, t
     for extract in ("demog", "ce"):
         there, here = (written(folder, tmp_path / folder.name, extract) for folder in (original, source))
         assert len(there) and there.equals(here)
-    said = mimic3.prepare(source, tmp_path / "out", Settings(threads=1), progress=False)
+    prepare(data_of(source), tmp_path / "out", seed=1, progress=False)
+    said = summary(tmp_path / "out")
     assert said.count("its first column (") == 12 and "ICUSTAYS.csv.gz: its first column" in said
 
 

@@ -8,16 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shared.cohorts.mimic3 import final, imputation, neighbours, reference, scores, tables
-from shared.cohorts.mimic3.cohort import Options
+from shared.cohorts.mimic3 import final, imputation, neighbours, reference, registry, scores, tables
+from shared.cohorts.mimic3.options import Mimic3Config
 from shared.cohorts.mimic3.stages import Stages
-from shared.preparation import mimic3
-from shared.preparation.mimic3 import Settings
-from shared.questions.prompts import user_message
-from shared.questions.record import read_questions
-from shared.tasks import measurement, timeline
+from shared.registry.patients import pseudonym
+from shared.tasks import measurement
+from shared.tasks.prompts import user_message
 from tests.support.golden_folder import document, lines
-from tests.support.golden_mimic3 import FINAL, FOLDER, as_the_original, golden_files, meta, needs_golden, prepared, read
+from tests.support.golden_mimic3 import (
+    FINAL,
+    FOLDER,
+    both_splits,
+    cache,
+    final_table,
+    golden_files,
+    meta,
+    needs_golden,
+    prepared,
+    read,
+)
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, needs_golden]
 
@@ -46,14 +55,15 @@ def assert_equal(ours, theirs, tolerance=1e-6):
 def test_every_input_is_found_and_digested(name):
     found = {table.path.name: table for table in tables.find(FOLDER / "input").values()}
     assert name in found
-    provenance = json.loads((prepared() / "provenance.json").read_text())
+    provenance = json.loads((prepared() / "registry" / "provenance.json").read_text())
     assert len(provenance["source"][name]) == 32
 
 
 @pytest.mark.parametrize("name", golden_files("extracts"))
 def test_extracts(name):
     extract = re.match(r"[a-z_]+", name)[0]
-    ours = pd.read_parquet(prepared() / "cache" / f"{extract}.parquet")
+    prepared()
+    ours = pd.read_parquet(cache("stable") / f"{extract}.parquet")
     theirs = read("extracts", name, sep="|")
     if extract == "ce":  # the original's ten files, by blocks of 10,000 stay ids
         first = {f"ce{10_000 * i}{10_000 * (i + 1)}.csv.gz": 200_000 + 10_000 * i for i in range(10)}[name]
@@ -63,14 +73,14 @@ def test_extracts(name):
 
 @pytest.mark.parametrize("name", golden_files("cohort"))
 def test_cohort_with_the_originals_ties(name):
-    out = as_the_original()
+    out = prepared("measurement", "introsort")
     theirs = read("cohort", name)
     if name == FINAL:
-        ours = pd.read_parquet(out / "cohort.parquet")
+        ours = final_table(out)
     elif name.startswith("new_sepsis"):
-        ours = pd.read_parquet(out / "cache" / "stays.parquet")
+        ours = pd.read_parquet(cache("introsort") / "stays.parquet")
     else:
-        windows = pd.read_parquet(out / "cache" / "second_windows.parquet")
+        windows = pd.read_parquet(cache("introsort") / "second_windows.parquet")
         windows = imputation.impute(windows, imputation.SECOND_PASS, ties="introsort")
         ours = scores.finish(windows, second=True)[list(theirs.columns)]
     assert_equal(ours, theirs)
@@ -95,15 +105,14 @@ def test_the_cohort_takes_a_hundredth_of_the_originals_time(tmp_path, ties):
             spent[name] = time.process_time() - begin
             return done
 
-    settings = Settings(options=Options(ties=ties), threads=1, measurement_stays=1, mortality_stays=1)
-    mimic3.prepare(FOLDER / "input", tmp_path, settings, progress=False, make_stages=Timed)
+    registry.read(FOLDER / "input", options=Mimic3Config(ties=ties, threads=1), cache=tmp_path, make_stages=Timed)
     stages = ("candidates", "first_windows", "stays", "second_windows", "cohort")
     assert sum(spent[name] for name in stages) < seconds_of_the_original() / 100
 
 
 @pytest.mark.parametrize("name", golden_files("cohort_stable"))
 def test_cohort_with_stable_ties(name):
-    assert_equal(pd.read_parquet(prepared() / "cohort.parquet"), read("cohort_stable", name))
+    assert_equal(final_table(prepared()), read("cohort_stable", name))
 
 
 @pytest.mark.parametrize("name", golden_files("knn", "knn_expected"))
@@ -116,15 +125,14 @@ def test_nearest_neighbour(name):
 
 @pytest.mark.parametrize("name", golden_files("questions"))
 def test_questions(name):
-    out = as_the_original()
     if name.startswith("choice_statistics"):
-        assert_statistics(out, document(FOLDER / "questions" / name))
+        assert_statistics(prepared("measurement", "introsort"), document(FOLDER / "questions" / name))
         return
     expected = lines(FOLDER / "questions" / name)
     task = name.removesuffix(".jsonl.gz")
-    ours = read_questions(out / "questions" / f"{task}.parquet")
+    ours = both_splits(prepared(task, "introsort"))
     displayed = {column.removeprefix("o:"): text for column, text in reference.question_names(task).items()}
-    stays = {timeline.pseudonym("s", row["icustayid"]): row["icustayid"] for row in expected}
+    stays = {pseudonym("s", str(row["icustayid"])): row["icustayid"] for row in expected}
     assert len(ours) == len(expected)
     for question, row in zip(ours, expected, strict=True):
         assert stays[question.id.split("-")[2]] == row["icustayid"]
@@ -136,16 +144,16 @@ def test_questions(name):
 
 @pytest.mark.parametrize("name", golden_files("questions", "measurement"))
 def test_questions_from_the_originals_own_table_are_equal_to_the_letter(name):
-    table, _ = timeline.finite_stays(final.reread(read("cohort", FINAL)))
+    table, _ = final.finite_stays(final.reread(read("cohort", FINAL)))
     patients = {int(stay): "p" for stay in table["m:icustayid"].unique()}
     names = reference.question_names("measurement")
-    ours = measurement.questions(table, names, patients, count=meta()["measurement_stays"], salt="")
+    ours = measurement.questions(table, names, patients, stays=meta()["measurement_stays"], salt="")
     expected = lines(FOLDER / "questions" / name)
     assert [(user_message(q), q.answer) for q in ours] == [(row["user_message"], row["label_0"]) for row in expected]
 
 
 def assert_statistics(out, expected):
-    table, left_out = timeline.finite_stays(final.reread(pd.read_parquet(out / "cohort.parquet")))
+    table, left_out = final.finite_stays(final.reread(final_table(out)))
     assert left_out == meta()["stays_left_out"]
     names = reference.question_names("measurement")
     found = measurement.statistics_of(table, names)

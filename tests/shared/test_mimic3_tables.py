@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks import mimic3_tables
 from shared.cohorts.mimic3 import extracts, tables
+from shared.cohorts.mimic3.options import Mimic3Config
+from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation import mimic3
-from shared.preparation.mimic3 import Settings
+from shared.preparation.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,18 @@ def change(source, name, line, edit):
     write_lines(path, lines)
 
 
+def data_of(source):
+    return DataConfig(
+        cohort="mimic3", task="mortality", source=str(source), valid_patients=1, mimic3=Mimic3Config(threads=1)
+    )
+
+
 def refusal(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError) as error:
-        mimic3.prepare(source, out, Settings(threads=1), progress=False)
+        prepare(data_of(source), out, seed=1, progress=False)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
-    assert not (out / "questions").exists() and not (out / "cohort.parquet").exists()
+    assert not (out / "questions").exists() and not (out / "registry").exists()
     assert not list(tmp_path.rglob("*.partial"))
     return str(error.value)
 

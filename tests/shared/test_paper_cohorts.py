@@ -14,10 +14,10 @@ from shared.config import DataConfig
 from shared.errors import InputError
 from shared.paper import artefacts, cohorts
 from shared.paper import questions as paper_questions
-from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS
 from shared.registry.build import build
 from shared.tasks.denoising import pseudonym
+from shared.tasks.prompts import user_message
 from tests.support.golden_registry import (
     FOLDER,
     choices,

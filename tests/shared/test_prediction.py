@@ -12,11 +12,12 @@ from shared.config import DataConfig
 from shared.errors import InputError
 from shared.paper.prediction import paper_label
 from shared.questions import shortcuts
-from shared.questions.prompts import user_message
 from shared.questions.record import LETTERS
 from shared.registry.build import build
 from shared.registry.features import Feature
-from shared.tasks import aki, stroke_outcome
+from shared.tasks import aki
+from shared.tasks.catalogue import task
+from shared.tasks.prompts import user_message
 from shared.tasks.stroke_outcome import outcome_columns
 from tests.support.golden_registry import FOLDER, needs_golden
 
@@ -55,18 +56,19 @@ def strokes():
 @pytest.mark.slow
 @golden
 @needs_golden
-@pytest.mark.parametrize("task", ["mrs_3m", "mace_1y"])
-def test_stroke_outcomes(strokes, task):
+@pytest.mark.parametrize("name", ["mrs_3m", "mace_1y"])
+def test_stroke_outcomes(strokes, name):
+    asked = task(name)
     wanted = len(strokes.valid) * 4 // 5
     for split in ("train", "valid"):
-        made = stroke_outcome.questions(strokes, split, wanted, task=task, seed=5)
-        assert made == stroke_outcome.questions(strokes, split, wanted, task=task, seed=5)
+        made = asked.questions(strokes, split, wanted, {}, seed=5)
+        assert made == asked.questions(strokes, split, wanted, {}, seed=5)
         assert len({question.id for question in made}) == len(made) and shortcuts.audit(made)["passed"]
         for question in made:
-            assert len(set(question.choices)) == len(question.choices) == (5 if task == "mrs_3m" else 2)
+            assert len(set(question.choices)) == len(question.choices) == (5 if name == "mrs_3m" else 2)
             assert "3 months" not in question.context and "1 year" not in question.context.lower()
             assert question.answer in LETTERS[: len(question.choices)]
-    natural = stroke_outcome.questions(strokes, "valid", wanted, task=task, seed=5, balance=False)
+    natural = asked.questions(strokes, "valid", wanted, {"balance": False}, seed=5)
     assert len({question.patient for question in natural}) == wanted
 
 
@@ -135,4 +137,4 @@ def test_a_task_needs_its_cohort():
         DataConfig(task="aki")
     registry = type("Empty", (), {"features": [Feature(name="a", display_name="A", section="", kind="number")]})()
     with pytest.raises(InputError, match="the registry has no column mrs3mo"):
-        stroke_outcome.cases(registry, "train", stroke_outcome.TARGETS["mrs_3m"])
+        task("mrs_3m").questions(registry, "train", 1, {}, seed=5)

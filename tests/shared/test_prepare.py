@@ -15,7 +15,7 @@ import pytest
 from shared.cohorts import tables
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation import prepare
+from shared.preparation import prepare, summary
 from shared.preparation.verification import check_sources, verify
 from shared.questions.record import read_questions, write_questions
 from shared.registry import store
@@ -51,8 +51,8 @@ def test_what_is_written(prepared):
         "data.xlsx", "metadata.xlsx", "kor_to_eng.json",
     }  # fmt: skip
     assert "scikit-learn" in provenance["versions"]
-    summary = prepare.summary(prepared)
-    assert "100 train, 60 valid" in summary and len(summary.splitlines()) < 30
+    screen = summary.summary(prepared)
+    assert "100 train, 60 valid" in screen and len(screen.splitlines()) < 30
 
 
 def test_files_are_their_owners_alone(prepared):

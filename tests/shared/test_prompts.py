@@ -8,16 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InputError
-from shared.questions.prompts import (
-    PREFILL,
-    SYSTEM_PROMPT,
-    PromptStyle,
-    chat_text,
-    encode,
-    prompt_tokens,
-    user_message,
-)
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, PromptStyle, chat_text, encode
 from shared.questions.record import Question
+from shared.tasks.prompts import prompt_tokens, user_message
 from tests.support.golden_registry import cases, read
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"

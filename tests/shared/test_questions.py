@@ -52,6 +52,21 @@ def test_what_is_written_is_read(questions):
         assert read_questions(path) == questions
 
 
+def test_a_file_says_of_no_kind_that_it_holds_choices(tmp_path):
+    """As the files of earlier versions; a file made elsewhere may say it."""
+    path = tmp_path / "questions.parquet"
+    write_questions(path, numbered(2))
+    assert "kind" not in pd.read_parquet(path).columns
+    assert [question.kind for question in read_questions(path)] == ["choice", "choice"]
+    pd.read_parquet(path).assign(kind="choice").to_parquet(path)
+    assert read_questions(path) == numbered(2)
+
+
+def test_a_kind_that_is_not_known_is_refused():
+    with pytest.raises(InputError, match="question q0: kind 'text' is not known; there is choice"):
+        dataclasses.replace(numbered(1)[0], kind="text")
+
+
 def test_question_files_are_their_owners_alone(tmp_path):
     path = tmp_path / "questions.parquet"
     write_questions(path, numbered(2))
@@ -110,6 +125,8 @@ class TestNotAQuestionFile:
             ("answer", "", "answer '' is not one of its 2 letters"),
             ("answer", "AB", "answer 'AB' is not one of its 2 letters"),
             ("context", None, "context"),
+            ("kind", None, "kind is empty in some rows"),
+            ("kind", "number", "question q1: kind 'number' is not known; there is choice"),
         ],
     )
     def test_a_row_that_is_no_question(self, tmp_path, column, value, reason):

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import GrpoConfig
-from shared.questions import rewards
+from shared.errors import InputError
+from shared.questions.boxes import answer_letter
 from shared.questions.record import LETTERS, Question
+from shared.tasks import rewards
+from shared.tasks.catalogue import TASKS
 from tests.support.golden_registry import cases
 
 
@@ -30,7 +33,7 @@ def score(
 @pytest.mark.golden
 @pytest.mark.parametrize("case", cases("reward_cases.jsonl.gz"))
 def test_golden_reward(case):
-    assert float(rewards.answer_letter(case["completion"]) == case["label"]) == case["reward"]
+    assert float(answer_letter(case["completion"]) == case["label"]) == case["reward"]
     if case["label"] and case["label"] in LETTERS:
         terms = rewards.score(
             ask(case["label"]), case["completion"], tokens=1, truncated=False, config=GrpoConfig(), max_new_tokens=100
@@ -89,6 +92,42 @@ def test_terms_are_weighted_and_kept_apart():
 def test_the_papers_reward_is_the_answer_alone():
     assert rewards.total(score(r"\boxed{B}", tokens=100, truncated=True)) == 1.0
     assert rewards.total(score(r"\boxed{C}")) == 0.0
+
+
+def one_number(question, completion, *, tokens, **info):
+    return tokens / 4
+
+
+def own_terms(question, completion, *, truncated, thinking, rule, **info):
+    return {"brief": 0.2 * (not truncated), "answer": float(thinking) + (rule == "lenient_last")}
+
+
+def no_number(question, completion, **info):
+    return {"answer": 1.0, "brief": float("nan")}
+
+
+def rewarded_by(monkeypatch, function):
+    line = dataclasses.replace(TASKS["denoising"], reward=f"{__name__}:{function.__name__}")
+    monkeypatch.setitem(TASKS, "denoising", line)
+
+
+def test_a_function_of_its_own_scores_a_tasks_completions(monkeypatch):
+    config = GrpoConfig(reward_answer=2.0, reward_length=0.25, answer_rule="lenient_last")
+    rewarded_by(monkeypatch, one_number)
+    assert score("x", config) == {"answer": 5.0, "length": 0.25, "overlong": 0.0}
+    rewarded_by(monkeypatch, own_terms)
+    assert score("x", config) == {"brief": 0.2, "answer": 2.0, "length": 0.25, "overlong": 0.0}
+    assert score("x", config, truncated=True)["brief"] == 0.0
+    asked = {"tokens": 1, "truncated": False, "config": config, "max_new_tokens": 100, "thinking": True}
+    assert rewards.score(ask(), "x", **asked)["answer"] == 4.0
+
+
+def test_a_reward_that_is_no_finite_number_is_refused(monkeypatch):
+    rewarded_by(monkeypatch, no_number)
+    with pytest.raises(
+        InputError, match="task 'denoising': its reward gives nan for brief; it must be a finite number"
+    ):
+        score("x")
 
 
 @pytest.mark.parametrize(

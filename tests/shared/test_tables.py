@@ -23,7 +23,7 @@ from shared.cohorts.stroke.cleaning import joined
 from shared.cohorts.tables import RawTable, plain_name, read_table
 from shared.config import DataConfig
 from shared.errors import InputError
-from shared.preparation import prepare
+from shared.preparation import prepare, summary
 from shared.questions.record import read_questions
 from tests.support.custom_tables import EXAMPLE, edit
 
@@ -433,4 +433,4 @@ def test_what_was_left_out_is_kept_and_shown(source, tmp_path):
     workbook(source / "data.xlsx", {"Data": [list(table.columns), *table.to_numpy().tolist()], "Old": [["x"]]})
     data = DataConfig(cohort="custom", source=str(source), valid_patients=20, train_questions=40, valid_questions=10)
     prepare.prepare(data, tmp_path / "out", seed=1, progress=False)
-    assert "note             data.xlsx: read from sheet 'Data'; not read: 'Old'" in prepare.summary(tmp_path / "out")
+    assert "note             data.xlsx: read from sheet 'Data'; not read: 'Old'" in summary.summary(tmp_path / "out")

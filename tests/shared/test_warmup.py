@@ -12,10 +12,11 @@ import pytest
 
 from shared.config import OptimizerConfig, RunConfig, validate
 from shared.errors import TrainingError
-from shared.questions.prompts import PromptStyle, chat_text, encode, user_message
+from shared.questions.prompts import PromptStyle, chat_text, encode
 from shared.questions.record import write_questions
 from shared.randomness import generator
 from shared.runs import run
+from shared.tasks.prompts import user_message
 from shared.training.warmup import (
     ANSWER_WEIGHT,
     MASK,

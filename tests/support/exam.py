@@ -8,8 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from shared.policy.tokenizer import load_tokenizer, train_tokenizer
-from shared.questions.prompts import PREFILL, SYSTEM_PROMPT, user_message
+from shared.questions.prompts import PREFILL, SYSTEM_PROMPT
 from shared.questions.record import LETTERS, Question
+from shared.tasks.prompts import user_message
 from shared.training.warmup import worked_answer
 
 SOURCES = ("Lung", "Urinary tract", "Abdomen", "Skin and soft tissue", "Unknown")

@@ -20,10 +20,10 @@ from absl import flags
 from benchmarks.review_load import serving
 from launch import app
 from shared.errors import InputError
-from shared.questions.prompts import user_message
 from shared.questions.record import read_questions
 from shared.review import review
 from shared.storage import files
+from shared.tasks.prompts import user_message
 from shared.training.warmup import worked_answer
 from tests.support import browsers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from shared.cohorts.mimic3 import csv_numbers
@@ -58,3 +59,9 @@ def reread(table: pd.DataFrame) -> pd.DataFrame:
     scripts draw depend on how many distinct numbers there are.
     """
     return csv_numbers.reread(table, csv_numbers.late)
+
+
+def finite_stays(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The final table without the stays in which a value is missing or infinite, and how many stays these are."""
+    broken = table.loc[~np.isfinite(table.filter(like="o:").to_numpy()).all(axis=1), "m:icustayid"].unique()
+    return table[~table["m:icustayid"].isin(broken)].reset_index(drop=True), len(broken)

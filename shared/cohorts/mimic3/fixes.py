@@ -15,14 +15,11 @@ FIXES = {
 
 
 def parse(text: str) -> frozenset[str]:
-    """The corrections that `--fix` asks for: "" for none, "all", or names separated by commas.
-
-    Raises InputError for any other name.
-    """
+    """The names in the option `fix`: "" for none, "all", or names separated by commas. Raises InputError for another name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
         return frozenset(FIXES)
-    unknown = [name for name in names if name not in FIXES]
-    if unknown:
-        raise InputError(f"--fix={text}: {unknown[0]!r} is no correction; there are all, {', '.join(FIXES)}")
+    wrong = [name for name in names if name not in FIXES]
+    if wrong:
+        raise InputError(f"fix = {text!r}: {wrong[0]!r} is no correction; there are all, {', '.join(FIXES)}")
     return frozenset(names)

@@ -145,24 +145,25 @@ def _first_lines(path: Path) -> tuple[list[str], list[str]]:
     return header, first
 
 
-def digests(tables: Mapping[str, Table], record: Path, *, progress: bool = False) -> dict[str, str]:
-    """The BLAKE2b checksum of each file, by file name.
+def digests(tables: Mapping[str, Table], record: Path | None, *, progress: bool = False) -> dict[str, str]:
+    """BLAKE2b digest of each file, by file name.
 
-    The file `record` stores them with the size and the time of change of each file, so that later starts need not read tens of
-    gigabytes again.
+    `record` keeps them with size and time of change, so that tens of gigabytes are not read again by every start; None: they
+    are read, and nothing is kept.
     """
-    stored = files.read_json_object(record) if record.is_file() else {}
+    known = files.read_json_object(record) if record and record.is_file() else {}
     result = {}
     for table in tqdm(tables.values(), desc="digests of the files", unit=" files", disable=not progress):
         status = table.path.stat()
         stamp = [str(table.path.resolve()), status.st_size, status.st_mtime_ns]
-        entry = stored.get(table.name, {})
+        entry = known.get(table.name, {})
         if entry.get("stamp") != stamp:
             with table.path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            stored[table.name] = {"stamp": stamp, "digest": digest}
-            files.write_json(record, stored)
-        result[table.path.name] = stored[table.name]["digest"]
+            known[table.name] = {"stamp": stamp, "digest": digest}
+            if record:
+                files.write_json(record, known)
+        result[table.path.name] = known[table.name]["digest"]
     return result
 
 
