@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_task import new_file
 
-from tests.support.page_code import REPOSITORY, additions, extended_copy, run
+from tests.support.page_code import REPOSITORY, additions, extended_copy, new_file, run
 
 SECTION, FILE = "A reward", "shared/questions/brief.py"
 # The terms of completions of some lengths, in the copy.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.tasks.catalogue import TASKS
-from tests.support.page_code import REPOSITORY, additions, extended_copy, run, section
+from tests.support.page_code import REPOSITORY, additions, extended_copy, new_file, run, section
 
 SECTION, NAME = "A task", "hospital_death"
 FILE = f"shared/tasks/{NAME}.py"
@@ -40,11 +40,6 @@ print(json.dumps({
     "refused": [refused(num_choices=3), refused(cohort="stroke", source="x")],
 }))
 """
-
-
-def new_file(heading: str, name: str) -> str:
-    """The code of a new file that a section of the page gives."""
-    return section(heading).split(f"A new file, `{name}`")[1].split("```python\n")[1].split("```")[0]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 
 from shared.config import DataConfig
 from shared.evaluation import baselines
-from shared.preparation.prepare import prepare, summary
+from shared.preparation.prepare import prepare
+from shared.preparation.summary import summary
 from shared.preparation.verification import verify
 from shared.questions.record import read_questions
 from shared.registry import sums

@@ -12,7 +12,8 @@ from shared.cohorts import custom
 from shared.config import DataConfig
 from shared.errors import InputError
 from shared.preparation.inputs import Inputs, hold_data
-from shared.preparation.prepare import prepare, summary
+from shared.preparation.prepare import prepare
+from shared.preparation.summary import summary
 from shared.preparation.verification import verify
 from shared.storage import files
 from tests.support.custom_tables import EXAMPLE, edit

@@ -13,8 +13,9 @@ import numpy as np
 from shared import grpo
 from shared.backend import Completion
 from shared.config import RunConfig, validate
-from shared.questions.prompts import PromptStyle, prompt_tokens
+from shared.questions.prompts import PromptStyle
 from shared.questions.record import question_at
+from shared.tasks.prompts import prompt_tokens
 from shared.training.loop import Output, train
 from shared.training.rollouts import Sampled
 from tests.support.exam import exam

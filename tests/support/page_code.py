@@ -47,3 +47,8 @@ def run(copy: Path, *arguments: str) -> str:
     )
     assert result.returncode == 0, result.stdout[-4_000:] + result.stderr[-4_000:]
     return result.stdout
+
+
+def new_file(heading: str, name: str) -> str:
+    """The code of a new file that a section of the page gives."""
+    return section(heading).split(f"A new file, `{name}`")[1].split("```python\n")[1].split("```")[0]
