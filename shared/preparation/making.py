@@ -9,9 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from shared.cohorts import synthetic
-from shared.config import DataConfig
 from shared.paper import cohorts as paper_cohorts
 from shared.paper import questions as paper_questions
+from shared.preparation.section import DataConfig
 from shared.questions.record import Question
 from shared.registry.store import Registry
 from shared.tasks.catalogue import TASKS, task

@@ -11,8 +11,8 @@ from typing import Any
 from shared.cohorts import tables
 from shared.cohorts.custom.exclusions import keyed_digest
 from shared.cohorts.mimic3.options import Mimic3Config
-from shared.config import DataConfig
 from shared.preparation.reading import source_digests
+from shared.preparation.section import DataConfig
 from shared.storage import files
 
 RULES = 4  # raised whenever the same options would make other questions

@@ -7,7 +7,7 @@ from pathlib import Path
 from shared.cohorts import custom
 from shared.cohorts.catalogue import COHORTS
 from shared.cohorts.mimic3 import registry as mimic3
-from shared.config import DataConfig
+from shared.preparation.section import DataConfig
 from shared.registry.build import RawRegistry
 
 

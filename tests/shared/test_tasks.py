@@ -58,4 +58,4 @@ def test_the_config_loads_no_task():
     """Nor what tasks need: a help screen is not to wait for it."""
     code = "import shared.config, sys; print(*(name for name in sys.modules if name.startswith(('shared.tasks', 'pandas'))))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert found == ["shared.tasks", "shared.tasks.catalogue"]
+    assert found == ["shared.tasks", "shared.tasks.catalogue", "shared.tasks.rules"]
