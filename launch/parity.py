@@ -1,7 +1,7 @@
 """Run the same batches through both backends and show how far apart they are.
 
     creason parity --config=configs/parity.py --workdir=runs/parity
-    creason parity --config=configs/parity.py --workdir=runs/fault --rungs=updates --inject=eps_inside_root
+    creason parity --config=configs/parity.py --workdir=runs/fault --rungs=optimizer --inject=eps_inside_root
 
 Each check says how far the backends are from one another and from float64. Exits with 0 where every check is within its bound,
 else with 1, naming the worst check and the one to look at first. With --inject a known fault is put into the JAX side, to see

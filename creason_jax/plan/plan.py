@@ -145,7 +145,7 @@ def plan(
     mesh = sharding.make_mesh(config.learner, list(topology.devices(name)))
     if config.learner.compute_dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")  # as the backend does
-    learner = Learner.without_weights(
+    learner = Learner(
         config, model, mesh, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
     )
     state, params = bytes_on_device(learner.state), bytes_on_device(learner.state.params)

@@ -52,7 +52,7 @@ def kinds(tree: Any) -> set[str | None]:
 def without_weights(devices: Any, **options: Any) -> Learner:
     config = run_config(learner={"mesh_fsdp": -1, "micro_batch_rows": 4} | options)
     mesh = sharding.make_mesh(config.learner, list(devices))
-    return Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    return Learner(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
 
 
 @pytest.fixture(scope="module")
