@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from creason_jax import private_jax
 from shared.errors import InputError
 from shared.runs.devices import tpu_chips
 
@@ -75,7 +76,8 @@ def start(coordinator: str = "", num_processes: int | None = None, process_id: i
     restore()
     local_devices()
     if jax.process_count() > 1:
-        _watch = _Watch(_state().client, _state().coordinator_address, jax.process_index(), jax.process_count())
+        known = private_jax.processes()
+        _watch = _Watch(known.client, known.coordinator_address, jax.process_index(), jax.process_count())
         atexit.register(_end_together, _watch)  # before what JAX does then: the last that was registered comes first
     return jax.process_count() > 1
 
@@ -98,7 +100,7 @@ def local_devices() -> list[jax.Device]:
 def barrier() -> None:
     """Return when every process has come here, however long that takes."""
     if jax.process_count() > 1:
-        _state().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
+        private_jax.processes().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
 
 
 def agreed(flag: bool) -> bool:
@@ -309,10 +311,3 @@ def _say_before_an_abort(message: str, unless: Callable[[], bool] = lambda: Fals
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     before = set_handler(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
     return lambda: set_handler(signal.SIGABRT, before)
-
-
-def _state() -> Any:
-    """JAX's own record of the processes: the one way to its key-value store and its barriers without devices."""
-    from jax._src import distributed
-
-    return distributed.global_state

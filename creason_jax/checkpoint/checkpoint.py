@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from tqdm import tqdm
 
+from creason_jax import private_orbax
 from creason_jax.checkpoint import zarr
 from creason_jax.checkpoint.checksums import checksums, path_name
 from creason_jax.model import DecoderConfig
@@ -152,7 +153,7 @@ def _check(state: Any, sums: dict[str, Any], here: Path | str) -> None:
         )
 
 
-class _Manager(ocp.CheckpointManager):
+class _Manager(private_orbax.CheckpointManager):
     """Knows at once of a save that failed in the background.
 
     Orbax says so only after all processes have met. But the processes that have written their part wait for the one that
@@ -174,9 +175,9 @@ class _Manager(ocp.CheckpointManager):
             self._ended()
         return begun
 
-    def _wait_for_checkpointers(self) -> None:
+    def wait_for_writers(self) -> None:
         with self._noted():
-            super()._wait_for_checkpointers()
+            super().wait_for_writers()
         self._ended()
 
     def _ended(self) -> None:

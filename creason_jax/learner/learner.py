@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import distributed
+from creason_jax import distributed, private_jax
 from creason_jax.axes import TENSOR
 from creason_jax.checkpoint.checkpoint import Checkpoints
 from creason_jax.learner import loss, moments, own_rows
@@ -189,7 +189,7 @@ class Learner:
 
     def compiled_updates(self) -> int:
         """How many versions of the update were compiled: 1 in a run with one layout."""
-        return self._update._cache_size()  # type: ignore[attr-defined]
+        return private_jax.compiled_versions(self._update)
 
     def lower_update(self, layout: GroupLayout, rows: int) -> Any:
         """The update lowered for a batch of so many rows as training makes it, to look at its compiled text and memory."""

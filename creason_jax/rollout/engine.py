@@ -144,8 +144,8 @@ class Engine:
         """Casting and laying out the learner's parameters (arrays or shapes with shardings) for decoding, lowered."""
         return self._publish.trace(params).lower(lowering_platforms=(platform_of(self.mesh),))
 
-    def lower_prefill(self, sampling: Sampling) -> Any:
-        """The computation of `rollout.prefill_batch` prompts of the greatest length, lowered."""
+    def lower_prefill(self, sampling: Sampling, slots: int | None = None) -> Any:
+        """The computation of `rollout.prefill_batch` prompts of the greatest length, lowered; `slots`: see `abstract_slots`."""
         width, longest = self.prefill_width(sampling), self.longest_prompt
         rows = sharding.batch_sharding(self.mesh)
         placed = (
@@ -154,13 +154,14 @@ class Engine:
             jax.ShapeDtypeStruct((width, sampling.group_size, sampling.max_new_tokens), jnp.float32, sharding=rows),
             jax.ShapeDtypeStruct((width,), jnp.int32, sharding=rows),
         )
-        shapes = self.abstract_params(), self.abstract_slots(sampling)
+        shapes = self.abstract_params(), self.abstract_slots(sampling, slots)
         traced = decoding.prefill.trace(self.program, sampling, *shapes, *placed)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
-    def lower_decode(self, sampling: Sampling) -> Any:
-        """The `rollout.decode_steps` tokens between two looks of the host, lowered."""
-        traced = decoding.decode.trace(self.program, sampling, self.abstract_params(), self.abstract_slots(sampling))
+    def lower_decode(self, sampling: Sampling, slots: int | None = None) -> Any:
+        """The `rollout.decode_steps` tokens between two looks of the host, lowered; `slots`: see `abstract_slots`."""
+        shapes = self.abstract_params(), self.abstract_slots(sampling, slots)
+        traced = decoding.decode.trace(self.program, sampling, *shapes)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def abstract_params(self) -> Any:
@@ -173,13 +174,13 @@ class Engine:
             self.shardings,
         )
 
-    def abstract_slots(self, sampling: Sampling) -> Slots:
-        """Shapes of the slots and their caches, with their shardings."""
-        slots = jax.eval_shape(lambda: decoding.empty_slots(self.program, self._shape(sampling)))
+    def abstract_slots(self, sampling: Sampling, slots: int | None = None) -> Slots:
+        """Shapes of the slots and their caches, with their shardings; `slots`: how many, those of `self.slots` if None."""
+        shapes = jax.eval_shape(lambda: decoding.empty_slots(self.program, self._shape(sampling, slots)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            slots,
-            decoding.slot_shardings(self.program, slots),
+            shapes,
+            decoding.slot_shardings(self.program, shapes),
         )
 
     def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
@@ -215,8 +216,7 @@ class Engine:
 
     def slots(self, sampling: Sampling) -> int:
         """Groups that decode at once: those asked for, or as many as `fit` found room for."""
-        greedy = sampling.temperature == 0 and self.config.evaluation.slots
-        return self._fitted.get(sampling) or self._rounded(greedy or self.config.rollout.slots, sampling)
+        return self._fitted.get(sampling) or self._asked_slots(sampling)
 
     def fit(self, sampling: Sampling) -> bool:
         """Take as many of the slots asked for as the free memory holds beside what prefill and decoding need; False where it
@@ -228,8 +228,7 @@ class Engine:
             return True
 
         def needed(share: int) -> float:
-            self._fitted[sampling] = share * parts
-            return self._needed(sampling)
+            return self._needed(sampling, share * parts)
 
         found = parts * memory.fitting(wanted // parts, free, needed)
         self._fitted[sampling] = found
@@ -286,11 +285,11 @@ class Engine:
             width = max(ways, width // 2 // ways * ways)
         return width
 
-    def _needed(self, sampling: Sampling) -> float:
-        """Bytes on a device beside the weights, at the fuller of prefill and decoding. The programs compiled to know it are
-        those that run later, where their slots are the ones that are taken."""
+    def _needed(self, sampling: Sampling, slots: int) -> float:
+        """Bytes on a device beside the weights with so many slots, at the fuller of prefill and decoding. The programs
+        compiled to know it are those that run later, where their slots are the ones that are taken."""
         found: list[float] = []
-        for lowered in (self.lower_prefill(sampling), self.lower_decode(sampling)):
+        for lowered in (self.lower_prefill(sampling, slots), self.lower_decode(sampling, slots)):
             try:
                 found.append(memory.reserved(memory.compiled(lowered)))
             except memory.TooLarge as refusal:
@@ -310,9 +309,13 @@ class Engine:
         ways = sharding.batch_ways(self.mesh)
         return -(-wanted // ways) * ways
 
-    def _shape(self, sampling: Sampling) -> Shape:
-        longest = self.longest_prompt
-        return Shape(self.slots(sampling), sampling.group_size, sampling.max_new_tokens, longest)
+    def _asked_slots(self, sampling: Sampling) -> int:
+        greedy = sampling.temperature == 0 and self.config.evaluation.slots
+        return self._rounded(greedy or self.config.rollout.slots, sampling)
+
+    def _shape(self, sampling: Sampling, slots: int | None = None) -> Shape:
+        slots = self.slots(sampling) if slots is None else slots
+        return Shape(slots, sampling.group_size, sampling.max_new_tokens, self.longest_prompt)
 
     def _seats(self, waiting: deque[int], idle: list[deque[int]], each: int) -> dict[int, tuple[int, int]]:
         """For the next prefill, `each` rows of a part: row -> (slot, index of the prompt), the parts taking turns."""

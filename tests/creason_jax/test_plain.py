@@ -13,7 +13,6 @@ from tiny import run_config
 from transformers import AutoModelForCausalLM
 
 from creason_jax.backend import Backend
-from creason_jax.mesh import sharding
 from shared.backend import Completion
 from shared.errors import SyncError
 from shared.evaluation.engine_check import check_by_file, check_by_learner
@@ -36,10 +35,8 @@ def started(folder: Any, **sections: Any) -> tuple[Any, Backend, Any]:
     config = run_config(
         rollout={"max_prompt_tokens": SWITCH - LIMIT, "max_new_tokens": LIMIT}, learner=learner, **sections
     )
-    backend = object.__new__(Backend)  # on some of the devices
-    backend.process, backend.processes = 0, 1
     ways = config.learner.mesh_data * config.learner.mesh_fsdp * config.learner.mesh_tensor
-    backend.mesh = sharding.make_mesh(config.learner, jax.devices()[:ways])
+    backend = Backend(config, devices=jax.devices()[:ways])
     engine = backend.engine(config, folder, stop_tokens=[3])
     backend.load(engine, folder)
     return config, backend, engine

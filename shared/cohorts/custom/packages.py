@@ -15,6 +15,7 @@ import pandas as pd
 from shared.cohorts.custom.encodings import RAW, decoder
 from shared.cohorts.custom.sas_formats import DATES, MOMENTS, TIMES, base_of, meanings_of
 from shared.cohorts.custom.value_labels import with_labels
+from shared.cohorts.private_pandas import set_stata_formats, stata_columns
 from shared.cohorts.tables import RawTable, table_of
 from shared.errors import InputError
 
@@ -57,10 +58,11 @@ def read_package(path: Path, encoding: str, catalogue: Path | None = None) -> Ra
 
 def _stata(path: Path, encoding: str) -> RawTable:
     with pd.read_stata(path, iterator=True) as opened:
-        reader: Any = opened  # which value labels and which format a column has, pandas does not offer otherwise
+        reader: Any = opened
         about = dict(reader.variable_labels())
-        columns, kinds = list(reader._varlist), [fmt.replace("%-", "%") for fmt in reader._fmtlist]
-        reader._fmtlist = kinds  # pandas takes left-aligned dates for numbers
+        columns, formats, labels, version = stata_columns(reader)
+        kinds = [name.replace("%-", "%") for name in formats]
+        set_stata_formats(reader, kinds)  # pandas takes left-aligned dates for numbers
         for name, kind in zip(columns, kinds, strict=True):
             if kind.startswith(("%tC", "%tb")):
                 raise InputError(
@@ -68,10 +70,7 @@ def _stata(path: Path, encoding: str) -> RawTable:
                 )
         frame = reader.read(convert_categoricals=False)
         stored = reader.value_labels()
-        meanings = {
-            name: stored[label] for name, label in zip(columns, reader._lbllist, strict=True) if label in stored
-        }
-        version = reader._format_version
+        meanings = {name: stored[label] for name, label in zip(columns, labels, strict=True) if label in stored}
     notes = [
         f"{path.name}: column {name} holds {PERIODS[kind[1:3]]}; each is read as its first day"
         for name, kind in zip(columns, kinds, strict=True)
