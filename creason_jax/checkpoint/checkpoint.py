@@ -18,15 +18,12 @@ from etils import epath
 from tqdm import tqdm
 
 from creason_jax import private_orbax
-from creason_jax.checkpoint import zarr
+from creason_jax.checkpoint import from_torch
 from creason_jax.checkpoint.checksums import checksums, path_name
 from creason_jax.model import DecoderConfig
-from shared.errors import InputError
+from shared.errors import REASON_LENGTH, InputError
 from shared.storage import buckets, files
-
-REASON_LENGTH = 200  # characters of a library's message that are shown
-REMEDY = "remove that folder to go on from the one before"
-CHECKSUMS = "checksums"  # beside what the run notes of a checkpoint
+from shared.storage.checkpoints import CHECKSUMS, REMEDY
 
 
 class Checkpoints:
@@ -91,8 +88,8 @@ class Checkpoints:
                 f"{self.folder}: no checkpoint of step {found}; there are {', '.join(map(str, known)) or 'none'}"
             )
         here = buckets.join(self.folder, str(found))
-        if model is not None and isinstance(here, Path) and zarr.written_by_torch(here):
-            arrays = zarr.ZarrArrays(here)
+        if model is not None and isinstance(here, Path) and from_torch.written_by_torch(here):
+            arrays = from_torch.ZarrArrays(here)
             return arrays.state(target, model), found, arrays.extra()
         noted = self._read(found, "extra", ocp.args.JsonRestore())
         if not isinstance(noted, dict):

@@ -1,10 +1,8 @@
 """Checksums of a state's values, made on the devices that hold them: the same on every mesh.
 
 They are of the values and not of files, so whatever lies between a save and a restore is covered, and nothing is read twice.
-A value's bits, as a whole number, are combined with its place and scattered by the last steps of MurmurHash3, and the results
-are added modulo 2**32: one changed value is always seen, several are missed once in 4,000 million times. Arrays stacked over
-layers have a sum for each layer, since the PyTorch backend reads them layer by layer (its `orbax.py` adds in the same
-way).
+`shared.storage.checkpoints` has the formula, which the PyTorch backend computes too. It reads stacked arrays layer by layer, so
+they have a sum for each layer.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shared.storage.checkpoints import PLACE, SCATTER
+
 STACKED = "layers"  # a part of the path of what is stacked over layers
-PLACE = 0x9E3779B1
-SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))  # to the right by so many bits, then times that
 
 
 def checksums(tree: Any) -> dict[str, dict[str, Any]]:

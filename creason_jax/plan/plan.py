@@ -28,7 +28,7 @@ from creason_jax.plan.hlo import Cost, Program
 from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
 from shared.config import RunConfig, with_compute_dtype
-from shared.errors import InputError
+from shared.errors import InputError, reason
 from shared.grpo import GroupLayout
 from shared.policy.initial import hugging_face_config
 from shared.runs.forecast import Memory
@@ -250,7 +250,7 @@ def _compiled(
                         compile_seconds=took)  # fmt: skip
         except jax.errors.JaxRuntimeError as error:
             raise InputError(
-                f"{name}: the TPU compiler ends with an error of its own ({' '.join(str(error).split())[:200]}); another mesh, "
+                f"{name}: the TPU compiler ends with an error of its own ({reason(error)}); another mesh, "
                 "learner.remat or longest length may compile"
             ) from error
         cost = Cost()

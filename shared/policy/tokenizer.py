@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from shared.errors import InputError
+from shared.errors import InputError, reason
 from shared.storage import files
 
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
@@ -18,7 +18,6 @@ CONFIG_FILE = "config.json"
 TEXT_CONFIG = "text_config"  # the section of a language model inside a larger one
 # Where a run keeps its models, below its work directory.
 WORKDIR_MODELS = (("trained", "after training"), ("policy", "before training"), ("initial", "before training"))
-REASON_LENGTH = 200  # characters of a library's message that are shown
 VOCAB_MULTIPLE = 64  # so that the vocabulary splits evenly over devices
 
 # Where a text may be cut. Merges may join whole phrases, so that a name, a header and a category are a token each, the same
@@ -105,8 +104,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         # A bare Exception is how the library reports a file that it does not understand.
         if type(error) is not Exception and not isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
             raise
-        reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
-        raise InputError(f"{folder}: its tokenizer cannot be read ({reason}); copy the model's folder again") from error
+        raise InputError(
+            f"{folder}: its tokenizer cannot be read ({reason(error)}); copy the model's folder again"
+        ) from error
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise InputError(f"{folder}: of the tokenizer's chat templates none is called default; name one so")
     if not tokenizer.chat_template:
