@@ -34,10 +34,9 @@ from shared.runs.devices import tpu_chips
 PLATFORMS = {"cuda": "GPU", "tpu": "TPU"}  # names in JAX_PLATFORMS, and what is missing where JAX cannot start them
 START_LIMIT = 300  # for all processes to come
 BEAT = 1.0  # between two counts
-SILENCE = 40.0  # after which a process that does not count is gone
+SILENCE = 40.0  # after which a process that does not count is gone; less than JAX's own bound of 100
 UNANSWERED = 3  # counts that the coordination service may leave unanswered
 SHUTDOWN_LIMIT = 60  # for all processes to end
-JAX_SILENCE = 600  # JAX's own bound, which ends all processes with a stack trace: long, for the one below comes first
 BARRIER_LIMIT = 7 * 24 * 3_600  # a process may wait for the first one to prepare data; one that is gone is seen anyway
 
 KEY = "creason/alive"

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import shared  # noqa: F401  the one beside this package, whatever a folder of the user's is called
+from launch.exit_codes import EXIT_BAD_INPUT, EXIT_UNREAD
 
 FOLDER = Path(__file__).parent
 PROGRAMS = {
@@ -25,7 +26,6 @@ PROGRAMS = {
 }
 NAMES = [name for names in PROGRAMS.values() for name in names]
 HELP = ("help", "--help", "-help", "-h")
-EXIT_BAD_INPUT, EXIT_UNREAD = 2, 141  # as in launch/app.py, which would load what a list of names does not need
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ from shared.registry.patients import read_patients
 from shared.registry.store import Registry
 from shared.report.evaluation_page import write_page
 from shared.report.run_page import both_readings, duration, interval, percent, readings_in_words
-from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
+from shared.runs.kept import COMPLETIONS_FILE, REQUEST_FILE, Kept, digest, model_digest
 from shared.storage import files
 
 ANSWERS, BOXED, ENGINE = "answers.parquet", "boxed.parquet", "engine.json"
@@ -415,7 +415,7 @@ def _collected(
         boxed = _by_rule(questions, [row.boxed for row in rows if row.boxed is not None])
         figures.write_answers(out / BOXED, boxed)
     if FLAGS.completions:
-        files.write_json_lines(out / "completions.jsonl", [row.text for row in rows])
+        files.write_json_lines(out / COMPLETIONS_FILE, [row.text for row in rows])
     if FLAGS.completions and FLAGS.samples > 1:
         voters = [{"id": row.answer.question_id, **each} for row in rows for each in row.samples or ()]
         files.write_json_lines(out / "samples.jsonl", voters)

@@ -14,11 +14,10 @@ from absl import flags
 
 from shared.errors import InputError
 from shared.registry.features import display_names
-from shared.runs.kept import REQUEST_FILE
+from shared.runs.kept import COMPLETIONS_FILE, REQUEST_FILE
 from shared.storage import files
 
 FLAGS = flags.FLAGS
-COMPLETIONS = "completions.jsonl"
 EXAMPLES = 2  # of each kind: right, wrong, without a readable answer
 PACKAGES = {"jax": ("jax",), "torch": ("torch", "transformers")}  # by backend
 NOT_REPEATED = {"progress"}  # flags that change nothing of what is made
@@ -91,7 +90,7 @@ def examples(out: Path) -> list[dict[str, Any]]:
     if not FLAGS.show_examples:
         return []
     shown, counts = [], {"right": 0, "wrong": 0, "none": 0}
-    for line in (out / COMPLETIONS).read_text(encoding="utf-8").split("\n"):
+    for line in (out / COMPLETIONS_FILE).read_text(encoding="utf-8").split("\n"):
         if not line:
             continue
         row = json.loads(line)

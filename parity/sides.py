@@ -32,6 +32,7 @@ from shared import grpo
 from shared.backend import Workload
 from shared.config import OptimizerConfig, RunConfig, validate
 from shared.errors import InputError
+from shared.policy import weight_files
 
 SECTIONS: dict[str, dict[str, Any]] = {
     # Old log-probabilities are recorded, so ratios are not 1 and some are clipped.
@@ -220,4 +221,4 @@ def _exported(tree: Any, model: DecoderConfig) -> dict[str, np.ndarray]:
     """A tree shaped like the parameters, fused and named as Hugging Face has it."""
     with tempfile.TemporaryDirectory() as folder:
         save_params(Path(folder), tree, model)
-        return load_file(Path(folder) / "model.safetensors")
+        return load_file(Path(folder) / weight_files.SINGLE)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from shared.runs.forecast import Need
 
 
+BELOW_ONE = 1.0 - 2.0**-20  # the largest uniform number that draws: even then there must be a token with weight
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How completions are drawn. Temperature 0 is greedy."""

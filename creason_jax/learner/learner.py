@@ -35,6 +35,8 @@ from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
+    ARRAYS,
+    OPTIONAL_ARRAYS,
     GroupBatch,
     GroupLayout,
     Sums,
@@ -48,9 +50,6 @@ from shared.grpo.schedule import learning_rate
 from shared.policy import weight_files
 from shared.storage import files
 
-# What one update needs of a batch, as arrays [micro-batches, rows, time].
-ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
-OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
 INTEGER_ARRAYS = ("tokens", "positions", "groups")
 
 

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 
 from creason_jax import distributed
 from creason_jax.mesh import sharding
-from creason_jax.mesh.chips import GIB
 from shared.runs import memory as host
+from shared.runs.memory import GIB, USED
 
 MIB = 2**20
 MOST = 2**31 - 1  # what `distributed.least` takes
-USED = 0.95  # of a device's memory at most: an allocator cannot hand out the last gaps
 # How the TPU compiler says that a program needs more memory than a chip has, in its two forms: needed, then there.
 REFUSED = re.compile(
     r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"

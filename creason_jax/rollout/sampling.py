@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from creason_jax.model.attention import MASKED
+from shared.backend import BELOW_ONE
 
 BLOCK = 128  # tokens of the vocabulary that are summed before sums are added up
-BELOW_ONE = 1.0 - 2.0**-20  # a draw at the very top must still fall on a token with weight
 
 
 def draw(

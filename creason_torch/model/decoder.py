@@ -18,7 +18,7 @@ from creason_torch.model import attention, logprobs
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from shared.policy import weight_files
-from shared.policy.families import FAMILIES
+from shared.policy.families import FAMILIES, MODEL_CONFIG
 from shared.storage import files
 
 NO_DROPOUT = {"attention_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "hidden_dropout": 0.0}
@@ -81,7 +81,7 @@ class Policy(nn.Module):
 
 def read_config(folder: Path) -> Any:
     """The architecture in `folder/config.json`. Raises InputError for a family that this backend does not compute."""
-    values = files.read_json_object(folder / "config.json")
+    values = files.read_json_object(folder / MODEL_CONFIG)
     kind = values.get("model_type")
     if kind not in FAMILIES:
         raise InputError(

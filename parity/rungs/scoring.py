@@ -14,6 +14,7 @@ from parity.check import NATS, Check, largest_difference, unequal
 from parity.sides import run_config
 from parity.world import Case, World
 from shared import grpo
+from shared.policy import weight_files
 
 BOUND = 1e-5  # nats
 PADDING = (1, 17)  # positions more between a prompt and its completions
@@ -27,7 +28,7 @@ def checks(world: World) -> Iterator[Check]:
 
 
 def _family(world: World, case: Case) -> Iterator[Check]:
-    stored = load_file(case.folder / "model.safetensors")
+    stored = load_file(case.folder / weight_files.SINGLE)
     with torch.no_grad():
         expected = reference.logprobs(case.network, case.batch()).numpy()
     found = {}

@@ -17,12 +17,12 @@ from scipy.stats import binomtest
 
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.questions.intervals import CONFIDENCE
 from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
 from shared.storage import files
 from shared.training.metrics_log import plain
 
-CONFIDENCE = 0.95
 RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, an integer for each patient
 
 

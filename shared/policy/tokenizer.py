@@ -11,10 +11,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InputError, reason
+from shared.policy.families import MODEL_CONFIG
 from shared.storage import files
 
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
-CONFIG_FILE = "config.json"
 TEXT_CONFIG = "text_config"  # the section of a language model inside a larger one
 # Where a run keeps its models, below its work directory.
 WORKDIR_MODELS = (("trained", "after training"), ("policy", "before training"), ("initial", "before training"))
@@ -155,7 +155,7 @@ def end_tokens(folder: Path) -> dict[int, str]:
     Raises InputError for a file or a field that holds something else.
     """
     found: dict[int, str] = {}
-    for name in ("generation_config.json", CONFIG_FILE):
+    for name in ("generation_config.json", MODEL_CONFIG):
         if not (folder / name).is_file():
             continue
         values = files.read_json_object(folder / name)
@@ -177,9 +177,9 @@ def embedding_rows(folder: Path) -> int | None:
 
     Raises InputError for a pad token beyond them, which PyTorch's embedding refuses and nothing here needs.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / MODEL_CONFIG).is_file():
         return None
-    values = files.read_json_object(folder / CONFIG_FILE)
+    values = files.read_json_object(folder / MODEL_CONFIG)
     nested = values.get(TEXT_CONFIG)
     given = {name: value for name, value in values.items() if value is not None}
     fields = (nested if isinstance(nested, dict) else {}) | given
@@ -188,7 +188,7 @@ def embedding_rows(folder: Path) -> int | None:
         return None
     if type(pad) is int and pad >= rows:
         raise InputError(
-            f"{folder / CONFIG_FILE}: pad_token_id is {pad}, and the model's embedding has {rows} rows; set it to null, "
+            f"{folder / MODEL_CONFIG}: pad_token_id is {pad}, and the model's embedding has {rows} rows; set it to null, "
             "padding is masked here"
         )
     return rows

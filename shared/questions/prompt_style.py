@@ -19,15 +19,16 @@ from shared.backend import Backend, Learner
 from shared.config import ModelConfig, RunConfig, is_day
 from shared.errors import InputError
 from shared.policy.tokenizer import load_tokenizer
+from shared.questions.boxes import THINK, THOUGHT
 from shared.questions.prompts import PREFILL, SWITCHES, SYSTEM_PROMPT, PromptStyle, chat_text, render
+from shared.questions.turns import ANSWERED
 from shared.storage import buckets, files
 
 PROMPTS_FILE = "prompts.json"
 EVALUATION_FILE = "evaluation_prompts.json"  # beside answers: their folder may be a run's
 AUTO = "auto"
-THINK, THOUGHT = "<think>", "</think>"
 # A dialogue whose texts no template has a reason to change.
-ASKED, REASONED, ANSWERED, AGAIN = "First question.", "Some reasoning.", "Some answer.", "Second question."
+ASKED, REASONED, AGAIN = "First question.", "Some reasoning.", "Second question."
 MOMENTS = ("2001-01-01T00:00:00", "2002-03-05T13:45:59")  # two that no format writes alike
 DAY_BITS = 22  # of the number of a day
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import InputError
+from shared.questions.boxes import LETTERS
 from shared.randomness import generator
 from shared.storage import buckets, files
 
-LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: registry, e)
+MASK = "[MASK]"  # stands in a record in place of the value that is asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

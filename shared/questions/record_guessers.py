@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.stats import binom
 from threadpoolctl import threadpool_limits
 
-from shared.questions.record import LETTERS, Question
+from shared.questions.record import LETTERS, MASK, Question
 from shared.registry.dates import days
 from shared.registry.features import as_number
 from shared.registry.relations import arithmetic
@@ -32,7 +32,6 @@ LEAST_ROWS = 8
 MOST_DATES = 30  # dates of a record; of more, those that most records have
 SOLVED = 0.6
 NEIGHBOURS = 3
-MASK = "[MASK]"
 
 Line = tuple[str, str]  # a line's section and name
 Record = dict[Line, str]

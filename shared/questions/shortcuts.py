@@ -24,11 +24,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from shared.questions.intervals import CONFIDENCE
 from shared.questions.record import LETTERS, Question
 from shared.questions.record_guessers import read_records
 from shared.registry.features import as_number
 
-CONFIDENCE = 0.95  # of the interval shown of each guesser by itself
 FALSE_ALARM = 0.01  # how often sets without any shortcut fail, all that are judged together
 BOOSTED_QUESTIONS = 5_000  # the boosted guesser reads at most so many
 FOLDS = 5

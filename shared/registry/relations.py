@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from shared.randomness import generator
 from shared.registry.dates import days
 from shared.registry.features import Feature, numbers_of
+from shared.registry.leakage import MAX_BINS, MAX_ROWS, MIN_BINS, ROWS_IN_CELL
 from shared.registry.statistics import ValueStatistics
 from shared.registry.sums import of_several
 
@@ -28,8 +29,6 @@ FALSE_ALARM = 1e-3  # of one registry: the chance that a pair which tells nothin
 EXACT = 0.95  # share of a number's variance that two others explain where it is computed from them
 GAIN = 0.25  # and what they leave unexplained, against what the better of them leaves alone
 LEAST_ROWS = 12
-MAX_ROWS = 2_000
-MAX_BINS, MIN_BINS, ROWS_IN_CELL = 8, 3, 5  # as in `leakage`
 WORK = 4e11  # multiplications of the search over all pairs of numbers: rows are sampled down to it, then all confirm
 FEWEST_SAMPLED = 100
 EARLIEST, LATEST = 1900_01_01, 2199_12_31  # whole numbers that may be dates

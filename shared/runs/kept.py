@@ -20,6 +20,7 @@ from shared.errors import InputError
 from shared.storage import files
 
 REQUEST_FILE = "request.json"
+COMPLETIONS_FILE = "completions.jsonl"  # records and answers as text
 PARTS = "parts"
 BLOCKS, BLOCK = 64, 65_536  # of each large file so many pieces of so many bytes are read
 WHOLE = 2**24  # bytes; a smaller file is read whole

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
+USED = 0.95  # of an accelerator's free memory at most: an allocator cannot hand out the last gaps
 # Of the free memory is left what libraries, compilers and the rest of the machine need: this part, at least so many bytes.
 LEFT_ALONE, LEAST_LEFT_ALONE = 0.1, 256 * 2**20
 # By version of Linux's control groups: the files of a group that hold its limit and its use, and in memory.stat what of that

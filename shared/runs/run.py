@@ -40,6 +40,7 @@ from shared.evaluation import figures
 from shared.evaluation.answering import Answered, answer_questions
 from shared.evaluation.engine_check import check_by_learner, engine_name
 from shared.policy import weight_files
+from shared.policy.families import MODEL_CONFIG
 from shared.policy.initial import write_model
 from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens, train_tokenizer
 from shared.preparation import inputs, prepare
@@ -346,7 +347,7 @@ def _make_questions(config: RunConfig, workdir: Path, progress: bool) -> None:
 
 def check_policy(config: RunConfig) -> None:
     """Say at once that the model is not there or not whole, before anything is made."""
-    if config.model.path and not buckets.is_file(buckets.join(config.model.path, "config.json")):
+    if config.model.path and not buckets.is_file(buckets.join(config.model.path, MODEL_CONFIG)):
         raise InputError(
             f"model.path = {config.model.path!r}: no config.json there; give a Hugging Face model directory"
         )

@@ -19,14 +19,13 @@ import numpy as np
 import tensorstore
 
 from shared.errors import InputError
-from shared.grpo import GroupBatch, GroupLayout
+from shared.grpo import OPTIONAL_ARRAYS, GroupBatch, GroupLayout
 from shared.storage import files
 
 FORMAT = 1
 METADATA_FILE = "trajectories.json"
 STEPS_FOLDER = "steps"
 REWARDS = "rewards"
-OPTIONAL = ("rollout_logprobs", "old_logprobs", "ref_logprobs")  # None in a batch: NaN on disk, and named in the step
 KINDS = {
     "tokens": "int32",
     "positions": "int32",
@@ -98,7 +97,7 @@ class TrajectoryWriter:
         found = {
             "step": step,
             "question_ids": list(question_ids),
-            "absent": [name for name in OPTIONAL if name not in arrays],
+            "absent": [name for name in OPTIONAL_ARRAYS if name not in arrays],
             "crc32": {name: _checksum(array) for name, array in arrays.items()},
             "notes": dict(notes or {}),
         }
@@ -118,7 +117,7 @@ class TrajectoryWriter:
         given = {name: getattr(batch, name) for name in KINDS if name != REWARDS} | {REWARDS: rewards}
         arrays = {}
         for name, value in given.items():
-            if value is None and name in OPTIONAL:
+            if value is None and name in OPTIONAL_ARRAYS:  # NaN on disk, and named in the step
                 continue
             expected = (rows, self._shape(name)[1])
             if np.shape(value) != expected:

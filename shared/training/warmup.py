@@ -24,12 +24,11 @@ from shared.errors import TrainingError
 from shared.grpo import GroupBatch, GroupLayout
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, special_tokens
 from shared.questions.prompts import PromptStyle, encode, user_message
-from shared.questions.record import LETTERS, Question
+from shared.questions.record import LETTERS, MASK, Question
 from shared.randomness import generator
 from shared.training.metrics_log import MetricsWriter
 from shared.training.progress import StepBar
 
-MASK = "[MASK]"
 PROMPT_WEIGHT = 0.5  # of a worked question's own tokens: its record is language too
 ANSWER_WEIGHT = 5.0  # of a worked answer's tokens against a record's: a record has many more of them
 

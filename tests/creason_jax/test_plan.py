@@ -20,7 +20,7 @@ from tiny import run_config
 
 from creason_jax.learner.learner import Learner
 from creason_jax.mesh import memory, sharding
-from creason_jax.mesh.chips import CHIPS, GIB, SHAPES
+from creason_jax.mesh.chips import CHIPS, SHAPES
 from creason_jax.model import DecoderConfig, abstract_params
 from creason_jax.plan import plan as planning
 from creason_jax.plan import search, topology
@@ -30,6 +30,7 @@ from shared.backend import Sampling
 from shared.config import LearnerConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from shared.runs.memory import GIB
 
 pytestmark = pytest.mark.slow
 

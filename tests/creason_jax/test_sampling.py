@@ -7,7 +7,8 @@ import pytest
 from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 from creason_jax.model.attention import MASKED
-from creason_jax.rollout.sampling import BELOW_ONE, draw, filtered
+from creason_jax.rollout.sampling import draw, filtered
+from shared.backend import BELOW_ONE
 
 jitted = jax.jit(draw, static_argnames=("temperature", "top_k", "top_p", "min_p"))
 

@@ -7,7 +7,8 @@ import torch
 from sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 from creason_jax.rollout import sampling as jax_sampling
-from creason_torch.rollout.sampling import BELOW_ONE, draw, filtered
+from creason_torch.rollout.sampling import draw, filtered
+from shared.backend import BELOW_ONE
 
 FILTERS = [
     {"top_k": 5},

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.registry.features import as_number
 
-FEW_MARKS = 3  # so many other texts, such as <0,3 or NA, may stand among a column's numbers
+FEW_MARKS = 3  # so many other texts, such as <0.3 or NA, may stand among a column's numbers
 NAMED = 3  # columns that a note names
 
 _WHOLE = re.compile(r"[+-]?\d+([eE][+-]?\d+)?")

@@ -11,7 +11,7 @@ from typing import Any
 from shared.cohorts.custom import guesses
 from shared.cohorts.custom.codebook import Line
 from shared.cohorts.custom.codes import YES, mixed_answers
-from shared.cohorts.custom.decimals import is_list, with_point
+from shared.cohorts.custom.decimals import FEW_MARKS, is_list, with_point
 from shared.cohorts.custom.table import check_decided
 from shared.cohorts.headers import MISSING_MARKS
 from shared.cohorts.tables import WORKBOOK_DIGITS, RawTable, id_text, is_single, is_workbook
@@ -19,7 +19,6 @@ from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
 
 FEW_CODES = 10  # a column of so few whole numbers is drafted as codes
-FEW_MARKS = 3  # a column of numbers is drafted as such although so many other texts stand in it, such as <0.3
 NAMED = 10  # columns that a line names
 LONGEST_LABEL = 40  # characters: longer texts are remarks
 PROSE_WORDS = 4  # and so are texts of which half have so many words

@@ -18,13 +18,13 @@ from shared.cohorts.custom.value_labels import with_labels
 from shared.cohorts.private_pandas import set_stata_formats, stata_columns
 from shared.cohorts.tables import RawTable, table_of
 from shared.errors import InputError
+from shared.registry.dates import DAY
 
 # What pandas raises for files that are damaged, or not what their name says.
 UNREADABLE = (
     OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
 EPOCH = datetime.datetime(1960, 1, 1)  # of both packages
-DAY = 86_400  # seconds
 SMALLEST = 1e-70  # SAS transport files hold nothing between 0 and 5.4e-79, as which pandas reads their 0
 RECORD = 80  # bytes of a record of a transport file
 MEMBER = b"HEADER RECORD*******MEMBER  HEADER RECORD!!!!!!!"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shared.cohorts.mimic3.patients import HOUR
+from shared.registry.dates import HOUR
 
 CULTURE_AFTER = 24 * HOUR  # a culture may follow the antibiotic by this much
 CULTURE_BEFORE = 72 * HOUR  # and precede it by this much

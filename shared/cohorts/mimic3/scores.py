@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-YEAR = 365.25
+from shared.registry.dates import YEAR
+
 OLDEST, SHIFTED_AGE = 150 * YEAR, 91.4 * YEAR  # ages above 89 are shifted to about 300 years in the data
 EXTREME = 0.999
 
