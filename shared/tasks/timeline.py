@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-HOUR = 3600
-YEAR = 365.25
+from shared.registry.dates import HOUR, YEAR
+
 PATIENT = ("Gender", "Age", "Readmission")  # shown once; everything else for every window
 COHORT = "mimic3"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from shared import grpo
 from shared.backend import Completion, Learner, RolloutEngine, Sampling
-from shared.config import RunConfig
 from shared.grpo import GroupBatch, GroupLayout
 from shared.questions import rewards
 from shared.questions.prompts import decode, opens_reasoning
@@ -19,6 +19,9 @@ from shared.questions.record import Question, question_at
 from shared.randomness import uniforms
 from shared.training import published
 from shared.training.loop import Round
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 REFILL_ROUNDS = 3  # further batches of questions asked for when groups have equal rewards
 
