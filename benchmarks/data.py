@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from absl import app, flags
 
+from shared.questions.record import MASK
 from shared.randomness import generator
 from shared.registry.build import RawColumn, RawRegistry, build
 from shared.registry.features import value_text
@@ -23,7 +24,7 @@ from shared.registry.leakage import hidden_with, mutual_information
 from shared.registry.statistics import value_statistics
 from shared.registry.store import Registry
 from shared.tasks import balanced
-from shared.tasks.denoising import MASK, Denoising, questions
+from shared.tasks.denoising import Denoising, questions
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("patients", 10_000, "Number of patients in the registry.")

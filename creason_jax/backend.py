@@ -30,13 +30,14 @@ class Backend:
     name = "jax"
     checkpoints_in_buckets = True
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, *, devices: list[jax.Device] | None = None):
+        """On `devices`, all there are if None."""
         self.device_kind = DEVICE_KINDS.get(distributed.local_devices()[0].platform, "cpu")
         config = self.resolved(config)
         if config.learner.compute_dtype == "float32":
             # On TPU and GPU the default precision of a float32 product is lower than float32.
             jax.config.update("jax_default_matmul_precision", "highest")
-        self.mesh = sharding.make_mesh(config.jax)
+        self.mesh = sharding.make_mesh(config.jax, devices)
         self.process, self.processes = jax.process_index(), jax.process_count()
 
     def resolved(self, config: RunConfig) -> RunConfig:

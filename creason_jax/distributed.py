@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from creason_jax import private_jax
 from shared.errors import InputError
 from shared.runs.devices import tpu_chips
 
@@ -34,7 +35,7 @@ UNANSWERED = 3  # writes in a row that the coordination service may fail to answ
 # Limits in seconds.
 START_LIMIT = 300  # until all processes have started
 BEAT = 1.0  # between two counts of a process
-SILENCE = 40.0  # without a new count: then the process is taken as ended
+SILENCE = 40.0  # without a new count: then the process is taken as ended; less than the 100 of JAX itself
 SHUTDOWN_LIMIT = 60  # until all processes have ended
 BARRIER_LIMIT = (
     7 * 24 * 3_600
@@ -76,7 +77,8 @@ def start(coordinator: str = "", num_processes: int | None = None, process_id: i
     restore()
     local_devices()
     if jax.process_count() > 1:
-        _watch = _Watch(_state().client, _state().coordinator_address, jax.process_index(), jax.process_count())
+        known = private_jax.processes()
+        _watch = _Watch(known.client, known.coordinator_address, jax.process_index(), jax.process_count())
         atexit.register(_end_together, _watch)  # runs before JAX's own exit function: the last registered runs first
     return jax.process_count() > 1
 
@@ -99,7 +101,7 @@ def local_devices() -> list[jax.Device]:
 def barrier() -> None:
     """Wait until every process has called this."""
     if jax.process_count() > 1:
-        _state().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
+        private_jax.processes().client.wait_at_barrier(f"creason/barrier/{next(_barriers)}", BARRIER_LIMIT * 1_000)
 
 
 def any_process(flag: bool) -> bool:
@@ -314,10 +316,3 @@ def _say_before_an_abort(message: str, unless: Callable[[], bool] = lambda: Fals
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     before = set_handler(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
     return lambda: set_handler(signal.SIGABRT, before)
-
-
-def _state() -> Any:
-    """JAX's internal state: the only access to its key-value store, and to its barriers that use no device."""
-    from jax._src import distributed
-
-    return distributed.global_state

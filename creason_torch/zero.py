@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.metadata
 import io
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from creason_torch import private_deepspeed, private_python
 from shared.config import OptimizerConfig, RunConfig
 from shared.errors import InputError
 
@@ -23,7 +23,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}  # Linux's names of CPU features
 PERSISTENT_PARAMS = 100_000  # elements; ZeRO-3 keeps smaller parameters whole on every process; DeepSpeed's default
-KNOWN_DEEPSPEED = ("0.19.",)  # versions that have the table `ops.__compatible_ops__` used below
 
 
 def device() -> torch.device:
@@ -52,11 +51,9 @@ def start_processes() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
-    from deepspeed import ops
 
-    version = importlib.metadata.version("deepspeed")
-    if not torch.cuda.is_available() and version.startswith(KNOWN_DEEPSPEED):
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        private_deepspeed.skip_shared_memory_operator(importlib.metadata.version("deepspeed"))
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -79,7 +76,7 @@ def end_process(code: int) -> NoReturn:
     """
     if code == 0 and dist.is_initialized():
         dist.destroy_process_group()  # NCCL finishes its running collectives
-    atexit._run_exitfuncs()
+    private_python.run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -252,7 +249,7 @@ def make_moments(engine: Any, step: int) -> None:
             "exp_avg_sq": torch.zeros_like(tensor),
         }
     if engine.zero_optimization_stage() in (1, 2):
-        optimizer._lazy_init_hp_params_optimizer_state()
+        private_deepspeed.show_moments(optimizer)
 
 
 def step(engine: Any) -> float:

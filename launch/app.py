@@ -21,13 +21,10 @@ from typing import Any, NoReturn, TextIO
 from absl import app, flags, logging
 
 from launch import usage
+from launch.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_UNREAD
 from shared.errors import InputError, TrainingError
 from shared.storage import files
 
-EXIT_BAD_INPUT = 2
-EXIT_STOPPED = 1  # a run that must not go on
-EXIT_INTERRUPTED = 130
-EXIT_UNREAD = 141
 # The error messages of absl and ml_collections for a flag's value -> the text that replaces them.
 REFUSED_VALUES = (
     (r"invalid literal for int\(\) .*", "must be a whole number"),

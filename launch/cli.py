@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import shared  # noqa: F401  loaded now, so that a folder of the user with this name cannot take its place
+from launch.exit_codes import EXIT_BAD_INPUT, EXIT_UNREAD
 
 FOLDER = Path(__file__).parent
 PROGRAMS = {
@@ -25,7 +26,6 @@ PROGRAMS = {
 }
 NAMES = [name for names in PROGRAMS.values() for name in names]
 HELP = ("help", "--help", "-help", "-h")
-EXIT_BAD_INPUT, EXIT_UNREAD = 2, 141  # the same as in launch/app.py, which is slow to import
 
 
 def main() -> None:

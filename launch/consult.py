@@ -21,7 +21,7 @@ from shared.errors import InputError
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, load_tokenizer, special_tokens
 from shared.questions.prompts import decode, encode
 from shared.runs import model_engine
-from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
+from shared.runs.kept import COMPLETIONS_FILE, REQUEST_FILE, Kept, digest, model_digest
 from shared.storage import files
 from shared.tasks.consult import Note, read_notes
 
@@ -78,11 +78,11 @@ def main() -> None:
     if backend.process > 0:
         return
     cut_off = sum(row.pop("cut_off") for row in finished_rows.rows)
-    files.write_json_lines(out / "completions.jsonl", finished_rows.rows)
+    files.write_json_lines(out / COMPLETIONS_FILE, finished_rows.rows)
     finished_rows.remove_parts()
     files.remove(out / REQUEST_FILE)
     print(f"notes    {len(finished_rows.rows)} answered, {cut_off} of them cut off; left out: {left_out} without their header, "
-          f"{len(notes) - len(answerable)} too long\nanswers  {out / 'completions.jsonl'}")  # fmt: skip
+          f"{len(notes) - len(answerable)} too long\nanswers  {out / COMPLETIONS_FILE}")  # fmt: skip
 
 
 def request(

@@ -1,7 +1,7 @@
 """Run the same batches through both backends, and show how far their results differ.
 
     creason parity --config=configs/parity.py --workdir=runs/parity
-    creason parity --config=configs/parity.py --workdir=runs/fault --rungs=updates --inject=eps_inside_root
+    creason parity --config=configs/parity.py --workdir=runs/fault --rungs=optimizer --inject=eps_inside_root
 
 Each check gives the difference between the backends, and the difference of each from float64. The exit code is 0 if every check
 is within its bound, else 1; then the worst check and the one to look at first are named. With --inject, a known fault is put into

@@ -19,10 +19,10 @@ from launch import app, config_file
 from shared.config import RunConfig, check_backend, validate
 from shared.errors import InputError
 from shared.runs import forecast
+from shared.runs.memory import GIB
 from shared.storage import files
 
 FLAGS = flags.FLAGS
-GIB = 2**30
 HEADER = ("step", "calls", "fits", "arguments", "outputs", "temporaries", "code", "beside", "headroom", "TFLOP", "HBM GB",
           "ICI GB", "ms", "bound")  # fmt: skip
 

@@ -24,9 +24,10 @@ class Measured(NamedTuple):
 class Check:
     """`value`, in `unit`, is how far a backend is from `against`, `worst` is where: a parameter, a token, a step, a metric.
 
-    `check` begins with the name of its rung.
+    `rung` is the name of its rung on the ladder (`parity.runner.LADDER`), `check` says what of it is compared.
     """
 
+    rung: str
     check: str
     family: str
     against: str
@@ -54,9 +55,9 @@ class Check:
         return {**dataclasses.asdict(self), "passed": self.passed}
 
     @classmethod
-    def of(cls, check: str, family: str, against: str, measured: Measured, bound: float) -> Check:
+    def of(cls, rung: str, check: str, family: str, against: str, measured: Measured, bound: float) -> Check:
         """A check from what one of the measures below found."""
-        return cls(check, family, against, float(measured.value), bound, measured.unit, measured.worst)
+        return cls(rung, check, family, against, float(measured.value), bound, measured.unit, measured.worst)
 
 
 def largest_difference(found: Arrays, expected: Arrays, *, unit: str = "absolute") -> Measured:

@@ -47,7 +47,7 @@ def rewards() -> np.ndarray:
 def around(made: GroupBatch, logprobs: np.ndarray, seed: int) -> GroupBatch:
     """The batch with old, reference and rollout log-probabilities near `logprobs` `[batch, time]`, different ones."""
     rng = generator(seed, "parity", "drift")
-    names = ("old_logprobs", "ref_logprobs", "rollout_logprobs")
+    names = ("old_logprobs", "ref_logprobs", "rollout_logprobs")  # in the order in which they are drawn
     drawn = {name: rng.normal(0, DRIFT, logprobs.shape) for name in names}
     near = {name: ((logprobs + each) * made.completion_mask).astype(np.float32) for name, each in drawn.items()}
     return dataclasses.replace(made, **near)

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from parity.check import Check
 from parity.faults import FAULTS
 from parity.rungs.gradients import GRADIENT_BOUND
-from parity.runner import culprit, rung_of, worst
+from parity.runner import LADDER, NUMBERS, culprit, worst
 from parity.world import World
 from shared.report import plots
 from shared.report.page import write_html
@@ -31,22 +31,6 @@ from shared.storage import files
 JSON_FILE, REPORT_FILE, CURVES_FILE = "parity.json", "parity.html", "curves.json"
 PACKAGES = ("jax", "flax", "optax", "torch", "deepspeed", "vllm", "transformers", "numpy")
 GRADIENTS = "gradient error of each parameter"
-# What each rung checks, for a reader of the page.
-RUNGS_MEAN = {
-    "contract": "Advantages, masks and positions, against closed forms and what was worked out by hand.",
-    "operations": "Single operations in float32: log-softmax, KL, attention, every loss and its gradient.",
-    "scoring": "The log-probability of every token of the batch, and weights as they were loaded.",
-    "gradients": "Loss, metrics, and the gradient of every parameter, through the learners' own update.",
-    "optimizer": "AdamW and clipping, where epsilon and its place decide.",
-    "updates": "Weights, learning rate and metrics over several steps.",
-    "reference": "The reference policy after it was mixed with the policy.",
-    "precision": "bfloat16: each backend's error may be at most a few times the other's.",
-    "invariance": "However the same batch is cut into rows, micro-batches and devices, its gradient is the same.",
-    "generation": "Greedy tokens are Transformers' own; log-probabilities are the learner's.",
-    "publishing": "After updates that were published, the engine has the learner's weights.",
-    "exchange": "A run goes on from the other backend's checkpoint.",
-    "runs": "Two live runs from one seed, and each replayed by the other's learner.",
-}
 UNITS = {
     "nats": "difference of log-probabilities, natural logarithm",
     "relative": "difference over the size of what is expected",
@@ -59,7 +43,7 @@ UNITS = {
     "share": "share of completions that differ",
 }
 PLACE = re.compile(r"(?P<name>.+)\[(?P<at>\d+(?:, \d+)*)\]", re.DOTALL)
-WIDTH = 62  # characters of a check's name in the table
+WIDTH = 52  # characters of a check's name in the table
 
 
 def write(workdir: Path, checks: Sequence[Check], world: World, *, inject: str = "") -> None:
@@ -72,7 +56,11 @@ def write(workdir: Path, checks: Sequence[Check], world: World, *, inject: str =
         "fault": FAULTS[inject].what if inject else "",
         "notes": world.notes,
         "environment": environment(world.config.device),
-        "rungs": [(name, RUNGS_MEAN[name], list(found)) for name, found in itertools.groupby(checks, rung_of)],
+        "rungs": [
+            (number, rung, made)
+            for number, rung in enumerate(LADDER)
+            if (made := [check for check in checks if check.rung == rung.name])
+        ],
         "gradients": GRADIENTS,
         "units": {unit: UNITS[unit] for unit in UNITS if any(check.unit == unit for check in checks)},
         "number": number,
@@ -87,16 +75,17 @@ def write(workdir: Path, checks: Sequence[Check], world: World, *, inject: str =
 
 def table(checks: Sequence[Check]) -> str:
     """One line for each check and what it is held against: its worst family, the figure and the bound."""
-    width = max([WIDTH, *(len(check.check) + 2 for check in checks)])
-    lines = [f"{'check':<{width}}{'against':<14}{'worst':>10}{'bound':>10}  where"]
-    grouped: dict[tuple[str, str], list[Check]] = {}
+    grouped: dict[tuple[str, str, str], list[Check]] = {}
     for check in checks:
-        grouped.setdefault((check.check, check.against), []).append(check)
-    for (name, against), found in grouped.items():
-        top = max(found, key=lambda check: (check.excess, check.value))
-        where = ", ".join(part for part in (top.family if len(found) > 1 else "", place(top.worst)) if part)
+        grouped.setdefault((_rung(check), check.check, check.against), []).append(check)
+    rungs = max([len("rung"), *(len(rung) for rung, _, _ in grouped)]) + 2
+    width = max([WIDTH, *(len(check.check) + 2 for check in checks)])
+    lines = [f"{'rung':<{rungs}}{'check':<{width}}{'against':<14}{'worst':>10}{'bound':>10}  where"]
+    for (rung, name, against), same in grouped.items():
+        top = max(same, key=lambda check: (check.excess, check.value))
+        where = ", ".join(part for part in (top.family if len(same) > 1 else "", place(top.worst)) if part)
         mark = "" if top.passed else "  FAILED"
-        lines.append(f"{name:<{width}}{against:<14}{top.value:>10.1e}{top.bound:>10.1e}  {where}{mark}")
+        lines.append(f"{rung:<{rungs}}{name:<{width}}{against:<14}{top.value:>10.1e}{top.bound:>10.1e}  {where}{mark}")
     return "\n".join(lines)
 
 
@@ -159,8 +148,12 @@ def environment(device: str) -> dict[str, str]:
     return found
 
 
+def _rung(check: Check) -> str:
+    return f"{NUMBERS[check.rung]} {check.rung}"
+
+
 def _described(check: Check) -> str:
-    return f"{check.check} ({check.family}, against {check.against})"
+    return f"rung {_rung(check)}, {check.check} ({check.family}, against {check.against})"
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

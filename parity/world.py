@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from parity import recorded, reference
 from parity.config import ParityConfig
 from parity.families import FAMILIES, write_family
+from parity.sides import Subject
 from shared import grpo
 from shared.errors import InputError
 from shared.grpo import GroupBatch
@@ -44,14 +45,17 @@ class Case:
 
 
 class World:
-    """A parity run: its options, a folder to work in, and what the report shows beside the checks (`curves`, `notes`)."""
+    """A parity run: its options, a folder to work in, what is checked, and what the report shows beside the checks (`curves`,
+    `notes`)."""
 
-    def __init__(self, config: ParityConfig, folder: Path):
+    def __init__(self, config: ParityConfig, folder: Path, subject: Subject):
         unknown = [name for name in config.families if name not in FAMILIES]
         if unknown:
             raise InputError(f"unknown family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
         self.config = config
         self.folder = folder
+        self.subject = subject
+        self.sides = subject.sides
         self.families = config.families or tuple(FAMILIES)
         self.curves: dict[str, Any] = {}
         self.notes: list[str] = []

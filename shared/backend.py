@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shared.runs.forecast import Need
 
 
+BELOW_ONE = 1.0 - 2.0**-20  # the largest uniform number used, so that rounding cannot put a draw beyond the last token
 Remat = Literal["none", "layer", "dots", "offload"]
 
 

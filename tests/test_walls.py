@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,72 @@ def test_no_room_imports_another_that_imports_it():
         reached = {room: others.union(*(reached[other] for other in others)) for room, others in reached.items()}
     assert sum(map(len, reached.values())) > 50
     assert not [room for room, others in reached.items() if room in others]
+
+
+def module_name(path: Path) -> str:
+    """`shared.grpo.batch`, `shared.grpo` for its `__init__.py`."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def loaded_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when a file is loaded: those in functions and under TYPE_CHECKING do not."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from loaded_statements(node.orelse)
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
+            for field in ("body", "orelse", "finalbody"):
+                yield from loaded_statements(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from loaded_statements(handler.body)
+
+
+def files_loaded_by(text: str, known: Collection[str]) -> set[str]:
+    """The files, of those `known` by their module's name, that the text of a file imports when it is loaded."""
+    loaded = set()
+    for node in loaded_statements(ast.parse(text).body):
+        if isinstance(node, ast.Import):
+            loaded |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            loaded |= {name if name in known else node.module for name in names}
+    return loaded & set(known)
+
+
+def circles(arrows: Mapping[str, set[str]]) -> list[str]:
+    """The files that import themselves by way of others."""
+    found = []
+    for start, first in arrows.items():
+        waiting, seen = list(first - {start}), set()
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += arrows[name]
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def test_no_file_imports_another_that_imports_it():
+    texts = {module_name(path): path.read_text(encoding="utf-8") for path in MODULES}
+    arrows = {name: files_loaded_by(text, texts) for name, text in texts.items()}
+    assert sum(map(len, arrows.values())) > 1_000
+    assert circles(arrows) == []
+
+
+def test_circles_are_found():
+    texts = {
+        "a.one": "from a import two",
+        "a.two": "try:\n    import a.three\nexcept ImportError:\n    pass",
+        "a.three": "if TYPE_CHECKING:\n    from a.four import x\nelse:\n    from a.one import y",
+        "a.four": "from a.one import z\ndef f():\n    import a.five",
+        "a.five": "import a.four",
+    }
+    arrows = {name: files_loaded_by(text, texts) for name, text in texts.items()}
+    assert arrows["a.four"] == {"a.one"} and arrows["a.three"] == {"a.one"}
+    assert circles(arrows) == ["a.one", "a.two", "a.three"]
 
 
 def test_shared_is_a_house_of_few_rooms():

@@ -17,15 +17,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from tqdm import tqdm
 
-from creason_jax.checkpoint import zarr
+from creason_jax import private_orbax
+from creason_jax.checkpoint import from_torch
 from creason_jax.checkpoint.checksums import checksums, path_name
 from creason_jax.model import DecoderConfig
-from shared.errors import InputError
+from shared.errors import REASON_LENGTH, InputError
 from shared.storage import buckets, files
-
-REASON_LENGTH = 200  # characters of a library's message that are shown
-REMEDY = "remove that folder to go on from the one before"
-CHECKSUMS = "checksums"  # the key of the checksums, beside the run's own `extra`
+from shared.storage.checkpoints import CHECKSUMS, REMEDY
 
 
 class Checkpoints:
@@ -90,8 +88,8 @@ class Checkpoints:
                 f"{self.folder}: no checkpoint of step {chosen}; there are {', '.join(map(str, saved)) or 'none'}"
             )
         folder = buckets.join(self.folder, str(chosen))
-        if model is not None and isinstance(folder, Path) and zarr.written_by_torch(folder):
-            arrays = zarr.ZarrArrays(folder)
+        if model is not None and isinstance(folder, Path) and from_torch.written_by_torch(folder):
+            arrays = from_torch.ZarrArrays(folder)
             return arrays.state(target, model), chosen, arrays.extra()
         notes = self._read(chosen, "extra", ocp.args.JsonRestore())
         if not isinstance(notes, dict):
@@ -152,7 +150,7 @@ def _check(state: Any, sums: dict[str, Any], folder: Path | str) -> None:
         )
 
 
-class _Manager(ocp.CheckpointManager):
+class _Manager(private_orbax.CheckpointManager):
     """Orbax's manager, with a future `written` that reports a failed background save at once.
 
     Orbax itself reports the failure only after a barrier of all processes. The other processes wait there for the one that
@@ -174,9 +172,9 @@ class _Manager(ocp.CheckpointManager):
             self._ended()
         return begun
 
-    def _wait_for_checkpointers(self) -> None:
+    def wait_for_writers(self) -> None:
         with self._noted():
-            super()._wait_for_checkpointers()
+            super().wait_for_writers()
         self._ended()
 
     def _ended(self) -> None:

@@ -1,10 +1,8 @@
 """Checksums of a state's values, computed on the devices that hold them: the same on every mesh.
 
-They cover values and not files. So they find damage at any point between save and restore, and no file is read twice. The bits of
-each value, read as an integer, are combined with the value's position and mixed by the last steps of MurmurHash3; the results are
-added modulo 2**32. One changed value is always found; a change of several is missed once in about 4,000 million times. Arrays
-that are stacked over layers have one sum for each layer, because the PyTorch backend reads them layer by layer (its `orbax.py`
-computes the same sums).
+They cover values and not files. So they find damage at any point between save and restore, and no file is read twice.
+`shared.storage.checkpoints` has the formula, which the PyTorch backend computes too. That backend reads arrays that are stacked
+over layers layer by layer, so they have one sum for each layer.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shared.storage.checkpoints import PLACE, SCATTER
+
 STACKED = "layers"  # in the path of every array that is stacked over layers
-PLACE = 0x9E3779B1  # multiplies the position
-SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))  # shift right by so many bits, xor, then multiply by that
 
 
 def checksums(tree: Any) -> dict[str, dict[str, Any]]:

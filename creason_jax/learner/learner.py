@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from creason_jax import distributed
+from creason_jax import distributed, private_jax
 from creason_jax.axes import TENSOR
 from creason_jax.checkpoint.checkpoint import Checkpoints
 from creason_jax.learner import loss, moments, own_rows
@@ -35,6 +35,8 @@ from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
 from shared.grpo import (
+    ARRAYS,
+    OPTIONAL_ARRAYS,
     GroupBatch,
     GroupLayout,
     Sums,
@@ -48,9 +50,6 @@ from shared.grpo.schedule import learning_rate
 from shared.policy import weight_files
 from shared.storage import files
 
-# The arrays of a batch that an update needs, as `[micro-batches, rows, time]`.
-ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
-OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
 INTEGER_ARRAYS = ("tokens", "positions", "groups")
 
 
@@ -72,63 +71,24 @@ class Learner:
     def __init__(
         self,
         config: RunConfig,
-        model: Path,
+        model: Path | DecoderConfig,
         mesh: jax.sharding.Mesh,
         *,
         optimizer: OptimizerConfig,
         steps: int,
         reference: bool,
     ):
-        self._define(
-            config, DecoderConfig.read(model, longest=config.longest_sequence), mesh, optimizer, steps, reference
-        )
-        self.model_folder = model
-        params = load_params(model, self.model, self.shardings)
-        zeros = jax.jit(self._zero_moments, out_shardings=self._same.moments)(params)
-        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.reference_shardings)
-        self.state = State(
-            params, zeros, copy(params) if reference else None, distributed.place(np.int32(0), self.whole)
-        )
-
-    @classmethod
-    def without_weights(
-        cls,
-        config: RunConfig,
-        model: DecoderConfig,
-        mesh: jax.sharding.Mesh,
-        *,
-        optimizer: OptimizerConfig,
-        steps: int,
-        reference: bool,
-    ) -> Learner:
-        """A learner to compile and not to run: its state is shapes and shardings, for devices that need not be here."""
-        learner = cls.__new__(cls)
-        learner._define(config, model, mesh, optimizer, steps, reference)
-        params = abstract_params(model)
-        zeros = jax.eval_shape(learner._zero_moments, params)
-        state = State(params, zeros, params if reference else None, jax.ShapeDtypeStruct((), jnp.int32))
-        learner.state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, learner._same
-        )
-        return learner
-
-    def _define(
-        self,
-        config: RunConfig,
-        model: DecoderConfig,
-        mesh: jax.sharding.Mesh,
-        optimizer: OptimizerConfig,
-        steps: int,
-        reference: bool,
-    ) -> None:
-        """Everything but the weights: shardings, and the programs to be compiled."""
+        """`model` is a model directory. A shape alone makes a learner to compile and not to run: its state is shapes and
+        shardings, for devices that need not be here."""
         self.config = config
         self.optimizer = optimizer
         self.steps = steps
         self.mesh = mesh
-        self.model = model
-        sharding.check_divisible(model, mesh)
-        self.shardings = sharding.param_shardings(model, mesh)
+        self.model = (
+            model if isinstance(model, DecoderConfig) else DecoderConfig.read(model, longest=config.longest_sequence)
+        )
+        sharding.check_divisible(self.model, mesh)
+        self.shardings = sharding.param_shardings(self.model, mesh)
         self.reference_on_host = config.jax.reference_memory == "host"
         self.reference_shardings = sharding.on_host(self.shardings) if self.reference_on_host else self.shardings
         self.whole = sharding.replicated(mesh)
@@ -143,6 +103,11 @@ class Learner:
         )
         self._score = jax.jit(self._score_rows, static_argnames=("layout", "from_host"))
         self._mix = jax.jit(self._mixed, donate_argnums=0, out_shardings=self.reference_shardings)
+        if isinstance(model, DecoderConfig):
+            self.state = self._abstract_state(reference)
+        else:
+            self.model_folder = model
+            self.state = self._first_state(model, reference)
 
     def logprobs(self, batch: GroupBatch, which: Literal["policy", "reference"]) -> np.ndarray:
         """See `shared.backend.Learner`."""
@@ -225,7 +190,7 @@ class Learner:
 
     def compiled_updates(self) -> int:
         """How many times the update was compiled: 1 in a run with one layout."""
-        return self._update._cache_size()  # type: ignore[attr-defined]
+        return private_jax.compiled_versions(self._update)
 
     def lower_update(self, layout: GroupLayout, rows: int) -> Any:
         """The lowered update for a batch of `rows` rows with the arrays that training gives it; for its HLO text and memory."""
@@ -254,6 +219,22 @@ class Learner:
         width = -(-self.config.learner.micro_batch_rows // ways) * ways
         width = min(width, -(-rows // ways) * ways)
         return -(-rows // width), width
+
+    def _first_state(self, folder: Path, reference: bool) -> State:
+        """The weights in `folder`, moments of 0, and a copy of the weights as the reference policy."""
+        params = load_params(folder, self.model, self.shardings)
+        zeros = jax.jit(self._zero_moments, out_shardings=self._same.moments)(params)
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.reference_shardings)
+        return State(params, zeros, copy(params) if reference else None, distributed.place(np.int32(0), self.whole))
+
+    def _abstract_state(self, reference: bool) -> State:
+        """The shapes of the state with their shardings."""
+        params = abstract_params(self.model)
+        zeros = jax.eval_shape(self._zero_moments, params)
+        state = State(params, zeros, params if reference else None, jax.ShapeDtypeStruct((), jnp.int32))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, self._same
+        )
 
     def _abstract_batch(self, layout: GroupLayout, rows: int, names: tuple[str, ...]) -> dict[str, Any]:
         count, width = self.micro_batches(rows)
@@ -309,18 +290,12 @@ class Learner:
             self.model,
             rows["tokens"],
             rows["positions"],
-            lambda q, k, v: (group_attention(q, k, v, valid, layout, mesh=self.mesh), None),
+            functools.partial(self._attend, valid=valid, layout=layout),
             dtype=jnp.dtype(self.config.learner.compute_dtype),
             remat=self.config.learner.remat,
             spread=own_rows.spread(self.mesh, self.shardings, time),
         )
-        batch, _, width = hidden.shape
-        last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)
-        first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, None]
-        first = jnp.broadcast_to(first, (batch, layout.group, 1, width))
-        own = hidden[:, layout.prompt :].reshape(batch, layout.group, layout.completion, width)
-        # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
-        before = jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
+        before = self._states_before(hidden, valid, layout)
         name = "embed" if self.model.tie_word_embeddings else "head"
         # The all-gather is here, so it happens once: inside the scan over chunks it would happen in each chunk.
         split = jax.tree.map(lambda leaf: leaf.astype(hidden.dtype), params[name])
@@ -332,6 +307,22 @@ class Learner:
             chunk=self.config.learner.logprob_chunk,
             temperature=scoring_temperature(self.config.grpo, self.config.rollout.temperature),
         )
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, *, valid: jax.Array, layout: GroupLayout
+    ) -> tuple[jax.Array, None]:
+        """Attention in a layer; positions that are not `valid` `[rows, time]` are padding."""
+        return group_attention(q, k, v, valid, layout, mesh=self.mesh), None
+
+    def _states_before(self, hidden: jax.Array, valid: jax.Array, layout: GroupLayout) -> jax.Array:
+        """Of hidden states `[rows, time, model]` those that score the completions' tokens, `[rows, G * C, model]`."""
+        batch, _, width = hidden.shape
+        last = jnp.maximum(valid[:, : layout.prompt].sum(axis=1) - 1, 0)
+        first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, None]
+        first = jnp.broadcast_to(first, (batch, layout.group, 1, width))
+        own = hidden[:, layout.prompt :].reshape(batch, layout.group, layout.completion, width)
+        # The token at c is scored by the state at c - 1, the first one by the prompt's last state.
+        return jnp.concatenate([first, own[:, :, :-1]], axis=2).reshape(batch, -1, width)
 
     def _score_rows(self, params: Any, batch: dict[str, jax.Array], layout: GroupLayout, from_host: bool) -> jax.Array:
         if from_host:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from shared.errors import InputError
-
-GIB = 2**30
+from shared.runs.memory import GIB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

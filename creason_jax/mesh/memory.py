@@ -12,12 +12,11 @@ import jax.numpy as jnp
 
 from creason_jax import distributed
 from creason_jax.mesh import sharding
-from creason_jax.mesh.chips import GIB
 from shared.runs import memory as host
+from shared.runs.memory import GIB, USED
 
 MIB = 2**20
 MOST = 2**31 - 1  # the largest number that `distributed.least` accepts
-USED = 0.95  # fraction of a device's memory that is used: an allocator cannot fill the last gaps
 # The two forms of the TPU compiler's error for a program that needs more memory than a chip has: needed, then available.
 REFUSED = re.compile(
     r"(?:Used ([\d.]+)([MGT]) of ([\d.]+)([MG]) hbm|temporaries \(([\d.]+)([MGT])\) exceeds available HBM \(([\d.]+)([MG])\))"

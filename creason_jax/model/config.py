@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from creason_jax.model.rope import Rope
 from shared.errors import InputError
-from shared.policy.families import COMMON, FAMILIES
+from shared.policy.families import COMMON, FAMILIES, MODEL_CONFIG
 from shared.storage import files
 
 SIZES = (
@@ -135,7 +135,7 @@ class DecoderConfig:
     @classmethod
     def read(cls, folder: Path, *, longest: int | None = None) -> DecoderConfig:
         """Read `folder/config.json`; see `from_hugging_face`."""
-        path = folder / "config.json"
+        path = folder / MODEL_CONFIG
         return cls.from_hugging_face(files.read_json_object(path), str(path), longest=longest)
 
 

@@ -65,7 +65,7 @@ def of_shape(
         loading = max(temporaries, memory.bytes_on_device(read) - caches)
         estimate = Memory(weights=published, rollout_temporaries=loading + compiler, **common)
         return Need(memory=estimate, parameters=shape.num_params, checkpoint_bytes=0)
-    learner = Learner.without_weights(
+    learner = Learner(
         config, shape, mesh, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
     )
     state, layout = learner.state, forecast.layout_of(config, workload)

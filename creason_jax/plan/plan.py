@@ -20,7 +20,7 @@ import jax
 
 from creason_jax.learner.learner import Learner
 from creason_jax.mesh import memory, sharding
-from creason_jax.mesh.chips import GIB, Chip, chip_of
+from creason_jax.mesh.chips import Chip, chip_of
 from creason_jax.mesh.memory import bytes_on_device
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import topology
@@ -28,10 +28,12 @@ from creason_jax.plan.hlo import Cost, Program
 from creason_jax.rollout.engine import Engine
 from shared.backend import Sampling
 from shared.config import RunConfig, with_compute_dtype
-from shared.errors import InputError
+from shared.errors import InputError, reason
 from shared.grpo import GroupLayout
+from shared.policy.families import MODEL_CONFIG
 from shared.policy.initial import hugging_face_config
 from shared.runs.forecast import Memory
+from shared.runs.memory import GIB
 from shared.storage import files
 
 STEPS = ("update", "scoring", "prefill", "decode", "publish")
@@ -95,12 +97,12 @@ def model_shape(config: RunConfig, file: str = "") -> DecoderConfig:
     """
     longest = config.longest_sequence
     if file:
-        path = Path(file) / "config.json" if Path(file).is_dir() else Path(file)
+        path = Path(file) / MODEL_CONFIG if Path(file).is_dir() else Path(file)
         return DecoderConfig.from_hugging_face(files.read_json_object(path), str(path), longest=longest)
     if not config.model.path:
         values = hugging_face_config(config.model, config.model.vocab_size, bos=0, eos=0, pad=0)
         return DecoderConfig.from_hugging_face(values, "model", longest=longest)
-    if (Path(config.model.path) / "config.json").is_file():
+    if (Path(config.model.path) / MODEL_CONFIG).is_file():
         return DecoderConfig.read(Path(config.model.path), longest=longest)
     name = Path(config.model.path).name
     shapes = resources.files("creason_jax.plan").joinpath("shapes")
@@ -151,7 +153,7 @@ def plan(
     mesh = sharding.make_mesh(config.jax, list(topology.devices(name)))
     if config.learner.compute_dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")  # as the backend does
-    learner = Learner.without_weights(
+    learner = Learner(
         config, model, mesh, optimizer=config.optimizer, steps=config.steps, reference=config.grpo.beta > 0
     )
     state, params = bytes_on_device(learner.state), bytes_on_device(learner.state.params)
@@ -257,7 +259,7 @@ def _compiled(
                         compile_seconds=took)  # fmt: skip
         except jax.errors.JaxRuntimeError as error:
             raise InputError(
-                f"{name}: the TPU compiler ends with an error of its own ({' '.join(str(error).split())[:200]}); another mesh, "
+                f"{name}: the TPU compiler ends with an error of its own ({reason(error)}); another mesh, "
                 "learner.remat or longest length may compile"
             ) from error
         cost = Cost()

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Iterator
 
 from creason_jax.mesh import sharding
-from creason_jax.mesh.chips import GIB, SHAPES, Chip, chip_of
+from creason_jax.mesh.chips import SHAPES, Chip, chip_of
 from creason_jax.model import DecoderConfig
 from creason_jax.plan import plan as planning
 from creason_jax.plan.plan import Plan
 from shared.config import JaxConfig, Remat, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from shared.runs.memory import GIB
 
 REMATS: tuple[Remat, ...] = ("layer", "dots", "none")
 TRIED = 3  # candidates of a slice that are compiled before the search goes on to the next larger slice

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ class Program:
     stop_tokens: tuple[int, ...]  # any of them ends a completion
     decode_steps: int  # tokens that are decoded for each round trip to the host
     grpo: GrpoConfig  # says at which temperature the drawn tokens are scored
+    attention: Callable[..., jax.Array] = decode_attention  # of drawn tokens over the caches
 
     def draw(self, logits: jax.Array, uniforms: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
         """Draw tokens `[...]` from float32 logits `[..., V]`, and return them with their log-probabilities.
@@ -245,7 +247,7 @@ def decode(program: Program, sampling: Sampling, params: Any, slots: Slots) -> S
         def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
             k, v = _as_cached(program, k), _as_cached(program, v)
             prompt = slots.prompt_k[index], slots.prompt_v[index], slots.prompt_length
-            return decode_attention(q, k, v, *prompt, slots.own_k[index], slots.own_v[index], own_there), (k, v)
+            return program.attention(q, k, v, *prompt, slots.own_k[index], slots.own_v[index], own_there), (k, v)
 
         hidden, new_caches = unstacked_forward(params, program.model, previous, positions, attend)
         logits = jnp.einsum("sgd,dv->sgv", hidden, head(params), preferred_element_type=jnp.float32)

@@ -147,8 +147,10 @@ class Engine:
         `params` are arrays, or shapes with shardings."""
         return self._publish.trace(params).lower(lowering_platforms=(platform_of(self.mesh),))
 
-    def lower_prefill(self, sampling: Sampling) -> Any:
-        """The lowered program that computes one batch of prompts (see `prefill_width`) of the greatest length."""
+    def lower_prefill(self, sampling: Sampling, slots: int | None = None) -> Any:
+        """The lowered program that computes one batch of prompts (see `prefill_width`) of the greatest length.
+
+        `slots`: see `abstract_slots`."""
         width, longest = self.prefill_width(sampling), self.longest_prompt
         rows = sharding.batch_sharding(self.mesh)
         placed = (
@@ -157,13 +159,14 @@ class Engine:
             jax.ShapeDtypeStruct((width, sampling.group_size, sampling.max_new_tokens), jnp.float32, sharding=rows),
             jax.ShapeDtypeStruct((width,), jnp.int32, sharding=rows),
         )
-        shapes = self.abstract_params(), self.abstract_slots(sampling)
+        shapes = self.abstract_params(), self.abstract_slots(sampling, slots)
         traced = decoding.prefill.trace(self.program, sampling, *shapes, *placed)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
-    def lower_decode(self, sampling: Sampling) -> Any:
-        """The lowered program that decodes `rollout.decode_steps` tokens."""
-        traced = decoding.decode.trace(self.program, sampling, self.abstract_params(), self.abstract_slots(sampling))
+    def lower_decode(self, sampling: Sampling, slots: int | None = None) -> Any:
+        """The lowered program that decodes `rollout.decode_steps` tokens; `slots`: see `abstract_slots`."""
+        shapes = self.abstract_params(), self.abstract_slots(sampling, slots)
+        traced = decoding.decode.trace(self.program, sampling, *shapes)
         return traced.lower(lowering_platforms=(platform_of(self.mesh),))
 
     def abstract_params(self) -> Any:
@@ -176,13 +179,13 @@ class Engine:
             self.shardings,
         )
 
-    def abstract_slots(self, sampling: Sampling) -> Slots:
-        """Shapes of the slots and their caches, with their shardings."""
-        slots = jax.eval_shape(lambda: decoding.empty_slots(self.program, self._shape(sampling)))
+    def abstract_slots(self, sampling: Sampling, slots: int | None = None) -> Slots:
+        """Shapes of the slots and their caches, with their shardings; `slots`: how many, those of `self.slots` if None."""
+        shapes = jax.eval_shape(lambda: decoding.empty_slots(self.program, self._shape(sampling, slots)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            slots,
-            decoding.slot_shardings(self.program, slots),
+            shapes,
+            decoding.slot_shardings(self.program, shapes),
         )
 
     def next_token_logprobs(self, texts: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
@@ -235,8 +238,7 @@ class Engine:
             return True
 
         def needed(share: int) -> float:
-            self._slots_that_fit[sampling] = share * parts
-            return self._needed(sampling)
+            return self._needed(sampling, share * parts)
 
         fitting = parts * memory.fitting(before // parts, free, needed)
         self._slots_that_fit[sampling] = fitting
@@ -298,12 +300,12 @@ class Engine:
             width = max(ways, width // 2 // ways * ways)
         return width
 
-    def _needed(self, sampling: Sampling) -> float:
-        """Bytes that prefill or decoding needs on a device, the greater of both, without the weights.
+    def _needed(self, sampling: Sampling, slots: int) -> float:
+        """Bytes that prefill or decoding needs on a device with so many slots, the greater of both, without the weights.
 
         It compiles both programs. With the number of slots that is chosen in the end, they are the ones that run later."""
         needs: list[float] = []
-        for lowered in (self.lower_prefill(sampling), self.lower_decode(sampling)):
+        for lowered in (self.lower_prefill(sampling, slots), self.lower_decode(sampling, slots)):
             try:
                 needs.append(memory.reserved(memory.compiled(lowered)))
             except memory.TooLarge as refusal:
@@ -324,9 +326,9 @@ class Engine:
         ways = sharding.batch_ways(self.mesh)
         return -(-count // ways) * ways
 
-    def _shape(self, sampling: Sampling) -> Shape:
-        longest = self.longest_prompt
-        return Shape(self.slots(sampling), sampling.group_size, sampling.max_new_tokens, longest)
+    def _shape(self, sampling: Sampling, slots: int | None = None) -> Shape:
+        slots = self.slots(sampling) if slots is None else slots
+        return Shape(slots, sampling.group_size, sampling.max_new_tokens, self.longest_prompt)
 
     def _seats(self, waiting: deque[int], idle: list[deque[int]], rows_per_part: int) -> dict[int, tuple[int, int]]:
         """The next prefill: row -> (slot, index of the prompt). The parts of the mesh take prompts in turn.

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from creason_jax.model.attention import MASKED
+from shared.backend import BELOW_ONE
 
 BLOCK = 128  # tokens of the vocabulary in one block of the two-level cumulative sum
-BELOW_ONE = 1.0 - 2.0**-20  # the largest uniform number used, so that rounding cannot put a draw beyond the last token
 
 
 def draw(

@@ -16,15 +16,13 @@ import tensorstore
 import torch
 import torch.distributed as dist
 
-from creason_torch.checkpoint import orbax
-from creason_torch.checkpoint.orbax import OrbaxArrays
-from shared.errors import InputError
+from creason_torch.checkpoint import from_jax
+from creason_torch.checkpoint.from_jax import OrbaxArrays
+from shared.errors import InputError, reason
 from shared.storage import files
+from shared.storage.checkpoints import FORMAT, META, REMEDY
 
-FORMAT = 1
 CHUNK = 2**24  # elements: 64 MiB
-META = "meta.json"
-REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 class Checkpoints:
@@ -92,15 +90,15 @@ class Checkpoints:
                 f"{self.folder}: no checkpoint of step {chosen}; there are {', '.join(map(str, saved)) or 'none'}"
             )
         folder = self.folder / str(chosen)
-        if (folder / orbax.STATE).is_dir():
-            arrays = orbax.OrbaxArrays(folder, config)
+        if (folder / from_jax.STATE).is_dir():
+            arrays = OrbaxArrays(folder, config)
             return chosen, arrays.extra(), arrays
         meta = files.read_json(folder / META)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             version = meta.get("format") if isinstance(meta, dict) else None
             raise InputError(f"{folder}: written by another version (format {version}); remove it")
         if files.is_sealed(meta):  # earlier versions did not seal it
-            meta = files.unsealed(meta, folder / META, orbax.REMEDY)
+            meta = files.unsealed(meta, folder / META, REMEDY)
         extra = meta.get("extra")
         if not isinstance(extra, dict) or "updates" not in extra:
             raise InputError(f"{folder / META}: does not say how many updates were made; remove that folder")
@@ -121,10 +119,8 @@ class Arrays:
                 raise ValueError(f"{array.shape[0]} elements where the model has {shape.numel()}")
             values = array.read().result()
         except (ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:REASON_LENGTH]
             raise InputError(
-                f"{self.folder}: not a whole checkpoint of this model ({kind} of {name}: {reason}); remove that folder "
-                "to go on from the one before"
+                f"{self.folder}: not a whole checkpoint of this model ({kind} of {name}: {reason(error)}); {REMEDY}"
             ) from error
         return torch.from_numpy(np.ascontiguousarray(values)).reshape(shape)
 

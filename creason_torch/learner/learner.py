@@ -27,15 +27,21 @@ from creason_torch.rollout import readback
 from shared import grpo
 from shared.backend import Probe, check_tokens, scoring_temperature
 from shared.config import OptimizerConfig, RunConfig
-from shared.grpo import GroupBatch, Sums, completion_view, from_completion_view, metrics, pad_rows
+from shared.grpo import (
+    ARRAYS,
+    OPTIONAL_ARRAYS,
+    GroupBatch,
+    Sums,
+    completion_view,
+    from_completion_view,
+    metrics,
+    pad_rows,
+)
 from shared.grpo.schedule import learning_rate
 from shared.options.checks import check
 from shared.policy import weight_files
 from shared.storage import files
 
-# The arrays of a batch that an update needs, as tensors `[rows, time]`.
-ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
-OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
 # What this backend knows of the options for memory.
 KNOWN = {
     "learner.remat": ("none", "layer"),

@@ -18,7 +18,7 @@ from creason_torch.model import attention, logprobs
 from shared.errors import InputError
 from shared.grpo import GroupLayout
 from shared.policy import weight_files
-from shared.policy.families import FAMILIES
+from shared.policy.families import FAMILIES, MODEL_CONFIG
 from shared.storage import files
 
 
@@ -80,7 +80,7 @@ class Policy(nn.Module):
 
 def read_config(folder: Path) -> Any:
     """The architecture in `folder/config.json`, every dropout 0. Raises InputError for a family that is not computed."""
-    values = files.read_json_object(folder / "config.json")
+    values = files.read_json_object(folder / MODEL_CONFIG)
     kind = values.get("model_type")
     if kind not in FAMILIES:
         raise InputError(

@@ -10,8 +10,6 @@ import torch.distributed as dist
 
 from shared.runs import memory as host
 
-USED = 0.95  # fraction of a GPU's free memory that is used: an allocator cannot fill the last gaps
-
 
 def free_bytes(device: torch.device, sharers: int = 1) -> int:
     """Bytes that this process may use. On a CPU the free memory is divided by `sharers`, the processes on this machine."""
@@ -19,7 +17,7 @@ def free_bytes(device: torch.device, sharers: int = 1) -> int:
         return host.free_bytes(sharers)
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(USED * (free + unused))
+    return int(host.USED * (free + unused))
 
 
 def processes_here() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-BELOW_ONE = 1.0 - 2.0**-20  # the largest uniform number used, so that rounding cannot put a draw beyond the last token
+from shared.backend import BELOW_ONE
 
 
 def draw(

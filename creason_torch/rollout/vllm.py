@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from creason_torch import private_vllm
 from creason_torch.model.decoder import long_factors, read_config
 from creason_torch.rollout import vllm_names, vllm_options
 from creason_torch.rollout.engine import Drawn, Engine
@@ -74,10 +75,7 @@ class VllmEngine(Engine):
                 )
             except (ValueError, RuntimeError) as error:
                 raise InputError(f"{model}: vLLM does not start with it ({_reason(error)})") from error
-        # When vLLM ends, it would destroy the process group, which the learner still uses.
-        finalizer = getattr(self.llm.llm_engine.engine_core, "_finalizer", None)
-        if finalizer is not None:
-            finalizer.detach()
+        private_vllm.keep_process_group(self.llm)
         self.asleep = False
         self.sleep()
 

@@ -1,4 +1,4 @@
-"""Rung 10: a run that changes its backend half way, optimizer state and reference policy included; float32."""
+"""Rung 11: a run that changes its backend half way, optimizer state and reference policy included; float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from parity.check import NATS, Check, largest_difference, largest_distance, unequal
-from parity.sides import SIDES, Side, run_config
+from parity.sides import Side, run_config
 from parity.world import Case, World
 
 WEIGHT_BOUND, LOGPROB_BOUND = 1e-4, 1e-4
@@ -28,8 +28,8 @@ class Ended:
 def checks(world: World) -> Iterator[Check]:
     """Whole runs on either backend, halves on one and halves on the other, and a checkpoint there and back."""
     case, steps = world.case(), world.config.steps
-    whole = {side.name: _ended(side, _learn(case, side, steps, range(steps)), case) for side in SIDES}
-    for first, second in (SIDES, SIDES[::-1]):
+    whole = {side.name: _ended(side, _learn(case, side, steps, range(steps)), case) for side in world.sides}
+    for first, second in (world.sides, world.sides[::-1]):
         folder = world.folder / "exchange" / first.name
         learner = _learn(case, first, steps, range(steps // 2))
         learner.save(folder, steps // 2, {"position": 7})
@@ -38,18 +38,18 @@ def checks(world: World) -> Iterator[Check]:
         at, noted = other.restore(folder)
         what = f"{first.name}, then {second.name}"
         measured = unequal({"step": at, "position": noted.get("position")}, {"step": steps // 2, "position": 7})
-        yield Check.of(f"exchange: where it goes on, {what}", case.family, first.name, measured, 0)
+        yield Check.of("exchange", f"where it goes on, {what}", case.family, first.name, measured, 0)
         yield from _there_and_back(world, case, first, second, learner, other)
         for number in range(steps // 2, steps):
             _step(other, case, number, steps)
         ended = _ended(second, other, case)
         for name, expected in whole.items():
             measured = largest_distance(ended.weights, expected.weights)
-            yield Check.of(f"exchange: weights, {what}", case.family, f"{name} alone", measured, WEIGHT_BOUND)
+            yield Check.of("exchange", f"weights, {what}", case.family, f"{name} alone", measured, WEIGHT_BOUND)
             measured = largest_difference(
                 {"token": ended.reference_logprobs}, {"token": expected.reference_logprobs}, unit=NATS
             )
-            yield Check.of(f"exchange: reference, {what}", case.family, f"{name} alone", measured, LOGPROB_BOUND)
+            yield Check.of("exchange", f"reference, {what}", case.family, f"{name} alone", measured, LOGPROB_BOUND)
 
 
 def _there_and_back(world: World, case: Case, first: Side, second: Side, learner: Any, other: Any) -> Iterator[Check]:
@@ -63,11 +63,11 @@ def _there_and_back(world: World, case: Case, first: Side, second: Side, learner
     found, expected = _ended(first, again, case), _ended(first, learner, case)
     for name in ("weights", "moments"):
         measured = unequal(getattr(found, name), getattr(expected, name))
-        what = f"exchange: {name}, {first.name} to {second.name} to {first.name}"
-        yield Check.of(what, case.family, "the same bits", measured, 0)
+        what = f"{name}, {first.name} to {second.name} to {first.name}"
+        yield Check.of("exchange", what, case.family, "the same bits", measured, 0)
     pair = ({"token": each.reference_logprobs} for each in (found, expected))
-    what = f"exchange: reference, {first.name} to {second.name} to {first.name}"
-    yield Check.of(what, case.family, "the same bits", unequal(*pair), 0)
+    what = f"reference, {first.name} to {second.name} to {first.name}"
+    yield Check.of("exchange", what, case.family, "the same bits", unequal(*pair), 0)
 
 
 def _learn(case: Case, side: Side, steps: int, numbers: range) -> Any:

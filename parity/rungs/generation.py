@@ -1,4 +1,4 @@
-"""Rung 9: the engines: greedy tokens, log-probabilities against the learner's, and that a publish arrives; float32."""
+"""Rungs 9 and 10: the engines: greedy tokens, log-probabilities against the learner's, and that a publish arrives; float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from parity import recorded, reference
 from parity.check import NATS, Check, Measured, largest_difference, unequal
 from parity.families import EOS, FAMILIES
-from parity.sides import SIDES, Side, run_config
+from parity.sides import Side, run_config
 from parity.world import Case, World
 from shared import grpo
 from shared.backend import Completion, Sampling
@@ -27,7 +27,7 @@ def checks(world: World) -> Iterator[Check]:
     for family in world.families:
         case = world.case(family)
         expected = _greedy(case.network, _prompts(case))
-        for side in SIDES:
+        for side in world.sides:
             yield from _engine(side, case, expected)
 
 
@@ -39,7 +39,7 @@ def publishing(world: World) -> Iterator[Check]:
         if name == "vllm" and not importlib.util.find_spec("vllm"):
             world.notes.append("vLLM is not installed, so its engine was not checked.")
             continue
-        side = SIDES[0] if name == "jax" else SIDES[1]
+        side: Side = world.subject.jax if name == "jax" else world.subject.torch
         for family in families:
             yield from _published(side, name, {} if name == "jax" else {"rollout_engine": name}, world.case(family))
 
@@ -73,8 +73,8 @@ def _engine(side: Side, case: Case, expected: dict[str, np.ndarray]) -> Iterator
     learner.publish(engine)
     found = engine.generate(_prompts(case), GREEDY, None)
     measured = unequal(_tokens(found), expected)
-    yield Check.of(f"generation: greedy tokens, {side.name}", case.family, "Transformers", measured, 0)
-    yield Check.of(f"generation: logprobs, {side.name}", case.family, "learner", _gap(learner, case, found), BOUND)
+    yield Check.of("generation", f"greedy tokens, {side.name}", case.family, "Transformers", measured, 0)
+    yield Check.of("generation", f"logprobs, {side.name}", case.family, "learner", _gap(learner, case, found), BOUND)
 
 
 def _published(side: Side, name: str, options: dict[str, Any], case: Case) -> Iterator[Check]:
@@ -92,9 +92,9 @@ def _published(side: Side, name: str, options: dict[str, Any], case: Case) -> It
         for key, weight in network.named_parameters():
             weight.copy_(torch.from_numpy(side.weights(learner)[key]))
     measured = unequal(_tokens(found), _greedy(network, _prompts(case)))
-    yield Check.of(f"publishing: greedy tokens after 3 publishes, {name}", case.family, "Transformers", measured, 0)
+    yield Check.of("publishing", f"greedy tokens after 3 publishes, {name}", case.family, "Transformers", measured, 0)
     measured = _gap(learner, case, found)
-    yield Check.of(f"publishing: logprobs after 3 publishes, {name}", case.family, "learner", measured, BOUND)
+    yield Check.of("publishing", f"logprobs after 3 publishes, {name}", case.family, "learner", measured, BOUND)
 
 
 def _tokens(found: list[list[Completion]]) -> dict[str, np.ndarray]:

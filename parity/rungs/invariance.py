@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from parity.check import Check, largest_distance, largest_relative
-from parity.sides import SIDES, Side, gradient, run_config
+from parity.sides import Side, gradient, run_config
 from parity.world import Case, World
 from shared import grpo
 
@@ -29,7 +29,7 @@ MESH = {"mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2}
 def checks(world: World) -> Iterator[Check]:
     """Gradient and logged norm of every cut against those of whole groups at once."""
     case = world.case()
-    for side in SIDES:
+    for side in world.sides:
         expected = _update(side, case, grouped=True, sections={})
         cuts = dict(CUTS)
         if side.name == "jax" and len(jax.devices()) >= 8:
@@ -37,9 +37,11 @@ def checks(world: World) -> Iterator[Check]:
         for name, (grouped, sections) in cuts.items():
             found = _update(side, case, grouped=grouped, sections=sections)
             measured = largest_distance(found[0], expected[0])
-            yield Check.of(f"invariance: gradient, {name}, {side.name}", case.family, "groups at once", measured, BOUND)
+            yield Check.of(
+                "invariance", f"gradient, {name}, {side.name}", case.family, "groups at once", measured, BOUND
+            )
             measured = largest_relative({"grad_norm": found[1]}, {"grad_norm": expected[1]})
-            yield Check.of(f"invariance: norm, {name}, {side.name}", case.family, "groups at once", measured, BOUND)
+            yield Check.of("invariance", f"norm, {name}, {side.name}", case.family, "groups at once", measured, BOUND)
 
 
 def _update(

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 
 import creason_jax.learner.loss
-import creason_jax.model.logprobs
 import creason_torch.learner.loss
-import creason_torch.model.logprobs
 from creason_jax.model import group_attention as jax_attention
 from creason_torch.model.attention import group_attention as torch_attention
 from parity import reference
@@ -48,44 +46,46 @@ def checks(world: World) -> Iterator[Check]:
     """Precision, log-softmax, KL of tiny differences, attention, every loss with its gradient."""
     wanted = {"jax": "highest", "torch": "highest"}
     pinned = {"jax": jax.config.values["jax_default_matmul_precision"], "torch": torch.get_float32_matmul_precision()}
-    yield Check.of("operations: precision of float32 products", "all", "highest", unequal(pinned, wanted), 0)
-    yield from _log_softmax()
-    yield from _small_kl()
+    yield Check.of("operations", "precision of float32 products", "all", "highest", unequal(pinned, wanted), 0)
+    yield from _log_softmax(world)
+    yield from _small_kl(world)
     yield from _attention()
     yield from _losses(world)
 
 
-def _log_softmax() -> Iterator[Check]:
+def _log_softmax(world: World) -> Iterator[Check]:
     """From the same logits, rounded to bfloat16 as a bfloat16 head gives them."""
     rng = generator(0, "parity", "logits")
     logits = torch.from_numpy(rng.normal(0, 4, (64, 2_048))).bfloat16()
     targets = rng.integers(0, 2_048, 64)
     expected = logits.double().log_softmax(-1)[torch.arange(64), torch.from_numpy(targets)].numpy()
     wide = logits.float()
+    jax_side, torch_side = world.sides
     found = {
-        "jax": creason_jax.model.logprobs.target_logprobs(jnp.asarray(wide.numpy()), jnp.asarray(targets)),
-        "torch": creason_torch.model.logprobs.target_logprobs(wide, torch.from_numpy(targets)).numpy(),
+        "jax": jax_side.target_logprobs(jnp.asarray(wide.numpy()), jnp.asarray(targets)),
+        "torch": torch_side.target_logprobs(wide, torch.from_numpy(targets)).numpy(),
     }
     for side, values in found.items():
         measured = largest_difference({"token": values}, {"token": expected}, unit=NATS)
-        yield Check.of(f"operations: log-softmax, {side}", "all", "float64", measured, 3e-6)
+        yield Check.of("operations", f"log-softmax, {side}", "all", "float64", measured, 3e-6)
     yield Check.of(
-        "operations: log-softmax", "all", "torch",
+        "operations", "log-softmax", "all", "torch",
         largest_difference({"token": found["jax"]}, {"token": found["torch"]}, unit=NATS), 3e-6,
     )  # fmt: skip
 
 
-def _small_kl() -> Iterator[Check]:
+def _small_kl(world: World) -> Iterator[Check]:
     """k3 of a difference of 1e-4 nats, which exp(d) - 1 - d loses to rounding."""
     d = np.float32(1e-4)
     expected = {"k3": np.expm1(np.float64(d)) - np.float64(d)}
+    jax_side, torch_side = world.sides
     found = {
-        "jax": creason_jax.learner.loss.kl_estimate(jnp.zeros(1), jnp.full(1, d), "k3")[0],
-        "torch": creason_torch.learner.loss.kl_estimate(torch.zeros(1), torch.full((1,), float(d)), "k3")[0].numpy(),
+        "jax": jax_side.kl_estimate(jnp.zeros(1), jnp.full(1, d), "k3")[0],
+        "torch": torch_side.kl_estimate(torch.zeros(1), torch.full((1,), float(d)), "k3")[0].numpy(),
     }
     for side, value in found.items():
         yield Check.of(
-            f"operations: small KL, {side}", "all", "float64", largest_relative({"k3": value}, expected), 0.02
+            "operations", f"small KL, {side}", "all", "float64", largest_relative({"k3": value}, expected), 0.02
         )
 
 
@@ -113,7 +113,7 @@ def _attention() -> Iterator[Check]:
     exact = _exact_attention(q, k, v, valid, layout, weights)
     for side, gradients in found.items():
         measured = largest_difference(dict(zip("qkv", gradients)), dict(zip("qkv", exact)))
-        yield Check.of(f"operations: gradient of attention, {side}", "all", "float64", measured, 1e-5)
+        yield Check.of("operations", f"gradient of attention, {side}", "all", "float64", measured, 1e-5)
 
 
 def _exact_attention(
@@ -154,14 +154,14 @@ def _losses(world: World) -> Iterator[Check]:
         for side, objective in (("jax", _jax_objective), ("torch", _torch_objective)):
             value, gradients[side] = objective(scored, batch, config.grpo, reference.divisor(batch, config))
             measured = largest_relative({"loss": value}, expected, sizes=reference.sizes(batch))
-            yield Check.of(f"operations: loss {name}, {side}", "all", "float64", measured, 1e-6)
+            yield Check.of("operations", f"loss {name}, {side}", "all", "float64", measured, 1e-6)
         if not stops:  # central differences see no stopped gradient
             gradient = {"token": reference.objective_gradient(scored, batch, config)}
             for side, found in gradients.items():
                 measured = _over_norm(found, gradient["token"])
-                yield Check.of(f"operations: gradient of loss {name}, {side}", "all", "float64", measured, 1e-5)
+                yield Check.of("operations", f"gradient of loss {name}, {side}", "all", "float64", measured, 1e-5)
         yield Check.of(
-            f"operations: gradient of loss {name}", "all", "torch", _over_norm(gradients["jax"], gradients["torch"]), 1e-5
+            "operations", f"gradient of loss {name}", "all", "torch", _over_norm(gradients["jax"], gradients["torch"]), 1e-5
         )  # fmt: skip
 
 

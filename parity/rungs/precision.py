@@ -11,7 +11,7 @@ import torch
 from parity import reference
 from parity.check import NATS, Check, Measured, largest_distance, largest_step_error
 from parity.rungs.scoring import whole
-from parity.sides import SIDES, gradient, run_config
+from parity.sides import gradient, run_config
 from parity.world import World
 
 # How many times the other backend's error one may have. XLA's CPU backend keeps more of a bfloat16 product's bits than
@@ -34,7 +34,7 @@ def checks(world: World) -> Iterator[Check]:
     counted = case.batch().completion_mask > 0
     start, rate = reference.weights(case.network), config.optimizer.learning_rate
     errors: dict[str, dict[str, Measured]] = {"logprobs": {}, "gradient": {}}
-    for side in SIDES:
+    for side in world.sides:
         learner = side.learner(config, case.folder, steps=2)
         off = (learner.logprobs(case.batch(), "policy") - expected)[counted]
         typical = float(np.sqrt(np.mean(off**2)))
@@ -42,8 +42,10 @@ def checks(world: World) -> Iterator[Check]:
         learner.update(case.batch())
         errors["gradient"][side.name] = largest_distance(gradient(side, learner), exact.gradient)
         measured = largest_step_error(side.weights(learner), exact.weights, start, rate)
-        yield Check.of(f"precision: movement of the masters, {side.name}", case.family, "float64", measured, STEP_BOUND)
+        yield Check.of(
+            "precision", f"movement of the masters, {side.name}", case.family, "float64", measured, STEP_BOUND
+        )
     for what, found in errors.items():
         for name, other in (("jax", "torch"), ("torch", "jax")):
             bound = TIMES * found[other].value
-            yield Check.of(f"precision: bfloat16 {what}, {name}", case.family, "float64", found[name], bound)
+            yield Check.of("precision", f"bfloat16 {what}, {name}", case.family, "float64", found[name], bound)

@@ -1,4 +1,4 @@
-"""Rung 11: whole small runs: the same questions in the same order, and each run replayed by the other backend's learner."""
+"""Rung 12: whole small runs: the same questions in the same order, and each run replayed by the other backend's learner."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from configs import smoke
-from creason_jax.backend import Backend as JaxBackend
-from creason_jax.mesh import sharding
-from creason_torch.backend import Backend as TorchBackend
 from parity.check import Check, Measured, unequal
 from parity.world import World
 from shared.config import RunConfig, validate
@@ -33,7 +28,7 @@ def checks(world: World) -> Iterator[Check]:
     """A live run of each backend from one seed, then each recording on the other's learner."""
     config = _config(world)
     folder = world.folder / "runs"
-    backends = {"jax": _one_device(JaxBackend(config), config), "torch": TorchBackend(config)}
+    backends = {side.name: side.backend(config) for side in world.sides}
     run.run(config, backends["jax"], folder / "jax", progress=False)
     same = _from_the_policy_of(config, folder / "jax")
     run.run(same, backends["torch"], folder / "torch", progress=False)
@@ -48,8 +43,8 @@ def checks(world: World) -> Iterator[Check]:
         for names, bound in ((COMPARED, BOUND), (EXACT, 0.0)):
             worst = max((row for row in rows if row["metric"] in names), key=lambda row: row["relative"])
             measured = Measured(float(worst["relative"]), f"{worst['metric']} of step {worst['step']}", "relative")
-            what = f"runs: {', '.join(names)}, {recorded} run replayed by {name}"
-            yield Check.of(what, "smoke", f"{recorded} run", measured, bound)
+            what = f"{', '.join(names)}, {recorded} run replayed by {name}"
+            yield Check.of("runs", what, "smoke", f"{recorded} run", measured, bound)
         for metric in ("loss", "reward"):
             curves = {f"{recorded} run": tables["live"][metric], f"replayed by {name}": tables["replay"][metric]}
             world.curves[f"{metric} of the {recorded} run and of its replay"] = {
@@ -75,12 +70,6 @@ def _from_the_policy_of(config: RunConfig, workdir: Path) -> RunConfig:
     return dataclasses.replace(config, data=data, model=model)
 
 
-def _one_device(backend: Any, config: RunConfig) -> Any:
-    """The backend on the first device only: a small run gains nothing from pretended ones."""
-    backend.mesh = sharding.make_mesh(config.jax, jax.devices()[:1])
-    return backend
-
-
 def _same_questions(folder: Path) -> Iterator[Check]:
     """Questions and rendered prompts of every step; what both engines sampled in the first, which starts from equal weights.
 
@@ -94,10 +83,10 @@ def _same_questions(folder: Path) -> Iterator[Check]:
             batch, _, ids = reader.read(step)
             found[f"questions of step {step}"] = ids
             found[f"prompts of step {step}"] = batch.tokens[:, : batch.layout.prompt]
-    yield Check.of("runs: question order and token ids of prompts", "smoke", "torch", unequal(*asked), 0)
+    yield Check.of("runs", "question order and token ids of prompts", "smoke", "torch", unequal(*asked), 0)
     firsts = [reader.read(0)[0] for reader in readers]
     sampled = [completion_view(batch.tokens, batch.layout) for batch in firsts]
     different = (sampled[0] != sampled[1]).any(axis=1)
     first = f"completion {int(different.argmax())}" if different.any() else ""
     measured = Measured(float(different.mean()), first, "share")
-    yield Check.of("runs: completions of the first step that differ", "smoke", "torch", measured, FEW)
+    yield Check.of("runs", "completions of the first step that differ", "smoke", "torch", measured, FEW)

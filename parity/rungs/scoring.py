@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 
 from parity import recorded, reference
 from parity.check import NATS, Check, largest_difference, unequal
-from parity.sides import SIDES, run_config
+from parity.sides import run_config
 from parity.world import Case, World
 from shared import grpo
+from shared.policy import weight_files
 
 BOUND = 1e-5  # nats
 PADDING = (1, 17)  # positions more between a prompt and its completions
@@ -22,24 +23,24 @@ PADDING = (1, 17)  # positions more between a prompt and its completions
 def checks(world: World) -> Iterator[Check]:
     """Each family on both sides against float64; layouts of the first family against each other."""
     for family in world.families:
-        yield from _family(world.case(family))
-    yield from _layouts(world.case())
+        yield from _family(world, world.case(family))
+    yield from _layouts(world, world.case())
 
 
-def _family(case: Case) -> Iterator[Check]:
-    stored = load_file(case.folder / "model.safetensors")
+def _family(world: World, case: Case) -> Iterator[Check]:
+    stored = load_file(case.folder / weight_files.SINGLE)
     with torch.no_grad():
         expected = reference.logprobs(case.network, case.batch()).numpy()
     found = {}
-    for side in SIDES:
+    for side in world.sides:
         learner = side.learner(run_config(), case.folder, steps=1)
         measured = unequal(side.weights(learner), stored)
-        yield Check.of(f"scoring: weights as loaded, {side.name}", case.family, "the file", measured, 0)
+        yield Check.of("scoring", f"weights as loaded, {side.name}", case.family, "the file", measured, 0)
         found[side.name] = by_completion(learner.logprobs(case.batch(), "policy"), case)
         measured = largest_difference(found[side.name], by_completion(whole(expected, case), case), unit=NATS)
-        yield Check.of(f"scoring: logprobs, {side.name}", case.family, "float64", measured, BOUND)
+        yield Check.of("scoring", f"logprobs, {side.name}", case.family, "float64", measured, BOUND)
     measured = largest_difference(found["jax"], found["torch"], unit=NATS)
-    yield Check.of("scoring: logprobs", case.family, "torch", measured, BOUND)
+    yield Check.of("scoring", "logprobs", case.family, "torch", measured, BOUND)
 
 
 def whole(scored: np.ndarray, case: Case) -> np.ndarray:
@@ -55,10 +56,10 @@ def by_completion(scored: np.ndarray, case: Case) -> dict[str, Any]:
     return {f"question {i // layout.group}, completion {i % layout.group}": row for i, row in enumerate(view)}
 
 
-def _layouts(case: Case) -> Iterator[Check]:
+def _layouts(world: World, case: Case) -> Iterator[Check]:
     """A row for each completion, and prompts padded further, change nothing."""
     batch = case.batch()
-    for side in SIDES:
+    for side in world.sides:
         learner = side.learner(run_config(), case.folder, steps=1)
         together = grpo.completion_view(learner.logprobs(batch, "policy"), batch.layout)
         apart = grpo.separate_rows(batch)
@@ -68,4 +69,4 @@ def _layouts(case: Case) -> Iterator[Check]:
             scored = learner.logprobs(padded, "policy")
             found[f"prompts padded by {more}"] = grpo.completion_view(scored, padded.layout)
         measured = largest_difference(found, dict.fromkeys(found, together), unit=NATS)
-        yield Check.of(f"scoring: layouts, {side.name}", case.family, "group rows", measured, BOUND)
+        yield Check.of("scoring", f"layouts, {side.name}", case.family, "group rows", measured, BOUND)

@@ -15,6 +15,7 @@ import openpyxl
 from openpyxl.utils import range_boundaries
 from openpyxl.utils.exceptions import InvalidFileException
 
+from shared.cohorts.private_openpyxl import sheet_xml
 from shared.errors import InputError
 
 # The exceptions that openpyxl raises for a file that is damaged or no workbook.
@@ -76,17 +77,12 @@ def _read(path: Path, book: Any, merged: bool) -> tuple[str, list[list[Any]], li
     where = f"{path}, sheet {sheet.title!r}"
     sheet.reset_dimensions()  # some programs store a size that is too small, and openpyxl would not read beyond it
     rows = [list(row) for row in sheet.iter_rows(values_only=True)]
-    formulas, ranges = _marks(where, _source(book, sheet))
+    formulas, ranges = _marks(where, sheet_xml(book, sheet))
     if formulas:
-        _refuse_uncalculated(where, _source(book, sheet), computed=not book.calculation.fullCalcOnLoad)
+        _refuse_uncalculated(where, sheet_xml(book, sheet), computed=not book.calculation.fullCalcOnLoad)
     if not merged:
         _refuse_merged(where, rows, ranges)
     return sheet.title, _even(rows), _notes(path, sheet, book.worksheets)
-
-
-def _source(book: Any, sheet: Any) -> IO[bytes]:
-    # openpyxl has no public function for the XML of a sheet.
-    return book._archive.open(sheet._worksheet_path)
 
 
 def _even(rows: list[list[Any]]) -> list[list[Any]]:

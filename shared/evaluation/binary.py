@@ -12,11 +12,11 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from shared.errors import InputError
+from shared.questions.intervals import CONFIDENCE
 from shared.questions.record import LETTERS, Question
 from shared.randomness import generator
 
 BINS = 10
-CONFIDENCE = 0.95
 YES, NO = "yes", "no"
 
 

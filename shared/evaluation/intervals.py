@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from shared.questions.intervals import CONFIDENCE
 from shared.randomness import generator
 
-CONFIDENCE = 0.95
 RESAMPLES_AT_ONCE = 128  # bounds the memory of the bootstrap: this many rows, an integer for each patient
 
 

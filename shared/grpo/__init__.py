@@ -5,6 +5,8 @@ NumPy only. Both backends build their batches here and must match the objective 
 
 from shared.grpo.advantages import advantages, completion_masks, uniform_groups
 from shared.grpo.batch import (
+    ARRAYS,
+    OPTIONAL_ARRAYS,
     GroupBatch,
     GroupLayout,
     completion_view,
@@ -26,6 +28,8 @@ from shared.grpo.objective import (
 )
 
 __all__ = [
+    "ARRAYS",
+    "OPTIONAL_ARRAYS",
     "GroupBatch",
     "GroupLayout",
     "Sums",

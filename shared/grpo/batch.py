@@ -10,6 +10,10 @@ import numpy as np
 
 from shared.errors import InputError
 
+# What one update needs of a batch, all `[batch, time]`, and what may be None in one.
+ARRAYS = ("tokens", "positions", "groups", "completion_mask", "advantages")
+OPTIONAL_ARRAYS = ("rollout_logprobs", "old_logprobs", "ref_logprobs")
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupLayout:

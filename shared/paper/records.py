@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-MASK = "[MASK]"
+from shared.questions.record import MASK
+
 HOSPITAL = "[Derived variable/Hospital factor]"
 HOSPITAL_FIRST = "[Baseline Characteristics/Hospital Information]"
 ID = "Unique ID"

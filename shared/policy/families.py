@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+MODEL_CONFIG = "config.json"  # the file in a model's folder that names its family and its sizes
 # Our name of a layer's norm -> Hugging Face's.
 NORMS_BEFORE = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
 NORMS_AFTER = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from shared.policy.families import FAMILIES, POSITIONS
+from shared.policy.families import FAMILIES, MODEL_CONFIG, POSITIONS
 from shared.policy.section import ModelConfig
+from shared.policy.weight_files import SINGLE
 from shared.randomness import generator
 from shared.storage import files
 
@@ -21,8 +22,8 @@ def write_model(model: ModelConfig, out: Path, *, vocab_size: int, bos: int, eos
 
     `bos`, `eos` and `pad` are token ids. The weights are those of `random_weights`.
     """
-    save_file(random_weights(model, vocab_size, seed), out / "model.safetensors", metadata={"format": "pt"})
-    files.write_json(out / "config.json", hugging_face_config(model, vocab_size, bos=bos, eos=eos, pad=pad))
+    save_file(random_weights(model, vocab_size, seed), out / SINGLE, metadata={"format": "pt"})
+    files.write_json(out / MODEL_CONFIG, hugging_face_config(model, vocab_size, bos=bos, eos=eos, pad=pad))
 
 
 def hugging_face_config(model: ModelConfig, vocab_size: int, *, bos: int, eos: int, pad: int) -> dict[str, Any]:

@@ -10,15 +10,14 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from shared.errors import InputError
+from shared.errors import InputError, reason
+from shared.policy.families import MODEL_CONFIG
 from shared.storage import files
 
 PAD, START, SEPARATOR, END = "<|pad|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"
-CONFIG_FILE = "config.json"
 TEXT_CONFIG = "text_config"  # the part of config.json for the language model inside a larger model
 # The folders of models in the work directory of a run.
 WORKDIR_MODELS = (("trained", "after training"), ("policy", "before training"), ("initial", "before training"))
-REASON_LENGTH = 200  # at most so many characters of a library's message are shown
 VOCAB_MULTIPLE = 64  # the vocabulary size is rounded up to a multiple, so that it can be divided over devices
 
 # Regular expressions for the pieces into which a text is split before merges; merges never join two pieces. A piece may be a
@@ -109,8 +108,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         # The library raises a plain Exception for a file that it cannot read.
         if type(error) is not Exception and not isinstance(error, (AttributeError, KeyError, TypeError, ValueError)):
             raise
-        reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
-        raise InputError(f"{folder}: its tokenizer cannot be read ({reason}); copy the model's folder again") from error
+        raise InputError(
+            f"{folder}: its tokenizer cannot be read ({reason(error)}); copy the model's folder again"
+        ) from error
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         raise InputError(f"{folder}: of the tokenizer's chat templates none is called default; name one so")
     if not tokenizer.chat_template:
@@ -158,7 +158,7 @@ def end_tokens(folder: Path) -> dict[int, str]:
     Raises InputError if a file or a field holds something else.
     """
     field_of_token: dict[int, str] = {}
-    for name in ("generation_config.json", CONFIG_FILE):
+    for name in ("generation_config.json", MODEL_CONFIG):
         if not (folder / name).is_file():
             continue
         values = files.read_json_object(folder / name)
@@ -182,9 +182,9 @@ def embedding_rows(folder: Path) -> int | None:
 
     Raises InputError if pad_token_id is not below this number: PyTorch's embedding refuses it, and it is not needed here.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / MODEL_CONFIG).is_file():
         return None
-    values = files.read_json_object(folder / CONFIG_FILE)
+    values = files.read_json_object(folder / MODEL_CONFIG)
     nested = values.get(TEXT_CONFIG)
     stated = {name: value for name, value in values.items() if value is not None}
     fields = (nested if isinstance(nested, dict) else {}) | stated
@@ -193,7 +193,7 @@ def embedding_rows(folder: Path) -> int | None:
         return None
     if type(pad) is int and pad >= rows:
         raise InputError(
-            f"{folder / CONFIG_FILE}: pad_token_id is {pad}, and the model's embedding has {rows} rows; set it to null, "
+            f"{folder / MODEL_CONFIG}: pad_token_id is {pad}, and the model's embedding has {rows} rows; set it to null, "
             "padding is masked here"
         )
     return rows

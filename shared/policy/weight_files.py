@@ -13,6 +13,7 @@ import tensorstore  # noqa: F401  with it NumPy knows bfloat16
 from safetensors import SafetensorError, safe_open
 
 from shared.errors import InputError
+from shared.policy.families import MODEL_CONFIG
 from shared.storage import files
 
 SHARD_BYTES = 4 * 2**30  # the largest size of a file
@@ -69,10 +70,10 @@ def copy_config_and_tokenizer(source: Path, target: Path) -> None:
     states; with another dtype it would round the weights.
     """
     files.copy_companions(source, target)
-    config = files.read_json(target / "config.json")
+    config = files.read_json(target / MODEL_CONFIG)
     stored = {kind for _, _, kind in _headers(target)}
     widest = next(name for kind, name in DTYPES.items() if kind in stored)
-    files.write_json(target / "config.json", {**_with_dtype(config, widest), "torch_dtype": widest, "dtype": widest})
+    files.write_json(target / MODEL_CONFIG, {**_with_dtype(config, widest), "torch_dtype": widest, "dtype": widest})
 
 
 def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def places(folder: Path) -> dict[str, Path]:
 
 
 def _check_tied(folder: Path, file_of: dict[str, Path]) -> None:
-    config = folder / "config.json"
+    config = folder / MODEL_CONFIG
     if TIED not in file_of or EMBEDDING not in file_of or not config.is_file():
         return
     fields = files.read_json(config)

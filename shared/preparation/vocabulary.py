@@ -15,12 +15,12 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
-from shared.questions.record import LETTERS, Question
+from shared.questions.record import LETTERS, MASK, Question
 from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
 from shared.registry.store import Registry
 from shared.tasks.catalogue import TASKS
-from shared.tasks.denoising import MASK, shown_section
+from shared.tasks.denoising import shown_section
 
 MIN_PATIENTS = 10
 _NUMBER = re.compile(r"[-+]?[\d.:, -]*\d")  # digits are never merged: see `tokenizer.PIECES`

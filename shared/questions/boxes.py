@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 
 RULES = ("strict_first", "lenient_last")
-LETTERS = "ABCDE"
+LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: registry, e)
 
 _STRICT = re.compile(r"\\boxed\{([A-E])\}")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")

@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from shared.errors import InputError
 from shared.options.checks import is_day
 from shared.policy.tokenizer import load_tokenizer
+from shared.questions.boxes import THINK, THOUGHT
 from shared.questions.prompts import PREFILL, SWITCHES, SYSTEM_PROMPT, PromptStyle, chat_text, render
+from shared.questions.turns import ANSWERED
 from shared.storage import buckets, files
 
 if TYPE_CHECKING:
@@ -29,9 +31,8 @@ if TYPE_CHECKING:
 PROMPTS_FILE = "prompts.json"
 EVALUATION_FILE = "evaluation_prompts.json"  # in a folder of answers; another name, since that folder may be a run's
 AUTO = "auto"
-THINK, THOUGHT = "<think>", "</think>"
 # Texts of a trial dialogue, which templates do not change.
-ASKED, REASONED, ANSWERED, AGAIN = "First question.", "Some reasoning.", "Some answer.", "Second question."
+ASKED, REASONED, AGAIN = "First question.", "Some reasoning.", "Second question."
 MOMENTS = ("2001-01-01T00:00:00", "2002-03-05T13:45:59")  # two moments that differ in every date and time format
 DAY_BITS = 22  # the ordinal number of any day has at most so many bits
 

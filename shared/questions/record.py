@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -16,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import InputError
+from shared.questions.boxes import LETTERS
 from shared.randomness import generator
 from shared.storage import buckets, files
 
-LETTERS = "ABCDE"  # the reward and the forced-choice evaluation know no others (spec: registry, e)
 CHOICE = "choice"
 KINDS = (CHOICE,)  # what an answer may be: a letter among choices
+MASK = "[MASK]"  # stands in a record in place of the value that is asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,12 +150,6 @@ def question_at(questions: Sequence[Question], seed: int, position: int) -> Ques
     return questions[int(_permutation(len(questions), seed, epoch)[index])]
 
 
-_permutations: dict[tuple[int, int, int], object] = {}
-
-
-def _permutation(size: int, seed: int, epoch: int):
-    key = (size, seed, epoch)
-    if key not in _permutations:
-        _permutations.clear()
-        _permutations[key] = generator(seed, "order", epoch).permutation(size)
-    return _permutations[key]
+@functools.lru_cache(maxsize=1)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return generator(seed, "order", epoch).permutation(size)

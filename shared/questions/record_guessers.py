@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.stats import binom
 from threadpoolctl import threadpool_limits
 
-from shared.questions.record import LETTERS, Question
+from shared.questions.record import LETTERS, MASK, Question
 from shared.registry.dates import days
 from shared.registry.features import as_number
 from shared.registry.relations import arithmetic
@@ -33,7 +33,6 @@ LEAST_ROWS = 8  # with fewer questions nothing is decided
 MOST_DATES = 30  # columns of dates that are paired; of more, those that most records have
 SOLVED = 0.6
 NEIGHBOURS = 3
-MASK = "[MASK]"
 
 Line = tuple[str, str]  # the section and the name of a line of a record
 Record = dict[Line, str]

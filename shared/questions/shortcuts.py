@@ -24,11 +24,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from shared.questions.intervals import CONFIDENCE
 from shared.questions.record import LETTERS, Question
 from shared.questions.record_guessers import read_records
 from shared.registry.features import as_number
 
-CONFIDENCE = 0.95  # of the interval that is shown for each guesser
 FALSE_ALARM = 0.01  # the probability that any of the sets that are judged together fails although it has no shortcut
 BOOSTED_QUESTIONS = 5_000  # the guesser with boosted trees reads at most so many questions
 FOLDS = 5  # of the cross-validation of boosted trees

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.api import guess_datetime_format
 
+HOUR, DAY = 3_600, 86_400  # seconds
+YEAR = 365.25  # days
 READ_SHARE = 0.9  # this share of a column's distinct texts must be dates; the others may mean that a date is unknown
 GUESSED_TEXTS, TRIED_FORMATS = 40, 8  # at most: texts whose format is guessed, and formats that are tried on all texts
 MICROSECONDS_A_DAY = 86_400e6

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from shared.randomness import generator
 from shared.registry.dates import days
 from shared.registry.features import Feature, numbers_of
+from shared.registry.leakage import MAX_BINS, MAX_ROWS, MIN_BINS, ROWS_IN_CELL
 from shared.registry.statistics import ValueStatistics
 from shared.registry.sums import of_several
 
@@ -29,8 +30,6 @@ FALSE_ALARM = 1e-3  # the probability that any unrelated pair of one registry is
 EXACT = 0.95  # two numbers compute a third if they explain at least this share of its variance
 GAIN = 0.25  # and if they leave at most this share of the variance that the better of the two alone leaves unexplained
 LEAST_ROWS = 12  # fewer rows with all values decide nothing
-MAX_ROWS = 2_000
-MAX_BINS, MIN_BINS, ROWS_IN_CELL = 8, 3, 5  # as in `leakage`
 WORK = (
     4e11  # the search over all pairs samples rows to need at most so many multiplications; then all rows confirm a pair
 )

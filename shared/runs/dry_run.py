@@ -20,6 +20,7 @@ import numpy as np
 from shared.backend import Backend, Workload
 from shared.config import RunConfig
 from shared.errors import InputError
+from shared.policy.families import MODEL_CONFIG
 from shared.policy.initial import hugging_face_config
 from shared.policy.tokenizer import embedding_rows, load_tokenizer, special_tokens
 from shared.preparation import inputs, prepare
@@ -118,7 +119,7 @@ def architecture(config: RunConfig, sample: Sample | None, temporary: Path) -> P
     if path:
         if buckets.is_address(path):
             raise InputError(f"model.path = {path!r} is copied as the run begins, and not looked at before")
-        if not (Path(path) / "config.json").is_file():
+        if not (Path(path) / MODEL_CONFIG).is_file():
             raise InputError(f"model.path = {path!r}: no config.json there")
         return Path(path)
     folder = temporary / "model"
@@ -128,7 +129,7 @@ def architecture(config: RunConfig, sample: Sample | None, temporary: Path) -> P
         special = special_tokens(load_tokenizer(folder), folder)
         size, tokens = special.vocab_size, {"bos": special.bos, "eos": special.eos, "pad": special.pad}
     folder.mkdir(exist_ok=True)
-    files.write_json(folder / "config.json", hugging_face_config(config.model, size, **tokens))
+    files.write_json(folder / MODEL_CONFIG, hugging_face_config(config.model, size, **tokens))
     return folder
 
 

@@ -28,7 +28,7 @@ from shared.questions import prompt_style
 from shared.report import evaluation_origin
 from shared.report.evaluation_page import write_page
 from shared.runs import model_answers
-from shared.runs.kept import REQUEST_FILE, check_request, digest
+from shared.runs.kept import COMPLETIONS_FILE, REQUEST_FILE, check_request, digest
 from shared.storage import files
 
 SUMMARY_FILE, PAGE_FILE = "summary.json", "evaluation.html"
@@ -140,5 +140,5 @@ def _write(options: EvaluationOptions, summary: dict[str, Any], *, backend: str 
         title=f"Evaluation of {evaluation_origin.model_name(options)}",
         made=evaluation_origin.origin(options, request, backend=backend, command=command),
         names=evaluation_origin.feature_names(options),
-        examples=evaluation_origin.examples(out / model_answers.COMPLETIONS) if options.show_examples else (),
+        examples=evaluation_origin.examples(out / COMPLETIONS_FILE) if options.show_examples else (),
     )

@@ -20,6 +20,7 @@ from shared.errors import InputError
 from shared.storage import files
 
 REQUEST_FILE = "request.json"
+COMPLETIONS_FILE = "completions.jsonl"  # records and answers as text
 PARTS = "parts"
 BLOCKS, BLOCK_BYTES = 64, 65_536  # how many pieces of a large file are read, and how many bytes each
 WHOLE_BYTES = 2**24  # a file of at most so many bytes is read whole

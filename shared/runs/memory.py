@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
+USED = 0.95  # fraction of an accelerator's free memory that is used: an allocator cannot fill the last gaps
 # Libraries, compilers and the rest of the machine need memory, too: this part of the free memory, and at least so many bytes,
 # are not used.
 RESERVED_PART, RESERVED_BYTES = 0.1, 256 * 2**20

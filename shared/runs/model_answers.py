@@ -32,12 +32,12 @@ from shared.questions.prompts import PromptStyle
 from shared.questions.record import Question
 from shared.report.words import duration
 from shared.runs import model_engine
-from shared.runs.kept import REQUEST_FILE, Kept, digest, model_digest
+from shared.runs.kept import COMPLETIONS_FILE, REQUEST_FILE, Kept, digest, model_digest
 from shared.storage import files
 from shared.tasks.prompts import prompt_tokens
 
 ANSWERS, BOXED, ENGINE = "answers.parquet", "boxed.parquet", "engine.json"
-COMPLETIONS, SAMPLES = "completions.jsonl", "samples.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ def _collected(evaluation: ModelEvaluation, kept: Kept) -> tuple[list[Answer], l
         boxed = _by_rule(evaluation, [row.boxed for row in rows if row.boxed is not None])
         write_answers(out / BOXED, boxed)
     if options.completions:
-        files.write_json_lines(out / COMPLETIONS, [row.text for row in rows])
+        files.write_json_lines(out / COMPLETIONS_FILE, [row.text for row in rows])
     if options.completions and options.samples > 1:
         samples = [{"id": row.answer.question_id, **sample} for row in rows for sample in row.samples or ()]
         files.write_json_lines(out / SAMPLES, samples)

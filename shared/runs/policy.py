@@ -8,6 +8,7 @@ from pathlib import Path
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.policy import weight_files
+from shared.policy.families import MODEL_CONFIG
 from shared.policy.initial import write_model
 from shared.policy.tokenizer import load_tokenizer, special_tokens, train_tokenizer
 from shared.preparation import inputs
@@ -27,7 +28,7 @@ ROLES = ("system", "user", "assistant")
 
 def check_policy(config: RunConfig) -> None:
     """Raise InputError where the model that is named is not there, or not whole. Called before anything is made."""
-    if config.model.path and not buckets.is_file(buckets.join(config.model.path, "config.json")):
+    if config.model.path and not buckets.is_file(buckets.join(config.model.path, MODEL_CONFIG)):
         raise InputError(
             f"model.path = {config.model.path!r}: no config.json there; give a Hugging Face model directory"
         )

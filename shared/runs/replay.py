@@ -19,6 +19,7 @@ from shared.backend import Backend, Learner, check_tokens
 from shared.config import RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
+from shared.policy.families import MODEL_CONFIG
 from shared.policy.tokenizer import embedding_rows
 from shared.preparation import inputs
 from shared.preparation.inputs import Digests, Inputs
@@ -111,7 +112,7 @@ class Recording:
             check_policy(config)
             return policy_folder(config, workdir)
         policy = policy_folder(self.config, self.workdir)
-        if not (policy / "config.json").is_file():
+        if not (policy / MODEL_CONFIG).is_file():
             raise InputError(f"{policy}: the policy that the recorded run started from is not there; put it back")
         return policy
 

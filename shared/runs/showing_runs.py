@@ -17,13 +17,12 @@ from shared.questions.prompts import decode
 from shared.questions.record import Question, read_questions
 from shared.review.review import read_replies
 from shared.runs import showing
+from shared.runs.kept import COMPLETIONS_FILE
 from shared.runs.replay import started_from
 from shared.runs.showing import Selection
 from shared.runs.workdir import CONFIG_FILE, REPLAY_FILE, question_files, read_config
 from shared.storage import buckets, files
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
-
-COMPLETIONS = "completions.jsonl"  # of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +41,8 @@ def lines(workdir: Path, selection: Selection, *, step: int | None, width: int) 
     With `step` the completions of that step, else the examples of the evaluations and the newest step that was recorded.
     Raises InputError where there is nothing to show, and where a file is damaged.
     """
-    if (workdir / COMPLETIONS).is_file() and step is None:
-        replies = read_replies(workdir / COMPLETIONS).values()
+    if (workdir / COMPLETIONS_FILE).is_file() and step is None:
+        replies = read_replies(workdir / COMPLETIONS_FILE).values()
         examples = [_Example(reply.id, reply.question, reply.answer, {"": reply.completion}) for reply in replies]
         yield from _examples(examples, {}, selection, width)
         return

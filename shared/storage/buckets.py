@@ -19,10 +19,9 @@ from fsspec.callbacks import Callback
 from fsspec.registry import known_implementations
 from tqdm import tqdm
 
-from shared.errors import InputError
+from shared.errors import InputError, reason
 from shared.storage import files
 
-REASON_LENGTH = 200  # at most so many characters of a library's message are shown
 MODEL_FILES = (
     ".safetensors",
     ".json",
@@ -74,10 +73,9 @@ def understood(address: Path | str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{address}: no such object or bucket; check the address") from error
     except failures() as error:
-        reason = " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
         raise InputError(
-            f"{address}: not accessible ({reason}); check the address, and that this machine may use it (Google: its service "
-            "account, or gcloud auth application-default login; S3: AWS_PROFILE or AWS_ACCESS_KEY_ID)"
+            f"{address}: not accessible ({reason(error)}); check the address, and that this machine may use it (Google: its "
+            "service account, or gcloud auth application-default login; S3: AWS_PROFILE or AWS_ACCESS_KEY_ID)"
         ) from error
 
 

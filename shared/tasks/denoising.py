@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.errors import InputError
-from shared.questions.record import LETTERS, Question
+from shared.questions.record import LETTERS, MASK, Question
 from shared.randomness import generator
 from shared.registry.features import Feature
 from shared.registry.leakage import hidden_with, most_informative
@@ -25,7 +25,6 @@ from shared.tasks.rules import QuestionRules
 from shared.tasks.task import Task
 
 NAME = "denoising"
-MASK = "[MASK]"
 
 # Shown first, and under another name: what a hospital is comes before its patient.
 FIRST_SECTIONS = {"[Derived variable/Hospital factor]": "[Baseline Characteristics/Hospital Information]"}

@@ -10,14 +10,15 @@ import pandas as pd
 
 from shared.cohorts.mimic3.reference import question_names
 from shared.questions.record import LETTERS, Question
+from shared.registry.dates import HOUR
 from shared.registry.store import Registry
 from shared.tasks import timeline
 from shared.tasks.forecast_options import SEED, ColumnStatistics, Draws, column_statistics
 from shared.tasks.task import Task
 
 NAME = "measurement"
-AHEAD = 24 * timeline.HOUR
-LONGEST_GAP = 48 * timeline.HOUR  # a stay must be recorded for this long
+AHEAD = 24 * HOUR
+LONGEST_GAP = 48 * HOUR  # a stay must be recorded for this long
 NOT_ASKED = (*timeline.PATIENT, "Mechanical Ventilation")
 ASKS = "Q. What will the {name} value likely be 24 hours after the last records?"
 

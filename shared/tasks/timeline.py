@@ -10,10 +10,9 @@ import pandas as pd
 from shared.cohorts.mimic3 import final
 from shared.errors import InputError
 from shared.registry import patients
+from shared.registry.dates import HOUR, YEAR
 from shared.registry.store import Registry
 
-HOUR = 3600
-YEAR = 365.25
 PATIENT = ("Gender", "Age", "Readmission")  # shown once; everything else for every window
 COHORT = "mimic3"
 

@@ -19,18 +19,13 @@ import numpy as np
 import tensorstore
 
 from shared.errors import InputError
-from shared.grpo import GroupBatch, GroupLayout
+from shared.grpo import OPTIONAL_ARRAYS, GroupBatch, GroupLayout
 from shared.storage import files
 
 FORMAT = 1
 METADATA_FILE = "trajectories.json"
 STEPS_FOLDER = "steps"
 REWARDS = "rewards"
-OPTIONAL = (
-    "rollout_logprobs",
-    "old_logprobs",
-    "ref_logprobs",
-)  # where None in a batch: NaN on disk, and named in the marker
 DTYPES = {
     "tokens": "int32",
     "positions": "int32",
@@ -104,7 +99,7 @@ class TrajectoryWriter:
         content = {
             "step": step,
             "question_ids": list(question_ids),
-            "absent": [name for name in OPTIONAL if name not in arrays],
+            "absent": [name for name in OPTIONAL_ARRAYS if name not in arrays],
             "crc32": {name: _checksum(array) for name, array in arrays.items()},
             "notes": dict(notes or {}),
         }
@@ -124,7 +119,7 @@ class TrajectoryWriter:
         fields = {name: getattr(batch, name) for name in DTYPES if name != REWARDS} | {REWARDS: rewards}
         arrays = {}
         for name, value in fields.items():
-            if value is None and name in OPTIONAL:
+            if value is None and name in OPTIONAL_ARRAYS:  # NaN on disk, and named in the marker
                 continue
             expected = (rows, self._shape(name)[1])
             if np.shape(value) != expected:

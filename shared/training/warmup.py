@@ -25,7 +25,7 @@ from shared.grpo import GroupBatch, GroupLayout
 from shared.grpo.section import GrpoConfig
 from shared.policy.tokenizer import check_in_embedding, embedding_rows, special_tokens
 from shared.questions.prompts import PromptStyle, encode
-from shared.questions.record import LETTERS, Question
+from shared.questions.record import LETTERS, MASK, Question
 from shared.randomness import generator
 from shared.tasks.prompts import user_message
 from shared.training.metrics_log import MetricsWriter
@@ -34,7 +34,6 @@ from shared.training.progress import StepBar
 if TYPE_CHECKING:
     from shared.config import RunConfig
 
-MASK = "[MASK]"
 # Weights of tokens in the loss; a token of a record has 1.
 PROMPT_WEIGHT = 0.5  # of the prompt of a worked answer: the record in it is language too
 ANSWER_WEIGHT = 5.0  # of a worked answer: it has far fewer tokens than a record

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from creason_jax.checkpoint.checksums import checksums
 from creason_jax.mesh import sharding
-from creason_torch.checkpoint.orbax import checksum
+from creason_torch.checkpoint.from_jax import checksum
 from shared.config import JaxConfig
 
 # 1.0, 2.0 and -0.5 in float32 are 0x3f800000, 0x40000000 and 0xbf000000. With their places times 0x9e3779b1 they are

@@ -52,7 +52,7 @@ def kinds(tree: Any) -> set[str | None]:
 def without_weights(devices: Any, jax_options: dict[str, Any] | None = None, **options: Any) -> Learner:
     config = run_config(learner={"micro_batch_rows": 4} | options, jax={"mesh_fsdp": -1} | (jax_options or {}))
     mesh = sharding.make_mesh(config.jax, list(devices))
-    return Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    return Learner(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
 
 
 @pytest.fixture(scope="module")

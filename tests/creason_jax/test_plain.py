@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from creason_jax.backend import Backend
-from creason_jax.mesh import sharding
 from shared.backend import Completion
 from shared.errors import SyncError
 from shared.evaluation.engine_check import check_by_file, check_by_learner
@@ -33,10 +32,8 @@ COMPLETIONS = [Completion(some(length), np.zeros(length, np.float32), True) for 
 
 def started(folder: Any, **sections: Any) -> tuple[Any, Backend, Any]:
     config = run_config(rollout={"max_prompt_tokens": SWITCH - LIMIT, "max_new_tokens": LIMIT}, **sections)
-    backend = object.__new__(Backend)  # on some of the devices
-    backend.process, backend.processes = 0, 1
     ways = config.jax.mesh_data * config.jax.mesh_fsdp * config.jax.mesh_tensor
-    backend.mesh = sharding.make_mesh(config.jax, jax.devices()[:ways])
+    backend = Backend(config, devices=jax.devices()[:ways])
     engine = backend.engine(config, folder, stop_tokens=[3])
     backend.load(engine, folder)
     return config, backend, engine

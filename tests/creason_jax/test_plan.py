@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from creason_jax.learner.learner import Learner
 from creason_jax.mesh import memory, sharding
-from creason_jax.mesh.chips import CHIPS, GIB, SHAPES
+from creason_jax.mesh.chips import CHIPS, SHAPES
 from creason_jax.model import DecoderConfig, abstract_params
 from creason_jax.plan import plan as planning
 from creason_jax.plan import search, topology
@@ -29,6 +29,7 @@ from shared.backend import Sampling
 from shared.config import JaxConfig
 from shared.errors import InputError
 from shared.grpo import GroupLayout
+from shared.runs.memory import GIB
 from tests.support.tiny import run_config
 
 pytestmark = pytest.mark.slow
@@ -201,7 +202,7 @@ def abstract_and_real(mesh_axes):
 
 def test_a_learner_without_weights_compiles_what_a_learner_runs():
     config, mesh = abstract_and_real({"mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2})
-    learner = Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    learner = Learner(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
     layout = GroupLayout(prompt=16, group=2, completion=8)
     compiled = learner.lower_update(layout, 4).compile()
     per_device = memory.bytes_on_device(learner.state._replace(reference=None))
@@ -256,7 +257,7 @@ def test_decoding_over_tensor_gathers_no_weights_and_no_cache():
 
 def test_a_layers_parameters_are_gathered_once_in_each_pass():
     config, mesh = abstract_and_real({"mesh_fsdp": 8})
-    learner = Learner.without_weights(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    learner = Learner(config, MODEL, mesh, optimizer=config.optimizer, steps=4, reference=True)
     layout = GroupLayout(prompt=24, group=2, completion=20)  # no dimension of the model's
     cost = Program(learner.lower_update(layout, 8).compile().as_text()).cost()
     kernels = 7  # q, k, v, o, gate, up, down
@@ -491,7 +492,7 @@ def test_an_update_compiled_for_a_tpu_gathers_nobody_elses_rows():
         grpo={"questions_per_step": 8},
     )
     mesh = sharding.make_mesh(config.jax, list(topology.devices("v5e:2x4")))
-    learner = Learner.without_weights(config, model, mesh, optimizer=config.optimizer, steps=4, reference=True)
+    learner = Learner(config, model, mesh, optimizer=config.optimizer, steps=4, reference=True)
     layout = GroupLayout(prompt=4_096, group=2, completion=512)
     with jax.default_matmul_precision("default"):
         text = compiled_text(learner.lower_update(layout, 8))

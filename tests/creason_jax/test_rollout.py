@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,15 @@ class World:
         return load_params(self.folder, self.config, sharding.param_shardings(self.config, mesh or self.mesh))
 
     def engine(
-        self, mesh: jax.sharding.Mesh | None = None, grpo: dict[str, Any] | None = None, together: int = 0, **rollout
+        self,
+        mesh: jax.sharding.Mesh | None = None,
+        grpo: dict[str, Any] | None = None,
+        together: int = 0,
+        free_bytes: Callable[[], int] | None = None,
+        **rollout,
     ) -> Engine:
         config = run_config(rollout=ROLLOUT | rollout, grpo=grpo or {}, jax={"rollout_mesh_tensor": together})
-        engine = Engine(config, self.config, mesh or self.mesh, stop_tokens=self.stops)
+        engine = Engine(config, self.config, mesh or self.mesh, stop_tokens=self.stops, free_bytes=free_bytes)
         engine.load(self.params(mesh))
         return engine
 
@@ -277,16 +283,14 @@ def test_as_many_slots_as_the_memory_holds(world, short, sampled, caplog):
         for each in by_number
     )
     assert one < three
-    engine = world.engine(**asked, grpo={"questions_per_step": questions})
-    engine.free_bytes = lambda: three
+    engine = world.engine(**asked, grpo={"questions_per_step": questions}, free_bytes=lambda: three)
     assert engine.slots(SAMPLED) == questions > 3
     with caplog.at_level("WARNING"):  # which is shown
         found = engine.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
     assert_same(found, sampled)
     assert engine.slots(SAMPLED) == 3
     assert f"3 of {questions} slots fit" in caplog.text
-    full = world.engine(**asked, grpo={"questions_per_step": questions})
-    full.free_bytes = lambda: one - 1
+    full = world.engine(**asked, grpo={"questions_per_step": questions}, free_bytes=lambda: one - 1)
     for _ in range(2):  # asked again, it looks again
         with pytest.raises(InputError, match=r"holds no slot with a prompt of 40 and 3 x 12 new tokens; what helps: "):
             full.generate([world.prompts[i] for i in short], SAMPLED, world.uniforms[short])
@@ -300,7 +304,7 @@ def test_room_is_made_for_the_prompts_at_hand(world, short, sampled):
     engine.load(world.params())
     model, slots = world.config, len(short)
     assert (engine.slots(GREEDY), engine.prefill_width(GREEDY), engine.slots(SAMPLED)) == (slots, 2, 3)
-    caches = decoding.empty_slots(engine, engine._shape(GREEDY))
+    caches = decoding.empty_slots(engine.program, engine._shape(GREEDY))
     each = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * 4  # bytes of a token
     held = sum(leaf.nbytes for name in ("prompt_k", "prompt_v", "own_k", "own_v") for leaf in getattr(caches, name))
     assert held == slots * (32 + LIMIT) * each
@@ -313,17 +317,18 @@ def test_room_is_made_for_the_prompts_at_hand(world, short, sampled):
 
 def test_a_cpu_gives_what_the_machine_has_left(world, monkeypatch):
     """Free memory is asked of the machine, and a request beyond it takes fewer slots before anything is allocated."""
-    engine = world.engine(slots=400, prefill_batch=2, grpo={"questions_per_step": 400})
+    wanted = {"slots": 400, "prefill_batch": 2, "grpo": {"questions_per_step": 400}}
+    engine = world.engine(**wanted)
     left = 2**30
     monkeypatch.setattr("shared.runs.memory.free_bytes", lambda sharers: left // sharers)
     assert engine.free_bytes() == left
     assert memory.free_bytes(sharding.make_mesh(JaxConfig())) == left // 8 // 2**20 * 2**20
     assert engine.limit_slots(SAMPLED) and engine.slots(SAMPLED) == 400
     left = 8 * 2**20
-    engine._slots_that_fit.clear()
+    engine = world.engine(**wanted)
     assert engine._roughly_needed(SAMPLED) > left
     assert engine.limit_slots(SAMPLED) and 1 <= engine.slots(SAMPLED) < 400
-    assert engine._needed(SAMPLED) <= left
+    assert engine._needed(SAMPLED, engine.slots(SAMPLED)) <= left
 
 
 @pytest.mark.parametrize(("slots", "group", "prompt", "batch"), [(1, 1, 1_024, 2), (4, 8, 64, 4), (8, 1, 300, 16)])
@@ -332,7 +337,7 @@ def test_the_rough_estimate_is_never_too_small(world, slots, group, prompt, batc
     config = run_config(rollout=asked, grpo={"questions_per_step": slots})
     engine = Engine(config, world.config, world.mesh, stop_tokens=(3,))
     sampling = Sampling(group_size=group, temperature=0.9, max_new_tokens=24)
-    assert engine._needed(sampling) < engine._roughly_needed(sampling)
+    assert engine._needed(sampling, slots) < engine._roughly_needed(sampling)
 
 
 def test_prompts_are_spread_over_the_parts_of_the_mesh(engine):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from creason_jax.model.attention import MASKED
-from creason_jax.rollout.sampling import BELOW_ONE, draw, filtered
+from creason_jax.rollout.sampling import draw, filtered
+from shared.backend import BELOW_ONE
 from tests.support.sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 jitted = jax.jit(draw, static_argnames=("temperature", "top_k", "top_p", "min_p"))

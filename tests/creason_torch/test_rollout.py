@@ -119,18 +119,19 @@ def test_as_many_slots_as_the_memory_holds(world, engine, monkeypatch, caplog):
 
     monkeypatch.setattr(HfEngine, "_slots", counted)
     expected = engine.generate(world.prompts, SAMPLED, world.uniforms)
+    free = 2**30
+    monkeypatch.setattr("creason_torch.plan.memory.free_bytes", lambda device, sharers: free)
     other = world.engine("hf")
     each, prefill = other._of_slot(rollouts.LONGEST, SAMPLED), other._of_texts(1, rollouts.LONGEST)
-    other.free_bytes = lambda: prefill + 2 * each
+    free = prefill + 2 * each
     assert_same(other.generate(world.prompts, SAMPLED, world.uniforms), expected)
     assert widths == [3, 3, 1, 2, 2, 2, 1]
     assert "2 of 3 slots fit the memory" in caplog.text
-    other.free_bytes = lambda: prefill + each - 1
+    free = prefill + each - 1
     with pytest.raises(InputError, match=r"hold no group with a prompt of 300 and 3 x 12 new tokens; what helps: "):
         other.generate(world.prompts, SAMPLED, world.uniforms)
-    other.free_bytes = lambda: 2**20
+    free = 2**20
     with pytest.raises(InputError, match=r"its weights take \d+ MiB of the 1 MiB that are free"):
-        monkeypatch.setattr("creason_torch.plan.memory.free_bytes", lambda device, sharers: 2**20)
         world.engine("hf")
 
 

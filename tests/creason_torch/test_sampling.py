@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from creason_jax.rollout import sampling as jax_sampling
-from creason_torch.rollout.sampling import BELOW_ONE, draw, filtered
+from creason_torch.rollout.sampling import draw, filtered
+from shared.backend import BELOW_ONE
 from tests.support.sampling_laws import assert_frequencies, chi_square, filtered_law, softmax
 
 FILTERS = [

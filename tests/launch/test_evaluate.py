@@ -322,16 +322,22 @@ def test_capitals_of_yes_and_no_have_their_figures(tmp_path, evaluate):
 
 def test_with_its_defaults_room_is_made_for_the_questions_alone(root, tmp_path, monkeypatch, capfd):
     """No limit is given: ten prompts of some 100 tokens do not take 64 slots of 11,000 tokens."""
-    engines = []
+    engines, samplings = [], []
     generate = Engine.generate
-    monkeypatch.setattr(Engine, "generate", lambda self, *asked: (engines.append(self), generate(self, *asked))[1])
+
+    def noted(engine, prompts, sampling, uniforms):
+        engines.append(engine)
+        samplings.append(sampling)
+        return generate(engine, prompts, sampling, uniforms)
+
+    monkeypatch.setattr(Engine, "generate", noted)
     given = (f"--model={root / 'model'}", f"--questions={root / 'questions.parquet'}", f"--out={tmp_path / 'out'}")
     ended = here("evaluate", *given, "--max_new_tokens=40", "--bootstrap=100", monkeypatch=monkeypatch, capfd=capfd)
     assert ended.code == 0 and ended.err.startswith("warning: 10 of 10 answers hold no boxed letter")
     assert ended.err.count("\n") == 1
     (engine,) = set(engines)  # asked twice: for its check, and for the answers
     assert 64 < engine.workload.prompt_tokens <= engine.longest_prompt == 128
-    slots = {sampling.max_new_tokens: count for sampling, count in engine._slots_that_fit.items()}
+    slots = {sampling.max_new_tokens: engine.slots(sampling) for sampling in samplings}
     assert slots.pop(40) == 16  # ten, over eight devices
     assert list(slots) == [32]  # its check
     assert engine.config.longest_sequence == 9_040  # which chooses the rotation: that does not hang on the prompts

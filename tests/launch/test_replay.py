@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from creason_jax.backend import Backend as JaxBackend
-from creason_jax.mesh import sharding
 from creason_torch.backend import Backend as TorchBackend
 from launch import config_file
 from shared.backend import Backend
@@ -88,9 +87,7 @@ def a_config(kind: str, **changes) -> RunConfig:
 def backend_of(name: str, config: RunConfig) -> Backend:
     if name == "torch":
         return TorchBackend(config)
-    backend = JaxBackend(config)
-    backend.mesh = sharding.make_mesh(config.jax, jax.devices()[:1])  # as on a machine with one
-    return backend
+    return JaxBackend(config, devices=jax.devices()[:1])  # as on a machine with one
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_what_is_equal_is_at_distance_0(measure):
     ids=["nan", "missing", "too much", "another shape"],
 )
 def test_what_cannot_be_compared_does_not_pass(measure, found):
-    assert not Check.of("rung: x", "f", "y", measure(found, TWO), np.inf).passed
+    assert not Check.of("scoring", "x", "f", "y", measure(found, TWO), np.inf).passed
 
 
 def test_a_difference_from_nothing_is_infinite():
@@ -61,12 +61,12 @@ def test_a_difference_from_nothing_is_infinite():
 
 def test_excess_orders_checks():
     checks = [
-        Check.of("r: x", "f", "y", Measured(value, "", "nats"), bound)
+        Check.of("scoring", "x", "f", "y", Measured(value, "", "nats"), bound)
         for value, bound in ((0, 0), (1, 2), (3, 1), (1, 0))
     ]
     assert [check.excess for check in checks] == [0, 0.5, 3, np.inf]
     assert [check.passed for check in checks] == [True, True, False, False]
-    assert Check.of("r: x", "f", "y", Measured(np.nan, "", "nats"), 1.0).excess == np.inf
+    assert Check.of("scoring", "x", "f", "y", Measured(np.nan, "", "nats"), 1.0).excess == np.inf
 
 
 def test_movement_is_measured_in_learning_rates():

@@ -19,8 +19,10 @@ def test_the_exit_code_says_whether_all_is_well(fault, code, tmp_path):
     assert ended.code == code, ended.err
     rows = json.loads((tmp_path / "parity.json").read_text())
     assert all(row["passed"] for row in rows) == (not fault)
-    said = "Worst: contract: advantages (all, against closed form)" if fault else "checks are within their bounds"
-    assert said in ended.out and "contract: advantages" in ended.out
+    said = (
+        "Worst: rung 0 contract, advantages (all, against closed form)" if fault else "checks are within their bounds"
+    )
+    assert said in ended.out and "\n0 contract  advantages" in ended.out
 
 
 @pytest.mark.parametrize(

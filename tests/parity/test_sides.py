@@ -7,7 +7,7 @@ import pytest
 from parity import sides
 
 
-@pytest.mark.parametrize("side", sides.SIDES, ids=lambda side: side.name)
+@pytest.mark.parametrize("side", sides.Subject().sides, ids=lambda side: side.name)
 def test_both_engines_end_at_the_end_token_of_the_families(side, model, monkeypatch):
     monkeypatch.setattr(sides, "EOS", 17)
     sides.zero.start_processes()

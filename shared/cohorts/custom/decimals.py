@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.registry.features import as_number
 
-FEW_MARKS = 3  # a column of numbers may have at most so many other distinct texts, such as <0,3 or NA
+FEW_MARKS = 3  # a column of numbers may have at most so many other distinct texts, such as <0.3 or NA
 NAMED = 3  # at most so many columns are named in a note
 
 _WHOLE = re.compile(r"[+-]?\d+([eE][+-]?\d+)?")

@@ -11,7 +11,7 @@ from typing import Any
 from shared.cohorts.custom import guesses
 from shared.cohorts.custom.codebook import Line
 from shared.cohorts.custom.codes import YES, mixed_answers
-from shared.cohorts.custom.decimals import is_list, with_point
+from shared.cohorts.custom.decimals import FEW_MARKS, is_list, with_point
 from shared.cohorts.custom.table import check_decided
 from shared.cohorts.headers import MISSING_MARKS
 from shared.cohorts.tables import WORKBOOK_DIGITS, RawTable, id_text, is_single, is_workbook
@@ -19,7 +19,6 @@ from shared.registry.features import as_number
 from shared.registry.statistics import FEW_VALUES
 
 FEW_CODES = 10  # a column with at most so many distinct whole numbers is drafted as codes
-FEW_MARKS = 3  # a column of numbers may have at most so many other distinct texts, such as <0.3
 NAMED = 10  # at most so many columns are named in a message
 LONGEST_LABEL = 40  # characters: a column with a longer text is free text
 PROSE_WORDS = 4  # a column is free text too if half of its texts have at least so many words

@@ -15,15 +15,16 @@ import pandas as pd
 from shared.cohorts.custom.encodings import RAW, decoder
 from shared.cohorts.custom.sas_formats import DATES, MOMENTS, TIMES, base_of, meanings_of
 from shared.cohorts.custom.value_labels import with_labels
+from shared.cohorts.private_pandas import set_stata_formats, stata_columns
 from shared.cohorts.tables import RawTable, table_of
 from shared.errors import InputError
+from shared.registry.dates import DAY
 
 # The exceptions that pandas raises for a file that is damaged, or of another kind than its name says.
 UNREADABLE = (
     OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
 EPOCH = datetime.datetime(1960, 1, 1)  # Stata and SAS both count dates from here
-DAY = 86_400  # seconds
 SMALLEST = (
     1e-70  # smaller numbers are 0: pandas reads a 0 of a SAS transport file as 5.4e-79, which no such file can hold
 )
@@ -59,10 +60,13 @@ def read_package(path: Path, encoding: str, catalogue: Path | None = None) -> Ra
 
 def _stata(path: Path, encoding: str) -> RawTable:
     with pd.read_stata(path, iterator=True) as opened:
-        reader: Any = opened  # only private fields of pandas hold the format and the value labels of a column
+        reader: Any = opened
         about = dict(reader.variable_labels())
-        columns, kinds = list(reader._varlist), [fmt.replace("%-", "%") for fmt in reader._fmtlist]
-        reader._fmtlist = kinds  # without the "-" of left-aligned formats, which make pandas read dates as numbers
+        columns, formats, labels, version = stata_columns(reader)
+        kinds = [name.replace("%-", "%") for name in formats]
+        set_stata_formats(
+            reader, kinds
+        )  # without the "-" of left-aligned formats, which make pandas read dates as numbers
         for name, kind in zip(columns, kinds, strict=True):
             if kind.startswith(("%tC", "%tb")):
                 raise InputError(
@@ -70,10 +74,7 @@ def _stata(path: Path, encoding: str) -> RawTable:
                 )
         frame = reader.read(convert_categoricals=False)
         stored = reader.value_labels()
-        meanings = {
-            name: stored[label] for name, label in zip(columns, reader._lbllist, strict=True) if label in stored
-        }
-        version = reader._format_version
+        meanings = {name: stored[label] for name, label in zip(columns, labels, strict=True) if label in stored}
     notes = [
         f"{path.name}: column {name} holds {PERIODS[kind[1:3]]}; each is read as its first day"
         for name, kind in zip(columns, kinds, strict=True)

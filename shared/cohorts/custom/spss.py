@@ -14,9 +14,9 @@ from shared.cohorts.custom.sas_formats import UNREADABLE
 from shared.cohorts.custom.value_labels import with_labels
 from shared.cohorts.tables import RawTable, plain_name, table_of
 from shared.errors import InputError
+from shared.registry.dates import DAY
 
 EPOCH = datetime.datetime(1582, 10, 14)
-DAY = 86_400  # seconds
 
 # Names of SPSS formats, without widths. DATES, PERIODS, MOMENTS: seconds since EPOCH; TIMES: seconds since midnight.
 DATES = {"DATE", "ADATE", "EDATE", "JDATE", "SDATE"}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from shared.cohorts.mimic3 import reference
-from shared.cohorts.mimic3.patients import HOUR
+from shared.registry.dates import HOUR
 
 BEFORE, AFTER = 29 * HOUR, 53 * HOUR  # the window around the onset of infection, both ends included
 COLUMNS = reference.feature_names()

@@ -13,6 +13,7 @@ from shared.cohorts.mimic3.charting import chart
 from shared.cohorts.mimic3.cleaning import clean
 from shared.cohorts.mimic3.onset import onsets
 from shared.cohorts.mimic3.reading import Extracts
+from shared.registry.dates import HOUR
 
 ADULT_DAYS = 6_574
 CONSTANTS = {  # values that do not change during a stay: name in the window table -> name in demog
@@ -23,7 +24,7 @@ CONSTANTS = {  # values that do not change during a stay: name in the window tab
     "died_in_hosp": "morta_hosp",
     "mortality_90d": "morta_90",
 }
-NEAR_DEATH = 48 * patients.HOUR
+NEAR_DEATH = 48 * HOUR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,5 +111,5 @@ def _constants(stays: pd.DataFrame, last: pd.Series) -> pd.DataFrame:
         icustayid=stays["icustay_id"],
         presumed_onset=stays["onset"],
         died_within_48h_of_out_time=died_near_end.astype(float),
-        delay_end_of_record_and_discharge_or_death=(stays["dischtime"] - last) / patients.HOUR,
+        delay_end_of_record_and_discharge_or_death=(stays["dischtime"] - last) / HOUR,
     )

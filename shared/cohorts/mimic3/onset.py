@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from shared.cohorts.mimic3.patients import HOUR
+from shared.registry.dates import HOUR
 
 CULTURE_AFTER = 24 * HOUR  # the culture comes at most so long after the antibiotic
 CULTURE_BEFORE = 72 * HOUR  # the culture comes at most so long before the antibiotic

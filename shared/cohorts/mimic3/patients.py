@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-HOUR = 3600
-DAY = 24 * HOUR
+from shared.registry.dates import DAY, HOUR
+
 READMISSION_DAYS = 30
 SLACK = 48 * HOUR  # an antibiotic or a culture up to so long before or after a stay may belong to it
 

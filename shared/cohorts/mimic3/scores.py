@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-YEAR = 365.25
+from shared.registry.dates import YEAR
+
 OLDEST, SHIFTED_AGE = 150 * YEAR, 91.4 * YEAR  # MIMIC-III stores ages above 89 as about 300 years; they become 91.4
 EXTREME = 0.999  # the quantile at which the shock index is capped
 

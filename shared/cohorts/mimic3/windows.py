@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from shared.cohorts.mimic3.charting import COLUMNS, Charted
-from shared.cohorts.mimic3.patients import HOUR
+from shared.registry.dates import HOUR
 
 WIDTH = 4 * HOUR
 COUNT = 20  # windows of a stay

@@ -22,7 +22,6 @@ LATENTS: dict[str, tuple[str, ...]] = {
     "host": ("hyperinflammatory", "immunosuppressed"),
 }
 SHAPE = tuple(len(levels) for levels in LATENTS.values())
-STATES = int(np.prod(SHAPE))
 
 Effects = Mapping[str, Sequence[float]]
 

@@ -13,15 +13,12 @@ import tensorstore
 from creason_jax import distributed
 from creason_jax.model import DecoderConfig, read_params
 from creason_jax.model.weights import Bounds, read_part, stored_shapes
-from shared.errors import InputError
+from shared.errors import InputError, reason
 from shared.policy.weight_names import Source
 from shared.storage import files
+from shared.storage.checkpoints import FORMAT, MEAN, META, PARAMS, REFERENCE, REMEDY, SQUARE
 
-FORMAT = 1
-META = "meta.json"
-PARAMS = "params"
 PIECE = 2**24  # elements read at once: 64 MiB, a chunk of what the PyTorch backend writes
-REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 def written_by_torch(folder: Path) -> bool:
@@ -40,7 +37,7 @@ class ZarrArrays:
             found = meta.get("format") if isinstance(meta, dict) else None
             raise InputError(f"{folder}: written by another version (format {found}); remove it")
         if files.is_sealed(meta):  # earlier versions did not seal it
-            meta = files.unsealed(meta, folder / META, "remove that folder to go on from the one before")
+            meta = files.unsealed(meta, folder / META, REMEDY)
         noted = meta.get("extra")
         if not isinstance(noted, dict) or "updates" not in noted:
             raise InputError(f"{folder / META}: does not say how many updates were made; remove that folder")
@@ -64,11 +61,11 @@ class ZarrArrays:
 
         updates = distributed.place(np.int32(self._noted["updates"]), target.step.sharding)
         count = distributed.place(np.int32(self._noted["updates"]), target.moments.count.sharding)
-        mu, nu = tree("exp_avg", target.moments.mu), tree("exp_avg_sq", target.moments.nu)
+        mu, nu = tree(MEAN, target.moments.mu), tree(SQUARE, target.moments.nu)
         return target._replace(
             params=tree(PARAMS, target.params),
             moments=target.moments._replace(count=count, mu=mu, nu=nu),
-            reference=None if target.reference is None else tree("reference", target.reference),
+            reference=None if target.reference is None else tree(REFERENCE, target.reference),
             step=updates,
         )
 
@@ -102,10 +99,8 @@ class _Kind:
 
     def broken(self, name: str, error: Exception) -> InputError:
         """What to say of an array that cannot be read."""
-        reason = " ".join(str(error).split())[:REASON_LENGTH]
         return InputError(
-            f"{self.folder}: not a whole checkpoint of this model ({self.kind} of {name}: {reason}); remove that folder "
-            "to go on from the one before"
+            f"{self.folder}: not a whole checkpoint of this model ({self.kind} of {name}: {reason(error)}); {REMEDY}"
         )
 
 

@@ -1,6 +1,6 @@
 """Reads a checkpoint of the JAX backend through TensorStore, without jax: weights, moments, reference, position.
 
-What is read is held against the checksums that the JAX backend made of the values (`creason_jax.checkpoint.checksums` says how).
+What is read is held against the checksums that the JAX backend made of the values (`shared.storage.checkpoints` says how).
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from shared.errors import InputError
+from shared.errors import InputError, reason
 from shared.policy.weight_names import Source, sources, to_rows
 from shared.storage import files
+from shared.storage.checkpoints import CHECKSUMS, MEAN, PARAMS, PLACE, REFERENCE, REMEDY, SCATTER, SQUARE
 
 STATE, EXTRA = "state", "extra/metadata"
-KINDS = {"params": "params", "exp_avg": "moments.mu", "exp_avg_sq": "moments.nu", "reference": "reference"}
-CHECKSUMS = "checksums"
-REMEDY = "remove that folder to go on from the one before"
-PLACE = 0x9E3779B1
-SCATTER = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))
+KINDS = {PARAMS: "params", MEAN: "moments.mu", SQUARE: "moments.nu", REFERENCE: "reference"}  # as Orbax names them
 PIECE = 2**17  # values that are added up at once: what a processor's cache holds
-REASON_LENGTH = 200  # characters of a library's message that are shown
 
 
 class OrbaxArrays:
@@ -104,12 +100,11 @@ class OrbaxArrays:
         return stored if stored.dtype == np.int32 else np.asarray(stored, np.float32)
 
     def _broken(self, path: str, error: Exception) -> str:
-        reason = " ".join(str(error).split())[:REASON_LENGTH]
-        return f"{self.folder}: not a whole checkpoint of the JAX backend ({path}: {reason})"
+        return f"{self.folder}: not a whole checkpoint of the JAX backend ({path}: {reason(error)})"
 
 
 def checksum(values: np.ndarray) -> int:
-    """Of an array that is not stacked, or of one layer of it; see `creason_jax.checkpoint.checksums`."""
+    """Of an array that is not stacked, or of one layer of it; see `shared.storage.checkpoints`."""
     flat = np.ascontiguousarray(values).reshape(-1)
     bits = flat.view({2: np.uint16, 4: np.uint32}[flat.dtype.itemsize])
     places = np.arange(min(PIECE, len(bits)), dtype=np.uint32)

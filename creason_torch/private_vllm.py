@@ -1,0 +1,17 @@
+"""Names of vLLM that it does not promise to keep: all that we use stand here, and nowhere else.
+
+They hold for `VERSION`; tests/test_private_names.py says when another version is installed, or when a name is gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSION = "0.32.0"  # of vllm, and of its CPU build
+
+
+def keep_process_group(llm: Any) -> None:
+    """At the end of its life vLLM would destroy the whole process group, which is the learner's: let it not."""
+    finalizer = getattr(llm.llm_engine.engine_core, "_finalizer", None)
+    if finalizer is not None:
+        finalizer.detach()
