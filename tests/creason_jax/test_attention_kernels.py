@@ -205,7 +205,7 @@ def test_splash_compiles_for_a_tpu_forwards_and_backwards(heads, kv_heads, size,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5p", "is not GENERATION:SHAPE; such as v4"),
+        ("v5p", "is not GENERATION:SHAPE; examples: v4"),
         ("v5p:4y4", "is not GENERATION:SHAPE"),
         ("v99:2x2", "the TPU compiler knows no such slice"),
         ("v6e:5x5", "the TPU compiler knows no such slice"),

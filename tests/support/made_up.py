@@ -12,6 +12,7 @@ from parity import report as parity_report
 from parity.check import Measured
 from parity.config import ParityConfig
 from parity.report import Check
+from parity.sides import Subject
 from parity.world import World
 from shared.config import EvaluationConfig, RunConfig
 from shared.evaluation import binary, figures
@@ -154,7 +155,7 @@ def write_evaluation(path: Path) -> Path:
 
 def write_parity(folder: Path) -> Path:
     """A parity report with a check of every unit, one of them failed, and figures of each kind."""
-    world = World(ParityConfig(), folder)
+    world = World(ParityConfig(), folder, Subject())
     families = [f"family {number} with tied tables, paper, jax" for number in range(12)]
     world.curves[parity_report.GRADIENTS] = {name: {"a": 1e-7, "b": 2e-6, "c": 0.0} for name in families}
     world.curves["drift of the weights"] = {
@@ -164,7 +165,8 @@ def write_parity(folder: Path) -> Path:
     world.curves["loss of recorded batches"] = {"jax": [0.1, 0.2, 0.15], "torch": [0.1, 0.2, 0.15]}
     checks = [
         Check.of(
-            f"scoring: {unit}, jax",
+            "scoring",
+            f"{unit}, jax",
             "phi3",
             "float64",
             Measured(1e-7 * n, f"question 1, completion {n}[11]", unit),
