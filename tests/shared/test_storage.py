@@ -171,13 +171,9 @@ def test_a_process_that_does_not_see_the_work_directory_says_so_where_it_must(tm
 
 def test_a_run_may_go_on_with_its_devices_split_otherwise(tmp_path):
     claim(validate({"name": "run"}), tmp_path)
-    split = {"learner": {"mesh_tensor": 4, "sequence_parallel": True}, "rollout": {"mesh_tensor": 8}}
-    claim(validate({"name": "run", **split}), tmp_path)
-    assert read_config(tmp_path / CONFIG_FILE).rollout.mesh_tensor == 8
-    run.claim(validate({"name": "run"}), tmp_path)
     split = {"jax": {"mesh_tensor": 4, "sequence_parallel": True, "rollout_mesh_tensor": 8}}
-    run.claim(validate({"name": "run", **split}), tmp_path)
-    assert run.read_config(tmp_path / run.CONFIG_FILE).jax.rollout_mesh_tensor == 8
+    claim(validate({"name": "run", **split}), tmp_path)
+    assert read_config(tmp_path / CONFIG_FILE).jax.rollout_mesh_tensor == 8
 
 
 def test_a_run_with_old_names_of_fields_goes_on_under_the_new_ones(tmp_path, capsys):
@@ -186,17 +182,17 @@ def test_a_run_with_old_names_of_fields_goes_on_under_the_new_ones(tmp_path, cap
     options = before.pop("jax")
     before["rollout"]["mesh_tensor"] = options.pop("rollout_mesh_tensor")
     before["learner"] |= options
-    place = tmp_path / run.CONFIG_FILE
+    place = tmp_path / CONFIG_FILE
     files.write_json(place, before)
-    assert run.read_config(place) == config
+    assert read_config(place) == config
     with pytest.raises(InputError, match=r"differs in .*jax\.moments_dtype"):
-        run.claim(validate({"name": "run"}), tmp_path)
+        claim(validate({"name": "run"}), tmp_path)
     assert files.read_json(place) == before and capsys.readouterr().out == ""
-    run.claim(config, tmp_path)
+    claim(config, tmp_path)
     told = f"{place}: learner.mesh_data is now jax.mesh_data; the file gets the new names of such fields\n"
     assert told in capsys.readouterr().out
     assert files.read_json(place) == plain(dataclasses.asdict(config))
-    run.claim(config, tmp_path)
+    claim(config, tmp_path)
     assert "is now" not in capsys.readouterr().out
 
 
