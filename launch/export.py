@@ -11,11 +11,12 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, backends
+from shared.config import CONFIG_FILE
 from shared.errors import InputError
 from shared.questions import prompt_style
 from shared.runs import replay
 from shared.runs.policy import check_policy_unchanged, fetch_policy
-from shared.runs.workdir import CONFIG_FILE, Job, read_config
+from shared.runs.workdir import Job, read_config
 
 FLAGS = flags.FLAGS
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app
+from shared.config import CONFIG_FILE
 from shared.report import run_page, run_words
 from shared.storage import files
 
@@ -30,7 +31,7 @@ def define_flags() -> None:
 def main() -> None:
     """Write the report, and print the result and the report's path. Raises InputError for a folder that holds no run."""
     workdir = Path(FLAGS.workdir)
-    config = run_page.optional_json(workdir / "config.json", {})
+    config = run_page.optional_json(workdir / CONFIG_FILE, {})
     page = run_page.write_report(workdir, show_examples=run_page.examples_allowed(config, FLAGS.show_examples))
     if (workdir / run_words.SUMMARY_FILE).is_file():
         print(run_words.terminal_summary(files.read_json(workdir / run_words.SUMMARY_FILE), workdir))

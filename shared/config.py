@@ -32,6 +32,7 @@ from shared.training.sections import CheckpointConfig, HealthConfig, WarmupConfi
 
 # All that a program or a config file needs stands under this name.
 __all__ = [
+    "CONFIG_FILE",
     "ONE_BACKEND",
     "PRESETS",
     "RENAMED",
@@ -59,6 +60,8 @@ __all__ = [
     "validate_stored",
     "with_compute_dtype",
 ]
+
+CONFIG_FILE = "config.json"  # the config of a run, in its work directory and beside its checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from creason_torch.rollout.engine import Engine
 from shared.backend import Workload
 from shared.config import RunConfig
 from shared.errors import InputError
-from shared.policy.families import FAMILIES
+from shared.policy.families import FAMILIES, MODEL_CONFIG
 from shared.storage import files
 
 
@@ -68,7 +68,7 @@ def make_engine(
     kind: type[Engine]
     match engine_kind(config):
         case "vllm":
-            check_in_process(files.read_json_object(model / "config.json").get("model_type", ""))
+            check_in_process(files.read_json_object(model / MODEL_CONFIG).get("model_type", ""))
             from creason_torch.rollout.vllm import VllmEngine as kind
         case "server":
             from creason_torch.rollout.server import ServerEngine as kind

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from shared.config import validate_stored
+from shared.config import CONFIG_FILE, validate_stored
 from shared.errors import InputError
 from shared.evaluation.answers import read_answers
 from shared.registry.features import display_names
@@ -76,12 +76,12 @@ def write_report(workdir: Path, *, show_examples: bool) -> Path:
 
 def _gather(workdir: Path, show_examples: bool) -> dict[str, Any]:
     """The values of the page's template, but for its plots, and what is missing."""
-    run_files = [SUMMARY_FILE, METRICS_FILE, "config.json"]
+    run_files = [SUMMARY_FILE, METRICS_FILE, CONFIG_FILE]
     if not any((workdir / name).is_file() for name in run_files):
         raise InputError(f"{workdir}: holds no run (none of {', '.join(run_files)}); give a run's work directory")
     written = optional_json(workdir / SUMMARY_FILE, {})
     summary = dict.fromkeys(SUMMARY_KEYS) | written
-    config = optional_json(workdir / "config.json", written.get("config", {}))
+    config = optional_json(workdir / CONFIG_FILE, written.get("config", {}))
     metrics = read_metrics(workdir / METRICS_FILE) if (workdir / METRICS_FILE).is_file() else NO_STEPS
     warmup_path = workdir / "warmup" / METRICS_FILE
     warmup = read_metrics(warmup_path) if warmup_path.is_file() else NO_STEPS
@@ -132,7 +132,7 @@ def _missing(workdir: Path, summary: Mapping[str, Any], config: Mapping[str, Any
             missing.append("the time of each phase: this run does not measure it")
     if not metrics.empty and not _health(config, metrics):
         missing.append("the health of the run: its config is not one of this version")
-    if not (workdir / "config.json").is_file() and not summary.get("config"):
+    if not (workdir / CONFIG_FILE).is_file() and not summary.get("config"):
         missing.append("config.json: the configuration of the run")
     return missing
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from shared import grpo
 from shared.backend import Backend, Learner, check_tokens
-from shared.config import RunConfig
+from shared.config import CONFIG_FILE, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch, completion_view
 from shared.policy.families import MODEL_CONFIG
@@ -27,7 +27,6 @@ from shared.questions import prompt_style
 from shared.report import run_page
 from shared.runs.policy import OWN_POLICY, check_policy, fetch_policy, policy_folder
 from shared.runs.workdir import (
-    CONFIG_FILE,
     MAY_CHANGE,
     REPLAY_FILE,
     Job,

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from shared.config import RunConfig
+from shared.config import CONFIG_FILE, RunConfig
 from shared.errors import InputError
 from shared.grpo import GroupBatch
 from shared.policy.tokenizer import load_tokenizer
@@ -20,7 +20,7 @@ from shared.runs import showing
 from shared.runs.kept import COMPLETIONS_FILE
 from shared.runs.replay import started_from
 from shared.runs.showing import Selection
-from shared.runs.workdir import CONFIG_FILE, REPLAY_FILE, question_files, read_config
+from shared.runs.workdir import REPLAY_FILE, question_files, read_config
 from shared.storage import buckets, files
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shared.backend import Backend
-from shared.config import RENAMED, RunConfig, old_names, validate_stored, with_compute_dtype
+from shared.config import CONFIG_FILE, RENAMED, RunConfig, old_names, validate_stored, with_compute_dtype
 from shared.errors import InputError
 from shared.preparation import inputs
 from shared.preparation.inputs import Inputs
@@ -39,7 +39,6 @@ from shared.storage import buckets
 from shared.training.loop import Output
 from shared.training.metrics_log import plain
 
-CONFIG_FILE = "config.json"
 REPLAY_FILE = "replay.json"
 # These files say whose a work directory is. Process 0 writes them before it makes anything else.
 OWNER_FILES = {CONFIG_FILE, inputs.INPUTS_FILE, prompt_style.PROMPTS_FILE}

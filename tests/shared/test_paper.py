@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from shared.paper import denoising, prediction
-from shared.paper.answers import simplified
 from shared.paper.draws import Draws
 from shared.paper.records import CannotShow, Place, show
 from shared.paper.values import CannotDraw, from_json, plain, value_choices
@@ -156,12 +155,6 @@ def test_the_stroke_outcome_sets_come_out_again():
         expected = [case for case in lines("stroke/prediction_questions.jsonl.gz") if case["task"] == target]
         assert [digest(q.message) for q in made] == [case["user_message_sha256"] for case in expected]
         assert [denoising.LETTERS[q.right] for q in made] == [case["label_0"] for case in expected]
-
-
-@golden
-@pytest.mark.parametrize("case", cases("simplify_cases.jsonl.gz"))
-def test_forced_answers_are_read_alike(case):
-    assert simplified(case["inp"]) == case["out"]
 
 
 @pytest.mark.parametrize(

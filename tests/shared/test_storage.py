@@ -11,12 +11,12 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shared.config import RunConfig, validate
+from shared.config import CONFIG_FILE, RunConfig, validate
 from shared.errors import InputError
 from shared.questions.record import read_questions, write_questions
 from shared.runs import run
 from shared.runs.policy import check_policy
-from shared.runs.workdir import CONFIG_FILE, Job, checkpoint_folder, claim, read_config
+from shared.runs.workdir import Job, checkpoint_folder, claim, read_config
 from shared.storage import buckets, files
 from shared.training.metrics_log import plain
 from tests.support.commands import here
