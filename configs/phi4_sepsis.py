@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.grpo = ConfigDict(grpo_preset("paper") | dict(group_size=7, questions_per_step=5, steps=6_000))
     config.optimizer = ConfigDict(dict(learning_rate=1e-6))
     config.rollout = ConfigDict(dict(temperature=0.9, max_prompt_tokens=9_000, max_new_tokens=2_000, decode_steps=32))
-    # A row holds a question with its seven completions; five rows are one each for five of the learners.
+    # A row holds a question with its seven completions; with five rows, five of the seven learners get one row each.
     # compute_dtype is left at auto: bfloat16 on the GPUs and TPUs that this is for.
     config.learner = ConfigDict(dict(micro_batch_rows=5, remat="layer", length_bucket=512))
     config.jax = ConfigDict(dict(mesh_tensor=1))

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.rollout = ConfigDict(
         dict(temperature=1.0, max_prompt_tokens=168, max_new_tokens=12, slots=64, prefill_batch=64)
     )
-    # float32 by name: the README compares both backends on it.
+    # float32 by name: docs/measurements.md compares both backends on it.
     config.learner = ConfigDict(dict(micro_batch_rows=16, compute_dtype="float32", remat="none"))
     config.evaluation = ConfigDict(dict(slots=256))
     config.torch = ConfigDict(dict(zero_stage=0))  # one process: nothing to shard

@@ -11,7 +11,7 @@ VERSION = "0.32.0"  # of vllm, and of its CPU build
 
 
 def keep_process_group(llm: Any) -> None:
-    """At the end of its life vLLM would destroy the whole process group, which is the learner's: let it not."""
+    """Stop vLLM from destroying the process group when it ends: the learner still uses it."""
     finalizer = getattr(llm.llm_engine.engine_core, "_finalizer", None)
     if finalizer is not None:
         finalizer.detach()

@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "questions", None, "Question files (Parquet), separated by commas; addresses such as gs:// too.", required=True
     )
-    flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and figures.html.")
+    flags.DEFINE_string("out", "", "Directory for answers.parquet, summary.json and evaluation.html.")
     generation.define_flags(long_prompts="Longer prompts lose their beginning.", max_new_tokens=2_000)
     flags.DEFINE_integer("limit", 0, "Only the first questions; 0: all.", lower_bound=0)
     flags.DEFINE_enum(

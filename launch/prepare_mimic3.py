@@ -23,7 +23,10 @@ def define_flags() -> None:
     default = Mimic3Config()
     flags.DEFINE_string("fix", default.fix, f"Corrections of the original: all, or names of {', '.join(fixes.FIXES)}.")
     flags.DEFINE_enum(
-        "ties", default.ties, TIES, "Equally near rows: the lowest fills, or the original's, with its numbers."
+        "ties",
+        default.ties,
+        TIES,
+        "Of equally near rows: stable takes the lowest; introsort takes the row that the original took, with its rounding.",
     )
     flags.DEFINE_integer("stays", default.stays, "ICU stays asked about at most, of both splits together.")
     flags.DEFINE_string("memory_limit", default.memory_limit, "Memory to stay below; more than that goes to disk.")

@@ -1,4 +1,7 @@
-"""What `shared.training.loop` asks of a backend. No tensor of theirs crosses this line: NumPy arrays and numbers only."""
+"""What training, evaluation and runs ask of a backend, and the sections `rollout` and `learner` of a config.
+
+No tensor of a backend crosses this line: NumPy arrays and numbers only.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ Remat = Literal["none", "layer", "dots", "offload"]
 class RolloutConfig:
     """Generation during training."""
 
-    temperature: float = 0.9  # of sampling (spec: grpo, section 1)
+    temperature: float = 0.9  # sampling temperature (spec: grpo, section 1)
     top_k: int = 0  # sample from the likeliest k tokens; 0: off (spec: grpo, section 1)
     # sample from the likeliest tokens that together have this probability; 1: off (spec: grpo, section 1)
     top_p: float = 1.0
@@ -97,7 +100,7 @@ def check_stop_tokens(stop_tokens: Sequence[int], rows: int) -> None:
 class Workload:
     """The most that an engine will be asked, by those who know their prompts: it makes room for no more.
 
-    The config's limits stand beside: they choose a model's rotation (docs/models.md), which must not hang on the prompts.
+    The config's limits stand beside: they choose a model's rotation (docs/models.md), which must not depend on the prompts.
     """
 
     prompt_tokens: int  # of the longest prompt
@@ -273,7 +276,7 @@ class Backend(Protocol):
     device_kind: str  # cpu, cuda or tpu
 
     def resolved(self, config: RunConfig) -> RunConfig:
-        """The config with what hangs on the device decided: `learner.compute_dtype` where it is auto."""
+        """The config with what depends on the device decided: `learner.compute_dtype` where it is auto."""
         ...
 
     def barrier(self) -> None:

@@ -12,7 +12,7 @@ class TrainingError(RuntimeError):
 
 
 class SyncError(TrainingError):
-    """The rollout engine and the learner disagree about log-probabilities by more than the configured bound."""
+    """The rollout engine and the learner disagree: log-probabilities by more than the bound, or weights."""
 
 
 def reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "docs" / "spec"
 FOLDERS = (
-    "creason", "creason_jax", "creason_torch", "shared", "parity", "launch", "configs", "examples", "benchmarks", "tests", "docs",
+    "creason_jax", "creason_torch", "shared", "parity", "launch", "configs", "benchmarks", "tests", "docs",
 )  # fmt: skip
 FAULTS = "g"  # the section of registry.md whose lines are called quirks
 

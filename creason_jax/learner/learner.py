@@ -79,7 +79,7 @@ class Learner:
         reference: bool,
     ):
         """`model` is a model directory. A shape alone makes a learner to compile and not to run: its state is shapes and
-        shardings, for devices that need not be here."""
+        shardings, for devices that this machine may lack."""
         self.config = config
         self.optimizer = optimizer
         self.steps = steps

@@ -1,4 +1,4 @@
-"""Who hears of a task while it is done: a program prints what it hears, a library call needs to hear nothing."""
+"""What a long task tells while it is done: a program prints it, a library call may ignore it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FOR_TASK = {"lm_eval", "lm_eval_name", "questions", "limit", "max_new_tokens", "
 class GenerationOptions:
     """How a model directory writes completions: limits, the beginning of an answer, number format, engine.
 
-    Each is explained where the configuration has it too (`shared/config.py`: model, rollout, learner, torch).
+    docs/configuration.md explains those that the configuration has too (model, rollout, learner, torch).
     """
 
     max_prompt_tokens: int = 9_000

@@ -18,7 +18,7 @@ NORMALISERS = {
 }
 # Which tokens the metric clip_fraction counts, with r the ratio to the old policy and A the advantage.
 CLIP_RULES = {
-    "range": "where A < 0: r below 1 - epsilon_low or above delta; where A > 0: r above 1 + epsilon_high",
+    "range": "where A < 0: r below 1 - epsilon_low, or above delta and 1 + epsilon_high; where A > 0: r above 1 + epsilon_high",
     "cap": "r above epsilon_high",
     "none": "none",
 }

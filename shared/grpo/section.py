@@ -36,7 +36,7 @@ class GrpoConfig:
     advantage_scale: Literal["group", "batch", "none"] = "group"
     # weight of the KL to the reference policy; 0: no reference policy in memory (spec: grpo, section 1)
     beta: float = 0.04
-    # of the KL, for each token; k3 is exp(d) - d - 1 with d = reference - policy (spec: grpo, section 1)
+    # estimator of the KL, for each token; k3 is exp(d) - d - 1 with d = reference - policy (spec: grpo, section 1)
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_in_ratio: bool = False  # multiply the KL term by the ratio (TRL calls it kl_bias_correction)
     mask_truncated: bool = False  # completions that the length limit ended carry no loss

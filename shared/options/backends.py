@@ -44,7 +44,9 @@ def torch_unread(*, rollout_engine: str) -> dict[str, str]:
 class TorchConfig:
     """What only the PyTorch backend reads; none of it changes the result beyond rounding."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO: shards nothing, optimizer state, gradients too, weights too
+    zero_stage: Literal[0, 1, 2, 3] = (
+        3  # DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights
+    )
     rollout_engine: Literal["auto", "vllm", "server", "hf"] = "auto"  # auto: vllm where it is installed, else hf
     gpu_memory_utilization: float = 0.45  # share of a GPU that vLLM may fill while it is awake, beside the learner
     server_url: str = ""  # address of a running vLLM server, e.g. http://node8:8000

@@ -54,8 +54,8 @@ def prepare(
     """Write `out/registry`, `out/questions/train.parquet` and `out/questions/valid.parquet`, all of it or nothing.
 
     For the synthetic cohort without a source the raw files are drawn, into `out/raw`; intermediate files of MIMIC-III stay in
-    `out/cache`. Nothing is done where the
-    questions are there already, made by the same rules from the same files with the same options. `salt` goes into the
+    `out/cache`. It returns at once if the same questions are there: made by the same rules from the same files with the same
+    options. `salt` goes into the
     pseudonyms of patients; by default it is fixed for the synthetic cohort and random, then kept, for real ones. `ceiling`
     adds to the audit what boosted trees reach on held-out questions from what the records show. `overwrite` replaces questions
     that were made otherwise, with another salt, so that answers to the old ones are not taken for answers to the new. `say` is

@@ -59,14 +59,14 @@ class DataConfig(QuestionRules):
     source: str = ""  # folder of the raw files; empty with `synthetic`: the registry is drawn
     # of a custom registry's texts, such as cp949, where its files do not say it and are not in UTF-8
     encoding: str = ""
-    delimiter: str = ""  # between the cells of a custom registry's text file; empty: found, and said
-    decimal: str = ""  # mark of decimals in a custom registry, a point or a comma; empty: found, and said
+    delimiter: str = ""  # between the cells of a custom registry's text file; empty: detected and printed
+    decimal: str = ""  # mark of decimals in a custom registry, a point or a comma; empty: detected and printed
     exclude: str = ""  # file of the ids of patients to leave out of a custom registry, such as those who withdrew
     train: str = ""  # question files that exist already: paths, or addresses such as gs://bucket/train.parquet
     valid: str = ""  # the same for held-out questions
     compat: Literal["none", "paper"] = "none"  # paper: the original's values, statistics and draws, faults included
-    patients: int = 2_000  # drawn, for `synthetic` only
-    valid_patients: int = 1_000  # held out
+    patients: int = 2_000  # number of patients to draw, for `synthetic` only
+    valid_patients: int = 1_000  # number of patients held out
     split: Literal["random", "site", "time"] = "random"  # who is held out
     held_out: str = ""  # sites held out, or the first date held out; empty: by valid_patients
     fit: Literal["train", "all"] = "train"  # whose values statistics and mutual information describe (the paper: all)

@@ -42,8 +42,8 @@ from shared.training.loop import Round
 from shared.training.metrics_log import METRICS_FILE, differences, differences_table, plain, read_metrics
 from shared.training.trajectories import METADATA_FILE, TrajectoryReader
 
-# The fields in which a replay may differ from the recorded run: how it is computed, and what neither a batch nor a learner's
-# arithmetic depends on. Fewer `grpo.steps` replay the beginning; the learning rate still follows the recorded run's schedule.
+# The fields in which a replay may differ from the recorded run: how it is computed, and fields that change neither batches nor
+# updates. Fewer `grpo.steps` replay the beginning; the learning rate still follows the recorded run's schedule.
 MAY_DIFFER = MAY_CHANGE | {
     "name",
     "store_trajectories",

@@ -42,7 +42,7 @@ from shared.training.metrics_log import plain
 REPLAY_FILE = "replay.json"
 # These files say whose a work directory is. Process 0 writes them before it makes anything else.
 OWNER_FILES = {CONFIG_FILE, inputs.INPUTS_FILE, prompt_style.PROMPTS_FILE}
-# The fields that may change when a run goes on: they say how it is computed, not what.
+# The fields that may change when a run goes on: they say how it is computed and when it is stopped, not what is computed.
 MAY_CHANGE = {
     "torch",
     "learner.micro_batch_rows",

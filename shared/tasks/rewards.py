@@ -22,6 +22,8 @@ from shared.tasks.catalogue import reward_of
 if TYPE_CHECKING:
     from shared.config import GrpoConfig
 
+OF_LENGTH = ("length", "overlong")  # terms that every completion has, whatever its task
+
 
 def letter_of(question: Question, text: str, config: GrpoConfig, *, thinking: bool = False) -> str:
     """The letter that a completion answers by `config.answer_rule`, "" where there is none; see `score`."""
@@ -46,8 +48,8 @@ def score(
         length    reward_length where the completion ended by itself (not `truncated`)
         overlong  0 up to `overlong_soft` tokens, from there linearly to -1 at `max_new_tokens`; 0 where it is off
 
-    Any other term of the task stands as it is. `tokens` and `thinking`: see the top of this file. Raises InputError where the
-    task's reward gives no finite number.
+    Any other term of the task counts as it is. `tokens` and `thinking`: see the top of this file. Raises InputError if the task's
+    reward gives no finite number, or a term with the name of one of the last two.
     """
     given = reward_of(question)(
         question, text, rule=config.answer_rule, thinking=thinking, tokens=tokens, truncated=truncated
@@ -55,6 +57,9 @@ def score(
     terms = given if isinstance(given, Mapping) else {"answer": given}
     weights = {"answer": config.reward_answer, "format": config.reward_format}
     weighted = {name: weights.get(name, 1.0) * float(value) for name, value in terms.items()}
+    taken = [name for name in OF_LENGTH if name in terms]
+    if taken:
+        raise InputError(f"task {question.task!r}: its reward has a term {taken[0]!r}, which is made here; rename it")
     broken = next((name for name, value in weighted.items() if not math.isfinite(value)), None)
     if broken is not None:
         raise InputError(

@@ -16,7 +16,7 @@ class WarmupConfig:
     batch_size: int = 32  # documents in a step
     sequence_length: int = 256  # tokens of a document; longer ones are cut
     worked_answers: int = 1_000  # training questions shown with their answer; the rest is serialised records
-    worked_fraction: float = 0.5  # of each batch
+    worked_fraction: float = 0.5  # share of worked answers in a batch
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, b2=0.95, warmup_ratio=0.05)
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class HealthConfig:
     A step here is one round of rollouts: with `grpo.inner_steps` = 1 an optimizer step.
     """
 
-    stop: bool = True  # False: what would stop the run is said, and it goes on
+    stop: bool = True  # False: the run warns and continues where it would stop
     # No group with a difference, in so many steps and in so many completions at least. 0 of 100 means, at 95 %, that fewer than
     # 3 in 100 completions differ from their group (rule of three: Hanley & Lippman-Hand, JAMA 1983): nothing to learn from.
     no_signal_steps: int = 5
@@ -41,15 +41,15 @@ class HealthConfig:
     # Nats a token to the reference (k3, Schulman 2020, which one unlikely token can make large). The quickstart, which learns
     # fast, has a median of 0.05 and reached 1.1 in two steps in a row; a text that stays at 5 is not the reference's language.
     kl: float = 5.0
-    kl_steps: int = 5  # in a row beyond kl
+    kl_steps: int = 5  # steps in a row above kl
     # Nats a token. What reward can still be gained falls with entropy and ends where it is 0 (Cui et al. 2025,
     # arXiv:2505.22617). Short answers in a fixed format are near 0.1 and learn: so this warns and does not stop.
     entropy: float = 0.01
-    entropy_steps: int = 10  # in a row below entropy
+    entropy_steps: int = 10  # steps in a row below entropy
     # Share of completions that the length limit ended: what they say is lost, and their reward is noise (DAPO, Yu et al. 2025,
     # arXiv:2503.14476, section 3.4).
     cut_off: float = 0.5
-    cut_off_steps: int = 5  # in a row beyond cut_off
+    cut_off_steps: int = 5  # steps in a row above cut_off
 
     def __post_init__(self) -> None:
         at_least(

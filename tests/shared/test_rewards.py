@@ -106,6 +106,10 @@ def no_number(question, completion, **info):
     return {"answer": 1.0, "brief": float("nan")}
 
 
+def a_term_that_is_taken(question, completion, **info):
+    return {"answer": 1.0, "length": 0.5}
+
+
 def rewarded_by(monkeypatch, function):
     line = dataclasses.replace(TASKS["denoising"], reward=f"{__name__}:{function.__name__}")
     monkeypatch.setitem(TASKS, "denoising", line)
@@ -120,6 +124,13 @@ def test_a_function_of_its_own_scores_a_tasks_completions(monkeypatch):
     assert score("x", config, truncated=True)["brief"] == 0.0
     asked = {"tokens": 1, "truncated": False, "config": config, "max_new_tokens": 100, "thinking": True}
     assert rewards.score(ask(), "x", **asked)["answer"] == 4.0
+
+
+def test_a_term_with_the_name_of_another_is_refused(monkeypatch):
+    """It would be overwritten."""
+    rewarded_by(monkeypatch, a_term_that_is_taken)
+    with pytest.raises(InputError, match="its reward has a term 'length', which is made here; rename it"):
+        score("x", GrpoConfig())
 
 
 def test_a_reward_that_is_no_finite_number_is_refused(monkeypatch):

@@ -25,7 +25,7 @@ class Mimic3Config:
     ties: Literal["stable", "introsort"] = "stable"
     stays: int = 1_000  # ICU stays asked about at most, of both splits together; drawn as the original draws them
     memory_limit: str = "4GB"  # memory to stay below; more than that goes to disk
-    threads: int = 0  # that read the files; 0: one for each processor
+    threads: int = 0  # number of threads that read the files; 0: one for each processor
     cache: str = (
         ""  # folder of intermediate files, which several preparations may share; empty: `cache` beside the questions
     )
