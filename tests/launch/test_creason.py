@@ -67,7 +67,7 @@ def test_a_program_is_started_as_the_module_is_and_only_that_is_loaded():
     ended = run("-c", WATCHED, *arguments, cwd=REPOSITORY)
     assert ended.stderr.startswith("error: no such 'run': holds no run")
     assert ended.returncode == 2
-    assert ended.stdout.split() == ["launch", "launch.app", "launch.cli", "launch.usage"]
+    assert ended.stdout.split() == ["launch", "launch.app", "launch.cli", "launch.exit_codes", "launch.usage"]
     module = run("-m", "launch.report", arguments[1], cwd=REPOSITORY)
     assert (module.returncode, module.stderr) == (ended.returncode, ended.stderr)
 
