@@ -191,7 +191,7 @@ def test_twins_have_the_same_order(twin):
 
 def test_the_documented_twins_are_these():
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
-    paragraph = next(part for part in text.split("\n\n") if part.startswith("Files of one role have one name"))
+    paragraph = next(part for part in text.split("\n\n") if part.startswith("These files have one name in both"))
     listed = re.findall(r"`(\S+\.py)`", " ".join(paragraph.split()).partition("side by side:")[2])
     assert sorted(listed) == sorted(TWINS)
 
