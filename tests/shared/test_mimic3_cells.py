@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+
 import duckdb
 import pytest
 
+from benchmarks import mimic3_tables
 from shared.cohorts.mimic3 import extracts, tables
 from shared.errors import InputError
 from shared.preparation.prepare import prepare
 from shared.preparation.summary import summary
-from tests.shared.test_mimic3_tables import change, data_of, lines_of, original, refusal, source, write_lines, written  # noqa: F401
+from tests.support.mimic3_folders import change, data_of, lines_of, refusal, write_lines, written
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    mimic3_tables.write(folder, 6, seed=1)
+    return folder
+
+
+@pytest.fixture
+def source(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "source")
 
 
 def rewrite(folder, edit):
@@ -28,7 +43,7 @@ def numbered(name, start=0):
 
 
 @pytest.mark.parametrize("name", ["", '""', "Unnamed: 0"])
-def test_a_column_of_row_numbers_changes_nothing_and_is_said(source, original, tmp_path, name):  # noqa: F811
+def test_a_column_of_row_numbers_changes_nothing_and_is_said(source, original, tmp_path, name):
     rewrite(source, numbered(name))
     for extract in ("demog", "ce"):
         there, here = (written(folder, tmp_path / folder.name, extract) for folder in (original, source))
@@ -38,7 +53,7 @@ def test_a_column_of_row_numbers_changes_nothing_and_is_said(source, original, t
     assert said.count("its first column (") == 12 and "ICUSTAYS.csv.gz: its first column" in said
 
 
-def test_names_shifted_by_row_names_are_refused(source, tmp_path):  # noqa: F811
+def test_names_shifted_by_row_names_are_refused(source, tmp_path):
     path = source / "ICUSTAYS.csv.gz"
     lines = lines_of(path)
     write_lines(path, [lines[0], *(f'"{i}",{line}' for i, line in enumerate(lines[1:], start=1))])
@@ -50,12 +65,12 @@ def test_names_shifted_by_row_names_are_refused(source, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("edit", [" {} ", "{}\u00a0", "\ufeff{}", "{}\u200b", '" {}"'])
-def test_names_match_whatever_their_blanks(source, original, tmp_path, edit):  # noqa: F811
+def test_names_match_whatever_their_blanks(source, original, tmp_path, edit):
     change(source, "ICUSTAYS", 1, lambda line: line.replace("ICUSTAY_ID", edit.format("ICUSTAY_ID")))
     assert written(source, tmp_path / "a", "demog").equals(written(original, tmp_path / "b", "demog"))
 
 
-def test_names_that_become_one_are_refused(source, tmp_path):  # noqa: F811
+def test_names_that_become_one_are_refused(source, tmp_path):
     rewrite(source, lambda lines: [lines[0] + ",subject_id\u00a0", *(f"{line},1" for line in lines[1:])])
     assert "SUBJECT_ID twice" in refusal(source, tmp_path)
 
@@ -91,7 +106,7 @@ WHOLE, NUMBER = "is not a whole number", "is not a number"
         ("ICUSTAYS", "INTIME", "infinity", "INTIME is not a time"),
     ],
 )
-def test_numbers_that_are_read_as_others_are_refused_with_their_line(source, tmp_path, name, column, value, words):  # noqa: F811
+def test_numbers_that_are_read_as_others_are_refused_with_their_line(source, tmp_path, name, column, value, words):
     place = lines_of(source / f"{name}.csv.gz")[0].split(",").index(column)
     if value == '"1,000"':
         change(source, name, 5, lambda line: ",".join([*line.split(",")[:place], value, *line.split(",")[place + 1 :]]))
@@ -102,7 +117,7 @@ def test_numbers_that_are_read_as_others_are_refused_with_their_line(source, tmp
     assert value in ("NA",) or value not in message
 
 
-def test_the_line_counts_breaks_within_cells(source, tmp_path):  # noqa: F811
+def test_the_line_counts_breaks_within_cells(source, tmp_path):
     place = lines_of(source / "CHARTEVENTS.csv.gz")[0].split(",").index("VALUE")
     change(source, "CHARTEVENTS", 3, cell(place, '"two\nlines"'))
     change(source, "CHARTEVENTS", 9, cell(place + 1, "1_0"))
@@ -155,7 +170,7 @@ def test_numbers(tmp_path, kind, text, value):
         ("DIAGNOSES_ICD", "ICD9_CODE", ["0389", "V5861", "486", "E8788"], False),
     ],
 )
-def test_codes_that_lost_their_zeros_are_refused(source, tmp_path, name, column, codes, lost):  # noqa: F811
+def test_codes_that_lost_their_zeros_are_refused(source, tmp_path, name, column, codes, lost):
     path = source / f"{name}.csv.gz"
     header, first, *_ = lines_of(path)
     write_lines(path, [header, *(cell(header.split(",").index(column), code)(first) for code in codes)])
